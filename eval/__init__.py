@@ -1,0 +1,1 @@
+"""What we measure: plain functions on a model or on records. Import from its modules."""

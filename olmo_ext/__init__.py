@@ -1,0 +1,1 @@
+"""The plugin on stock ai2-olmo: the only room that trains."""
