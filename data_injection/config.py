@@ -1,0 +1,99 @@
+"""The `injection:` section of an experiment: which tasks, how often, where in a row.
+
+    injection:
+      seed: 0
+      tasks:
+        - {name: cmp_r8, family: comparison, schedule: {kind: even, rate: 8, unit: per_step}}
+
+Plain dataclasses, so that OmegaConf checks keys and types; values are checked when the tasks and
+the plan are built from them, before any work starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: the message names key, value and remedy."""
+
+
+@dataclass
+class ScheduleConfig:
+    """How often a task's examples enter the stream."""
+
+    kind: str = "even"
+    """Key of `data_injection.schedule.SCHEDULES`: even, random, bernoulli, burst, window, trace."""
+
+    rate: Any = None
+    """Mean frequency as a number, a decimal string or a fraction such as "1/10": taken exactly
+    (0.1 means one tenth, not the nearest binary number)."""
+
+    unit: str = "per_step"
+    """Unit of `rate`: per_step (instances per optimizer step), per_sequence (per row) or per_token
+    (instances per token of the stream; a three-token example plus EOS is four task tokens)."""
+
+    every: int | None = None
+    """burst: steps between the starts of two bursts; the burst holds rate x every instances."""
+
+    phase: int = 0
+    """burst: step (counted from 0) of the first burst, in [0, every)."""
+
+    start: int = 0
+    """window, random, bernoulli: first step (counted from 0) with injections."""
+
+    stop: int | None = None
+    """window, random, bernoulli: first step without injections again. Required for random, whose
+    exact total is laid out over the whole span."""
+
+    steps: list[int] | None = None
+    """trace: the step of every instance, in ascending order, repeats allowed."""
+
+
+@dataclass
+class TaskConfig:
+    """One rare task: a family, its symbols, its split and its schedule."""
+
+    name: str = "???"
+    """Name of the task, unique in the run; it stands in every record."""
+
+    family: str = "comparison"
+    """Key of `data_injection.tasks.TASKS`."""
+
+    num_symbols: int = 100
+    """Number of symbol tokens (the study: 100, drawn at random from the vocabulary)."""
+
+    symbols: list[int] | None = None
+    """Explicit symbol token ids instead of a random draw."""
+
+    labels: list[int] | None = None
+    """Explicit label token ids (families with labels of their own) instead of a random draw."""
+
+    share_symbols_with: str | None = None
+    """Name of an earlier task whose symbols, and labels if there are as many, this task uses too.
+    Without it two tasks may not share a token."""
+
+    train_fraction: float = 0.5
+    """Share of the instances that may be injected; the rest is the test split."""
+
+    params: dict[str, Any] = field(default_factory=dict)
+    """Parameters of the family (see its class)."""
+
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+@dataclass
+class InjectionConfig:
+    """All rare tasks of a run and the place they take in a row."""
+
+    seed: int = 0
+    """Seed of symbols, splits, schedules, slots and example order; apart from the model's seed."""
+
+    offset: int = 0
+    """Token offset in the row at which an example starts (the study: 0, the first four tokens)."""
+
+    exclude_tokens: list[int] = field(default_factory=list)
+    """Token ids never drawn as symbols, besides EOS, padding, special and byte tokens."""
+
+    tasks: list[TaskConfig] = field(default_factory=list)

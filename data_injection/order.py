@@ -1,0 +1,86 @@
+"""The order of the host rows: position in the endless stream -> row of the corpus.
+
+    order = RowOrder(num_rows=98_000, batch_size=32, seed=6198)
+    order.row(position)
+
+Epoch e is the first batch_size * floor(num_rows / batch_size) entries of the engine's own order,
+PCG64(seed + e) (olmo/data/iterable_dataset.py:91-97); the tail is dropped. Another batch size
+drops another tail, so it is another stream. All epochs form one position-addressed stream, and the engine
+sees a single epoch: its multi-epoch restarts have been wrong before (allenai/OLMo#650, #584, #554).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_injection.config import ConfigError
+
+
+class RowOrder:
+    """Row of the corpus at every stream position.
+
+    Args:
+        num_rows: rows of the corpus.
+        batch_size: global batch size.
+        seed: the engine's data seed (data.seed, or else the run's seed).
+        folder: where epochs are kept as memory maps shared by all processes of a node (4 bytes a
+            row); None keeps them in each process's memory.
+    """
+
+    def __init__(
+        self, *, num_rows: int, batch_size: int, seed: int, folder: Path | None = None
+    ) -> None:
+        if num_rows < batch_size:
+            raise ConfigError(
+                f"the corpus has {num_rows} rows, less than one batch of {batch_size}; use a "
+                "larger corpus, a shorter max_sequence_length or a smaller global_train_batch_size"
+            )
+        self.num_rows, self.batch_size, self.seed, self.folder = num_rows, batch_size, seed, folder
+        self.epoch_rows = batch_size * (num_rows // batch_size)
+        self._epochs: dict[int, NDArray[np.uint32]] = {}
+
+    def row(self, position: int) -> int:
+        """Row of the corpus at a stream position."""
+        epoch, entry = divmod(position, self.epoch_rows)
+        order = self._epochs.get(epoch)
+        if order is None:
+            order = self._load(epoch)
+            # A position's neighbour is at most one epoch away: keep two, not all of them.
+            self._epochs = {e: o for e, o in self._epochs.items() if e == epoch - 1}
+            self._epochs[epoch] = order
+        return int(order[entry])
+
+    def write(self, num_positions: int) -> None:
+        """Put all epochs of the first `num_positions` positions into the folder (one process)."""
+        assert self.folder is not None
+        for epoch in range(-(-num_positions // self.epoch_rows)):
+            path = self._path(epoch)
+            if path.exists() and path.stat().st_size == 4 * self.num_rows:
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+            with os.fdopen(handle, "wb") as file:
+                self._build(epoch).tofile(file)
+            os.replace(name, path)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_epochs": {}}
+
+    def _path(self, epoch: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"order-seed{self.seed}-rows{self.num_rows}-epoch{epoch}.u32"
+
+    def _load(self, epoch: int) -> NDArray[np.uint32]:
+        if self.folder is not None and self._path(epoch).exists():
+            return np.memmap(self._path(epoch), dtype=np.uint32, mode="r")
+        return self._build(epoch)
+
+    def _build(self, epoch: int) -> NDArray[np.uint32]:
+        rows = np.arange(self.num_rows, dtype=np.uint32)
+        np.random.Generator(np.random.PCG64(seed=self.seed + epoch)).shuffle(rows)
+        return rows

@@ -1,0 +1,269 @@
+"""The injection plan: for every step, which rows carry which example; compiled before training.
+
+    plan = compile_plan(config, batch_size=2048, seq_len=2048, epoch_rows=1_000_000,
+                        vocab_size=50_280, eos_token_id=0)
+    plan.at(17).slots, plan.hash
+
+`plan.at(step)` is a pure function of (config, seed, step): the same on any rank, worker, thread or
+world size and after any restart. A **position** is a global index into one endless stream of rows;
+step = position // batch_size and slot = position % batch_size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_injection.config import ConfigError, InjectionConfig
+from data_injection.philox import permutation
+from data_injection.schedule import Geometry, Schedule, build_schedule, rate_in_all_units
+from data_injection.tasks import build_tasks
+from data_injection.tasks.base import IntArray, Task
+
+ALGORITHM_VERSION = 1
+"""Raised whenever the same config would give other rows."""
+
+SAMPLE_STEPS = (*range(16), 63, 64, 255, 256, 1023, 1024, 4095)
+"""Steps whose expanded rows go into the plan's hash."""
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The injections of one step, in plan order: equally long arrays, one entry an instance."""
+
+    slots: IntArray
+    """Row of the global batch, in [0, batch_size), all distinct."""
+
+    tasks: IntArray
+    """Index into `plan.tasks`."""
+
+    examples: IntArray
+    """Index into that task's `tokens`; always of the train split."""
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+
+class InjectionPlan:
+    """Tasks and schedules of one run over one batch geometry. Build it with `compile_plan`."""
+
+    def __init__(
+        self,
+        config: InjectionConfig,
+        *,
+        tasks: list[Task],
+        schedules: list[Schedule],
+        geometry: Geometry,
+        epoch_rows: int,
+        eos_token_id: int,
+    ) -> None:
+        self.seed, self.offset = config.seed, config.offset
+        self.tasks, self.schedules, self.geometry = tasks, schedules, geometry
+        self.epoch_rows, self.eos_token_id = epoch_rows, eos_token_id
+        self._orders: dict[int, tuple[int, IntArray]] = {}
+        self.canonical = self._canonical()
+        """All that the plan depends on, as JSON values."""
+        text = json.dumps(self.canonical, sort_keys=True, separators=(",", ":"))
+        self.hash = hashlib.sha256(text.encode()).hexdigest()
+        """Identity of the plan: SHA-256 over `canonical`."""
+
+    def __bool__(self) -> bool:
+        return bool(self.tasks)
+
+    # -- rows ------------------------------------------------------------------------------------
+
+    def at(self, step: int) -> StepRows:
+        """The injections of one step (counted from 0). Raises ConfigError if they do not fit."""
+        counts = [schedule.count(step) for schedule in self.schedules]
+        total = sum(counts)
+        if total == 0:
+            empty = np.zeros(0, dtype=np.int64)
+            return StepRows(empty, empty, empty)
+        self._check_fits(step, counts)
+        slots = permutation(
+            self.geometry.batch_size, seed=self.seed, purpose="slots", counter=step
+        )[:total]
+        tasks = np.repeat(np.arange(len(counts)), counts)
+        examples = [
+            self._instances(index, self.schedules[index].before(step), count)
+            for index, count in enumerate(counts)
+            if count
+        ]
+        return StepRows(slots, tasks, np.concatenate(examples))
+
+    def _instances(self, index: int, first: int, count: int) -> IntArray:
+        """Examples of a task's instances number first .. first+count-1.
+
+        Instance k is entry k mod n of the permutation of the n train examples that belongs to
+        epoch k // n over the train split: every example comes once before any comes twice.
+        """
+        train = self.tasks[index].train
+        epochs, entries = np.divmod(np.arange(first, first + count), len(train))
+        rows = [
+            self._example_order(index, int(epoch))[entries[epochs == epoch]]
+            for epoch in np.unique(epochs)
+        ]
+        return train[np.concatenate(rows)]
+
+    def _example_order(self, index: int, epoch: int) -> IntArray:
+        """The permutation of a task's train examples in one epoch over them; the last is kept."""
+        kept = self._orders.get(index)
+        if kept is None or kept[0] != epoch:
+            task = self.tasks[index]
+            purpose = f"examples/{task.name}"
+            order = permutation(len(task.train), seed=self.seed, purpose=purpose, counter=epoch)
+            self._orders[index] = kept = (epoch, order)
+        return kept[1]
+
+    def _check_fits(self, step: int, counts: list[int]) -> None:
+        batch, total = self.geometry.batch_size, sum(counts)
+        if total <= batch:
+            return
+        worst = int(np.argmax(counts))
+        raise ConfigError(
+            f"injection.tasks: {total} instances at step {step} but a batch has {batch} rows; the "
+            f"most that {self.tasks[worst].name!r} can have beside the others is "
+            f"{max(batch - total + counts[worst], 0)} a step (it asks for {counts[worst]})"
+        )
+
+    def check(self, num_steps: int) -> None:
+        """Raise ConfigError if any of the first `num_steps` steps has more instances than rows."""
+        peaks = [schedule.peak for schedule in self.schedules]
+        if None not in peaks and sum(p for p in peaks if p) <= self.geometry.batch_size:
+            return
+        for step in range(num_steps):
+            self._check_fits(step, [schedule.count(step) for schedule in self.schedules])
+
+    # -- accounts --------------------------------------------------------------------------------
+
+    def task_index(self, name: str) -> int:
+        """Index of the task of this name; ValueError names the tasks there are."""
+        names = [task.name for task in self.tasks]
+        if name not in names:
+            raise ValueError(f"no task {name!r} in the plan; it has {names}")
+        return names.index(name)
+
+    def instances(self, index: int, num_steps: int) -> int:
+        """Exact number of instances of a task in the first `num_steps` steps."""
+        return self.schedules[index].before(num_steps)
+
+    def exposures_per_example(self, index: int, num_steps: int) -> float:
+        """Instances in the first `num_steps` steps divided by the number of train examples."""
+        return self.instances(index, num_steps) / len(self.tasks[index].train)
+
+    def rates(self, index: int) -> dict[str, float]:
+        """The task's mean frequency in all units; see `rate_in_all_units`."""
+        tokens = self.tasks[index].length + 1
+        return rate_in_all_units(
+            self.schedules[index].rate, self.geometry, tokens_per_instance=tokens
+        )
+
+    # -- identity --------------------------------------------------------------------------------
+
+    def _canonical(self) -> dict[str, Any]:
+        return {
+            "algorithm_version": ALGORITHM_VERSION,
+            "seed": self.seed,
+            "offset": self.offset,
+            "eos_token_id": self.eos_token_id,
+            "batch_size": self.geometry.batch_size,
+            "seq_len": self.geometry.seq_len,
+            "epoch_rows": self.epoch_rows,
+            "tasks": {
+                task.name: {
+                    "index": index,
+                    "family": task.family,
+                    "params": task.params,
+                    "digest": task.digest(),
+                    "schedule": schedule.canonical(),
+                }
+                for index, (task, schedule) in enumerate(
+                    zip(self.tasks, self.schedules, strict=True)
+                )
+            },
+            "sample_digest": self.digest(SAMPLE_STEPS),
+        }
+
+    def digest(self, steps: Collection[int]) -> str:
+        """SHA-256 of the expanded rows of the given steps."""
+        sha = hashlib.sha256()
+        for step in steps:
+            rows = self.at(step)
+            table = np.stack([np.full(len(rows), step), rows.slots, rows.tasks, rows.examples])
+            sha.update(np.ascontiguousarray(table.T, dtype="<i8").tobytes())
+        return sha.hexdigest()
+
+
+def compile_plan(
+    config: InjectionConfig,
+    *,
+    batch_size: int,
+    seq_len: int,
+    epoch_rows: int,
+    vocab_size: int,
+    eos_token_id: int,
+    reserved_tokens: Collection[int] = (),
+) -> InjectionPlan:
+    """Compile and check a plan.
+
+    Args:
+        batch_size: rows per optimizer step over all ranks.
+        seq_len: tokens per row.
+        epoch_rows: rows of one epoch of the host corpus, a multiple of batch_size.
+        vocab_size: token ids of symbols are below it.
+        eos_token_id: follows every injected example.
+        reserved_tokens: ids never drawn as symbols, besides EOS.
+
+    Raises:
+        ConfigError: anything that cannot be injected as asked, before any work starts.
+    """
+    geometry = Geometry(batch_size=batch_size, seq_len=seq_len)
+    tasks = build_tasks(
+        config, vocab_size=vocab_size, reserved_tokens={*reserved_tokens, eos_token_id}
+    )
+    schedules = [
+        build_schedule(
+            task.schedule,
+            geometry,
+            seed=config.seed,
+            task=task.name,
+            key=f"injection.tasks[{index}].schedule",
+        )
+        for index, task in enumerate(config.tasks)
+    ]
+    for index, (task, schedule) in enumerate(zip(tasks, schedules, strict=True)):
+        if not 0 <= config.offset <= seq_len - task.length - 1:
+            raise ConfigError(
+                f"injection.offset must be in [0, {seq_len - task.length - 1}] for {task.name!r} "
+                f"({task.length} tokens and EOS in rows of {seq_len}), got {config.offset}"
+            )
+        if schedule.peak is not None and schedule.peak > batch_size:
+            raise ConfigError(
+                f"injection.tasks[{index}].schedule asks for {schedule.peak} instances in one step "
+                f"but a batch has {batch_size} rows; the largest that fits is {batch_size} a step"
+            )
+    return InjectionPlan(
+        config,
+        tasks=tasks,
+        schedules=schedules,
+        geometry=geometry,
+        epoch_rows=epoch_rows,
+        eos_token_id=eos_token_id,
+    )
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], *, prefix: str = "") -> list[str]:
+    """Lines "key: ours against theirs" for all that differs between two canonical plans."""
+    lines = []
+    for key in sorted({*ours, *theirs}):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, prefix=f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} now, {b!r} before")
+    return lines

@@ -1,0 +1,357 @@
+"""Schedules: how many instances of a task enter the stream at each step, exactly.
+
+    schedule = build_schedule(ScheduleConfig(rate="1/10"), batch_size=2048, seq_len=2048, ...)
+    schedule.count(9), schedule.before(50_000)     # (1, 5000)
+
+A schedule is a non-decreasing counting function `before(step)`: instances in steps 0 .. step-1.
+Rates are Fractions: in float64, floor((s+1)r) - floor(s r) is wrong at up to 2,502 of 50,000 steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import numpy as np
+
+from data_injection.config import ConfigError, ScheduleConfig
+from data_injection.philox import raw_words
+
+UNITS = ("per_step", "per_sequence", "per_token")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of a batch, which turns one unit of frequency into another."""
+
+    batch_size: int
+    """Rows per optimizer step over all ranks (global batch)."""
+
+    seq_len: int
+    """Tokens per row."""
+
+
+def parse_rate(value: Any, *, key: str) -> Fraction:
+    """The exact fraction that a number, decimal string or "p/q" stands for; ConfigError if none."""
+    try:
+        if isinstance(value, bool) or value is None:
+            raise ValueError
+        # str() of a float is its shortest decimal, so that 0.1 means one tenth.
+        text = str(value).strip()
+        rate = Fraction(text) if "/" in text else Fraction(Decimal(text))
+    except (ValueError, ZeroDivisionError, InvalidOperation, OverflowError):
+        raise ConfigError(
+            f'{key}.rate must be a number, a decimal or a fraction such as "1/10", got {value!r}'
+        ) from None
+    if rate < 0:
+        raise ConfigError(f"{key}.rate must not be negative, got {value!r}")
+    return rate
+
+
+def rate_per_step(config: ScheduleConfig, geometry: Geometry, *, key: str) -> Fraction:
+    """The configured mean frequency in instances per optimizer step."""
+    if config.unit not in UNITS:
+        raise ConfigError(f"{key}.unit must be one of {UNITS}, got {config.unit!r}")
+    rate = parse_rate(config.rate, key=key)
+    if config.unit == "per_sequence":
+        rate *= geometry.batch_size
+    elif config.unit == "per_token":
+        rate *= geometry.batch_size * geometry.seq_len
+    return rate
+
+
+def rate_in_all_units(rate: Fraction, geometry: Geometry, *, tokens_per_instance: int) -> dict:
+    """A rate per step in every unit the field uses.
+
+    Returns floats: per_step, per_sequence (rows), per_token (instances per token of the stream) and
+    task_tokens_per_token (`tokens_per_instance` includes the EOS).
+    """
+    per_sequence = rate / geometry.batch_size
+    per_token = per_sequence / geometry.seq_len
+    return {
+        "per_step": float(rate),
+        "per_sequence": float(per_sequence),
+        "per_token": float(per_token),
+        "task_tokens_per_token": float(per_token * tokens_per_instance),
+    }
+
+
+class Schedule(ABC):
+    """A counting function over steps; everything else follows from `before`."""
+
+    kind: ClassVar[str]
+    rate: Fraction
+    """Mean instances per step over the span in which the schedule is active."""
+
+    @abstractmethod
+    def before(self, step: int) -> int:
+        """Instances in steps 0 .. step-1; non-decreasing, before(0) = 0."""
+
+    @abstractmethod
+    def canonical(self) -> dict[str, Any]:
+        """What the counting function depends on, as JSON: part of the plan's hash."""
+
+    def count(self, step: int) -> int:
+        """Instances in this step."""
+        return self.before(step + 1) - self.before(step)
+
+    @property
+    def peak(self) -> int | None:
+        """The most instances any step can have; None where only chance bounds it."""
+        return None
+
+
+class Even(Schedule):
+    """As evenly as whole numbers allow: step s gets floor((s+1) r) - floor(s r) instances.
+
+    With `start` and `stop` the same inside a window and nothing outside (kind "window").
+    """
+
+    kind = "even"
+
+    def __init__(self, rate: Fraction, *, start: int = 0, stop: int | None = None) -> None:
+        self.rate, self.start, self.stop = rate, start, stop
+
+    def before(self, step: int) -> int:
+        if self.stop is not None:
+            step = min(step, self.stop)
+        steps = max(step - self.start, 0)
+        return steps * self.rate.numerator // self.rate.denominator
+
+    def canonical(self) -> dict[str, Any]:
+        if self.start == 0 and self.stop is None:
+            return {"kind": "even", "rate_per_step": str(self.rate)}
+        return {
+            "kind": "window",
+            "rate_per_step": str(self.rate),
+            "start": self.start,
+            "stop": self.stop,
+        }
+
+    @property
+    def peak(self) -> int:
+        return -(-self.rate.numerator // self.rate.denominator)
+
+
+class Burst(Schedule):
+    """`size` instances in one step every `every` steps, the first at step `phase`.
+
+    The study's matched-frequency experiment (Fig. 6b) is size = every = 1, 10, 20, 50, 100.
+    """
+
+    kind = "burst"
+
+    def __init__(self, size: int, *, every: int, phase: int = 0) -> None:
+        self.size, self.every, self.phase = size, every, phase
+        self.rate = Fraction(size, every)
+
+    def before(self, step: int) -> int:
+        return self.size * max(-(-(step - self.phase) // self.every), 0)
+
+    def canonical(self) -> dict[str, Any]:
+        return {"kind": "burst", "size": self.size, "every": self.every, "phase": self.phase}
+
+    @property
+    def peak(self) -> int:
+        return self.size
+
+
+class Trace(Schedule):
+    """Explicit: one instance at each listed step (ascending, repeats allowed)."""
+
+    kind = "trace"
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = steps
+        self.rate = Fraction(len(steps), steps[-1] + 1) if steps else Fraction(0)
+
+    def before(self, step: int) -> int:
+        return bisect_left(self.steps, step)
+
+    def canonical(self) -> dict[str, Any]:
+        return {"kind": "trace", "steps": self.steps}
+
+    @property
+    def peak(self) -> int:
+        return int(np.unique(self.steps, return_counts=True)[1].max()) if self.steps else 0
+
+
+class Random(Schedule):
+    """An exact total on distinct rows of the span [start, stop), chosen uniformly by the seed."""
+
+    kind = "random"
+
+    def __init__(
+        self, total: int, *, start: int, stop: int, batch_size: int, seed: int, purpose: str
+    ) -> None:
+        self.total, self.start, self.stop, self.batch_size = total, start, stop, batch_size
+        self.rate = Fraction(total, stop - start)
+        rows = _distinct(total, (stop - start) * batch_size, seed=seed, purpose=purpose)
+        counts = np.bincount(rows // batch_size, minlength=stop - start)
+        self._before = np.concatenate([[0], np.cumsum(counts)])
+
+    def before(self, step: int) -> int:
+        return int(self._before[min(max(step - self.start, 0), self.stop - self.start)])
+
+    def canonical(self) -> dict[str, Any]:
+        return {"kind": "random", "total": self.total, "start": self.start, "stop": self.stop}
+
+    @property
+    def peak(self) -> int:
+        return int(np.diff(self._before).max())
+
+
+class Bernoulli(Schedule):
+    """Every row is an instance with the same probability: the one schedule that is not exact.
+
+    The realised count is `before`; it is stored block by block as steps are asked for, each block a
+    pure function of (seed, task, block).
+    """
+
+    kind = "bernoulli"
+    BLOCK = 256
+    """Steps per stored block."""
+
+    def __init__(
+        self,
+        rate: Fraction,
+        *,
+        start: int,
+        stop: int | None,
+        batch_size: int,
+        seed: int,
+        purpose: str,
+    ) -> None:
+        self.rate, self.start, self.stop, self.batch_size = rate, start, stop, batch_size
+        self.seed, self.purpose = seed, purpose
+        probability = rate / batch_size
+        self._threshold = min(int(probability * 2**64), 2**64 - 1)
+        self._before = np.zeros(1, dtype=np.int64)
+
+    def before(self, step: int) -> int:
+        if self.stop is not None:
+            step = min(step, self.stop)
+        step = max(step - self.start, 0)
+        while len(self._before) <= step:
+            block = (len(self._before) - 1) // self.BLOCK
+            words = raw_words(
+                self.BLOCK * self.batch_size, seed=self.seed, purpose=self.purpose, counter=block
+            )
+            counts = (words.reshape(self.BLOCK, -1) < np.uint64(self._threshold)).sum(axis=1)
+            self._before = np.concatenate([self._before, self._before[-1] + np.cumsum(counts)])
+        return int(self._before[step])
+
+    def canonical(self) -> dict[str, Any]:
+        return {
+            "kind": "bernoulli",
+            "rate_per_step": str(self.rate),
+            "start": self.start,
+            "stop": self.stop,
+        }
+
+
+SCHEDULES = ("even", "random", "bernoulli", "burst", "window", "trace")
+
+
+def build_schedule(
+    config: ScheduleConfig, geometry: Geometry, *, seed: int, task: str, key: str
+) -> Schedule:
+    """The schedule that a config describes. ConfigError names `key` and the remedy."""
+    if config.kind not in SCHEDULES:
+        raise ConfigError(f"{key}.kind must be one of {SCHEDULES}, got {config.kind!r}")
+    _check_used_fields(config, key=key)
+    if config.kind == "trace":
+        steps = list(config.steps or [])
+        if steps != sorted(steps) or (steps and steps[0] < 0):
+            raise ConfigError(f"{key}.steps must be ascending and not negative")
+        return Trace(steps)
+    rate = rate_per_step(config, geometry, key=key)
+    if config.kind == "even":
+        return Even(rate)
+    if config.kind == "burst":
+        return _burst(config, rate, key=key)
+    if config.start < 0 or (config.stop is not None and config.stop <= config.start):
+        raise ConfigError(
+            f"{key}: need 0 <= start < stop, got start={config.start}, stop={config.stop}"
+        )
+    if config.kind == "window":
+        return Even(rate, start=config.start, stop=config.stop)
+    if rate > geometry.batch_size:
+        raise ConfigError(
+            f"{key}.rate is {float(rate):g} instances per step but a step has only "
+            f"{geometry.batch_size} rows; the largest rate is {geometry.batch_size} per_step"
+        )
+    common: dict[str, Any] = {
+        "batch_size": geometry.batch_size,
+        "seed": seed,
+        "purpose": f"schedule/{task}",
+    }
+    if config.kind == "bernoulli":
+        return Bernoulli(rate, start=config.start, stop=config.stop, **common)
+    if config.stop is None:
+        raise ConfigError(f"{key}.stop must be given for a random schedule: its total is exact")
+    total = rate * (config.stop - config.start)
+    if total.denominator != 1:
+        raise ConfigError(
+            f"{key}: {config.stop - config.start} steps at rate {rate} make {float(total):g} "
+            f"instances, not a whole number; choose start and stop so that they do"
+        )
+    return Random(int(total), start=config.start, stop=config.stop, **common)
+
+
+def _burst(config: ScheduleConfig, rate: Fraction, *, key: str) -> Burst:
+    every = config.every
+    if every is None or every < 1:
+        raise ConfigError(f"{key}.every must be at least 1 for a burst schedule, got {every}")
+    if not 0 <= config.phase < every:
+        raise ConfigError(f"{key}.phase must be in [0, {every}), got {config.phase}")
+    size = rate * every
+    if size.denominator != 1:
+        raise ConfigError(
+            f"{key}: rate {rate} x every {every} = {float(size):g} instances a burst, not a whole "
+            "number; choose rate and every so that it is"
+        )
+    return Burst(int(size), every=every, phase=config.phase)
+
+
+def _check_used_fields(config: ScheduleConfig, *, key: str) -> None:
+    """A field that the kind ignores would look like a setting that works."""
+    used = {
+        "even": set(),
+        "window": {"start", "stop"},
+        "random": {"start", "stop"},
+        "bernoulli": {"start", "stop"},
+        "burst": {"every", "phase"},
+        "trace": {"steps"},
+    }[config.kind]
+    default = ScheduleConfig()
+    for name in ("every", "phase", "start", "stop", "steps"):
+        if name not in used and getattr(config, name) != getattr(default, name):
+            raise ConfigError(
+                f"{key}.{name} has no effect on a {config.kind!r} schedule; remove it"
+            )
+    if config.kind == "trace" and config.rate is not None:
+        raise ConfigError(f"{key}.rate has no effect on a 'trace' schedule; remove it")
+
+
+def _distinct(num: int, span: int, *, seed: int, purpose: str) -> np.ndarray:
+    """`num` distinct integers of range(span), uniform, a pure function of the arguments."""
+    if 2 * num > span:  # choose the ones to leave out: rejection would hardly end
+        out = _distinct(span - num, span, seed=seed, purpose=purpose)
+        keep = np.ones(span, dtype=bool)
+        keep[out] = False
+        return np.flatnonzero(keep)
+    chosen = np.zeros(0, dtype=np.int64)
+    counter = 0
+    while len(chosen) < num:
+        words = raw_words(num + 64, seed=seed, purpose=purpose, counter=counter)
+        # The modulo's bias is span / 2^64.
+        fresh = np.concatenate([chosen, (words % np.uint64(span)).astype(np.int64)])
+        _, first = np.unique(fresh, return_index=True)
+        chosen = fresh[np.sort(first)]
+        counter += 1
+    return chosen[:num]

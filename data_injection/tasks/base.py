@@ -1,0 +1,163 @@
+"""What a task is: a finite list of examples over its own tokens, split once into train and test.
+
+To add a family, write one file with a subclass and one line in `TASKS` (data_injection/tasks):
+
+    class Parity(Task):
+        family = "parity"
+        num_labels = 2
+        def examples(self): ...   # (n, length) token ids, the label last
+
+`length` is the number of tokens of one example, the label's included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_injection.config import ConfigError
+from data_injection.philox import permutation
+
+IntArray = NDArray[np.int64]
+
+
+class Task(ABC):
+    """A named, finite task: every example is `length` tokens, the last of which is the label.
+
+    Args:
+        name: unique in the run.
+        symbols: token ids of the operands, shape (num_symbols,); their order carries the task's
+            structure (rank in comparison, residue in modular addition) and is itself random.
+        labels: token ids of the family's own labels, shape (num_labels,); empty if the labels are
+            symbols.
+        seed: of the train/test split.
+        train_fraction: share of the examples in the train split; exact, rounded down.
+        params: the family's parameters.
+
+    Raises:
+        ConfigError: a value the family cannot use.
+    """
+
+    family: ClassVar[str]
+    num_labels: ClassVar[int] = 0
+    """Label tokens the family needs besides its symbols."""
+
+    min_symbols: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        symbols: IntArray,
+        labels: IntArray,
+        seed: int,
+        train_fraction: float = 0.5,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.symbols = np.asarray(symbols, dtype=np.int64)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.params = dict(params or {})
+        self.check()
+        self.tokens = self.examples()
+        """Token ids of all examples, label last, shape (n, length)."""
+        self.mirror = self.mirrors()
+        """Index of each example's mirror image, or -1; shape (n,)."""
+        num_train = int(len(self.tokens) * train_fraction)
+        if not 0 < num_train < len(self.tokens):
+            raise ConfigError(
+                f"injection.tasks[{name}].train_fraction must leave examples on both sides, got "
+                f"{train_fraction} of {len(self.tokens)} examples; the study uses 0.5"
+            )
+        order = permutation(len(self.tokens), seed=seed, purpose=f"split/{name}")
+        self.train = np.sort(order[:num_train])
+        """Indices of the train examples, ascending."""
+        self.test = np.sort(order[num_train:])
+        """Indices of the test examples, ascending."""
+
+    # -- what a family defines -------------------------------------------------------------------
+
+    @abstractmethod
+    def examples(self) -> IntArray:
+        """Token ids of every example, shape (n, length), the label in the last column."""
+
+    def mirrors(self) -> IntArray:
+        """For each example the index of the one that says the same by symmetry, or -1.
+
+        A test example whose mirror is in the train split can be answered by that symmetry alone, so
+        accuracies are reported for both kinds. The default is: no symmetry.
+        """
+        return np.full(len(self.tokens), -1, dtype=np.int64)
+
+    def check(self) -> None:
+        """Raise ConfigError where symbols, labels or parameters do not fit the family."""
+        if len(self.symbols) < self.min_symbols:
+            raise ConfigError(
+                f"injection.tasks[{self.name}].num_symbols must be at least {self.min_symbols} for "
+                f"{self.family}, got {len(self.symbols)}"
+            )
+        if len(self.labels) != self.num_labels:
+            raise ConfigError(
+                f"injection.tasks[{self.name}].labels must hold {self.num_labels} token ids for "
+                f"{self.family}, got {len(self.labels)}"
+            )
+        own = np.concatenate([self.symbols, self.labels])
+        if len(np.unique(own)) != len(own):
+            raise ConfigError(
+                f"injection.tasks[{self.name}]: symbols and labels must be distinct tokens; remove "
+                "the repeated ids"
+            )
+        unknown = set(self.params) - set(self.param_names())
+        if unknown:
+            raise ConfigError(
+                f"injection.tasks[{self.name}].params: {self.family} has no {sorted(unknown)}; it "
+                f"knows {sorted(self.param_names())}"
+            )
+
+    @classmethod
+    def param_names(cls) -> tuple[str, ...]:
+        """Names of the parameters the family understands."""
+        return ()
+
+    # -- what every task offers ------------------------------------------------------------------
+
+    @property
+    def length(self) -> int:
+        """Tokens of one example, the label's included (the EOS that follows is not)."""
+        return int(self.tokens.shape[1])
+
+    @property
+    def label_tokens(self) -> IntArray:
+        """Token ids that can be labels, ascending."""
+        return np.unique(self.tokens[:, -1])
+
+    def split(self, name: str) -> IntArray:
+        """Example indices of "train" or "test"."""
+        if name not in ("train", "test"):
+            raise ValueError(f"split must be 'train' or 'test', got {name!r}")
+        return self.train if name == "train" else self.test
+
+    def mirror_in_train(self) -> NDArray[np.bool_]:
+        """Whether each example's mirror image (another example) is in the train split; (n,)."""
+        in_train = np.zeros(len(self.tokens), dtype=bool)
+        in_train[self.train] = True
+        has = (self.mirror >= 0) & (self.mirror != np.arange(len(self.tokens)))
+        return has & in_train[np.where(has, self.mirror, 0)]
+
+    def digest(self) -> str:
+        """SHA-256 of the example table and the split: what the plan's hash stands on."""
+        sha = hashlib.sha256()
+        for array in (self.tokens, self.train):
+            sha.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+            sha.update(b"|")
+        return sha.hexdigest()
+
+
+def all_pairs(num: int) -> tuple[IntArray, IntArray]:
+    """Indices (i, j) of all num x num ordered pairs, row by row; two arrays of shape (num^2,)."""
+    i, j = np.divmod(np.arange(num * num, dtype=np.int64), num)
+    return i, j

@@ -1,0 +1,145 @@
+"""How much of a rare task a model knows: accuracies, score and loss at the label position.
+
+    for row in score_task(lambda ids: model(ids, last_logits_only=True).logits[:, -1], task):
+        print(row["subset"], row["metric"], row["value"])
+
+Full-vocabulary accuracy first measures whether the label *format* was learned, so "learned" is read
+from `score` = (label_accuracy - majority) / (1 - majority), with label_accuracy the arg max over the
+task's labels and majority the share of the commonest label among the scored items.
+
+Axes: B rows, T tokens of an example without its label, V vocabulary, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from data_injection.tasks.base import Task
+
+LastLogits = Callable[[torch.Tensor], torch.Tensor]
+"""From input_ids_BT to the logits_BV that predict the token after them."""
+
+LOGITS_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers to some instances, one entry each."""
+
+    correct: NDArray[np.bool_]
+    """The arg max over the whole vocabulary is the label."""
+
+    label_correct: NDArray[np.bool_]
+    """The arg max over the task's labels is the label."""
+
+    loss: NDArray[np.float64]
+    """Cross-entropy of the label over the whole vocabulary, nats."""
+
+
+@torch.no_grad()
+def answer(
+    last_logits: LastLogits, task: Task, indices: NDArray[np.int64], *, batch_rows: int = 0
+) -> Answers:
+    """Ask the model for the label of each instance.
+
+    Args:
+        last_logits: the model; called equally often on every rank for the same arguments.
+        indices: instances of the task, shape (n,).
+        batch_rows: rows of one call; 0 keeps a call's logits to LOGITS_AT_ONCE numbers.
+    """
+    tokens = torch.from_numpy(task.tokens[indices])
+    labels_L = torch.from_numpy(task.label_tokens)
+    correct, label_correct, loss = [], [], []
+    start = 0
+    while start < len(tokens):
+        # The first call is small: it tells the width of the vocabulary.
+        rows = batch_rows or (LOGITS_AT_ONCE // width if start else 64)
+        part = tokens[start : start + rows]
+        logits_BV = last_logits(part[:, :-1]).float().cpu()
+        width = logits_BV.shape[1]
+        target_B = part[:, -1]
+        choice_B = labels_L[logits_BV[:, labels_L].argmax(dim=-1)]
+        correct.append(logits_BV.argmax(dim=-1) == target_B)
+        label_correct.append(choice_B == target_B)
+        loss.append(F.cross_entropy(logits_BV, target_B, reduction="none").double())
+        start += len(part)
+    return Answers(
+        torch.cat(correct).numpy(), torch.cat(label_correct).numpy(), torch.cat(loss).numpy()
+    )
+
+
+def score_task(
+    last_logits: LastLogits, task: Task, *, split: str = "test", batch_rows: int = 0
+) -> list[dict[str, Any]]:
+    """All measures of one task and split, as the fields of records.
+
+    Subsets: "all"; for tasks with a symmetry also "mirror_in_train" (the mirrored pair was there to
+    be trained on, so the symmetry alone answers it) and "no_mirror".
+
+    Returns:
+        dicts with metric, value, subset, n; accuracies and score also with low and high, the 95%
+        Wilson interval over items, and majority.
+    """
+    indices = task.split(split)
+    answers = answer(last_logits, task, indices, batch_rows=batch_rows)
+    subsets = {"all": np.ones(len(indices), dtype=bool)}
+    mirrored = task.mirror_in_train()[indices]
+    if mirrored.any() and not mirrored.all():
+        subsets |= {"mirror_in_train": mirrored, "no_mirror": ~mirrored}
+    labels = task.tokens[indices, -1]
+    return [
+        {"subset": name, "n": int(keep.sum()), **row}
+        for name, keep in subsets.items()
+        for row in _measures(answers, labels, keep)
+    ]
+
+
+def _measures(
+    answers: Answers, labels: NDArray[np.int64], keep: NDArray[np.bool_]
+) -> list[dict[str, Any]]:
+    _, counts = np.unique(labels[keep], return_counts=True)
+    shares = counts / counts.sum()
+    majority, n = float(shares.max()), int(keep.sum())
+    accuracy = float(answers.correct[keep].mean())
+    low, high = wilson(accuracy, n)
+    label_accuracy = float(answers.label_correct[keep].mean())
+    label_low, label_high = wilson(label_accuracy, n)
+
+    def above_majority(value: float) -> float:
+        # Where all items have one label there is nothing to know: undefined, not 0.
+        return (value - majority) / (1 - majority) if majority < 1 else float("nan")
+
+    return [
+        {"metric": "accuracy", "value": accuracy, "low": low, "high": high},
+        {
+            "metric": "label_accuracy",
+            "value": label_accuracy,
+            "low": label_low,
+            "high": label_high,
+            "majority": majority,
+        },
+        {
+            "metric": "score",
+            "value": above_majority(label_accuracy),
+            "low": above_majority(label_low),
+            "high": above_majority(label_high),
+            "majority": majority,
+        },
+        {"metric": "label_loss", "value": float(answers.loss[keep].mean())},
+        # What a model that knows only how often each label comes would lose.
+        {"metric": "label_entropy", "value": float(-(shares * np.log(shares)).sum())},
+    ]
+
+
+def wilson(share: float, n: int, *, z: float = 1.959963984540054) -> tuple[float, float]:
+    """95% Wilson score interval of a share of n independent items (Wilson 1927)."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
+    return max(centre - half, 0.0), min(centre + half, 1.0)

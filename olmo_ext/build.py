@@ -1,0 +1,160 @@
+"""From an experiment to what the engine trains: process group, model, wrapper, plan, identity.
+
+The initial weights are a function of (model config, seed, device type) alone: every rank builds the
+whole model with the same seed before it is wrapped, so DDP, FSDP and any world size start equal.
+(The engine's script initialises FSDP's shards after wrapping, so that its weights depend on the
+world size.)
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from olmo.config import DistributedStrategy, TrainConfig
+from olmo.model import OLMo
+from olmo.torch_util import get_local_rank, get_world_size, seed_all
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.fsdp import ShardingStrategy
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from data_injection.config import ConfigError
+from data_injection.corpus import Manifest
+from data_injection.order import RowOrder
+from data_injection.plan import InjectionPlan, compile_plan, differences
+from olmo_ext.config import ExperimentConfig, num_steps
+from olmo_ext.data import build_host, check_memmaps, data_seed, fingerprint
+
+
+def init_process_group() -> torch.device:
+    """Join torchrun's process group, or make one of a single process; returns this rank's device.
+
+    nccl on CUDA, gloo on the CPU. The engine needs a process group on one process too.
+    """
+    cuda = torch.cuda.is_available()
+    backend = "nccl" if cuda else "gloo"
+    if not dist.is_initialized():
+        if "RANK" in os.environ:
+            if cuda:
+                torch.cuda.set_device(get_local_rank())
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return torch.device("cuda", get_local_rank()) if cuda else torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What the run reads: the plan, the order of the rows, and their identity."""
+
+    plan: InjectionPlan
+    order: RowOrder
+    num_steps: int
+    identity: dict[str, Any]
+    """Everything that fixes which tokens stand at which position, as JSON values."""
+
+    @property
+    def num_positions(self) -> int:
+        return self.num_steps * self.order.batch_size
+
+
+def compile_stream(experiment: ExperimentConfig, *, manifest: Manifest | None) -> Stream:
+    """Check the corpus and compile the plan. Raises ConfigError before any work starts."""
+    train = experiment.train
+    check_memmaps(train)
+    batch_size, seq_len = train.global_train_batch_size, train.model.max_sequence_length
+    order = RowOrder(num_rows=len(build_host(train)), batch_size=batch_size, seed=data_seed(train))
+    reserved = {train.model.eos_token_id, train.model.pad_token_id}
+    if manifest is not None:
+        reserved |= {*manifest.special_token_ids, *manifest.byte_token_ids}
+    vocab_size = train.model.vocab_size if manifest is None else manifest.vocab_size
+    plan = compile_plan(
+        experiment.injection,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        epoch_rows=order.epoch_rows,
+        vocab_size=vocab_size,
+        eos_token_id=train.model.eos_token_id,
+        reserved_tokens=reserved,
+    )
+    steps = num_steps(train)
+    plan.check(steps)
+    identity = {
+        "plan_hash": plan.hash,
+        "plan": plan.canonical,
+        "corpus_hash": manifest.hash if manifest is not None else fingerprint(train),
+        "data_seed": data_seed(train),
+        "memmap_dtype": train.data.memmap_dtype,
+        "vocab_size": vocab_size,
+        "reserved_tokens": sorted(reserved),
+    }
+    return Stream(plan=plan, order=order, num_steps=steps, identity=identity)
+
+
+def check_same_stream(now: dict[str, Any], before: dict[str, Any], *, where: str) -> None:
+    """Raise ConfigError with every difference if a run would go on with other data.
+
+    Both are `Stream.identity` plus "distributed_strategy".
+    """
+    lines = differences(now, before)
+    if lines:
+        # The hash says only that something differs; the lines below it say what.
+        lines = [line for line in lines if not line.startswith("plan_hash")] or lines
+        raise ConfigError(
+            f"{where} was trained on another stream or another way; it cannot be resumed:\n  "
+            + "\n  ".join(lines)
+            + "\nRestore these settings, or start a new run in another train.save_folder."
+        )
+
+
+def build_model(train: TrainConfig, device: torch.device) -> OLMo:
+    """The OLMo model on the device, initialised from train.seed alone."""
+    train.model.precision = train.precision
+    train.model.init_device = str(device)
+    seed_all(train.seed)
+    model = OLMo(train.model)
+    model.set_activation_checkpointing(train.activation_checkpointing)
+    return model
+
+
+def wrap(model: OLMo, train: TrainConfig, device: torch.device) -> DDP | FSDP:
+    """The model in the engine's wrapper for the chosen strategy."""
+    if train.distributed_strategy == DistributedStrategy.ddp:
+        assert train.ddp is not None
+        return DDP(model, find_unused_parameters=train.ddp.find_unused_params)
+    assert train.fsdp is not None
+    kwargs: dict[str, Any] = {}
+    if train.fsdp.sharding_strategy in (
+        ShardingStrategy.HYBRID_SHARD,
+        ShardingStrategy._HYBRID_SHARD_ZERO2,
+    ):
+        kwargs["device_mesh"] = _hybrid_mesh(train, device)
+    return FSDP(
+        model,
+        sharding_strategy=train.fsdp.sharding_strategy,
+        mixed_precision=train.fsdp_precision if device.type == "cuda" else None,
+        auto_wrap_policy=model.get_fsdp_wrap_policy(train.fsdp.wrapping_strategy),
+        use_orig_params=train.fsdp.use_orig_params,
+        limit_all_gathers=True,
+        device_id=device.index if device.type == "cuda" else None,
+        **kwargs,
+    )
+
+
+def _hybrid_mesh(train: TrainConfig, device: torch.device) -> Any:
+    """One sharded replica a node, or as many replicas as the config says."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    assert train.fsdp is not None
+    world = get_world_size()
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    replicas = train.fsdp.hybrid_sharding_num_model_replicas or max(world // local, 1)
+    if replicas < 1 or world % replicas:
+        raise ConfigError(
+            f"train.fsdp.hybrid_sharding_num_model_replicas must divide the world size {world}, got "
+            f"{replicas}"
+        )
+    return init_device_mesh(device.type, (replicas, world // replicas))

@@ -1,0 +1,77 @@
+"""Callbacks: what may look at a run while it trains. They read; they never change it.
+
+A callback is a dataclass with a docstring under each field, which is its configuration:
+
+    @dataclass
+    class Loss(Callback):
+        every: int = 100
+        \"\"\"Steps between two measurements.\"\"\"
+
+        def on_step(self, trainer, metrics): ...
+
+To add one: a file, a line in `CALLBACKS`, a test. All ranks call all hooks at the same steps, so a
+callback may enter the model on every rank; only rank 0's records are written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from olmo_ext.trainer import ExperimentTrainer
+
+
+@dataclass
+class Callback:
+    """Hooks in the order in which they are called; the defaults do nothing."""
+
+    def on_start(self, trainer: ExperimentTrainer) -> None:
+        """Before the first step, after a checkpoint has been restored, if any."""
+
+    def wants_global_loss(self, trainer: ExperimentTrainer) -> bool:
+        """Whether the coming step's loss must be reduced over all ranks."""
+        return False
+
+    def on_batch(self, trainer: ExperimentTrainer, batch: dict[str, Any]) -> None:
+        """Before the forward passes of a step; `batch` is this rank's part of it."""
+
+    def on_gradients(self, trainer: ExperimentTrainer, batch: dict[str, Any]) -> None:
+        """After the last backward pass of a step, before clipping: `.grad` is the batch's."""
+
+    def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
+        """After the optimizer has taken step `trainer.global_step`."""
+
+    def on_checkpoint(self, trainer: ExperimentTrainer) -> None:
+        """After a checkpoint has been written and renamed into place."""
+
+    def on_end(self, trainer: ExperimentTrainer) -> None:
+        """After the last step, also when the run stops early; not after an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know: strings, numbers, tensors, lists and dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+def due(step: int, *, every: int, last_step: int) -> bool:
+    """Whether something done every `every` steps and after the last one is due at `step`."""
+    return step % every == 0 or step == last_step
+
+
+def forward_logits(trainer: ExperimentTrainer, input_ids_BT: torch.Tensor) -> torch.Tensor:
+    """Logits of the last position under the run's own precision and wrapper; shape (B, V).
+
+    Every rank must call this equally often (FSDP gathers parameters in the forward pass).
+    """
+    with torch.autocast(
+        trainer.device.type,
+        enabled=trainer.cfg.precision != "fp32",
+        dtype=trainer.cfg.autocast_precision,
+    ):
+        output = trainer.dist_model(input_ids_BT.to(trainer.device), last_logits_only=True)
+    return output.logits[:, -1]

@@ -1,0 +1,68 @@
+"""task_eval: how much of each rare task the model knows, on all its instances, during training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from data_injection.config import ConfigError
+from eval.accuracy import score_task
+from olmo_ext.callbacks.base import Callback, due, forward_logits
+
+if TYPE_CHECKING:
+    from olmo_ext.trainer import ExperimentTrainer
+
+
+@dataclass
+class TaskEval(Callback):
+    """Every `every` steps and after the last: the accuracies of `eval.accuracy`, each task and split.
+
+    Logits are computed at the label position only, for all instances of a task in a few batches.
+    """
+
+    every: int = 200
+    """Steps between two evaluations."""
+
+    splits: list[str] = field(default_factory=lambda: ["train", "test"])
+    """Splits to score: train (memorised) and test (generalised)."""
+
+    at_start: bool = True
+    """Also evaluate the untrained model."""
+
+    batch_rows: int = 0
+    """Rows of one forward pass; 0 chooses as many as 2^24 logits allow."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"callbacks.task_eval.every must be at least 1, got {self.every}")
+        if unknown := set(self.splits) - {"train", "test"}:
+            raise ConfigError(
+                f"callbacks.task_eval.splits must be of train and test, got {sorted(unknown)}"
+            )
+
+    def on_start(self, trainer: ExperimentTrainer) -> None:
+        if self.at_start and trainer.global_step == 0:
+            self._evaluate(trainer)
+
+    def wants_global_loss(self, trainer: ExperimentTrainer) -> bool:
+        return due(trainer.global_step, every=self.every, last_step=trainer.last_step)
+
+    def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
+        if due(trainer.global_step, every=self.every, last_step=trainer.last_step):
+            trainer.record(
+                "task_eval", metric="train_loss", value=metrics["train/CrossEntropyLoss"]
+            )
+            self._evaluate(trainer)
+
+    def _evaluate(self, trainer: ExperimentTrainer) -> None:
+        with trainer.measuring():
+            for task in trainer.plan.tasks:
+                for split in self.splits:
+                    scores = score_task(
+                        lambda ids: forward_logits(trainer, ids),
+                        task,
+                        split=split,
+                        batch_rows=self.batch_rows,
+                    )
+                    for score in scores:
+                        trainer.record("task_eval", task=task.name, split=split, **score)

@@ -1,0 +1,165 @@
+"""Every work-around for stock ai2-olmo 0.6.0, each with the wart, the engine's line and its end.
+
+The engine is never patched: these are subclasses and shields that the trainer calls at its seams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from olmo.checkpoint import Checkpointer, FullCheckpointer, save_state_dict
+from olmo.data.iterable_dataset import IterableDataset
+from olmo.data.memmap_dataset import MemMapDataset
+from olmo.torch_util import get_global_rank
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.fsdp import StateDictType
+from torch.distributed.fsdp.api import FullOptimStateDictConfig, FullStateDictConfig
+
+
+class HostDataset(MemMapDataset):
+    """The engine's memmap dataset with its table of file offsets read once.
+
+    Wart: `offsets` asks for S3, R2 and Weka clients on every row (memmap_dataset.py:102-116), a
+    third of the cost of a short row. Goes when the engine caches the table.
+    """
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        return super().offsets if self._mmap_offsets is None else self._mmap_offsets
+
+
+class PositionDataset(IterableDataset):
+    """The engine's iterable dataset over stream positions, read without its threads.
+
+    Wart: `_get_dataset_item` (iterable_dataset.py:183) reports the index it asked for, which here is
+    a stream position; batches keep the engine's meaning of "index", the row of the corpus. Goes when
+    the engine lets a dataset name its own index.
+    """
+
+    def _get_dataset_item(self, idx: int) -> dict[str, Any]:
+        return self.dataset[idx]  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def cpu_shield() -> Iterator[None]:
+    """Let the engine's hard-coded CUDA calls pass on a machine without CUDA.
+
+    Warts: torch.cuda.get/set_rng_state raise on a CPU build (train.py:335, 433); autocast("cuda")
+    warns at every micro-batch (799, 903). Nothing is changed where CUDA is available. Goes when the
+    engine asks its device.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    get_state, set_state = torch.cuda.get_rng_state, torch.cuda.set_rng_state
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
+        torch.cuda.get_rng_state = lambda *args: torch.zeros(0)
+        torch.cuda.set_rng_state = lambda *args: None
+        try:
+            yield
+        finally:
+            torch.cuda.get_rng_state, torch.cuda.set_rng_state = get_state, set_state
+
+
+def plain_trainer_state(state: dict[str, Any]) -> dict[str, Any]:
+    """The trainer's state with strings, numbers and tensors only.
+
+    Wart: train.pt holds paths and RNG tuples (train.py:320-337), which torch.load refuses under
+    weights_only since torch 2.6 (checkpoint.py:316). Plain values need no allow-list.
+    """
+    plain = dict(state)
+    for key in ("checkpoints", "unsharded_checkpoints", "ephemeral_checkpoints"):
+        plain[key] = [str(path) for path in state[key]]
+    rng = dict(state["rng"])
+    rng["python"] = json.dumps(rng["python"])
+    name, keys, pos, has_gauss, cached = rng["numpy"]
+    words = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+    rng["numpy"] = [name, words, int(pos), int(has_gauss), float(cached)]
+    plain["rng"] = rng
+    return plain
+
+
+def stock_trainer_state(plain: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `plain_trainer_state`; a state that the engine wrote passes unchanged."""
+    state = dict(plain)
+    for key in ("checkpoints", "unsharded_checkpoints", "ephemeral_checkpoints"):
+        state[key] = [Path(path) for path in plain.get(key, [])]
+    rng = dict(plain["rng"])
+    if isinstance(rng["python"], str):
+        version, words, gauss = json.loads(rng["python"])
+        rng["python"] = (version, tuple(words), gauss)
+        random.Random().setstate(rng["python"])  # raises here, not half-way through a restore
+    if isinstance(rng["numpy"], list):
+        name, keys, *rest = rng["numpy"]
+        rng["numpy"] = (name, keys.numpy().astype(np.uint32), *rest)
+    state["rng"] = rng
+    return state
+
+
+class CpuFullCheckpointer(FullCheckpointer):
+    """Unsharded checkpoints of an FSDP model on the CPU.
+
+    Wart: the stock one gathers with offload_to_cpu=True, which on the CPU frees the tensors that it
+    returns and crashes rank 0 (checkpoint.py:633). Same files, without the offload. Goes when the
+    engine offloads only what is not on the CPU.
+    """
+
+    def save_checkpoint(
+        self,
+        dir: Any,
+        dist_model: torch.nn.Module,
+        optim: Any,
+        trainer_state: dict[str, Any],
+        *,
+        upload_to: str | None = None,
+    ) -> None:
+        with self._temporary_wd(dir) as folder:
+            with FSDP.state_dict_type(
+                dist_model,
+                state_dict_type=StateDictType.FULL_STATE_DICT,
+                state_dict_config=FullStateDictConfig(rank0_only=True, offload_to_cpu=False),
+                optim_state_dict_config=FullOptimStateDictConfig(
+                    rank0_only=True, offload_to_cpu=False
+                ),
+            ):
+                overwrite = self.cfg.save_overwrite
+                self._write_model_dict(dist_model.state_dict(), folder, upload_to, overwrite)
+                state = FSDP.optim_state_dict(dist_model, optim)
+                self._write_optim_dict(state, folder, upload_to, overwrite)
+            if get_global_rank() == 0:
+                save_state_dict(
+                    folder, "train.pt", trainer_state, upload_to=upload_to, synchronize=False
+                )
+            self._save_config(folder, upload_to=upload_to)
+
+
+def checkpointer_for(
+    checkpointer: Checkpointer, dist_model: torch.nn.Module, on_files: Callable[[Path], None]
+) -> Checkpointer:
+    """The checkpointer to use in place of the engine's choice.
+
+    `on_files` is called with the temporary folder just before it is renamed (every checkpointer
+    ends with `_save_config`, checkpoint.py:604), so that what it writes is there or the whole
+    checkpoint is not.
+    """
+    on_cpu = next(dist_model.parameters()).device.type == "cpu"
+    if isinstance(checkpointer, FullCheckpointer) and isinstance(dist_model, FSDP) and on_cpu:
+        checkpointer = CpuFullCheckpointer(checkpointer.cfg)
+    save_config = checkpointer._save_config
+
+    def save_config_and_ours(dir: Any, *, upload_to: str | None = None) -> None:
+        save_config(dir, upload_to=upload_to)
+        if get_global_rank() == 0:
+            on_files(Path(dir))
+
+    checkpointer._save_config = save_config_and_ours
+    return checkpointer

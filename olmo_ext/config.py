@@ -1,0 +1,225 @@
+"""ExperimentConfig: the stock training config, the corpus, what is injected, what is measured.
+
+    experiment = load_experiment("experiment.yaml", overrides=["train.seed=1"])
+
+`train:` is the engine's own TrainConfig, key for key; the other sections are ours. An unknown key, a
+wrong type or a value that cannot work raises ConfigError before any work starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from olmo.config import TrainConfig
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data_injection.config import ConfigError, InjectionConfig
+from data_injection.corpus import Manifest, corpus_paths, verify_corpus
+
+FILE_NAME = "experiment.yaml"
+
+
+@dataclass
+class ExperimentConfig:
+    """One training run."""
+
+    rung: str = "???"
+    """Name of the model size; it stands in every record and labels a row of the heatmap."""
+
+    corpus: str | None = None
+    """Folder made by `olmo-ext prepare`. Sets train.data.paths, memmap_dtype and the EOS and
+    padding ids of train.model. Without it train.data.paths must be given."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The engine's configuration."""
+
+    injection: InjectionConfig = field(default_factory=InjectionConfig)
+    """Rare tasks and their schedules; an empty task list trains on the host text alone."""
+
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Settings of callbacks by name; see `olmo_ext.callbacks.CALLBACKS`."""
+
+    @property
+    def protocol(self) -> str:
+        """ "single" (the study's: one task a run), "mixture" or "none"."""
+        return {0: "none", 1: "single"}.get(len(self.injection.tasks), "mixture")
+
+
+def load_experiment(path: str | Path, overrides: list[str] | None = None) -> ExperimentConfig:
+    """Read an experiment from YAML, apply dotted overrides, fill in the corpus, check it all.
+
+    Raises:
+        ConfigError: names the key, the value and the remedy.
+        FileNotFoundError: the file or the corpus is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no experiment file {path}; see configs/quickstart.yaml for one")
+    schema = OmegaConf.structured(ExperimentConfig)
+    # The engine's resolvers (path.glob, path.choose) may stand in its section.
+    TrainConfig._register_resolvers(validate_paths=False)
+    try:
+        raw = OmegaConf.load(path)
+        if overrides:
+            raw = OmegaConf.merge(raw, OmegaConf.from_dotlist(overrides))
+        if "train" in raw:
+            raw.train = TrainConfig.update_legacy_settings(raw.train)
+        experiment = OmegaConf.to_object(OmegaConf.merge(schema, raw))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, path)) from None
+    assert isinstance(experiment, ExperimentConfig)
+    complete(experiment)
+    return experiment
+
+
+def complete(experiment: ExperimentConfig) -> Manifest | None:
+    """Fill the engine's section from the corpus and check every value that can be checked now."""
+    manifest = _use_corpus(experiment) if experiment.corpus is not None else None
+    _check(experiment)
+    return manifest
+
+
+def save_experiment(experiment: ExperimentConfig | TrainConfig, path: Path) -> None:
+    """Write an experiment, or the engine's section alone, as YAML, to a temporary name first."""
+    temporary = path.with_suffix(".tmp")
+    OmegaConf.save(OmegaConf.structured(experiment), temporary)
+    temporary.replace(path)
+
+
+def num_steps(train: TrainConfig) -> int:
+    """Optimizer steps of the whole run. Raises ConfigError for a duration in epochs."""
+    value = train.max_duration
+    text = str(value).strip()
+    try:
+        if text.endswith("T"):
+            tokens = int(float(text[:-1]))
+            return math.ceil(
+                tokens / (train.global_train_batch_size * train.model.max_sequence_length)
+            )
+        return int(float(text))
+    except ValueError:
+        raise ConfigError(
+            f"train.max_duration must be steps (2400) or tokens ('210e9T'), got {value!r}; epochs "
+            "are not supported because the stream has no end"
+        ) from None
+
+
+def _explain(error: OmegaConfBaseException, path: Path) -> str:
+    key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
+    message = (error.msg or str(error)).splitlines()[0]
+    object_type = getattr(error, "object_type", None)
+    known = list(getattr(object_type, "__dataclass_fields__", {}))
+    close = difflib.get_close_matches(str(key).split(".")[-1], known, n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    if not hint and known:
+        hint = f"; known keys there: {', '.join(known)}"
+    return f"{path}: {key}: {message}{hint}"
+
+
+def _use_corpus(experiment: ExperimentConfig) -> Manifest:
+    """Point the engine at the corpus; a setting of its own that says otherwise is an error."""
+    assert experiment.corpus is not None
+    manifest = verify_corpus(experiment.corpus)
+    train, stock = experiment.train, TrainConfig()
+    wanted: list[tuple[str, Any, str, Any, Any]] = [
+        ("train.data.paths", train.data, "paths", stock.data.paths,
+         [str(p) for p in corpus_paths(experiment.corpus, manifest)]),
+        ("train.data.memmap_dtype", train.data, "memmap_dtype", stock.data.memmap_dtype,
+         manifest.dtype),
+        ("train.model.eos_token_id", train.model, "eos_token_id", stock.model.eos_token_id,
+         manifest.eos_token_id),
+        ("train.model.pad_token_id", train.model, "pad_token_id", stock.model.pad_token_id,
+         manifest.pad_token_id),
+    ]  # fmt: skip
+    for key, section, name, default, value in wanted:
+        given = getattr(section, name)
+        if given not in (default, value):
+            raise ConfigError(
+                f"{key} is {given!r} but the corpus {experiment.corpus} has {value!r}; remove the "
+                "key (the corpus sets it) or remove `corpus`"
+            )
+        setattr(section, name, value)
+    if manifest.vocab_size > train.model.vocab_size:
+        raise ConfigError(
+            f"train.model.vocab_size is {train.model.vocab_size} but the corpus {experiment.corpus} "
+            f"has token ids up to {manifest.vocab_size - 1}; set it to {manifest.vocab_size}"
+        )
+    return manifest
+
+
+def _check(experiment: ExperimentConfig) -> None:
+    train = experiment.train
+    if experiment.rung in ("", "???"):
+        raise ConfigError("rung must name the model size, for example 20M")
+    if train.run_name is None:
+        raise ConfigError("train.run_name must be given: every record carries it")
+    if not train.data.paths:
+        raise ConfigError(
+            "corpus or train.data.paths must be given; `olmo-ext prepare` makes a corpus"
+        )
+    if not train.data.drop_last:
+        raise ConfigError(
+            "train.data.drop_last must be true: the stream is made of whole batches, and the "
+            "engine's partial last batch has no step of its own"
+        )
+    if train.epoch is not None or train.fast_forward_batches is not None:
+        raise ConfigError(
+            "train.epoch and train.fast_forward_batches must be unset: positions in the stream "
+            "follow from the step alone; resume with --resume"
+        )
+    if num_steps(train) < 1:
+        raise ConfigError(f"train.max_duration must be at least 1 step, got {train.max_duration!r}")
+    model = train.model
+    if model.d_model % model.n_heads:
+        raise ConfigError(
+            f"train.model.n_heads must divide d_model, got d_model={model.d_model}, "
+            f"n_heads={model.n_heads}"
+        )
+    if model.embedding_size is not None and model.embedding_size < model.vocab_size:
+        raise ConfigError(
+            f"train.model.embedding_size must be at least vocab_size {model.vocab_size} or null, "
+            f"got {model.embedding_size}"
+        )
+    if train.precision not in ("fp32", "amp_bf16", "amp_fp16"):
+        raise ConfigError(
+            f"train.precision must be fp32, amp_bf16 or amp_fp16, got {train.precision!r}"
+        )
+    if train.data.generate_doc_lengths:
+        try:
+            import flash_attn  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                "train.data.generate_doc_lengths needs flash-attn (the engine asserts it, "
+                "model.py:543); install the extra `flash` on a CUDA machine or set it to false"
+            ) from None
+    if train.data.effective_memmap_dtype not in (np.uint8, np.uint16, np.uint32, np.uint64):
+        raise ConfigError(
+            f"train.data.memmap_dtype must be an unsigned integer type, got "
+            f"{train.data.memmap_dtype!r}"
+        )
+
+
+def check_device(train: TrainConfig, *, world_size: int) -> None:
+    """What depends on the machine: precision on a CPU, and the batch over the ranks."""
+    if train.precision != "fp32" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"train.precision is {train.precision} but there is no CUDA device, where the engine "
+            "would silently train in fp32; set train.precision=fp32"
+        )
+    if train.global_train_batch_size % world_size:
+        raise ConfigError(
+            f"train.global_train_batch_size {train.global_train_batch_size} must be a multiple of "
+            f"the world size {world_size}; use a number of ranks that divides it"
+        )
+    if train.distributed_strategy is None:
+        raise ConfigError(
+            "train.distributed_strategy must be ddp or fsdp, also on one device: the engine saves "
+            "no weights otherwise"
+        )

@@ -1,0 +1,163 @@
+"""The training data loader: the engine's own loader over the spliced stream.
+
+    loader = build_train_dataloader(train, plan=plan, order=order, num_positions=...)
+
+With an empty plan its batches are byte for byte those of stock ai2-olmo's `build_train_dataloader`,
+epoch after epoch; with a plan, nothing but the injected tokens differs (tests/olmo_ext/test_data.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from olmo.config import TrainConfig
+from olmo.data.collator import DataCollator
+from torch.utils.data import DataLoader
+
+from data_injection.config import ConfigError
+from data_injection.order import RowOrder
+from data_injection.plan import InjectionPlan
+from data_injection.splice import SplicedStream
+from olmo_ext.compat import HostDataset, PositionDataset
+
+SAMPLED_ROWS = 512
+"""Rows looked at in each file before training, evenly spread."""
+
+
+def build_host(train: TrainConfig, *, include_instance_metadata: bool = False) -> HostDataset:
+    """The corpus as rows of max_sequence_length tokens, as the engine's build_memmap_dataset."""
+    data, model = train.data, train.model
+    assert data.paths is not None
+    return HostDataset(
+        *data.paths,
+        chunk_size=model.max_sequence_length,
+        memmap_dtype=data.effective_memmap_dtype,
+        metadata=[{"path": str(path)} for path in data.paths],
+        include_instance_metadata=include_instance_metadata,
+        pad_token_id=model.pad_token_id,
+        eos_token_id=model.eos_token_id,
+        generate_attention_mask=data.generate_attention_mask,
+        generate_doc_lengths=data.generate_doc_lengths,
+        label_mask_paths=data.label_mask_paths,  # type: ignore[arg-type]
+        instance_filter_config=data.instance_filter,
+    )
+
+
+def check_memmaps(train: TrainConfig) -> None:
+    """Raise ConfigError for files that the engine would read as nonsense.
+
+    Looks for a NumPy header (the engine's .npy files have none), a size that is no whole number of
+    tokens, uint32 data read as uint16, and token ids beyond the embedding, in `SAMPLED_ROWS` rows a
+    file. Files behind a URL are left to the engine.
+    """
+    dtype = train.data.effective_memmap_dtype
+    size, vocab = np.dtype(dtype).itemsize, train.model.vocab_size
+    row = train.model.max_sequence_length
+    for path in map(Path, train.data.paths or []):
+        if "://" in str(path):
+            continue
+        if not path.is_file():
+            raise ConfigError(f"train.data.paths: {path} does not exist")
+        num_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            if file.read(6) == b"\x93NUMPY":
+                raise ConfigError(
+                    f"train.data.paths: {path} has a NumPy header, which the engine would read as "
+                    "tokens; write it with array.tofile()"
+                )
+        if num_bytes % size:
+            raise ConfigError(
+                f"train.data.memmap_dtype is {train.data.memmap_dtype} but {path} has {num_bytes} "
+                f"bytes, no multiple of {size}; is it of another type?"
+            )
+        if num_bytes < size * row:
+            raise ConfigError(
+                f"train.data.paths: {path} holds {num_bytes // size} tokens, less than one row of "
+                f"max_sequence_length={row}"
+            )
+        tokens = np.memmap(path, dtype=dtype, mode="r")
+        starts = np.linspace(0, len(tokens) - row, num=min(SAMPLED_ROWS, len(tokens) // row))
+        sample = np.stack([tokens[s - s % 2 :][:row] for s in starts.astype(np.int64)])
+        largest = int(sample.max())
+        if largest >= vocab:
+            raise ConfigError(
+                f"train.data.paths: {path} holds token id {largest}, beyond train.model.vocab_size "
+                f"{vocab}; is memmap_dtype ({train.data.memmap_dtype}) or the vocabulary wrong?"
+            )
+        # Little-endian uint32 read as uint16 has a zero high half at every second place.
+        if dtype == np.uint16 and sample.shape[1] > 1 and (sample[:, 1::2] <= vocab >> 16).all():
+            raise ConfigError(
+                f"train.data.memmap_dtype is uint16 but every second token of {path} is 0: it "
+                "looks like uint32"
+            )
+
+
+def fingerprint(train: TrainConfig) -> str:
+    """Identity of memmaps that have no manifest: SHA-256 of names, sizes, first and last 64 KiB."""
+    sha = hashlib.sha256()
+    for path in map(Path, train.data.paths or []):
+        size = path.stat().st_size
+        sha.update(f"{path.name}|{size}|".encode())
+        with path.open("rb") as file:
+            sha.update(file.read(65536))
+            file.seek(max(size - 65536, 0))
+            sha.update(file.read(65536))
+    return sha.hexdigest()
+
+
+def data_seed(train: TrainConfig) -> int:
+    """The seed of the row order, by the engine's rule."""
+    return train.data.seed if train.data.seed is not None else train.seed
+
+
+def build_train_dataloader(
+    train: TrainConfig,
+    *,
+    plan: InjectionPlan,
+    order: RowOrder,
+    num_positions: int,
+    world_size: int | None = None,
+    rank: int | None = None,
+    fs_local_rank: int | None = None,
+    include_instance_metadata: bool = False,
+) -> DataLoader:
+    """The engine's DataLoader over stream positions 0 .. num_positions-1.
+
+    `world_size`, `rank` and `fs_local_rank` default to the process group's. The engine's threads
+    are off (num_threads=0): with num_workers=0 they cost more than reading a row.
+    """
+    data = train.data
+    workers = data.num_workers
+    stream = SplicedStream(
+        build_host(train, include_instance_metadata=include_instance_metadata),
+        order=order,
+        plan=plan,
+        num_positions=num_positions,
+        pad_token_id=train.model.pad_token_id,
+        filtered=data.instance_filter is not None,
+    )
+    dataset = PositionDataset(
+        stream,  # type: ignore[arg-type]
+        train.global_train_batch_size,
+        shuffle=False,
+        drop_last=True,
+        world_size=world_size,
+        rank=rank,
+        fs_local_rank=fs_local_rank,
+        num_threads=0,
+    )
+    return DataLoader(
+        dataset,
+        batch_size=train.device_train_batch_size,
+        drop_last=True,
+        collate_fn=DataCollator(
+            pad_direction=data.pad_direction, pad_token_id=train.model.pad_token_id
+        ),
+        num_workers=workers,
+        pin_memory=data.pin_memory,
+        prefetch_factor=None if workers == 0 else data.prefetch_factor,
+        persistent_workers=False if workers == 0 else data.persistent_workers,
+        timeout=data.timeout,
+    )

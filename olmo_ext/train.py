@@ -1,0 +1,328 @@
+"""Train one experiment: on one CPU process, one GPU, or many ranks under torchrun.
+
+    olmo-ext train configs/quickstart.yaml --override corpus=runs/corpus
+    torchrun --nproc-per-node 8 --no-python olmo-ext train experiment.yaml
+
+A run's folder (train.save_folder) holds experiment.yaml, plan.json, run.json, records.jsonl and the
+engine's checkpoints (step*-unsharded/, step*/). It belongs to one run: a second start needs resume.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import torch.distributed as dist
+import wandb
+from olmo.config import CheckpointType, TrainConfig
+from olmo.optim import build_optimizer, build_scheduler
+from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size
+
+from data_injection.config import ConfigError
+from data_injection.corpus import Manifest
+from eval.checkpoint import IDENTITY_FILE, find_checkpoints
+from eval.records import FILE_NAME as RECORDS_FILE
+from eval.records import RecordWriter
+from olmo_ext.build import (
+    Stream,
+    build_model,
+    check_same_stream,
+    compile_stream,
+    init_process_group,
+    wrap,
+)
+from olmo_ext.callbacks import Callback, build_callbacks
+from olmo_ext.config import FILE_NAME, ExperimentConfig, check_device, complete, save_experiment
+from olmo_ext.data import build_train_dataloader
+from olmo_ext.trainer import ExperimentTrainer
+
+log = logging.getLogger(__name__)
+
+
+def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool = False) -> Path:
+    """Train an experiment to its end and return the run's folder.
+
+    Args:
+        resume: go on from the folder's latest complete checkpoint; start afresh if it has none.
+        dry_run: check everything, build the model, take no step and write nothing.
+
+    Raises:
+        ConfigError: before any work starts and before anything is written.
+    """
+    cfg = experiment.train
+    manifest = complete(experiment)
+    callbacks = build_callbacks(experiment.callbacks)
+    device = init_process_group()
+    check_device(cfg, world_size=get_world_size())
+    stream = compile_stream(experiment, manifest=manifest)
+    strategy = str(cfg.distributed_strategy)
+    identity = stream.identity | {"distributed_strategy": strategy}
+    folder = Path(cfg.save_folder)
+    checkpoint = _agree(lambda: _check_folder(folder, resume=resume, identity=identity))
+    _fill_engine_config(cfg, stream)
+    if dry_run:
+        build_model(cfg, torch.device("meta"))
+        return folder
+    with ExitStack() as stack:
+        if get_global_rank() == 0:
+            stack.enter_context(_lock(folder))
+            _write_run_files(experiment, stream, identity, manifest, resumed_from=checkpoint)
+        stream.order.folder = folder / "train_data"
+        if get_fs_local_rank() == 0:
+            stream.order.write(stream.num_positions)
+        barrier()
+        trainer = _build_trainer(experiment, stream, callbacks, device, identity, manifest, stack)
+        _fit(trainer, checkpoint)
+    return folder
+
+
+def _fit(trainer: ExperimentTrainer, checkpoint: Path | None) -> None:
+    cfg = trainer.cfg
+    with trainer:
+        if checkpoint is not None:
+            log.info("resuming from %s", checkpoint)
+            trainer.restore_checkpoint(checkpoint)
+        elif not cfg.no_pre_train_checkpoint:
+            # Step 0 is a measurement (allenai/OLMo#233), and a full disk shows now, not in a day.
+            unsharded = cfg.save_interval_unsharded is not None
+            trainer.save_checkpoint(
+                CheckpointType.unsharded if unsharded else CheckpointType.sharded
+            )
+        for callback in trainer.callbacks.values():
+            callback.on_start(trainer)
+        if trainer.global_step < trainer.last_step:
+            trainer.fit()
+        for callback in trainer.callbacks.values():
+            callback.on_end(trainer)
+
+
+def _fill_engine_config(cfg: TrainConfig, stream: Stream) -> None:
+    """What the engine's own script derives, and the engine's defaults that do harm."""
+    cfg.device_train_batch_size = cfg.global_train_batch_size // get_world_size()
+    cfg.device_train_grad_accum = max(
+        cfg.device_train_batch_size // cfg.device_train_microbatch_size, 1
+    )
+    cfg.max_duration = stream.num_steps
+    # Without it the engine trains ten steps more than asked (train.py:1104).
+    cfg.stop_at = min(cfg.stop_at or stream.num_steps, stream.num_steps)
+
+
+def _build_trainer(
+    experiment: ExperimentConfig,
+    stream: Stream,
+    callbacks: dict[str, Callback],
+    device: torch.device,
+    identity: dict[str, Any],
+    manifest: Manifest | None,
+    stack: ExitStack,
+) -> ExperimentTrainer:
+    cfg, folder = experiment.train, Path(experiment.train.save_folder)
+    loader = build_train_dataloader(
+        cfg, plan=stream.plan, order=stream.order, num_positions=stream.num_positions
+    )
+    model = build_model(cfg, device)
+    dist_model = wrap(model, cfg, device)
+    writer = None
+    if get_global_rank() == 0:
+        _start_wandb(cfg, folder)
+        writer = stack.enter_context(RecordWriter(folder / RECORDS_FILE))
+    run_fields = {
+        "run": cfg.run_name,
+        "rung": experiment.rung,
+        "params": model.num_params(include_embedding=False),
+        "params_total": model.num_params(),
+        "d_model": cfg.model.d_model,
+        "seed": cfg.seed,
+        "plan_hash": stream.plan.hash,
+        "corpus_hash": stream.identity["corpus_hash"],
+        "protocol": experiment.protocol,
+        "batch_size": cfg.global_train_batch_size,
+        "seq_len": cfg.model.max_sequence_length,
+        "learning_rate": cfg.optimizer.learning_rate,
+    }
+    return ExperimentTrainer(
+        cfg=cfg,
+        epoch=0,
+        model=model,
+        dist_model=dist_model,
+        optim=build_optimizer(cfg, dist_model),
+        scheduler=build_scheduler(cfg),
+        train_loader=loader,
+        device=device,
+        evaluators=[],
+        indices_file=_indices_file(cfg, folder),
+        plan=stream.plan,
+        callbacks=callbacks,
+        run_fields=run_fields,
+        identity=identity,
+        writer=writer,
+    )
+
+
+def _indices_file(cfg: TrainConfig, folder: Path) -> TextIO | None:
+    """The engine's log of rows per step, appended to where its own script would truncate it."""
+    if not cfg.save_data_indices:
+        return None
+    path = folder / "data-indices" / f"rank{get_global_rank()}.tsv.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return gzip.open(path, "at")
+
+
+def _agree(decide: Callable[[], Path | None]) -> Path | None:
+    """Rank 0's decision on all ranks; its error is raised on all of them."""
+    outcome: list[Any] = [None, None]
+    if get_global_rank() == 0:
+        try:
+            outcome[0] = decide()
+        except ConfigError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise ConfigError(outcome[1])
+    return outcome[0]
+
+
+def _check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, or None to start; ConfigError if the folder is in use."""
+    used = folder.is_dir() and any(
+        p.name != "logs" for p in folder.iterdir() if not p.name.startswith(".")
+    )
+    if not used:
+        return None
+    if not resume:
+        raise ConfigError(
+            f"train.save_folder {folder} is in use by an earlier run; pass --resume to go on with "
+            "it, or choose another folder"
+        )
+    plan_file = folder / "plan.json"
+    if not plan_file.is_file():
+        raise ConfigError(
+            f"train.save_folder {folder} holds files but no plan.json, so it is not a run of "
+            "olmo-ext; choose another folder"
+        )
+    check_same_stream(identity, json.loads(plan_file.read_text()), where=str(folder))
+    checkpoints = find_checkpoints(folder)
+    if not checkpoints:
+        return None
+    latest = checkpoints[-1].path
+    check_same_stream(identity, json.loads((latest / IDENTITY_FILE).read_text()), where=str(latest))
+    return latest
+
+
+def _lock(folder: Path) -> TextIO:
+    """Hold the folder against a second process; released when the process ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ConfigError(
+            f"train.save_folder {folder} is being written by another process; wait for it or "
+            "choose another folder"
+        ) from None
+    return file
+
+
+def _write_run_files(
+    experiment: ExperimentConfig,
+    stream: Stream,
+    identity: dict[str, Any],
+    manifest: Manifest | None,
+    *,
+    resumed_from: Path | None,
+) -> None:
+    """experiment.yaml, config.yaml, plan.json and run.json, each under a temporary name first."""
+    folder = Path(experiment.train.save_folder)
+    save_experiment(experiment, folder / FILE_NAME)
+    save_experiment(experiment.train, folder / "config.yaml")
+    _write_json(folder / "plan.json", identity)
+    tasks = {
+        task.name: stream.plan.rates(index)
+        | {"instances": stream.plan.instances(index, stream.num_steps)}
+        for index, task in enumerate(stream.plan.tasks)
+    }
+    _write_json(
+        folder / "run.json",
+        {
+            "run": experiment.train.run_name,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "resumed_from": str(resumed_from) if resumed_from else None,
+            "command": shlex.join(sys.argv),
+            "commit": git_commit(),
+            "plan_hash": stream.plan.hash,
+            "corpus": manifest.name if manifest else "unnamed memmaps",
+            "corpus_hash": stream.identity["corpus_hash"],
+            "num_steps": stream.num_steps,
+            "world_size": get_world_size(),
+            "device": _device_name(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("ai2-olmo", "torch", "numpy", "olmo-ext")},
+            "tasks": tasks,
+        },
+    )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    temporary.replace(path)
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, "+changes" if the checkout is not clean; None outside git."""
+    here = Path(__file__).parent
+    try:
+        commit, status = (
+            subprocess.run(
+                ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if status else "")
+
+
+def _start_wandb(cfg: TrainConfig, folder: Path) -> None:
+    """Join W&B if the config asks for it, offline without an API key; resumes its own run."""
+    if cfg.wandb is None:
+        return
+    mode = os.environ.get("WANDB_MODE")
+    if mode is None and not os.environ.get("WANDB_API_KEY"):
+        mode = "offline"
+    id_file = folder / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(wandb.util.generate_id())
+    wandb.init(
+        dir=folder,
+        id=id_file.read_text(),
+        resume="allow",
+        mode=mode,  # type: ignore[arg-type]
+        project=cfg.wandb.project,
+        entity=cfg.wandb.entity,
+        group=cfg.wandb.group,
+        name=cfg.wandb.name or cfg.run_name,
+        tags=cfg.wandb.tags,
+        config=cfg.asdict(exclude=["wandb"]),
+    )

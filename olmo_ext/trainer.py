@@ -1,0 +1,158 @@
+"""ExperimentTrainer: the stock trainer with hooks. It calls callbacks, keeps records, adds nothing.
+
+Only the engine's seams are overridden and each calls super(); `fit` is the engine's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+from olmo.checkpoint import Checkpointer
+from olmo.config import CheckpointType
+from olmo.train import Trainer
+
+from data_injection.plan import InjectionPlan
+from eval.checkpoint import IDENTITY_FILE
+from eval.records import RecordWriter
+from olmo_ext.callbacks.base import Callback
+from olmo_ext.compat import (
+    checkpointer_for,
+    cpu_shield,
+    plain_trainer_state,
+    stock_trainer_state,
+)
+
+
+@dataclass
+class ExperimentTrainer(Trainer):
+    """The engine's trainer for one experiment; build it with `olmo_ext.train`."""
+
+    plan: InjectionPlan = None  # type: ignore[assignment]
+    """The injection plan; `plan.at(global_step - 1)` is the step being trained."""
+
+    callbacks: dict[str, Callback] = field(default_factory=dict)
+    """Callbacks by name, in calling order."""
+
+    run_fields: dict[str, Any] = field(default_factory=dict)
+    """Fields that all records of the run share."""
+
+    identity: dict[str, Any] = field(default_factory=dict)
+    """Written into every checkpoint; see `olmo_ext.build.Stream.identity`."""
+
+    writer: RecordWriter | None = None
+    """Rank 0's record file."""
+
+    @property
+    def last_step(self) -> int:
+        """The step after which this process stops."""
+        return min(self.max_steps, self.cfg.stop_at or self.max_steps)
+
+    # -- the engine's seams ----------------------------------------------------------------------
+
+    def train_batch(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        for callback in self.callbacks.values():
+            callback.on_batch(self, batch)
+        with cpu_shield():
+            losses = super().train_batch(batch)
+        for callback in self.callbacks.values():
+            callback.on_gradients(self, batch)
+        return losses
+
+    def train_step(
+        self, batch: dict[str, Any], reduce_global_loss: bool = True
+    ) -> dict[str, float]:
+        wanted = [callback.wants_global_loss(self) for callback in self.callbacks.values()]
+        metrics = super().train_step(batch, reduce_global_loss=reduce_global_loss or any(wanted))
+        for callback in self.callbacks.values():
+            callback.on_step(self, metrics)
+        return metrics
+
+    def _save_checkpoint(
+        self, checkpointer: Checkpointer, checkpoint_type: CheckpointType
+    ) -> tuple[Any, Any]:
+        if self.writer is not None:
+            self.writer.sync()
+        ours = checkpointer_for(checkpointer, self.dist_model, self._write_identity)
+        paths = super()._save_checkpoint(ours, checkpoint_type)
+        for callback in self.callbacks.values():
+            callback.on_checkpoint(self)
+        return paths
+
+    def _write_identity(self, folder: Path) -> None:
+        (folder / IDENTITY_FILE).write_text(json.dumps(self.identity, indent=1))
+
+    def trainer_state_dict(self) -> dict[str, Any]:
+        with cpu_shield():
+            state = plain_trainer_state(super().trainer_state_dict())
+        state["callbacks"] = {name: c.state_dict() for name, c in self.callbacks.items()}
+        return state
+
+    def load_trainer_state_dict(self, state_dict: dict[str, Any]) -> None:
+        with cpu_shield():
+            super().load_trainer_state_dict(stock_trainer_state(state_dict))
+        for name, state in state_dict.get("callbacks", {}).items():
+            if name in self.callbacks:
+                self.callbacks[name].load_state_dict(state)
+
+    # -- what callbacks use ----------------------------------------------------------------------
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Evaluation mode without gradients; the training mode is put back."""
+        training = self.dist_model.training
+        self.dist_model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.dist_model.train(training)
+
+    def record(
+        self,
+        callback: str,
+        *,
+        metric: str,
+        value: float,
+        task: str = "",
+        split: str = "train",
+        **fields: Any,
+    ) -> None:
+        """Write one measurement at the current step; mirrored to W&B. Only rank 0 writes.
+
+        `task` empty means the run as a whole. See `eval.records` for the fields.
+        """
+        if self.writer is None:
+            return
+        row = self.run_fields | {
+            "step": self.global_step,
+            "tokens": self.global_train_tokens_seen,
+            "task": task,
+            "family": "",
+            "rate_per_step": 0.0,
+            "exposures_per_example": 0.0,
+            "split": split,
+            "metric": metric,
+            "value": value,
+        }
+        if task:
+            index = self.plan.task_index(task)
+            rates = self.plan.rates(index)
+            row |= {
+                "family": self.plan.tasks[index].family,
+                "rate_per_step": rates["per_step"],
+                "rate_per_sequence": rates["per_sequence"],
+                "rate_per_token": rates["per_token"],
+                "exposures_per_example": self.plan.exposures_per_example(index, self.global_step),
+            }
+        self.writer.write([row | fields])
+        if wandb.run is not None:
+            parts = [callback, task, split, fields.get("subset", ""), metric]
+            name = "/".join(["olmo_ext", *(part for part in parts if part)])
+            wandb.log({name: value}, step=self.global_step)
