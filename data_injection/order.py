@@ -5,8 +5,9 @@
 
 Epoch e is the first batch_size * floor(num_rows / batch_size) entries of the engine's own order,
 PCG64(seed + e) (olmo/data/iterable_dataset.py:91-97); the tail is dropped. Another batch size
-drops another tail, so it is another stream. All epochs form one position-addressed stream, and the engine
-sees a single epoch: its multi-epoch restarts have been wrong before (allenai/OLMo#650, #584, #554).
+drops another tail, so it is another stream. All epochs form one position-addressed
+stream, and the engine sees a single epoch: its multi-epoch restarts have been wrong before
+(allenai/OLMo#650, #584, #554).
 """
 
 from __future__ import annotations

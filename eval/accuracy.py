@@ -3,9 +3,9 @@
     for row in score_task(lambda ids: model(ids, last_logits_only=True).logits[:, -1], task):
         print(row["subset"], row["metric"], row["value"])
 
-Full-vocabulary accuracy first measures whether the label *format* was learned, so "learned" is read
-from `score` = (label_accuracy - majority) / (1 - majority), with label_accuracy the arg max over the
-task's labels and majority the share of the commonest label among the scored items.
+Full-vocabulary accuracy first measures whether the label *format* was learned, so "learned" is
+read from `score` = (label_accuracy - majority) / (1 - majority), with label_accuracy the arg max
+over the task's labels and majority the share of the commonest label among the scored items.
 
 Axes: B rows, T tokens of an example without its label, V vocabulary, L labels.
 """
@@ -57,13 +57,12 @@ def answer(
     tokens = torch.from_numpy(task.tokens[indices])
     labels_L = torch.from_numpy(task.label_tokens)
     correct, label_correct, loss = [], [], []
-    start = 0
+    start, rows = 0, batch_rows or 64
     while start < len(tokens):
-        # The first call is small: it tells the width of the vocabulary.
-        rows = batch_rows or (LOGITS_AT_ONCE // width if start else 64)
         part = tokens[start : start + rows]
         logits_BV = last_logits(part[:, :-1]).float().cpu()
-        width = logits_BV.shape[1]
+        # The first call is small: it tells the width of the vocabulary.
+        rows = batch_rows or max(LOGITS_AT_ONCE // logits_BV.shape[1], 1)
         target_B = part[:, -1]
         choice_B = labels_L[logits_BV[:, labels_L].argmax(dim=-1)]
         correct.append(logits_BV.argmax(dim=-1) == target_B)

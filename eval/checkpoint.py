@@ -92,7 +92,7 @@ def load_plan(folder: str | Path) -> InjectionPlan:
     """
     folder = Path(folder)
     identity = load_identity(folder)
-    raw = OmegaConf.load(folder / "experiment.yaml").get("injection") or {}
+    raw = OmegaConf.select(OmegaConf.load(folder / "experiment.yaml"), "injection", default={})
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(InjectionConfig), raw))
     assert isinstance(config, InjectionConfig)
     canonical = identity["plan"]
@@ -108,6 +108,6 @@ def load_plan(folder: str | Path) -> InjectionPlan:
     if plan.hash != identity["plan_hash"]:
         raise ValueError(
             f"{folder}: the saved experiment compiles to plan {plan.hash[:12]}, but the run was "
-            f"trained on {identity['plan_hash'][:12]}; use the version of olmo-ext named in run.json"
+            f"trained on {identity['plan_hash'][:12]}; use the olmo-ext version in run.json"
         )
     return plan

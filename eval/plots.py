@@ -75,8 +75,10 @@ def curves(frame: pd.DataFrame, *, metric: str = "score", split: str = "test") -
     most = max(len(panels) for *_, panels in shown)
     abreast = 2 if most == 4 else min(3, most)
     down = [math.ceil(len(panels) / abreast) for *_, panels in shown]
-    figure = Figure(figsize=(max(5.2, 3.1 * abreast), 2.4 * sum(down) + 1.2), layout="constrained")
-    grid = figure.subplots(sum(down), abreast, sharey=True, squeeze=False)
+    figure = Figure(
+        figsize=((5.6, 8.0, 9.3)[abreast - 1], 2.4 * sum(down) + 1.2), layout="constrained"
+    )
+    grid = figure.subplots(sum(down), abreast, sharex=True, sharey=True, squeeze=False)
     looks = _rate_looks(rows)
     for number_of, (protocol, family, panels) in enumerate(shown):
         axes = grid[sum(down[:number_of]) : sum(down[: number_of + 1])].ravel()
@@ -102,7 +104,7 @@ def curves(frame: pd.DataFrame, *, metric: str = "score", split: str = "test") -
     handles = [Line2D([], [], label=_rate_label(rows, rate), **looks[rate]) for rate in looks]
     handles.append(Line2D([], [], label=f"learned: {LEARNED_SCORE:g}", **THRESHOLD))
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=3 if abreast > 1 else 2,
+        handles=handles, loc="outside lower center", ncols=max(2, abreast),
         fontsize=8.5, frameon=False,
     )  # fmt: skip
     return figure
@@ -339,7 +341,7 @@ def _dress(axis: Any, title: str) -> None:
     axis.axhline(LEARNED_SCORE, zorder=1, **THRESHOLD)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(FAINT)
-    axis.tick_params(labelsize=8, colors=INK, length=3)
+    axis.tick_params(labelsize=8, colors=INK, length=3, labelbottom=True)
     axis.grid(axis="y", color="#e4e4e4", linewidth=0.7)
     axis.set_axisbelow(True)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -20,6 +20,8 @@ from typing import Any
 
 import pandas as pd
 
+from data_injection.plan import InjectionPlan
+
 log = logging.getLogger(__name__)
 
 FILE_NAME = "records.jsonl"
@@ -43,7 +45,10 @@ REQUIRED = (
 )
 """Fields that every record has. A metric adds its own (n, low, high, subset, ...)."""
 
-KEY = ("run", "plan_hash", "protocol", "step", "task", "split", "subset", "metric", "layer", "group")
+KEY = (
+    *("run", "rung", "seed", "learning_rate", "plan_hash", "protocol"),
+    *("step", "task", "split", "subset", "metric", "layer", "group"),
+)
 """What tells two measurements apart; a later row with the same key replaces an earlier one."""
 
 
@@ -99,6 +104,21 @@ class RecordWriter:
         self.close()
 
 
+def task_fields(plan: InjectionPlan, name: str, *, step: int) -> dict[str, Any]:
+    """The fields of a record that say which task it is of and how often it was seen by `step`."""
+    index = plan.task_index(name)
+    rates = plan.rates(index)
+    return {
+        "task": name,
+        "family": plan.tasks[index].family,
+        "schedule": plan.schedules[index].kind,
+        "rate_per_step": rates["per_step"],
+        "rate_per_sequence": rates["per_sequence"],
+        "rate_per_token": rates["per_token"],
+        "exposures_per_example": plan.exposures_per_example(index, step),
+    }
+
+
 def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
@@ -114,7 +134,9 @@ def record_files(source: str | Path) -> list[Path]:
         return [source]
     files = sorted(source.rglob(FILE_NAME))
     if not files:
-        raise FileNotFoundError(f"no {FILE_NAME} in or below {source}; has a run been trained there?")
+        raise FileNotFoundError(
+            f"no {FILE_NAME} in or below {source}; has a run been trained there?"
+        )
     return files
 
 
@@ -122,8 +144,8 @@ def read_records(source: str | Path) -> pd.DataFrame:
     """All records of a file, run or folder of runs, one row per measurement, latest row per key.
 
     Returns a frame with the columns of REQUIRED first; optional fields are missing (NaN) where a
-    metric has none. Raises FileNotFoundError if there are no record files, ValueError on a line in
-    the middle of a file that is not a record.
+    metric has none. Raises FileNotFoundError if there are no record files, ValueError on a line
+    that is JSON but no record; a line that is no JSON at all was torn by a kill and is skipped.
     """
     rows: list[dict[str, Any]] = []
     for path in record_files(source):
@@ -135,7 +157,9 @@ def read_records(source: str | Path) -> pd.DataFrame:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 # Torn by a kill: either the very end, or just before a resumed writer's newline.
-                log.warning("%s:%d is not a complete record (killed writer?), skipped", path, number)
+                log.warning(
+                    "%s:%d is not a complete record (killed writer?), skipped", path, number
+                )
                 continue
             missing = [name for name in REQUIRED if name not in row]
             if missing:

@@ -154,7 +154,7 @@ def _hybrid_mesh(train: TrainConfig, device: torch.device) -> Any:
     replicas = train.fsdp.hybrid_sharding_num_model_replicas or max(world // local, 1)
     if replicas < 1 or world % replicas:
         raise ConfigError(
-            f"train.fsdp.hybrid_sharding_num_model_replicas must divide the world size {world}, got "
-            f"{replicas}"
+            f"train.fsdp.hybrid_sharding_num_model_replicas must divide the world size {world}, "
+            f"got {replicas}"
         )
     return init_device_mesh(device.type, (replicas, world // replicas))

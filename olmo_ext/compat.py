@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,13 +38,13 @@ class HostDataset(MemMapDataset):
 class PositionDataset(IterableDataset):
     """The engine's iterable dataset over stream positions, read without its threads.
 
-    Wart: `_get_dataset_item` (iterable_dataset.py:183) reports the index it asked for, which here is
-    a stream position; batches keep the engine's meaning of "index", the row of the corpus. Goes when
-    the engine lets a dataset name its own index.
+    Wart: `_get_dataset_item` (iterable_dataset.py:183) reports the index it asked for, which here
+    is a stream position; batches keep the engine's meaning of "index", the row of the corpus. Goes
+    when the engine lets a dataset name its own index.
     """
 
     def _get_dataset_item(self, idx: int) -> dict[str, Any]:
-        return self.dataset[idx]  # type: ignore[return-value]
+        return self.dataset[idx]
 
 
 @contextlib.contextmanager
@@ -97,7 +96,6 @@ def stock_trainer_state(plain: dict[str, Any]) -> dict[str, Any]:
     if isinstance(rng["python"], str):
         version, words, gauss = json.loads(rng["python"])
         rng["python"] = (version, tuple(words), gauss)
-        random.Random().setstate(rng["python"])  # raises here, not half-way through a restore
     if isinstance(rng["numpy"], list):
         name, keys, *rest = rng["numpy"]
         rng["numpy"] = (name, keys.numpy().astype(np.uint32), *rest)

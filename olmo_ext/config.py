@@ -2,8 +2,8 @@
 
     experiment = load_experiment("experiment.yaml", overrides=["train.seed=1"])
 
-`train:` is the engine's own TrainConfig, key for key; the other sections are ours. An unknown key, a
-wrong type or a value that cannot work raises ConfigError before any work starts.
+`train:` is the engine's own TrainConfig, key for key; the other sections are ours. An unknown key,
+a wrong type or a value that cannot work raises ConfigError before any work starts.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     # The engine's resolvers (path.glob, path.choose) may stand in its section.
     TrainConfig._register_resolvers(validate_paths=False)
     try:
-        raw = OmegaConf.load(path)
+        raw: Any = OmegaConf.load(path)
         if overrides:
             raw = OmegaConf.merge(raw, OmegaConf.from_dotlist(overrides))
         if "train" in raw:
@@ -148,8 +148,9 @@ def _use_corpus(experiment: ExperimentConfig) -> Manifest:
         setattr(section, name, value)
     if manifest.vocab_size > train.model.vocab_size:
         raise ConfigError(
-            f"train.model.vocab_size is {train.model.vocab_size} but the corpus {experiment.corpus} "
-            f"has token ids up to {manifest.vocab_size - 1}; set it to {manifest.vocab_size}"
+            f"train.model.vocab_size is {train.model.vocab_size} but the corpus "
+            f"{experiment.corpus} has token ids up to {manifest.vocab_size - 1}; "
+            f"set it to {manifest.vocab_size}"
         )
     return manifest
 

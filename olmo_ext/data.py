@@ -3,7 +3,8 @@
     loader = build_train_dataloader(train, plan=plan, order=order, num_positions=...)
 
 With an empty plan its batches are byte for byte those of stock ai2-olmo's `build_train_dataloader`,
-epoch after epoch; with a plan, nothing but the injected tokens differs (tests/olmo_ext/test_data.py).
+epoch after epoch; with a plan nothing but the injected tokens differs
+(tests/olmo_ext/test_data.py).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def build_host(train: TrainConfig, *, include_instance_metadata: bool = False) -
         eos_token_id=model.eos_token_id,
         generate_attention_mask=data.generate_attention_mask,
         generate_doc_lengths=data.generate_doc_lengths,
-        label_mask_paths=data.label_mask_paths,  # type: ignore[arg-type]
+        label_mask_paths=data.label_mask_paths,
         instance_filter_config=data.instance_filter,
     )
 
@@ -139,7 +140,7 @@ def build_train_dataloader(
         filtered=data.instance_filter is not None,
     )
     dataset = PositionDataset(
-        stream,  # type: ignore[arg-type]
+        stream,
         train.global_train_batch_size,
         shuffle=False,
         drop_last=True,

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 import shlex
 import subprocess
 import sys
@@ -29,6 +30,7 @@ import torch
 import torch.distributed as dist
 import wandb
 from olmo.config import CheckpointType, TrainConfig
+from olmo.model import OLMo
 from olmo.optim import build_optimizer, build_scheduler
 from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size
 
@@ -140,20 +142,6 @@ def _build_trainer(
     if get_global_rank() == 0:
         _start_wandb(cfg, folder)
         writer = stack.enter_context(RecordWriter(folder / RECORDS_FILE))
-    run_fields = {
-        "run": cfg.run_name,
-        "rung": experiment.rung,
-        "params": model.num_params(include_embedding=False),
-        "params_total": model.num_params(),
-        "d_model": cfg.model.d_model,
-        "seed": cfg.seed,
-        "plan_hash": stream.plan.hash,
-        "corpus_hash": stream.identity["corpus_hash"],
-        "protocol": experiment.protocol,
-        "batch_size": cfg.global_train_batch_size,
-        "seq_len": cfg.model.max_sequence_length,
-        "learning_rate": cfg.optimizer.learning_rate,
-    }
     return ExperimentTrainer(
         cfg=cfg,
         epoch=0,
@@ -167,10 +155,30 @@ def _build_trainer(
         indices_file=_indices_file(cfg, folder),
         plan=stream.plan,
         callbacks=callbacks,
-        run_fields=run_fields,
+        run_fields=run_fields(experiment, stream),
         identity=identity,
         writer=writer,
     )
+
+
+def run_fields(experiment: ExperimentConfig, stream: Stream) -> dict[str, Any]:
+    """The fields that all records of the run share."""
+    cfg = experiment.train
+    model = OLMo(cfg.model.update_with(init_device="meta"))
+    return {
+        "run": cfg.run_name,
+        "rung": experiment.rung,
+        "params": model.num_params(include_embedding=False),
+        "params_total": model.num_params(),
+        "d_model": cfg.model.d_model,
+        "seed": cfg.seed,
+        "plan_hash": stream.plan.hash,
+        "corpus_hash": stream.identity["corpus_hash"],
+        "protocol": experiment.protocol,
+        "batch_size": cfg.global_train_batch_size,
+        "seq_len": cfg.model.max_sequence_length,
+        "learning_rate": cfg.optimizer.learning_rate,
+    }
 
 
 def _indices_file(cfg: TrainConfig, folder: Path) -> TextIO | None:
@@ -272,6 +280,7 @@ def _write_run_files(
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             **{name: version(name) for name in ("ai2-olmo", "torch", "numpy", "olmo-ext")},
+            "record_fields": run_fields(experiment, stream),
             "tasks": tasks,
         },
     )
@@ -313,7 +322,7 @@ def _start_wandb(cfg: TrainConfig, folder: Path) -> None:
         mode = "offline"
     id_file = folder / "wandb_id"
     if not id_file.exists():
-        id_file.write_text(wandb.util.generate_id())
+        id_file.write_text(secrets.token_hex(4))
     wandb.init(
         dir=folder,
         id=id_file.read_text(),

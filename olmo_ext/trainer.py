@@ -20,7 +20,7 @@ from olmo.train import Trainer
 
 from data_injection.plan import InjectionPlan
 from eval.checkpoint import IDENTITY_FILE
-from eval.records import RecordWriter
+from eval.records import RecordWriter, task_fields
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.compat import (
     checkpointer_for,
@@ -142,15 +142,7 @@ class ExperimentTrainer(Trainer):
             "value": value,
         }
         if task:
-            index = self.plan.task_index(task)
-            rates = self.plan.rates(index)
-            row |= {
-                "family": self.plan.tasks[index].family,
-                "rate_per_step": rates["per_step"],
-                "rate_per_sequence": rates["per_sequence"],
-                "rate_per_token": rates["per_token"],
-                "exposures_per_example": self.plan.exposures_per_example(index, self.global_step),
-            }
+            row |= task_fields(self.plan, task, step=self.global_step)
         self.writer.write([row | fields])
         if wandb.run is not None:
             parts = [callback, task, split, fields.get("subset", ""), metric]

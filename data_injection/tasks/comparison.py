@@ -1,8 +1,8 @@
 """Comparison T_CMP: TOK1 TOK2 LABEL, where LABEL says how TOK1 stands to TOK2 in a hidden order.
 
 The study, Part 3: TOK1 and TOK2 from 100 tokens drawn at random from the vocabulary, all 10K
-ordered pairs, 50/50 split. The order is the (random) order of the drawn symbols. Three labels: less, equal,
-greater; the majority level of 100 symbols is .495 (4,950 / 100 / 4,950).
+ordered pairs, 50/50 split. The order is the (random) order of the drawn symbols. Three
+labels: less, equal, greater; the majority level of 100 symbols is .495 (4,950 / 100 / 4,950).
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ class Progress(Callback):
         now = time.monotonic()
         last = trainer.global_step >= trainer.last_step
         terminal = sys.stderr.isatty()
-        if get_global_rank() != 0 or (now - self._shown < (0.2 if terminal else self.seconds)):
-            if not last or get_global_rank() != 0:
-                return
+        wait = 0.2 if terminal else self.seconds
+        if get_global_rank() != 0 or (now - self._shown < wait and not last):
+            return
         self._shown = now
         done, total = trainer.global_step, trainer.last_step
         speed = (done - self._first_step) / max(now - self._started, 1e-9)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TaskEval(Callback):
-    """Every `every` steps and after the last: the accuracies of `eval.accuracy`, each task and split.
+    """Every `every` steps and after the last: the measures of `eval.accuracy`, by task and split.
 
     Logits are computed at the label position only, for all instances of a task in a few batches.
     """
