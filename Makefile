@@ -1,0 +1,36 @@
+# make quickstart: set up .venv and answer the question on this machine. make test: all checks.
+# Neither relies on anything installed by hand but Python 3.11 or 3.12 (PYTHON=... picks one).
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c '$(SUPPORTED)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+.PHONY: quickstart smoke test lint install clean
+
+quickstart: install
+	$(BIN)/olmo-ext quickstart
+
+smoke: install
+	$(BIN)/olmo-ext quickstart --smoke --check
+
+test: lint
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(BIN)/.installed
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing (a few minutes the first time) ..."
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,196 @@
+"""Rows per second of our training data loader beside stock ai2-olmo's, on the same data.
+
+    python benchmarks/loader.py --out loader.md
+
+Ours injects 8 examples into every batch of 32 rows. Each repeat times both loaders one after the
+other, in turns first, so that a busy machine slows both; the ratio is the median over these pairs.
+The timed batches come after a warm-up that drains what the workers prefetched before the clock ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain, repeat
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from olmo.config import DataConfig, ModelConfig, TrainConfig
+from olmo.data import build_train_dataloader as build_stock
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
+from data_injection.order import RowOrder
+from data_injection.plan import compile_plan
+from olmo_ext.data import build_train_dataloader as build_ours
+
+VOCAB_SIZE = 50_280
+PROMISE = 0.97
+"""The ratio of ours to stock that no cell may fall below."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: medians over the pairs, and the span of the pairs' ratios."""
+
+    context: int
+    """Tokens a row."""
+    workers: int
+    ours: float
+    """Rows per second."""
+    stock: float
+    """Rows per second."""
+    ratio: float
+    """Ours to stock: the median over pairs."""
+    ratio_min: float
+    ratio_max: float
+    pairs: int
+
+
+def measure(
+    context: int, workers: int, *, batch_size: int, injected: int, pairs: int, seconds: float
+) -> Cell:
+    """Time `pairs` pairs of runs, each about `seconds` long, over one random memmap."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours, stock = build_loaders(
+            Path(folder), context=context, workers=workers, batch_size=batch_size, injected=injected
+        )
+        rate = rows_per_second(stock, batches=64, warm_up=4 * workers + 4)  # and fills the caches
+        timing = {"batches": max(int(rate * seconds / batch_size), 16), "warm_up": 4 * workers + 4}
+        samples = []
+        for pair in range(pairs):
+            order: tuple[Callable[[], DataLoader], ...] = (ours, stock)
+            rates = {
+                build: rows_per_second(build, **timing)
+                for build in (order if pair % 2 else order[::-1])
+            }
+            samples.append((rates[ours], rates[stock]))
+    ratios = [a / b for a, b in samples]
+    return Cell(
+        context=context,
+        workers=workers,
+        ours=median(a for a, _ in samples),
+        stock=median(b for _, b in samples),
+        ratio=median(ratios),
+        ratio_min=min(ratios),
+        ratio_max=max(ratios),
+        pairs=pairs,
+    )
+
+
+def build_loaders(
+    folder: Path, *, context: int, workers: int, batch_size: int, injected: int
+) -> tuple[Callable[[], DataLoader], Callable[[], DataLoader]]:
+    """Builders of our loader and of stock's over 16 MiB of random tokens: one epoch of each."""
+    num_rows = 2**23 // context
+    tokens = np.random.default_rng(0).integers(VOCAB_SIZE, size=num_rows * context, dtype=np.uint16)
+    tokens.tofile(folder / "tokens.npy")
+    train = TrainConfig(
+        model=ModelConfig(
+            max_sequence_length=context,
+            vocab_size=VOCAB_SIZE,
+            embedding_size=VOCAB_SIZE,
+            eos_token_id=0,
+            pad_token_id=1,
+        ),
+        data=DataConfig(
+            paths=[str(folder / "tokens.npy")],
+            drop_last=True,
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+        ),
+        global_train_batch_size=batch_size,
+        device_train_batch_size=batch_size,
+        save_folder=str(folder),
+        save_overwrite=True,
+    )
+    order = RowOrder(num_rows=num_rows, batch_size=batch_size, seed=train.seed, folder=folder)
+    order.write(order.epoch_rows)
+    task = TaskConfig(name="comparison", schedule=ScheduleConfig(rate=injected))
+    plan = compile_plan(
+        InjectionConfig(tasks=[task]),
+        batch_size=batch_size,
+        seq_len=context,
+        epoch_rows=order.epoch_rows,
+        vocab_size=VOCAB_SIZE,
+        eos_token_id=0,
+    )
+    loaders = (
+        build_ours(train, plan=plan, order=order, num_positions=order.epoch_rows),
+        build_stock(train),
+    )
+    return (lambda: loaders[0]), (lambda: loaders[1])
+
+
+def rows_per_second(build: Callable[[], DataLoader], *, batches: int, warm_up: int) -> float:
+    """Rows per second over `batches` batches after `warm_up` batches; epochs follow each other."""
+    stream: Iterator[dict] = chain.from_iterable(repeat(build()))
+    for _ in range(warm_up):
+        next(stream)
+    start = time.perf_counter()
+    rows = sum(len(next(stream)["input_ids"]) for _ in range(batches))
+    return rows / (time.perf_counter() - start)
+
+
+def table(cells: list[Cell]) -> Table:
+    out = Table("context", "workers", "ours rows/s", "stock rows/s", "ratio", "min to max")
+    for cell in cells:
+        out.add_row(*map(str, row(cell)), style="" if cell.ratio >= PROMISE else "bold red")
+    return out
+
+
+def row(cell: Cell) -> tuple[str, ...]:
+    span = f"{cell.ratio_min:.2f} to {cell.ratio_max:.2f}"
+    rates = (f"{cell.ours:,.0f}", f"{cell.stock:,.0f}", f"{cell.ratio:.2f}")
+    return (str(cell.context), str(cell.workers), *rates, span)
+
+
+def write(cells: list[Cell], path: Path) -> None:
+    """The cells as JSON, or as the rows of a Markdown table."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")
+        return
+    head = ["context", "workers", "ours, rows/s", "stock, rows/s", "ours / stock", "min to max"]
+    lines = [head, ["---:"] * len(head), *map(row, cells)]
+    path.write_text("".join("| " + " | ".join(line) + " |\n" for line in lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 2048])
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--injected", type=int, default=8, help="examples in every batch of ours")
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.5, help="length of one timing")
+    parser.add_argument("--quick", action="store_true", help="a look: 3 short pairs a cell")
+    parser.add_argument("--out", type=Path, help="write the cells to a .json or .md file")
+    args = parser.parse_args()
+    if args.quick:
+        args.pairs, args.seconds = 3, 0.2
+    cells = [
+        measure(
+            context,
+            workers,
+            batch_size=args.batch_size,
+            injected=args.injected,
+            pairs=args.pairs,
+            seconds=args.seconds,
+        )
+        for context in args.contexts
+        for workers in args.workers
+    ]
+    Console().print(table(cells))
+    if args.out is not None:
+        write(cells, args.out)
+
+
+if __name__ == "__main__":
+    main()

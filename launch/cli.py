@@ -1,0 +1,229 @@
+"""olmo-ext: the front door. Each verb is a few lines over a function of another room.
+
+    olmo-ext quickstart
+    olmo-ext prepare embedded --out runs/corpus
+    olmo-ext plan experiment.yaml && olmo-ext train experiment.yaml
+    olmo-ext eval runs/ && olmo-ext report runs/
+
+Bad input ends with status 2 and one message that names key, value and remedy. Heavy imports live in
+the verb that needs them, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    help="Rare-task injection for OLMo pretraining: what larger models learn and smaller do not.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--override", "-o", help="Dotted setting, e.g. train.seed=1; repeatable."),
+]
+ExperimentFile = Annotated[Path, typer.Argument(help="Experiment YAML.")]
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder of runs and report.")] = Path("runs/quickstart"),
+    widths: Annotated[list[int] | None, typer.Option(help="d_model of each size.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="Model seeds.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
+    smoke: Annotated[bool, typer.Option(help="Two widths, one rate, one minute.")] = False,
+    check: Annotated[
+        bool, typer.Option(help="Status 1 if the learned cells do not rise with size.")
+    ] = False,
+) -> None:
+    """Train the grid of sizes and frequencies on the embedded corpus and report what is learned."""
+    from launch.quickstart import quickstart as run
+
+    rises = run(
+        out.with_name(out.name + "-smoke") if smoke and out == Path("runs/quickstart") else out,
+        widths=tuple(widths or ()),
+        seeds=tuple(seeds or (6198,)),
+        jobs=jobs,
+        smoke=smoke,
+        console=console,
+    )
+    if check and not rises:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prepare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="`embedded`, or Dolma files, globs, folders, hf:PATH[,CONFIG][:SPLIT]."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the corpus.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="dolma-v1_5, dolma2, or a tokenizer.json.")
+    ] = "dolma-v1_5",
+    name: Annotated[str | None, typer.Option(help="Name in the manifest.")] = None,
+    text_field: Annotated[str, typer.Option(help="Field of a record with its text.")] = "text",
+    dtype: Annotated[str | None, typer.Option(help="uint16 or uint32; default: smallest.")] = None,
+    vocab_size: Annotated[int, typer.Option(help="BPE vocabulary of `embedded`.")] = 2048,
+    max_tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens.")] = None,
+) -> None:
+    """Turn text into the engine's token files with a manifest."""
+    from data_injection.corpus import prepare_corpus, prepare_embedded
+
+    if sources == ["embedded"]:
+        manifest = prepare_embedded(out, vocab_size=vocab_size)
+    else:
+        manifest = prepare_corpus(
+            sources,
+            out,
+            name=name or out.name,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            text_field=text_field,
+            max_tokens=max_tokens,
+        )
+    console.print(
+        f"{out}: {manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents, "
+        f"{manifest.dtype}, vocabulary {manifest.vocab_size}, sha256 {manifest.hash}"
+    )
+
+
+@app.command()
+def plan(experiment: ExperimentFile, override: Overrides = None) -> None:
+    """Compile the injection plan: exact counts, frequencies in all units, exposures, hash."""
+    from olmo_ext.build import compile_stream
+    from olmo_ext.config import complete, load_experiment
+
+    config = load_experiment(experiment, override)
+    stream = compile_stream(config, manifest=complete(config))
+    compiled, steps = stream.plan, stream.num_steps
+    titles = ("instances", "/step", "/row", "/token", "task tok./token", "exp./example")
+    table = Table("task", *titles, box=box.SIMPLE_HEAD, padding=(0, 1))
+    for index, (task, schedule) in enumerate(zip(compiled.tasks, compiled.schedules, strict=True)):
+        rates = compiled.rates(index)
+        units = ("per_step", "per_sequence", "per_token", "task_tokens_per_token")
+        table.add_row(
+            f"{task.name}\n{task.family}, {schedule.kind}",
+            f"{compiled.instances(index, steps):,}",
+            *(f"{rates[unit]:.3g}" for unit in units),
+            f"{compiled.exposures_per_example(index, steps):.3g}",
+        )
+    console.print(table)
+    positions, epoch = stream.num_positions, stream.order.epoch_rows
+    console.print(
+        f"{steps:,} steps of {stream.order.batch_size} rows x {compiled.geometry.seq_len} tokens = "
+        f"{positions * compiled.geometry.seq_len:,} tokens, {positions / epoch:.3g} epochs of the "
+        f"corpus ({epoch:,} rows)\nplan {compiled.hash}"
+    )
+
+
+@app.command()
+def train(
+    experiment: ExperimentFile,
+    override: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's latest checkpoint.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, train nothing.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The engine's log too.")] = False,
+) -> None:
+    """Train one experiment; under torchrun on all its ranks."""
+    import torch.distributed as dist
+
+    from olmo_ext.config import load_experiment
+    from olmo_ext.train import train as run
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+    try:
+        folder = run(load_experiment(experiment, override), resume=resume, dry_run=dry_run)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if dry_run:
+        console.print(f"{experiment}: all checks passed; nothing was trained or written")
+    else:
+        console.print(f"{folder}: done")
+
+
+@app.command("eval")
+def evaluate(
+    sources: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Score every checkpoint on every task and split; what is in the records is skipped."""
+    from eval.evaluate import evaluate as run
+
+    for source in sources:
+        for folder, checkpoint, num in run(source, device=device):
+            done = f"{num} records" if num else "already there"
+            console.print(f"{folder.name} step {checkpoint.step}: {done}")
+
+
+@app.command()
+def report(
+    source: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: the source.")] = None,
+) -> None:
+    """Write heatmap.png, curves.png, CSV tables and one self-contained report.html."""
+    from eval.grid import cells
+    from eval.records import read_records
+    from eval.report import print_cells, write_report
+
+    path = write_report(source, out, command=" ".join(["olmo-ext", *sys.argv[1:]]))
+    print_cells(cells(read_records(source)), console)
+    console.print(str(path))
+
+
+@app.command()
+def doctor() -> None:
+    """Look at Python, packages, devices and launchers; status 1 if a run cannot work here."""
+    from launch.doctor import examine
+
+    table = Table("", "what", "found", "remedy or reason")
+    colours = {"ok": "green", "note": "yellow", "fail": "red"}
+    failed = False
+    for finding in examine():
+        mark = f"[{colours[finding.status]}]{finding.status}[/]"
+        table.add_row(mark, finding.what, finding.detail, finding.remedy)
+        failed |= finding.status == "fail"
+    console.print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; bad input is one message and status 2."""
+    # The engine registers its resolvers by OmegaConf's older name (olmo/config.py:104).
+    warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
+    try:
+        app()
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        if "-v" in sys.argv or "--verbose" in sys.argv:
+            raise
+        errors.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
+        errors.print(str(error), markup=False, highlight=False)
+        sys.exit(2 if isinstance(error, ValueError | FileNotFoundError) else 1)
+
+
+if __name__ == "__main__":
+    main()

