@@ -4,7 +4,7 @@
 
 Ours injects 8 examples into every batch of 32 rows. Each repeat times both loaders one after the
 other, in turns first, so that a busy machine slows both; the ratio is the median over these pairs.
-The timed batches come after a warm-up that drains what the workers prefetched before the clock ran.
+The clock starts after a warm-up: workers have started, and what they fetched ahead is used up.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain, repeat
 from pathlib import Path
 from statistics import median
 
@@ -32,6 +30,9 @@ from data_injection.plan import compile_plan
 from olmo_ext.data import build_train_dataloader as build_ours
 
 VOCAB_SIZE = 50_280
+NUM_ROWS = 2**15
+"""Rows of the corpus: 128 MiB at context 2048, so that an epoch outlasts a timing."""
+
 PROMISE = 0.97
 """The ratio of ours to stock that no cell may fall below."""
 
@@ -62,16 +63,16 @@ def measure(
         ours, stock = build_loaders(
             Path(folder), context=context, workers=workers, batch_size=batch_size, injected=injected
         )
-        rate = rows_per_second(stock, batches=64, warm_up=4 * workers + 4)  # and fills the caches
-        timing = {"batches": max(int(rate * seconds / batch_size), 16), "warm_up": 4 * workers + 4}
+        warm_up = 4 * workers + 4
+        # An untimed pass fills the page cache and says how many batches take `seconds`.
+        rate = rows_per_second(stock, batches=64, warm_up=warm_up)
+        most = NUM_ROWS // batch_size - warm_up
+        batches = min(max(int(rate * seconds / batch_size), 16), most)
         samples = []
         for pair in range(pairs):
-            order: tuple[Callable[[], DataLoader], ...] = (ours, stock)
-            rates = {
-                build: rows_per_second(build, **timing)
-                for build in (order if pair % 2 else order[::-1])
-            }
-            samples.append((rates[ours], rates[stock]))
+            loaders = (ours, stock) if pair % 2 else (stock, ours)
+            rates = [rows_per_second(it, batches=batches, warm_up=warm_up) for it in loaders]
+            samples.append(tuple(rates if pair % 2 else rates[::-1]))
     ratios = [a / b for a, b in samples]
     return Cell(
         context=context,
@@ -87,10 +88,9 @@ def measure(
 
 def build_loaders(
     folder: Path, *, context: int, workers: int, batch_size: int, injected: int
-) -> tuple[Callable[[], DataLoader], Callable[[], DataLoader]]:
-    """Builders of our loader and of stock's over 16 MiB of random tokens: one epoch of each."""
-    num_rows = 2**23 // context
-    tokens = np.random.default_rng(0).integers(VOCAB_SIZE, size=num_rows * context, dtype=np.uint16)
+) -> tuple[DataLoader, DataLoader]:
+    """Our loader and stock's over the same random tokens, one epoch of each."""
+    tokens = np.random.default_rng(0).integers(VOCAB_SIZE, size=NUM_ROWS * context, dtype=np.uint16)
     tokens.tofile(folder / "tokens.npy")
     train = TrainConfig(
         model=ModelConfig(
@@ -111,7 +111,7 @@ def build_loaders(
         save_folder=str(folder),
         save_overwrite=True,
     )
-    order = RowOrder(num_rows=num_rows, batch_size=batch_size, seed=train.seed, folder=folder)
+    order = RowOrder(num_rows=NUM_ROWS, batch_size=batch_size, seed=train.seed, folder=folder)
     order.write(order.epoch_rows)
     task = TaskConfig(name="comparison", schedule=ScheduleConfig(rate=injected))
     plan = compile_plan(
@@ -122,16 +122,13 @@ def build_loaders(
         vocab_size=VOCAB_SIZE,
         eos_token_id=0,
     )
-    loaders = (
-        build_ours(train, plan=plan, order=order, num_positions=order.epoch_rows),
-        build_stock(train),
-    )
-    return (lambda: loaders[0]), (lambda: loaders[1])
+    ours = build_ours(train, plan=plan, order=order, num_positions=order.epoch_rows)
+    return ours, build_stock(train)
 
 
-def rows_per_second(build: Callable[[], DataLoader], *, batches: int, warm_up: int) -> float:
-    """Rows per second over `batches` batches after `warm_up` batches; epochs follow each other."""
-    stream: Iterator[dict] = chain.from_iterable(repeat(build()))
+def rows_per_second(loader: DataLoader, *, batches: int, warm_up: int) -> float:
+    """Rows per second over `batches` batches after `warm_up` batches of one epoch."""
+    stream = iter(loader)
     for _ in range(warm_up):
         next(stream)
     start = time.perf_counter()
@@ -168,8 +165,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--injected", type=int, default=8, help="examples in every batch of ours")
-    parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.5, help="length of one timing")
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=0.25, help="length of one timing")
     parser.add_argument("--quick", action="store_true", help="a look: 3 short pairs a cell")
     parser.add_argument("--out", type=Path, help="write the cells to a .json or .md file")
     args = parser.parse_args()

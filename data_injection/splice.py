@@ -63,6 +63,8 @@ class SplicedStream:
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """The row at a position, with the host row's number under "index"."""
+        if not 0 <= position < self.num_positions:
+            raise IndexError(f"position {position} is not in [0, {self.num_positions})")
         row = self.order.row(position)
         item = self.host[row]
         item["index"] = row

@@ -21,7 +21,9 @@ from data_injection.plan import InjectionPlan, compile_plan
 IDENTITY_FILE = "olmo_ext.json"
 """Beside the engine's files in every checkpoint: the stream that it was trained on."""
 
-_NAME = re.compile(r"step(\d+)(-unsharded)?")
+FILES = ("model.pt", "optim.pt", "train.pt", "config.yaml", IDENTITY_FILE)
+
+_NAME = re.compile(r"step(\d+)-unsharded")
 
 
 @dataclass(frozen=True)
@@ -30,25 +32,20 @@ class Checkpoint:
 
     path: Path
     step: int
-    sharded: bool
 
 
 def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
-    """Complete checkpoints of a run in the order of their steps.
+    """Complete unsharded checkpoints of a run in the order of their steps.
 
     Complete means renamed into place with every file: a writer that was killed leaves a "-tmp"
-    folder, which is not one. At the same step an unsharded one comes last.
+    folder, which is not one.
     """
     found = []
     for path in Path(folder).glob("step*"):
         match = _NAME.fullmatch(path.name)
-        if match is None:
-            continue
-        sharded = match[2] is None
-        files = ("model_and_optim",) if sharded else ("model.pt", "optim.pt", "train.pt")
-        if all((path / name).exists() for name in (*files, "config.yaml", IDENTITY_FILE)):
-            found.append(Checkpoint(path, int(match[1]), sharded))
-    return sorted(found, key=lambda c: (c.step, not c.sharded))
+        if match is not None and all((path / name).exists() for name in FILES):
+            found.append(Checkpoint(path, int(match[1])))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
 def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
@@ -65,8 +62,7 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
     path = Path(path)
     if not (path / "model.pt").is_file():
         raise FileNotFoundError(
-            f"{path} holds no model.pt; sharded checkpoints are unsharded by training with "
-            "train.save_interval_unsharded set"
+            f"{path} holds no model.pt; give an unsharded checkpoint, a folder step*-unsharded"
         )
     config = ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)
     config.init_device, config.precision = device, "fp32"

@@ -8,7 +8,6 @@ Idempotent: a (step, task, split) that already stands in the records is skipped.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from data_injection.plan import InjectionPlan
 from eval.accuracy import score_task
 from eval.checkpoint import Checkpoint, find_checkpoints, load_model, load_plan
 from eval.records import FILE_NAME, RecordWriter, read_records, task_fields
-
-log = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
 
@@ -72,9 +69,6 @@ def _score(
         if (checkpoint.step, task.name, split) not in done
     ]
     if not missing:
-        return []
-    if checkpoint.sharded:
-        log.warning("%s is sharded and not evaluated; save it unsharded", checkpoint.path)
         return []
     model = load_model(checkpoint.path, device=device)
     geometry = plan.geometry

@@ -139,7 +139,7 @@ def wrap(model: OLMo, train: TrainConfig, device: torch.device) -> DDP | FSDP:
         auto_wrap_policy=model.get_fsdp_wrap_policy(train.fsdp.wrapping_strategy),
         use_orig_params=train.fsdp.use_orig_params,
         limit_all_gathers=True,
-        device_id=device.index if device.type == "cuda" else None,
+        device_id=device,
         **kwargs,
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from olmo.config import TrainConfig
 from olmo.data.collator import DataCollator
+from olmo.util import file_size, get_bytes_range, is_url
 from torch.utils.data import DataLoader
 
 from data_injection.config import ConfigError
@@ -56,11 +57,13 @@ def check_memmaps(train: TrainConfig) -> None:
     dtype = train.data.effective_memmap_dtype
     size, vocab = np.dtype(dtype).itemsize, train.model.vocab_size
     row = train.model.max_sequence_length
-    for path in map(Path, train.data.paths or []):
-        if "://" in str(path):
-            continue
+    # A URL must stay a string: Path("s3://x") is "s3:/x".
+    for path in (Path(p) for p in train.data.paths or [] if not is_url(p)):
         if not path.is_file():
-            raise ConfigError(f"train.data.paths: {path} does not exist")
+            raise ConfigError(
+                f"train.data.paths: {path} is not a file; correct the path, or make a corpus with "
+                "`olmo-ext prepare`"
+            )
         num_bytes = path.stat().st_size
         with path.open("rb") as file:
             if file.read(6) == b"\x93NUMPY":
@@ -71,12 +74,13 @@ def check_memmaps(train: TrainConfig) -> None:
         if num_bytes % size:
             raise ConfigError(
                 f"train.data.memmap_dtype is {train.data.memmap_dtype} but {path} has {num_bytes} "
-                f"bytes, no multiple of {size}; is it of another type?"
+                f"bytes, no multiple of {size}; set it to the type the file was written with"
             )
         if num_bytes < size * row:
             raise ConfigError(
                 f"train.data.paths: {path} holds {num_bytes // size} tokens, less than one row of "
-                f"max_sequence_length={row}"
+                f"max_sequence_length={row}; remove the file or lower train.model."
+                "max_sequence_length"
             )
         tokens = np.memmap(path, dtype=dtype, mode="r")
         starts = np.linspace(0, len(tokens) - row, num=min(SAMPLED_ROWS, len(tokens) // row))
@@ -85,26 +89,26 @@ def check_memmaps(train: TrainConfig) -> None:
         if largest >= vocab:
             raise ConfigError(
                 f"train.data.paths: {path} holds token id {largest}, beyond train.model.vocab_size "
-                f"{vocab}; is memmap_dtype ({train.data.memmap_dtype}) or the vocabulary wrong?"
+                f"{vocab}; correct train.data.memmap_dtype ({train.data.memmap_dtype}) or the "
+                "vocabulary"
             )
         # Little-endian uint32 read as uint16 has a zero high half at every second place.
         if dtype == np.uint16 and sample.shape[1] > 1 and (sample[:, 1::2] <= vocab >> 16).all():
             raise ConfigError(
                 f"train.data.memmap_dtype is uint16 but every second token of {path} is 0: it "
-                "looks like uint32"
+                "looks like uint32; set it to that"
             )
 
 
 def fingerprint(train: TrainConfig) -> str:
     """Identity of memmaps that have no manifest: SHA-256 of names, sizes, first and last 64 KiB."""
     sha = hashlib.sha256()
-    for path in map(Path, train.data.paths or []):
-        size = path.stat().st_size
-        sha.update(f"{path.name}|{size}|".encode())
-        with path.open("rb") as file:
-            sha.update(file.read(65536))
-            file.seek(max(size - 65536, 0))
-            sha.update(file.read(65536))
+    for path in train.data.paths or []:
+        size = file_size(path)
+        ends = min(size, 65536)
+        sha.update(f"{Path(path).name}|{size}|".encode())
+        sha.update(get_bytes_range(path, 0, ends))
+        sha.update(get_bytes_range(path, size - ends, ends))
     return sha.hexdigest()
 
 

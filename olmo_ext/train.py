@@ -100,10 +100,7 @@ def _fit(trainer: ExperimentTrainer, checkpoint: Path | None) -> None:
             trainer.restore_checkpoint(checkpoint)
         elif not cfg.no_pre_train_checkpoint:
             # Step 0 is a measurement (allenai/OLMo#233), and a full disk shows now, not in a day.
-            unsharded = cfg.save_interval_unsharded is not None
-            trainer.save_checkpoint(
-                CheckpointType.unsharded if unsharded else CheckpointType.sharded
-            )
+            trainer.save_checkpoint(CheckpointType.unsharded)
         for callback in trainer.callbacks.values():
             callback.on_start(trainer)
         if trainer.global_step < trainer.last_step:

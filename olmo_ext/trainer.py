@@ -25,6 +25,7 @@ from olmo_ext.callbacks.base import Callback
 from olmo_ext.compat import (
     checkpointer_for,
     cpu_shield,
+    finish_wandb,
     plain_trainer_state,
     stock_trainer_state,
 )
@@ -100,6 +101,10 @@ class ExperimentTrainer(Trainer):
         for name, state in state_dict.get("callbacks", {}).items():
             if name in self.callbacks:
                 self.callbacks[name].load_state_dict(state)
+
+    def close(self, exit_code: int = 0) -> None:
+        finish_wandb(exit_code)
+        super().close(exit_code)
 
     # -- what callbacks use ----------------------------------------------------------------------
 

@@ -28,8 +28,9 @@ def build_tasks(
 ) -> list[Task]:
     """The run's tasks with their tokens drawn: a pure function of the arguments.
 
-    One seeded permutation of the free vocabulary is handed out in the order of the tasks, so tasks
-    never share a token unless they say so, and a task added at the end leaves the others unchanged.
+    One seeded permutation of the vocabulary is handed out in the order of the tasks, so tasks never
+    share a token unless they say so, and a task added at the end leaves the others unchanged (a
+    task with explicit symbols that an earlier one drew is refused: list it first).
 
     Args:
         vocab_size: token ids are below it.
@@ -39,14 +40,10 @@ def build_tasks(
         ConfigError: unknown family, repeated name, too few tokens, shared or forbidden tokens.
     """
     reserved = {int(t) for t in reserved_tokens} | {int(t) for t in config.exclude_tokens}
-    explicit = {
-        int(t) for task in config.tasks for t in [*(task.symbols or []), *(task.labels or [])]
-    }
     pool = permutation(vocab_size, seed=config.seed, purpose="symbols")
-    pool = pool[~np.isin(pool, sorted(reserved | explicit))]
+    pool = pool[~np.isin(pool, sorted(reserved))]
     tasks: dict[str, Task] = {}
     owner: dict[int, str] = {}
-    drawn = 0
     for index, task in enumerate(config.tasks):
         family = _check_task(task, index=index, names=tasks)
         if task.share_symbols_with is not None:
@@ -54,7 +51,8 @@ def build_tasks(
             if task.num_symbols > len(source.symbols):
                 raise ConfigError(
                     f"injection.tasks[{index}].num_symbols is {task.num_symbols} but "
-                    f"{source.name!r}, whose symbols it shares, has {len(source.symbols)}"
+                    f"{source.name!r}, whose symbols it shares, has {len(source.symbols)}; lower "
+                    "num_symbols"
                 )
             symbols = source.symbols[: task.num_symbols]
             labels = source.labels
@@ -62,18 +60,18 @@ def build_tasks(
             symbols, labels = np.asarray(task.symbols or []), np.asarray(task.labels or [])
         num_symbols = 0 if len(symbols) else task.num_symbols
         num_labels = 0 if len(labels) == family.num_labels else family.num_labels
-        if drawn + num_symbols + num_labels > len(pool):
+        pool = pool[~np.isin(pool, [*owner, *symbols, *labels])]
+        if num_symbols + num_labels > len(pool):
             raise ConfigError(
                 f"injection.tasks[{index}] ({task.name}) needs {num_symbols + num_labels} fresh "
-                f"tokens but only {len(pool) - drawn} of the vocabulary's {vocab_size} are left "
-                f"({len(reserved)} reserved, {drawn} drawn by earlier tasks); lower num_symbols, "
-                "use fewer tasks or share_symbols_with"
+                f"tokens but only {len(pool)} of the vocabulary's {vocab_size} are left "
+                f"({len(reserved)} reserved, {len(owner)} held by earlier tasks); lower "
+                "num_symbols, use fewer tasks or share_symbols_with"
             )
         if num_symbols:
-            symbols = pool[drawn : drawn + num_symbols]
+            symbols = pool[:num_symbols]
         if num_labels:
-            labels = pool[drawn + num_symbols : drawn + num_symbols + num_labels]
-        drawn += num_symbols + num_labels
+            labels = pool[num_symbols : num_symbols + num_labels]
         labels = labels[: family.num_labels]
         _check_tokens(
             task, index, np.concatenate([symbols, labels]), owner, reserved, vocab_size=vocab_size
@@ -104,7 +102,18 @@ def _check_task(task: TaskConfig, *, index: int, names: Collection[str]) -> type
         )
     if source is not None and (task.symbols or task.labels):
         raise ConfigError(f"{key}: give either share_symbols_with or symbols and labels, not both")
-    return TASKS[task.family]
+    family = TASKS[task.family]
+    if not task.symbols and task.num_symbols < family.min_symbols:
+        raise ConfigError(
+            f"{key}.num_symbols must be at least {family.min_symbols} for {task.family}, got "
+            f"{task.num_symbols}"
+        )
+    if task.labels and len(task.labels) != family.num_labels:
+        raise ConfigError(
+            f"{key}.labels must hold {family.num_labels} token ids for {task.family}, got "
+            f"{len(task.labels)}; remove it to have them drawn"
+        )
+    return family
 
 
 def _check_tokens(
@@ -134,7 +143,8 @@ def _check_tokens(
     if clash and task.share_symbols_with is None:
         raise ConfigError(
             f"{key}: tokens {clash[:5]} already belong to task {owner[clash[0]]!r}; set "
-            f"share_symbols_with: {owner[clash[0]]} if that is meant, or choose other symbols"
+            f"share_symbols_with: {owner[clash[0]]} if that is meant, choose other symbols, or "
+            "list this task before those that draw theirs"
         )
     for token in tokens:
         owner.setdefault(int(token), task.name)

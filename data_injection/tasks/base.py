@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,7 +68,9 @@ class Task(ABC):
         """Token ids of all examples, label last, shape (n, length)."""
         self.mirror = self.mirrors()
         """Index of each example's mirror image, or -1; shape (n,)."""
-        num_train = int(len(self.tokens) * train_fraction)
+        # The decimal as written: int(100 * 0.57) is 56.
+        exact = Fraction(str(train_fraction)) if 0 < train_fraction < 1 else 0
+        num_train = int(exact * len(self.tokens))
         if not 0 < num_train < len(self.tokens):
             raise ConfigError(
                 f"injection.tasks[{name}].train_fraction must leave examples on both sides, got "
@@ -105,11 +108,11 @@ class Task(ABC):
                 f"injection.tasks[{self.name}].labels must hold {self.num_labels} token ids for "
                 f"{self.family}, got {len(self.labels)}"
             )
-        own = np.concatenate([self.symbols, self.labels])
-        if len(np.unique(own)) != len(own):
+        own, counts = np.unique(np.concatenate([self.symbols, self.labels]), return_counts=True)
+        if (counts > 1).any():
             raise ConfigError(
-                f"injection.tasks[{self.name}]: symbols and labels must be distinct tokens; remove "
-                "the repeated ids"
+                f"injection.tasks[{self.name}]: symbols and labels must be distinct tokens, got "
+                f"{own[counts > 1].tolist()} more than once; remove the repeated ids"
             )
         unknown = set(self.params) - set(self.param_names())
         if unknown:

@@ -73,9 +73,7 @@ def test_written_epochs_are_read_by_a_pickled_copy_and_not_built_again(
     assert isinstance(copy._epochs[2], np.memmap)
 
 
-def test_a_second_write_leaves_the_files_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_second_write_leaves_the_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     order = RowOrder(num_rows=50, batch_size=8, seed=0, folder=tmp_path)
     order.write(96)
     assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,95 @@
+"""Fixtures: a tiny experiment on random tokens that trains in seconds on one core."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import yaml
+
+VOCAB = 256
+SEQ_LEN = 16
+BATCH = 8
+
+
+def tiny_config(folder: Path) -> dict:
+    """An experiment of 12 steps: 1 layer, width 16, two small tasks. Its corpus is in `folder`."""
+    return {
+        "rung": "tiny",
+        "train": {
+            "run_name": "tiny",
+            "seed": 7,
+            "save_folder": str(folder / "run"),
+            "model": {
+                "d_model": 16,
+                "n_heads": 2,
+                "n_layers": 1,
+                "mlp_ratio": 4,
+                "rope": True,
+                "flash_attention": False,
+                "attention_dropout": 0.0,
+                "residual_dropout": 0.0,
+                "embedding_dropout": 0.0,
+                "layer_norm_type": "rms",
+                "include_bias": False,
+                "weight_tying": False,
+                "max_sequence_length": SEQ_LEN,
+                "vocab_size": VOCAB,
+                "embedding_size": VOCAB,
+                "eos_token_id": 0,
+                "pad_token_id": 1,
+                "init_fn": "normal",
+            },
+            "optimizer": {"name": "adamw", "learning_rate": 1e-2},
+            "scheduler": {"name": "cosine_with_warmup", "t_warmup": 2},
+            "data": {"paths": [str(folder / "tokens.npy")], "drop_last": True},
+            "precision": "fp32",
+            "distributed_strategy": "ddp",
+            "ddp": {},
+            "fsdp": {"use_orig_params": True, "wrapping_strategy": "by_block", "precision": None},
+            "max_duration": 12,
+            "global_train_batch_size": BATCH,
+            "device_train_microbatch_size": 2,
+            "max_grad_norm": 1.0,
+            "save_interval": None,
+            "save_interval_unsharded": 6,
+            "save_num_checkpoints_to_keep": 0,
+            "save_data_indices": False,
+            "console_log_interval": 100,
+        },
+        "injection": {
+            "seed": 0,
+            "tasks": [
+                {"name": "cmp", "num_symbols": 10, "schedule": {"rate": 2}},
+                {
+                    "name": "add",
+                    "family": "modular_addition",
+                    "num_symbols": 10,
+                    "schedule": {"rate": "1/2"},
+                },
+            ],
+        },
+        "callbacks": {"task_eval": {"every": 1}, "progress": None},
+    }
+
+
+@pytest.fixture
+def write_experiment(tmp_path: Path) -> Callable[..., Path]:
+    """write_experiment(edit) -> path of an experiment.yaml; `edit(config)` may change the dict."""
+    tokens = np.random.default_rng(0).integers(2, VOCAB, size=SEQ_LEN * 37, dtype=np.uint16)
+    tokens.tofile(tmp_path / "tokens.npy")
+
+    def write(edit: Callable[[dict], object] = lambda config: None) -> Path:
+        config = tiny_config(tmp_path)
+        edit(config)
+        path = tmp_path / "experiment.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return write

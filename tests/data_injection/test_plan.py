@@ -1,0 +1,529 @@
+"""The plan: every step's rows are a pure function of its config, and its hash says which."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_injection import plan as plan_module
+from data_injection import tasks as tasks_module
+from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, TaskConfig
+from data_injection.plan import InjectionPlan, compile_plan, differences
+from data_injection.schedule import SCHEDULES
+from data_injection.tasks.base import IntArray, Task
+
+GEOMETRY: dict[str, Any] = {
+    "batch_size": 16,
+    "seq_len": 32,
+    "epoch_rows": 160,
+    "vocab_size": 300,
+    "eos_token_id": 0,
+}
+GOLDEN = InjectionConfig(
+    seed=17,
+    offset=2,
+    tasks=[
+        TaskConfig(name="even", num_symbols=5, schedule=ScheduleConfig(rate="2.3")),
+        TaskConfig(
+            name="burst",
+            family="modular_addition",
+            num_symbols=6,
+            schedule=ScheduleConfig(kind="burst", rate="3/7", every=7, phase=2),
+        ),
+        TaskConfig(
+            name="random",
+            num_symbols=4,
+            train_fraction=0.75,
+            schedule=ScheduleConfig(kind="random", rate="1/2", start=10, stop=150),
+        ),
+        TaskConfig(
+            name="bernoulli",
+            share_symbols_with="burst",
+            num_symbols=5,
+            schedule=ScheduleConfig(kind="bernoulli", rate=0.01, unit="per_sequence"),
+        ),
+        TaskConfig(
+            name="window",
+            symbols=[7, 9, 11],
+            schedule=ScheduleConfig(kind="window", rate="1/3", start=50, stop=90),
+        ),
+        TaskConfig(name="trace", schedule=ScheduleConfig(kind="trace", steps=[0, 3, 3, 199])),
+    ],
+)
+# Literal on purpose. If a change makes either differ, existing runs cannot be resumed or compared:
+# undo it, or raise ALGORITHM_VERSION and put the new values here.
+GOLDEN_VERSION = 1
+GOLDEN_ROWS = "fd1c0f2a6c8fab75d9b5645e7209f7a6f5ccf5f47ce5b240511e9abce95828ab"
+GOLDEN_HASH = "7aa5e0a3bdac0dfa34135b0011958c9dc205ef9ab8b0f7db325a24e77d609220"
+
+
+def compiled(config: InjectionConfig, **changes: Any) -> InjectionPlan:
+    return compile_plan(config, **(GEOMETRY | changes))
+
+
+def one_task(name: str = "a", *, num_symbols: int = 4, **schedule: Any) -> TaskConfig:
+    fields = schedule or {"rate": 2}
+    return TaskConfig(name=name, num_symbols=num_symbols, schedule=ScheduleConfig(**fields))
+
+
+def rows_digest(plan: InjectionPlan, num_steps: int) -> str:
+    """SHA-256 of the text "step slot task example" of every row: no code of the plan's own."""
+    sha = hashlib.sha256()
+    for step in range(num_steps):
+        rows = plan.at(step)
+        for row in zip(rows.slots, rows.tasks, rows.examples, strict=True):
+            sha.update(" ".join(map(str, (step, *map(int, row)))).encode() + b"\n")
+    return sha.hexdigest()
+
+
+def same(a: plan_module.StepRows, b: plan_module.StepRows) -> bool:
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name))
+        for name in ("slots", "tasks", "examples")
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[InjectionConfig, int]:
+    """A config of one to five tasks that mostly fits its batch size, and that batch size."""
+    num_tasks = draw(st.integers(1, 5))
+    batch_size = draw(st.integers(num_tasks, 40))
+    share = batch_size // num_tasks
+    tasks = []
+    for index in range(num_tasks):
+        kind = draw(st.sampled_from(SCHEDULES))
+        rate = Fraction(draw(st.integers(0, 100 * share)), 100)
+        fields: dict[str, Any] = {"rate": str(rate)}
+        if kind == "burst":
+            every = draw(st.integers(1, 9))
+            fields = {"rate": f"{draw(st.integers(0, share))}/{every}", "every": every}
+        elif kind == "trace":
+            steps = draw(st.lists(st.integers(0, 50), max_size=20, unique=share < 2))
+            fields = {"steps": sorted(s for s in steps if steps.count(s) <= share)}
+        elif kind == "random":
+            fields = {"rate": f"{draw(st.integers(0, 10 * share))}/40", "start": 3, "stop": 43}
+        elif kind == "window":
+            fields |= {"start": draw(st.integers(0, 20)), "stop": 40}
+        tasks.append(
+            TaskConfig(
+                name=f"t{index}",
+                family=draw(st.sampled_from(sorted(tasks_module.TASKS))),
+                num_symbols=draw(st.integers(2, 6)),
+                train_fraction=draw(st.sampled_from([0.25, 0.5, 0.7])),
+                schedule=ScheduleConfig(kind=kind, **fields),
+            )
+        )
+    return InjectionConfig(seed=draw(st.integers(0, 9)), tasks=tasks), batch_size
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=250, deadline=None, derandomize=True, database=None)
+@given(drawn=plans())
+def test_rows_of_any_plan_keep_every_promise(drawn: tuple[InjectionConfig, int]):
+    config, batch_size = drawn
+    num_steps, refused = 60, ""
+    try:
+        plan = compiled(config, batch_size=batch_size)
+        plan.check(num_steps)
+    except ConfigError as error:
+        refused = str(error)
+    if refused:  # only chance can overfill a batch here, and the message says so
+        assert any(t.schedule.kind in ("random", "bernoulli") for t in config.tasks)
+        assert f"a batch has {batch_size} rows; the most that" in refused
+        return
+    seen: list[list[int]] = [[] for _ in plan.tasks]
+    for step in range(num_steps):
+        rows = plan.at(step)
+        assert len(np.unique(rows.slots)) == len(rows) == len(rows.tasks) == len(rows.examples)
+        assert ((rows.slots >= 0) & (rows.slots < batch_size)).all()
+        for task, example in zip(rows.tasks, rows.examples, strict=True):
+            seen[task].append(int(example))
+    for index, (task, examples) in enumerate(zip(plan.tasks, seen, strict=True)):
+        assert len(examples) == plan.instances(index, num_steps)
+        assert set(examples) <= set(task.train.tolist())
+        for start in range(0, len(examples), len(task.train)):
+            epoch = examples[start : start + len(task.train)]
+            assert len(set(epoch)) == len(epoch), "an example came twice before another came once"
+    again = compiled(config, batch_size=batch_size)
+    assert again.hash == plan.hash
+    assert all(same(again.at(s), plan.at(s)) for s in (59, 0, 31, 30, 59))
+
+
+def test_every_example_of_an_epoch_comes_exactly_once_before_any_twice():
+    plan = compiled(InjectionConfig(tasks=[one_task(num_symbols=5, rate="3/2")]))
+    train = plan.tasks[0].train
+    examples = np.concatenate([plan.at(s).examples for s in range(8 * 4)])
+    assert len(examples) == 4 * len(train)
+    epochs = examples.reshape(4, len(train))
+    for epoch in epochs:
+        assert sorted(epoch) == train.tolist()
+    assert epochs[0].tolist() != epochs[1].tolist(), "each epoch has an order of its own"
+
+
+def test_several_epochs_can_pass_within_one_step():
+    plan = compiled(InjectionConfig(tasks=[one_task(num_symbols=2, rate=15)]))
+    assert np.bincount(plan.at(0).examples, minlength=4)[plan.tasks[0].train].tolist() == [
+        8,
+        7,
+    ] or (np.bincount(plan.at(0).examples, minlength=4)[plan.tasks[0].train].tolist() == [7, 8])
+
+
+def test_a_full_batch_uses_every_slot_once():
+    plan = compiled(InjectionConfig(tasks=[one_task("a", rate=9), one_task("b", rate=7)]))
+    for step in range(20):
+        rows = plan.at(step)
+        assert sorted(rows.slots) == list(range(16))
+        assert np.bincount(rows.tasks).tolist() == [9, 7]
+
+
+def test_slots_are_uniform_over_the_batch():
+    plan = compiled(InjectionConfig(tasks=[one_task(rate=1)]))
+    hits = np.bincount([int(plan.at(s).slots[0]) for s in range(4000)], minlength=16)
+    # Chi-square with 15 degrees of freedom: mean 15, standard deviation 5.5.
+    assert ((hits - 250) ** 2 / 250).sum() < 15 + 5 * 5.5
+
+
+def test_an_empty_plan_has_no_rows_and_is_false():
+    plan = compiled(InjectionConfig())
+    assert not plan
+    assert len(plan.at(0)) == len(plan.at(10**6)) == 0
+    plan.check(100)
+    assert compiled(GOLDEN)
+
+
+# -- purity ------------------------------------------------------------------------------------
+
+
+def test_rows_do_not_depend_on_the_order_of_asking():
+    forward = [compiled(GOLDEN).at(step) for step in range(0, 400, 7)]
+    plan = compiled(GOLDEN)
+    steps = list(range(0, 400, 7))
+    for index in np.random.Generator(np.random.PCG64(0)).permutation(len(steps)):
+        assert same(plan.at(steps[index]), forward[index])
+
+
+def test_a_pickled_plan_gives_the_same_rows_before_and_after_use():
+    fresh, used = compiled(GOLDEN), compiled(GOLDEN)
+    used.at(300)
+    for plan in (fresh, used):
+        copy = pickle.loads(pickle.dumps(plan))
+        assert copy.hash == plan.hash
+        assert rows_digest(copy, 100) == rows_digest(compiled(GOLDEN), 100)
+
+
+def test_threads_that_share_a_plan_get_the_same_rows():
+    plan, expected = compiled(GOLDEN), [compiled(GOLDEN).at(s) for s in range(300)]
+    with ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(plan.at, range(300)))
+    assert all(same(a, b) for a, b in zip(rows, expected, strict=True))
+
+
+def test_another_process_with_another_hash_seed_compiles_the_same_plan():
+    code = (
+        "import pickle, sys\n"
+        "from data_injection.plan import compile_plan\n"
+        "config, geometry = pickle.load(sys.stdin.buffer)\n"
+        "plan = compile_plan(config, **geometry)\n"
+        "print(plan.hash, plan.digest(range(199, -1, -1)))\n"
+    )
+    plan = compiled(GOLDEN)
+    expected = f"{plan.hash} {plan.digest(range(199, -1, -1))}"
+    for hash_seed in ("1", "4242"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            input=pickle.dumps((GOLDEN, GEOMETRY)),
+            env={"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            check=True,
+        )
+        assert done.stdout.decode().strip() == expected
+
+
+def test_the_hash_does_not_depend_on_what_was_asked_before():
+    plan = compiled(GOLDEN)
+    before = plan.hash
+    plan.check(5000)
+    for step in (4999, 0, 77):
+        plan.at(step)
+    assert plan.hash == before == compiled(GOLDEN).hash
+    text = json.dumps(plan._canonical(), sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode()).hexdigest() == before
+
+
+def test_reserved_tokens_that_were_never_drawn_leave_the_plan_alone():
+    plan = compiled(GOLDEN)
+    drawn = {int(t) for task in plan.tasks for t in np.unique(task.tokens)}
+    free = next(t for t in range(299, 0, -1) if t not in drawn)
+    assert compiled(GOLDEN, reserved_tokens=[free]).at(5).slots.tolist() == (
+        plan.at(5).slots.tolist()
+    )
+
+
+# -- identity ----------------------------------------------------------------------------------
+
+
+class Weighted(Task):
+    """A family with a parameter that may or may not change the table."""
+
+    family = "weighted"
+
+    @classmethod
+    def param_names(cls) -> tuple[str, ...]:
+        return ("weight",)
+
+    def examples(self) -> IntArray:
+        pairs = np.array(list(itertools.product(range(len(self.symbols)), repeat=2)))
+        label = (pairs[:, 0] + self.params["weight"] * pairs[:, 1]) % len(self.symbols)
+        return self.symbols[np.column_stack([pairs, label])]
+
+
+def base() -> InjectionConfig:
+    weighted = replace(one_task("w", rate=1), family="weighted", params={"weight": 2})
+    return InjectionConfig(tasks=[one_task("a"), one_task("b", rate="1/2"), weighted])
+
+
+def edited(edit: Callable[[InjectionConfig], object]) -> InjectionConfig:
+    config = base()
+    edit(config)
+    return config
+
+
+CHANGES: dict[str, tuple[InjectionConfig, dict[str, Any], str]] = {
+    "seed": (edited(lambda c: setattr(c, "seed", 1)), {}, "seed: 1 now, 0 before"),
+    "offset": (edited(lambda c: setattr(c, "offset", 4)), {}, "offset: 4 now, 0 before"),
+    "rate": (
+        edited(lambda c: setattr(c.tasks[1].schedule, "rate", "1/3")),
+        {},
+        "tasks.b.schedule.rate_per_step: '1/3' now, '1/2' before",
+    ),
+    "kind": (
+        edited(lambda c: setattr(c.tasks[1].schedule, "kind", "bernoulli")),
+        {},
+        "tasks.b.schedule.kind: 'bernoulli' now, 'even' before",
+    ),
+    "task order": (
+        edited(lambda c: c.tasks.reverse()),
+        {},
+        "tasks.w.index: 0 now, 2 before",
+    ),
+    "symbols": (
+        edited(lambda c: setattr(c.tasks[0], "symbols", [5, 6, 7, 8])),
+        {},
+        "tasks.a.digest: ",
+    ),
+    "number of symbols": (
+        edited(lambda c: setattr(c.tasks[0], "num_symbols", 5)),
+        {},
+        "tasks.a.digest: ",
+    ),
+    "split": (
+        edited(lambda c: setattr(c.tasks[0], "train_fraction", 0.75)),
+        {},
+        "tasks.a.digest: ",
+    ),
+    "name": (
+        edited(lambda c: setattr(c.tasks[0], "name", "z")),
+        {},
+        "tasks.z: ",
+    ),
+    "params": (
+        edited(lambda c: setattr(c.tasks[2], "params", {"weight": 3})),
+        {},
+        "tasks.w.params.weight: 3 now, 2 before",
+    ),
+    "params of no consequence": (
+        edited(lambda c: setattr(c.tasks[2], "params", {"weight": 6})),
+        {},
+        "tasks.w.params.weight: 6 now, 2 before",
+    ),
+    "one task more": (edited(lambda c: c.tasks.append(one_task("n", rate=0))), {}, "tasks.n: "),
+    "batch size": (base(), {"batch_size": 8}, "batch_size: 8 now, 16 before"),
+    "row length": (base(), {"seq_len": 16}, "seq_len: 16 now, 32 before"),
+    "epoch": (base(), {"epoch_rows": 176}, "epoch_rows: 176 now, 160 before"),
+    "end of text": (base(), {"eos_token_id": 1}, "eos_token_id: 1 now, 0 before"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_hash_changes_with_everything_the_rows_stand_on(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(tasks_module.TASKS, "weighted", Weighted)
+    config, geometry, line = CHANGES[name]
+    now, before = compiled(config, **geometry), compiled(base())
+    assert now.hash != before.hash
+    lines = differences(now.canonical, before.canonical)
+    assert any(found.startswith(line) for found in lines), lines
+
+
+def test_differences_of_equal_plans_are_none_even_after_json():
+    plan = compiled(GOLDEN)
+    assert differences(plan.canonical, compiled(GOLDEN).canonical) == []
+    assert differences(plan.canonical, json.loads(json.dumps(plan.canonical))) == []
+
+
+def test_differences_names_exactly_the_changed_keys():
+    ours = {"same": 1, "changed": 2, "nested": {"gone": None, "list": [1, 2], "kept": 0}}
+    theirs = {"same": 1, "changed": 3, "nested": {"list": [2, 1], "kept": 0, "new": "x"}}
+    assert differences(ours, theirs) == [
+        "changed: 2 now, 3 before",
+        "nested.list: [1, 2] now, [2, 1] before",
+        "nested.new: None now, 'x' before",
+    ]
+
+
+# -- golden ------------------------------------------------------------------------------------
+
+
+def test_the_golden_plan_has_not_moved():
+    plan = compiled(GOLDEN)
+    assert plan_module.ALGORITHM_VERSION == GOLDEN_VERSION
+    assert rows_digest(plan, 200) == GOLDEN_ROWS
+    assert plan.hash == GOLDEN_HASH
+
+
+def test_one_injection_moved_by_one_slot_is_seen_in_the_golden_digest(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    plan = compiled(GOLDEN)
+    at = plan.at
+
+    def moved(step: int) -> plan_module.StepRows:
+        rows = at(step)
+        if step != 123:
+            return rows
+        taken = set(rows.slots.tolist())
+        slots = rows.slots.copy()
+        which = next(i for i, s in enumerate(slots) if s + 1 < 16 and s + 1 not in taken)
+        slots[which] += 1
+        return replace(rows, slots=slots)
+
+    monkeypatch.setattr(plan, "at", moved)
+    assert rows_digest(plan, 123) == rows_digest(compiled(GOLDEN), 123)
+    assert rows_digest(plan, 200) != GOLDEN_ROWS
+
+
+def test_an_algorithm_that_moves_every_slot_by_one_is_seen_in_rows_and_hash(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    permutation = plan_module.permutation
+
+    def rolled(num: int, *, purpose: str, **arguments: Any) -> IntArray:
+        entries = permutation(num, purpose=purpose, **arguments)
+        return (entries + 1) % num if purpose == "slots" else entries
+
+    monkeypatch.setattr(plan_module, "permutation", rolled)
+    plan = compiled(GOLDEN)
+    assert rows_digest(plan, 200) != GOLDEN_ROWS
+    assert plan.hash != GOLDEN_HASH
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+
+def late_collision() -> InjectionConfig:
+    """Bursts of 9 every 97 and of 10 every 89 steps: they meet once in 97 * 89 = 8633 steps."""
+    return InjectionConfig(
+        tasks=[
+            one_task("a", kind="burst", rate="9/97", every=97, phase=96),
+            one_task("b", kind="burst", rate="10/89", every=89, phase=88),
+        ]
+    )
+
+
+def test_bursts_that_meet_once_late_are_found_before_training():
+    plan = compiled(late_collision())
+    plan.check(8632)
+    with pytest.raises(ConfigError) as error:
+        plan.check(8633)
+    message = str(error.value)
+    assert "19 instances at step 8632 but a batch has 16 rows" in message
+    assert "'b' can have beside the others is 7 a step (it asks for 10)" in message
+    with pytest.raises(ConfigError, match="at step 8632"):
+        plan.at(8632)
+    assert len(plan.at(8631)) == len(plan.at(8633)) == 0
+
+
+def test_the_largest_that_fits_does_fit_beside_the_others():
+    config = late_collision()
+    config.tasks[1].schedule.rate = "7/89"
+    compiled(config).check(8633)
+
+
+@pytest.mark.parametrize("num_steps", [100, 10_000])
+def test_bernoulli_rows_are_checked_although_they_have_no_peak(num_steps: int):
+    config = InjectionConfig(
+        tasks=[one_task("a", rate=8), one_task("b", kind="bernoulli", rate=1, start=5000)]
+    )
+    plan = compiled(config)
+    # Binomial(16, 1/16) exceeds 8 with probability 1e-6: not here.
+    plan.check(num_steps)
+    config.tasks[0].schedule.rate = 15
+    if num_steps == 100:
+        compiled(config).check(num_steps)
+    else:
+        with pytest.raises(ConfigError, match=r"the most that 'a' can have .* is 1\d a step"):
+            compiled(config).check(num_steps)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "asked"),
+    [
+        ({"rate": 17}, 17),
+        ({"rate": "33/2"}, 17),
+        ({"kind": "burst", "rate": 1, "every": 20}, 20),
+        ({"kind": "window", "rate": 100, "start": 9}, 100),
+        ({"kind": "trace", "steps": [5] * 18}, 18),
+    ],
+)
+def test_a_peak_beyond_the_batch_is_refused_with_the_largest_that_fits(
+    schedule: dict[str, Any], asked: int
+):
+    config = InjectionConfig(tasks=[one_task("a"), one_task("b", **schedule)])
+    with pytest.raises(ConfigError) as error:
+        compiled(config)
+    message = str(error.value)
+    assert f"injection.tasks[1].schedule asks for {asked} instances in one step" in message
+    assert "a batch has 16 rows; the largest that fits is 16 a step" in message
+
+
+@pytest.mark.parametrize("offset", [-1, 29, 32])
+def test_an_offset_that_does_not_leave_room_for_the_example_is_refused(offset: int):
+    config = InjectionConfig(offset=offset, tasks=[one_task()])
+    with pytest.raises(ConfigError) as error:
+        compiled(config)
+    assert "injection.offset must be in [0, 28] for 'a'" in str(error.value)
+    assert f"got {offset}" in str(error.value)
+    compiled(InjectionConfig(offset=28, tasks=[one_task()]))
+
+
+# -- accounts ----------------------------------------------------------------------------------
+
+
+def test_accounts_are_exact_and_in_all_units():
+    plan = compiled(InjectionConfig(tasks=[one_task("a"), one_task("b", rate="1/4")]))
+    index = plan.task_index("b")
+    assert index == 1
+    assert plan.instances(index, 100) == 25
+    assert plan.exposures_per_example(index, 100) == 25 / 8
+    rates = plan.rates(index)
+    assert rates["per_step"] == 0.25
+    assert rates["task_tokens_per_token"] == 0.25 * 4 / (16 * 32)
+    with pytest.raises(ValueError, match=r"no task 'c' in the plan; it has \['a', 'b'\]"):
+        plan.task_index("c")

@@ -1,0 +1,82 @@
+"""The command line: exit status, one message, and the verbs on a real run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Write = Callable[..., Path]
+
+
+def olmo_ext(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("olmo-ext")), *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+        check=False,
+        env=os.environ | {"COLUMNS": "120"},
+    )
+
+
+def test_help_answers_without_importing_the_engine() -> None:
+    code = "import sys, launch.cli; sys.exit(any(m in sys.modules for m in ('torch', 'olmo')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    done = olmo_ext("--help")
+    for verb in ("quickstart", "prepare", "plan", "train", "eval", "report", "doctor"):
+        assert verb in done.stdout
+
+
+def test_bad_input_ends_with_status_2_and_one_message(
+    write_experiment: Write, tmp_path: Path
+) -> None:
+    done = olmo_ext("train", write_experiment(), "-o", "injection.tasks.0.schedule.rate=99")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "tasks[0].schedule" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_eval_and_report_work_from_any_folder(
+    write_experiment: Write, tmp_path: Path
+) -> None:
+    # A folder named like a room must not hide the installed package.
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "eval").mkdir(parents=True)
+    experiment = write_experiment(lambda c: c["callbacks"].update(task_eval={"every": 6}))
+    plan = olmo_ext("plan", experiment, cwd=elsewhere)
+    assert plan.returncode == 0, plan.stderr
+    assert "24" in plan.stdout  # 12 steps at rate 2
+    trained = olmo_ext("train", experiment, cwd=elsewhere)
+    assert trained.returncode == 0, trained.stderr
+    again = olmo_ext("eval", tmp_path / "run", cwd=elsewhere)
+    assert again.stdout.count("already there") == 3, again.stdout + again.stderr
+    report = olmo_ext("report", tmp_path / "run", "--out", tmp_path / "report", cwd=elsewhere)
+    assert report.returncode == 0, report.stderr
+    names = {p.name for p in (tmp_path / "report").iterdir()}
+    assert names >= {"report.html", "heatmap.png", "curves.png", "cells.csv", "records.csv"}
+
+
+def test_a_report_of_nothing_says_what_to_do(tmp_path: Path) -> None:
+    done = olmo_ext("report", tmp_path)
+    assert done.returncode == 2
+    assert "train a run" in done.stderr
+
+
+def test_doctor_finds_this_environment_fit() -> None:
+    done = olmo_ext("doctor")
+    assert done.returncode == 0, done.stdout
+    assert "fail" not in done.stdout
+
+
+def test_quickstart_refuses_a_width_that_cannot_be(tmp_path: Path) -> None:
+    pytest.importorskip("olmo")
+    done = olmo_ext("quickstart", "--out", tmp_path / "q", "--widths", "10")
+    assert done.returncode == 2
+    assert "--widths" in done.stderr

@@ -1,0 +1,143 @@
+"""Bad input: one clear error that names key, value and remedy, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_injection.config import ConfigError
+from data_injection.corpus import prepare_corpus
+from olmo_ext.callbacks import build_callbacks
+from olmo_ext.config import load_experiment, num_steps
+from olmo_ext.train import train
+
+Write = Callable[..., Path]
+
+TWO_BIG_TASKS = "[{name: a, num_symbols: 9, schedule: {rate: 6}}, {name: b, num_symbols: 9, schedule: {rate: 3}}]"  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trian.seed=1", ["trian", "not in"]),
+        ("train.modell.d_model=8", ["train.modell", "not in"]),
+        ("train.model.width=8", ["train.model.width", "d_model"]),
+        ("train.model.d_model=wide", ["train.model.d_model", "wide"]),
+        ("train.seed", ["train.seed", "key=value"]),
+        ("train.model.n_heads=3", ["train.model.n_heads", "d_model=16"]),
+        ("train.data.drop_last=false", ["train.data.drop_last", "must be true"]),
+        ("train.max_duration=2ep", ["train.max_duration", "2ep", "tokens"]),
+        ("train.max_duration=0", ["train.max_duration", "at least 1"]),
+        ("train.epoch=1", ["train.epoch", "--resume"]),
+        ("train.save_interval=5", ["train.save_interval", "save_interval_unsharded"]),
+        ("train.save_interval_unsharded=null", ["train.save_interval_unsharded"]),
+        ("train.precision=fp8", ["train.precision", "fp8", "amp_bf16"]),
+        ("train.run_name=null", ["train.run_name"]),
+        ("train.data.generate_doc_lengths=true", ["generate_doc_lengths", "flash-attn"]),
+        ("train.model.embedding_size=128", ["embedding_size", "128"]),
+        # The plan.
+        ("injection.tasks.0.schedule.rate=9", ["tasks[0].schedule", "9", "largest", "8"]),
+        ("injection.tasks.0.schedule.rate=-1", ["tasks[0].schedule.rate", "-1"]),
+        (f"injection.tasks={TWO_BIG_TASKS}", ["9 instances at step 0", "8 rows", "most", "5"]),
+        ("injection.tasks.0.num_symbols=300", ["tasks[0]", "num_symbols", "256"]),
+        ("injection.tasks.0.family=compare", ["tasks[0].family", "compare", "comparison"]),
+        ("injection.tasks.1.name=cmp", ["tasks[1].name", "unique"]),
+        (
+            "injection.tasks=[{name: a, symbols: [5, 6, 7]}, {name: b, symbols: [7, 8, 9]}]",
+            ["tasks[1]", "[7]", "share_symbols_with: a"],
+        ),
+        ("injection.offset=13", ["injection.offset", "12", "13"]),
+        # Callbacks.
+        ("callbacks.task_evil={}", ["callbacks", "task_evil", "task_eval"]),
+        ("callbacks.task_eval.evry=3", ["callbacks.task_eval", "evry", "every"]),
+        ("callbacks.task_eval.every=0", ["callbacks.task_eval.every", "0"]),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_remedy(
+    override: str, said: list[str], write_experiment: Write, tmp_path: Path
+) -> None:
+    experiment = write_experiment()
+    before = {p.name for p in tmp_path.iterdir()}
+    with pytest.raises(ConfigError) as error:
+        train(load_experiment(experiment, [override]))
+    for words in said:
+        assert words in str(error.value), str(error.value)
+    assert {p.name for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (np.full(37 * 16, 255, dtype=np.uint32), ["memmap_dtype", "uint32"]),
+        (np.full(37 * 16, 300, dtype=np.uint16), ["300", "vocab_size 256"]),
+        (np.full(15, 3, dtype=np.uint16), ["15 tokens", "max_sequence_length=16"]),
+        (np.full(7 * 16, 3, dtype=np.uint16), ["7 rows", "one batch of 8"]),
+        (np.full(37 * 16 * 2 + 1, 3, dtype=np.uint8), ["uint16", "no multiple of 2"]),
+    ],
+)
+def test_a_bad_memmap_is_refused(
+    tokens: np.ndarray, said: list[str], write_experiment: Write, tmp_path: Path
+) -> None:
+    experiment = write_experiment()
+    tokens.tofile(tmp_path / "tokens.npy")
+    with pytest.raises(ConfigError) as error:
+        train(load_experiment(experiment))
+    for words in said:
+        assert words in str(error.value), str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bf16_on_a_cpu_is_refused_rather_than_silently_fp32(
+    write_experiment: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="precision"):
+        train(load_experiment(write_experiment(), ["train.precision=amp_bf16"]))
+
+
+def test_a_missing_experiment_is_said() -> None:
+    with pytest.raises(FileNotFoundError, match="no experiment file"):
+        load_experiment("nowhere.yaml")
+
+
+@pytest.mark.parametrize(("duration", "steps"), [(7, 7), ("7", 7), ("1e3", 1000), ("1000T", 8)])
+def test_durations_in_steps_and_tokens(
+    duration: object, steps: int, write_experiment: Write
+) -> None:
+    experiment = load_experiment(write_experiment(), [f"train.max_duration={duration}"])
+    assert num_steps(experiment.train) == steps
+
+
+def test_null_switches_a_callback_off() -> None:
+    assert list(build_callbacks({})) == ["progress"]
+    assert list(build_callbacks({"progress": None, "task_eval": {"every": 5}})) == ["task_eval"]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A small Dolma-format corpus under the real OLMo tokenizer."""
+    lines = "\n".join('{"id": "%d", "text": "some words, %d of them"}' % (i, i) for i in range(60))
+    (tmp_path / "docs.jsonl").write_text(lines)
+    prepare_corpus([tmp_path / "docs.jsonl"], tmp_path / "corpus", name="c", tokenizer="dolma-v1_5")
+    return tmp_path / "corpus"
+
+
+def test_a_corpus_sets_paths_type_and_special_tokens(write_experiment: Write, corpus: Path) -> None:
+    def edit(config: dict) -> None:
+        config["corpus"] = str(corpus)
+        del config["train"]["data"]["paths"]
+        model = config["train"]["model"]
+        del model["eos_token_id"], model["pad_token_id"]
+        model.update(vocab_size=50280, embedding_size=50304)
+
+    train_config = load_experiment(write_experiment(edit)).train
+    assert train_config.data.paths == [str(corpus / "tokens-00000.npy")]
+    assert train_config.data.memmap_dtype == "uint16"
+    assert train_config.model.eos_token_id == 50279
+    with pytest.raises(ConfigError, match=r"train.model.eos_token_id is 0 .* 50279"):
+        load_experiment(write_experiment(edit), ["train.model.eos_token_id=0"])
+    with pytest.raises(ConfigError, match=r"vocab_size is 2048 .* set it to 50280"):
+        load_experiment(write_experiment(edit), ["train.model.vocab_size=2048"])

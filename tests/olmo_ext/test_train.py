@@ -1,0 +1,265 @@
+"""Training on the engine: ranks, strategies, resuming, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import olmo_ext.train
+from data_injection.config import ConfigError
+from eval.checkpoint import find_checkpoints, load_model, load_plan
+from eval.evaluate import evaluate
+from eval.records import read_records
+from olmo_ext.config import load_experiment
+from olmo_ext.train import train
+
+Write = Callable[..., Path]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    rows = read_records(folder).query("metric == 'train_loss'")
+    return dict(zip(rows.step, rows.value, strict=True))
+
+
+def state(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint's model and optimizer by its path in the files."""
+    tensors: dict[str, torch.Tensor] = {}
+
+    def collect(prefix: str, value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            tensors[prefix] = value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                collect(f"{prefix}.{key}", inner)
+
+    for name in ("model.pt", "optim.pt"):
+        collect(name, torch.load(folder / f"step{step}-unsharded" / name, weights_only=True))
+    return tensors
+
+
+def assert_bit_equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    assert len(one) > 20
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+
+
+def torchrun(experiment: Path, *args: str, ranks: int = 2) -> None:
+    bin_folder = Path(sys.executable).parent
+    command = [str(bin_folder / "torchrun"), "--standalone", f"--nproc-per-node={ranks}"]
+    command += ["--no-python", str(bin_folder / "olmo-ext"), "train", str(experiment), *args]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def one_rank(write_experiment: Write, tmp_path: Path) -> Path:
+    """The run of the tiny experiment on one rank, uninterrupted."""
+    return train(load_experiment(write_experiment()))
+
+
+def test_resuming_is_bit_equal_to_the_uninterrupted_run(
+    one_rank: Path, write_experiment: Write, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    overrides = [f"train.save_folder={cut}"]
+    train(load_experiment(write_experiment(), [*overrides, "train.stop_at=6"]))
+    assert [c.step for c in find_checkpoints(cut)] == [0, 6]
+    train(load_experiment(write_experiment(), overrides), resume=True)
+    assert_bit_equal(state(one_rank, 12), state(cut, 12))
+    assert losses(one_rank) == losses(cut)
+    assert len(losses(cut)) == 12
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_train_as_one_and_resume_bit_equal(
+    strategy: str, one_rank: Path, write_experiment: Write, tmp_path: Path
+) -> None:
+    experiment = write_experiment(lambda c: c["train"].update(distributed_strategy=strategy))
+    full, cut = tmp_path / "full", tmp_path / "cut"
+    torchrun(experiment, "-o", f"train.save_folder={full}")
+    assert losses(full).keys() == losses(one_rank).keys()
+    for step, loss in losses(one_rank).items():
+        assert losses(full)[step] == pytest.approx(loss, rel=2e-5), step
+    # Resume in fresh processes from the middle: the same weights, bit for bit.
+    shutil.copytree(full, cut, symlinks=True)
+    shutil.rmtree(cut / "step12-unsharded")
+    lines = (cut / "records.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["step"] <= 6]
+    (cut / "records.jsonl").write_text("\n".join(kept) + "\n")
+    torchrun(experiment, "-o", f"train.save_folder={cut}", "--resume")
+    assert_bit_equal(state(full, 12), state(cut, 12))
+    assert losses(full) == losses(cut)
+
+
+def test_measuring_changes_nothing(one_rank: Path, write_experiment: Write, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    quiet = write_experiment(lambda c: c.update(callbacks={"progress": None}))
+    train(load_experiment(quiet, [f"train.save_folder={bare}"]))
+    assert_bit_equal(state(one_rank, 12), state(bare, 12))
+
+
+def test_initial_weights_depend_on_the_seed_alone(one_rank: Path, write_experiment: Write) -> None:
+    folder = one_rank.parent
+    for name, overrides in (
+        ("other_data", ["train.data.seed=99", "injection.seed=5"]),
+        ("other_seed", ["train.seed=8"]),
+    ):
+        overrides += [f"train.save_folder={folder / name}", "train.stop_at=1"]
+        train(load_experiment(write_experiment(), overrides))
+    start = state(one_rank, 0)
+    assert_bit_equal(start, state(folder / "other_data", 0)) if len(start) > 20 else None
+    same = [torch.equal(start[k], v) for k, v in state(folder / "other_data", 0).items()]
+    other = [torch.equal(start[k], v) for k, v in state(folder / "other_seed", 0).items()]
+    assert all(same)
+    assert not all(other)
+
+
+def test_a_run_leaves_its_whole_account(one_rank: Path) -> None:
+    names = {p.name for p in one_rank.iterdir()}
+    assert {"experiment.yaml", "config.yaml", "plan.json", "run.json", "records.jsonl"} <= names
+    plan = load_plan(one_rank)
+    run = json.loads((one_rank / "run.json").read_text())
+    assert run["plan_hash"] == plan.hash
+    assert run["torch"] == torch.__version__
+    checkpoint = json.loads((one_rank / "step12-unsharded" / "olmo_ext.json").read_text())
+    assert checkpoint["plan_hash"] == plan.hash
+    rows = read_records(one_rank)
+    last = rows[(rows.task == "add") & (rows.step == 12)]
+    assert set(last.rate_per_step) == {0.5}
+    assert set(last.exposures_per_example) == {6 / 50}
+    assert set(rows.protocol) == {"mixture"}
+
+
+def test_offline_evaluation_agrees_with_the_callback_and_adds_nothing_twice(
+    one_rank: Path, tmp_path: Path
+) -> None:
+    inside = read_records(one_rank).query("step == 12 and task != ''")
+    assert sum(n for _, _, n in evaluate(one_rank)) == 0
+    # The same checkpoints with no records yet: everything is measured again.
+    (one_rank / "records.jsonl").unlink()
+    written = {c.step: n for _, c, n in evaluate(one_rank)}
+    assert set(written) == {0, 6, 12}
+    assert min(written.values()) > 0
+    outside = read_records(one_rank).query("step == 12")
+    key = ["task", "split", "subset", "metric"]
+    both = inside.merge(outside, on=key, suffixes=("_in", "_out"))
+    assert len(both) == len(inside) == len(outside)
+    assert both.value_in.to_numpy() == pytest.approx(both.value_out.to_numpy(), abs=1e-6)
+    assert (both.exposures_per_example_in == both.exposures_per_example_out).all()
+
+
+def test_a_checkpoint_loads_without_unpickling_anything_but_tensors(one_rank: Path) -> None:
+    for name in ("model.pt", "optim.pt", "train.pt"):
+        torch.load(one_rank / "step12-unsharded" / name, weights_only=True)
+    assert not load_model(one_rank / "step12-unsharded").training
+
+
+def test_wandb_mirrors_the_records_offline(
+    write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    logged: dict[str, list[int]] = {}
+    start = olmo_ext.train._start_wandb
+
+    def start_and_spy(*args: object) -> None:
+        start(*args)
+        real = wandb.log  # wandb.init has just replaced it
+
+        def spy(values: dict, step: int | None = None) -> None:
+            for name in values:
+                logged.setdefault(name, []).append(-1 if step is None else step)
+            real(values, step=step)
+
+        monkeypatch.setattr(wandb, "log", spy)
+
+    monkeypatch.setattr(olmo_ext.train, "_start_wandb", start_and_spy)
+    with_wandb = write_experiment(
+        lambda c: c["train"].update(wandb={"project": "test", "entity": None}, stop_at=3)
+    )
+    folder = train(load_experiment(with_wandb))
+    assert list((folder / "wandb").glob("offline-run-*"))
+    assert logged["olmo_ext/task_eval/cmp/test/all/score"] == [0, 1, 2, 3]
+    assert logged["train/CrossEntropyLoss"] == [1, 2, 3]
+
+
+# -- refusals: before any work starts, nothing overwritten ----------------------------------------
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resume", "said"),
+    [
+        ([], False, ["save_folder", "in use", "--resume"]),
+        (["injection.seed=1"], True, ["plan.seed: 1 now, 0 before", "cannot be resumed"]),
+        (["injection.tasks.0.schedule.rate=3"], True, ["tasks.cmp", "rate_per_step", "'3' now"]),
+        (["train.data.seed=3"], True, ["data_seed: 3 now, 7 before"]),
+        (["train.distributed_strategy=fsdp"], True, ["distributed_strategy: 'fsdp' now"]),
+        (["train.global_train_batch_size=4"], True, ["batch_size: 4 now, 8 before"]),
+    ],
+)
+def test_resuming_another_run_is_refused_with_the_difference(
+    overrides: list[str], resume: bool, said: list[str], one_rank: Path, write_experiment: Write
+) -> None:
+    before = snapshot(one_rank)
+    with pytest.raises(ConfigError) as error:
+        train(load_experiment(write_experiment(), overrides), resume=resume)
+    for words in said:
+        assert words in str(error.value), str(error.value)
+    assert snapshot(one_rank) == before
+
+
+def test_resuming_on_another_corpus_is_refused(one_rank: Path, write_experiment: Write) -> None:
+    path = one_rank.parent / "tokens.npy"
+    experiment = write_experiment()
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match="corpus_hash"):
+        train(load_experiment(experiment), resume=True)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(write_experiment: Write, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("precious")
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match="save_folder"):
+            train(load_experiment(write_experiment()), resume=resume)
+    assert snapshot(tmp_path / "run") == {str(tmp_path / "run" / "thesis.tex"): b"precious"}
+
+
+def test_two_processes_cannot_write_one_folder(write_experiment: Write, tmp_path: Path) -> None:
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process"):
+            train(load_experiment(write_experiment()))
+
+
+def test_a_dry_run_checks_everything_and_writes_nothing(
+    write_experiment: Write, tmp_path: Path
+) -> None:
+    train(load_experiment(write_experiment()), dry_run=True)
+    assert not (tmp_path / "run").exists()
