@@ -187,8 +187,8 @@ def _check(experiment: ExperimentConfig) -> None:
     # but goes on along another trajectory. Unsharded files restore bit for bit.
     if train.save_interval is not None or train.save_interval_ephemeral is not None:
         raise ConfigError(
-            "train.save_interval and save_interval_ephemeral must be null: no sharded checkpoint of "
-            "ai2-olmo 0.6.0 restores exactly under this torch; set train.save_interval_unsharded"
+            "train.save_interval and save_interval_ephemeral must be null: no sharded checkpoint "
+            "of ai2-olmo 0.6.0 restores exactly under this torch; set train.save_interval_unsharded"
         )
     if train.save_interval_unsharded is None:
         raise ConfigError(

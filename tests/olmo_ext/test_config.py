@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def test_a_missing_experiment_is_said() -> None:
         load_experiment("nowhere.yaml")
 
 
-@pytest.mark.parametrize(("duration", "steps"), [(7, 7), ("7", 7), ("1e3", 1000), ("1000T", 8)])
+@pytest.mark.parametrize(("duration", "steps"), [(7, 7), ("7", 7), ('"1e3"', 1000), ("1000T", 8)])
 def test_durations_in_steps_and_tokens(
     duration: object, steps: int, write_experiment: Write
 ) -> None:
@@ -119,8 +120,8 @@ def test_null_switches_a_callback_off() -> None:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """A small Dolma-format corpus under the real OLMo tokenizer."""
-    lines = "\n".join('{"id": "%d", "text": "some words, %d of them"}' % (i, i) for i in range(60))
-    (tmp_path / "docs.jsonl").write_text(lines)
+    lines = [json.dumps({"id": str(i), "text": f"some words, {i} of them"}) for i in range(60)]
+    (tmp_path / "docs.jsonl").write_text("\n".join(lines))
     prepare_corpus([tmp_path / "docs.jsonl"], tmp_path / "corpus", name="c", tokenizer="dolma-v1_5")
     return tmp_path / "corpus"
 
