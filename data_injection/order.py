@@ -12,8 +12,6 @@ stream, and the engine sees a single epoch: its multi-epoch restarts have been w
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +62,10 @@ class RowOrder:
             if path.exists() and path.stat().st_size == 4 * self.num_rows:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
+            temporary = path.with_suffix(".tmp")
+            with temporary.open("wb") as file:
                 self._build(epoch).tofile(file)
-            os.replace(name, path)
+            temporary.replace(path)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_epochs": {}}

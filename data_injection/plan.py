@@ -258,7 +258,7 @@ def compile_plan(
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], *, prefix: str = "") -> list[str]:
-    """Lines "key: ours against theirs" for all that differs between two canonical plans."""
+    """Lines "key: ours now, theirs before" for all that differs between two canonical plans."""
     lines = []
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key), theirs.get(key)

@@ -44,7 +44,10 @@ def parse_rate(value: Any, *, key: str) -> Fraction:
             raise ValueError
         # str() of a float is its shortest decimal, so that 0.1 means one tenth.
         text = str(value).strip()
-        rate = Fraction(text) if "/" in text else Fraction(Decimal(text))
+        decimal = Decimal(0) if "/" in text else Decimal(text)
+        if abs(decimal.adjusted()) > 100:  # would be a fraction of as many digits
+            raise ValueError
+        rate = Fraction(text) if "/" in text else Fraction(decimal)
     except (ValueError, ZeroDivisionError, InvalidOperation, OverflowError):
         raise ConfigError(
             f'{key}.rate must be a number, a decimal or a fraction such as "1/10", got {value!r}'

@@ -36,10 +36,10 @@ class SplicedStream:
         num_positions: length of the stream: steps x global batch size.
         pad_token_id: where rows carry an attention mask, spliced positions follow the engine's rule
             (olmo/data/memmap_dataset.py:213): masked exactly where the token is the padding token.
-        filtered: the host has an instance filter. It judges the host text, but an injected example
-            is always trained on: a filtered row with an injection keeps only that example's labels.
-            For this every row of the stream carries a label mask (the collator drops keys that only
-            some rows have).
+
+    The engine's instance filter judges the host text, but an injected example is always trained
+    on: a filtered row with an injection keeps that example's labels alone. For this every row of a
+    filtered stream carries a label mask (the collator drops a key that only some rows have).
     """
 
     def __init__(
@@ -50,13 +50,10 @@ class SplicedStream:
         plan: InjectionPlan,
         num_positions: int,
         pad_token_id: int,
-        filtered: bool = False,
     ) -> None:
         self.host, self.order, self.plan = host, order, plan
         self.num_positions, self.pad_token_id = num_positions, pad_token_id
-        self.filtered = filtered and bool(plan)
-        self._step = -1
-        self._hits: dict[int, torch.Tensor] = {}
+        self._step: tuple[int, dict[int, torch.Tensor]] = (-1, {})
 
     def __len__(self) -> int:
         return self.num_positions
@@ -70,10 +67,10 @@ class SplicedStream:
         item["index"] = row
         if self.plan.tasks:
             step, slot = divmod(position, self.plan.geometry.batch_size)
-            if step != self._step:
-                self._hits, self._step = self._tokens_by_slot(step), step
-            tokens = self._hits.get(slot)
-            if self.filtered and "label_mask" not in item:
+            if step != self._step[0]:
+                self._step = (step, self._tokens_by_slot(step))
+            tokens = self._step[1].get(slot)
+            if "instance_mask" in item and "label_mask" not in item:
                 item["label_mask"] = torch.ones_like(item["input_ids"], dtype=torch.bool)
             if tokens is not None:
                 self._splice(item, tokens)

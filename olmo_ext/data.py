@@ -141,7 +141,6 @@ def build_train_dataloader(
         plan=plan,
         num_positions=num_positions,
         pad_token_id=train.model.pad_token_id,
-        filtered=data.instance_filter is not None,
     )
     dataset = PositionDataset(
         stream,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -248,7 +249,7 @@ def test_another_process_with_another_hash_seed_compiles_the_same_plan():
         done = subprocess.run(
             [sys.executable, "-c", code],
             input=pickle.dumps((GOLDEN, GEOMETRY)),
-            env={"PYTHONHASHSEED": hash_seed},
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
             capture_output=True,
             check=True,
         )

@@ -70,16 +70,13 @@ def plan_at(offset: int = 0, *, tasks: list[TaskConfig] | None = None) -> Inject
     )
 
 
-def stream_over(
-    host: FakeHost, plan: InjectionPlan, *, pad: int = PAD, filtered: bool = False
-) -> SplicedStream:
+def stream_over(host: FakeHost, plan: InjectionPlan, *, pad: int = PAD) -> SplicedStream:
     return SplicedStream(
         host,
         order=RowOrder(num_rows=NUM_ROWS, batch_size=BATCH, seed=1),
         plan=plan,
         num_positions=BATCH * NUM_STEPS,
         pad_token_id=pad,
-        filtered=filtered,
     )
 
 
@@ -135,10 +132,9 @@ def test_a_row_without_an_injection_is_the_hosts_own_in_every_key():
             assert_identical(item[key], value)
 
 
-@pytest.mark.parametrize("filtered", [False, True])
-def test_a_plan_without_tasks_leaves_every_item_alone(filtered: bool):
+def test_a_plan_without_tasks_leaves_every_item_alone():
     host = FakeHost("instance_mask", "attention_mask", "doc_lens", is_filtered=lambda r: r % 3 == 0)
-    stream = stream_over(host, plan_at(tasks=[]), filtered=filtered)
+    stream = stream_over(host, plan_at(tasks=[]))
     for position in range(len(stream)):
         item, expected = stream[position], host[stream.order.row(position)]
         expected["index"] = stream.order.row(position)
@@ -237,7 +233,7 @@ def expected_labels(
 @pytest.mark.parametrize("offset", [0, 5])
 def test_of_a_filtered_row_only_the_examples_labels_remain(keys: tuple[str, ...], offset: int):
     host, plan = FakeHost(*keys, is_filtered=is_filtered), plan_at(offset)
-    stream, where = stream_over(host, plan, filtered=True), injected(plan)
+    stream, where = stream_over(host, plan), injected(plan)
     kinds = set()
     for step in range(NUM_STEPS):
         positions = range(step * BATCH, (step + 1) * BATCH)
@@ -253,7 +249,7 @@ def test_of_a_filtered_row_only_the_examples_labels_remain(keys: tuple[str, ...]
 
 def test_a_filtered_row_without_an_injection_keeps_its_instance_mask():
     host, plan = FakeHost("instance_mask", is_filtered=is_filtered), plan_at()
-    stream, where = stream_over(host, plan, filtered=True), injected(plan)
+    stream, where = stream_over(host, plan), injected(plan)
     for position in range(len(stream)):
         item, row = stream[position], stream.order.row(position)
         assert item["instance_mask"] is (position in where or not is_filtered(row))
@@ -296,8 +292,8 @@ def test_a_row_does_not_depend_on_the_order_of_asking_or_on_pickling():
 
 def test_threads_that_share_a_stream_get_the_same_rows():
     plan, keys = plan_at(), ("instance_mask", "attention_mask", "doc_lens")
-    calm = stream_over(FakeHost(*keys, is_filtered=is_filtered), plan, filtered=True)
-    busy = stream_over(FakeHost(*keys, is_filtered=is_filtered), plan, filtered=True)
+    calm = stream_over(FakeHost(*keys, is_filtered=is_filtered), plan)
+    busy = stream_over(FakeHost(*keys, is_filtered=is_filtered), plan)
     expected = [calm[position] for position in range(len(calm))]
     with ThreadPoolExecutor(4) as pool:
         items = list(pool.map(busy.__getitem__, range(len(busy))))

@@ -19,7 +19,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from olmo.config import DataConfig, InstanceFilterConfig, ModelConfig, TrainConfig
-from olmo.data import MemMapDataset
+from olmo.data import IterableDataset, MemMapDataset
 from olmo.data import build_train_dataloader as build_stock
 from torch.utils.data import DataLoader
 
@@ -150,6 +150,7 @@ def load(
         fs_local_rank=rank,
         include_instance_metadata=include_instance_metadata,
     )
+    assert isinstance(loader.dataset, IterableDataset)
     loader.dataset.start_index = start_step * B  # as the engine's trainer does on restoring
     return loader
 
@@ -220,6 +221,7 @@ def test_without_injections_every_batch_is_stocks(tmp_path: Path, case: dict[str
                 fs_local_rank=0,
                 include_instance_metadata=case["metadata"],
             )
+            assert isinstance(loader.dataset, IterableDataset)
             loader.dataset.start_index = max(start_step - epoch * epoch_steps, 0) * B
             stock += loader
         batches = list(ours)
@@ -414,7 +416,9 @@ def test_a_restart_on_another_world_size_and_in_a_longer_run_goes_on_in_the_same
 
 def test_a_pickled_loader_reads_the_same_rows_from_any_position(tmp_path: Path) -> None:
     train = make_train(tmp_path)
-    stream = load(train, make_plan(train, *TASKS), num_steps=NUM_STEPS).dataset.dataset
+    dataset = load(train, make_plan(train, *TASKS), num_steps=NUM_STEPS).dataset
+    assert isinstance(dataset, IterableDataset)
+    stream: Any = dataset.dataset
     wanted = [stream[position]["input_ids"] for position in range(len(stream))]
     copy = pickle.loads(pickle.dumps(stream))
     # Backwards and forwards over epochs and steps: nothing kept from one row may show in another.
@@ -507,8 +511,10 @@ def test_every_train_example_is_met_before_any_is_met_again(
     assert Counter(met.values()) == {times + 1: left, times: len(task.train) - left}
 
 
-def test_masks_and_document_lengths_are_those_of_the_spliced_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pad", [PAD, EOS])
+def test_masks_and_document_lengths_are_those_of_the_spliced_text(tmp_path: Path, pad: int) -> None:
     train = make_train(tmp_path, rows=RAGGED_FILES, keys="all")
+    train.model.pad_token_id = pad  # OLMo's own tokenizers pad with EOS
     plan = make_plan(train, *TASKS)
     tokens_SBT = expected_tokens(train, plan, num_steps=NUM_STEPS)
     index_SB = expected_index(37, num_steps=NUM_STEPS)
@@ -518,7 +524,7 @@ def test_masks_and_document_lengths_are_those_of_the_spliced_text(tmp_path: Path
         chunk_size=T,
         generate_attention_mask=True,
         generate_doc_lengths=True,
-        pad_token_id=PAD,
+        pad_token_id=pad,
         eos_token_id=EOS,
     )
     host = build_host(train)
@@ -549,7 +555,7 @@ def test_readable_memmaps_pass(tmp_path: Path) -> None:
     for dtype in VOCAB:
         check_memmaps(make_train(tmp_path, rows=RAGGED_FILES, dtype=dtype))
     exact = make_train(tmp_path, rows=(1,))
-    np.arange(2, T + 2, dtype=np.uint16).tofile(exact.data.paths[0])  # type: ignore[index]
+    np.arange(2, T + 2, dtype=np.uint16).tofile(exact.data.paths[0])
     check_memmaps(exact)
 
 
@@ -664,7 +670,7 @@ def test_the_fingerprint_does_not_read_the_middle_of_a_file(large: TrainConfig, 
 @pytest.mark.parametrize("size", [0, 2, KIB_64, SIZE - 2, SIZE + 2, 2 * SIZE])
 def test_the_fingerprint_changes_with_the_size(large: TrainConfig, size: int) -> None:
     before = fingerprint(large)
-    os.truncate(large.data.paths[1], size)  # type: ignore[index]
+    os.truncate(large.data.paths[1], size)
     assert fingerprint(large) != before
 
 
