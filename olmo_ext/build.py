@@ -9,7 +9,7 @@ world size.)
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ class Stream:
 def compile_stream(experiment: ExperimentConfig, *, manifest: Manifest | None) -> Stream:
     """Check the corpus and compile the plan. Raises ConfigError before any work starts."""
     train = experiment.train
+    assert train.data.paths is not None
     check_memmaps(train)
     batch_size, seq_len = train.global_train_batch_size, train.model.max_sequence_length
     order = RowOrder(num_rows=len(build_host(train)), batch_size=batch_size, seed=data_seed(train))
@@ -85,7 +86,9 @@ def compile_stream(experiment: ExperimentConfig, *, manifest: Manifest | None) -
     identity = {
         "plan_hash": plan.hash,
         "plan": plan.canonical,
-        "corpus_hash": manifest.hash if manifest is not None else fingerprint(train),
+        "corpus_hash": manifest.hash if manifest is not None else fingerprint(train.data.paths),
+        "label_masks": fingerprint(masks) if (masks := train.data.label_mask_paths) else None,
+        "instance_filter": asdict(rules) if (rules := train.data.instance_filter) else None,
         "data_seed": data_seed(train),
         "memmap_dtype": train.data.memmap_dtype,
         "vocab_size": vocab_size,

@@ -166,9 +166,10 @@ def _check(experiment: ExperimentConfig) -> None:
         raise ConfigError("rung must name the model size, for example 20M")
     if train.run_name is None:
         raise ConfigError("train.run_name must be given: every record carries it")
-    if not train.data.paths:
+    if not train.data.paths or train.data.datasets:
         raise ConfigError(
-            "corpus or train.data.paths must be given; `olmo-ext prepare` makes a corpus"
+            "corpus or train.data.paths must be given, and train.data.datasets be unset; "
+            "`olmo-ext prepare` makes a corpus"
         )
     if not train.data.drop_last:
         raise ConfigError(

@@ -10,6 +10,7 @@ epoch after epoch; with a plan nothing but the injected tokens differs
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ from data_injection.plan import InjectionPlan
 from data_injection.splice import SplicedStream
 from olmo_ext.compat import HostDataset, PositionDataset
 
-SAMPLED_ROWS = 512
-"""Rows looked at in each file before training, evenly spread."""
+SAMPLED_ROWS = 2048
+"""Rows looked at before training, evenly spread over each file, at least four of each."""
 
 
 def build_host(train: TrainConfig, *, include_instance_metadata: bool = False) -> HostDataset:
@@ -51,12 +52,13 @@ def check_memmaps(train: TrainConfig) -> None:
     """Raise ConfigError for files that the engine would read as nonsense.
 
     Looks for a NumPy header (the engine's .npy files have none), a size that is no whole number of
-    tokens, uint32 data read as uint16, and token ids beyond the embedding, in `SAMPLED_ROWS` rows a
-    file. Files behind a URL are left to the engine.
+    tokens, uint32 data read as uint16, and token ids beyond the embedding, in `SAMPLED_ROWS` rows.
+    Files behind a URL are left to the engine.
     """
     dtype = train.data.effective_memmap_dtype
     size, vocab = np.dtype(dtype).itemsize, train.model.vocab_size
     row = train.model.max_sequence_length
+    num_samples = max(SAMPLED_ROWS // max(len(train.data.paths or []), 1), 4)
     # A URL must stay a string: Path("s3://x") is "s3:/x".
     for path in (Path(p) for p in train.data.paths or [] if not is_url(p)):
         if not path.is_file():
@@ -83,7 +85,7 @@ def check_memmaps(train: TrainConfig) -> None:
                 "max_sequence_length"
             )
         tokens = np.memmap(path, dtype=dtype, mode="r")
-        starts = np.linspace(0, len(tokens) - row, num=min(SAMPLED_ROWS, len(tokens) // row))
+        starts = np.linspace(0, len(tokens) - row, num=min(num_samples, len(tokens) // row))
         sample = np.stack([tokens[s - s % 2 :][:row] for s in starts.astype(np.int64)])
         largest = int(sample.max())
         if largest >= vocab:
@@ -100,10 +102,10 @@ def check_memmaps(train: TrainConfig) -> None:
             )
 
 
-def fingerprint(train: TrainConfig) -> str:
-    """Identity of memmaps that have no manifest: SHA-256 of names, sizes, first and last 64 KiB."""
+def fingerprint(paths: Sequence[str]) -> str:
+    """Identity of files that have no manifest: SHA-256 of names, sizes, first and last 64 KiB."""
     sha = hashlib.sha256()
-    for path in train.data.paths or []:
+    for path in paths:
         size = file_size(path)
         ends = min(size, 65536)
         sha.update(f"{Path(path).name}|{size}|".encode())

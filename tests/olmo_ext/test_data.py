@@ -624,10 +624,13 @@ def test_an_unreadable_memmap_is_refused_with_key_value_and_remedy_and_nothing_w
 def test_files_behind_a_url_are_read_by_the_engine(tmp_path: Path) -> None:
     train = make_train(tmp_path, rows=RAGGED_FILES)
     plan = make_plan(train, *TASKS)
-    wanted, identity = expected_tokens(train, plan, num_steps=NUM_STEPS), fingerprint(train)
+    wanted, identity = (
+        expected_tokens(train, plan, num_steps=NUM_STEPS),
+        fingerprint(train.data.paths),
+    )
     train.data.paths = [f"file://{path}" for path in train.data.paths or []]
     check_memmaps(train)
-    assert fingerprint(train) == identity
+    assert fingerprint(train.data.paths) == identity
     np.testing.assert_array_equal(assemble(all_ranks(train, plan, 1)), wanted)
 
 
@@ -654,28 +657,28 @@ def flip(train: TrainConfig, place: int) -> None:
 def test_the_fingerprint_changes_with_a_byte_of_the_first_or_last_64_kib(
     large: TrainConfig, place: int
 ) -> None:
-    before = fingerprint(large)
-    assert fingerprint(large) == before
+    before = fingerprint(large.data.paths)
+    assert fingerprint(large.data.paths) == before
     flip(large, place)
-    assert fingerprint(large) != before
+    assert fingerprint(large.data.paths) != before
 
 
 @pytest.mark.parametrize("place", [KIB_64, SIZE - KIB_64 - 1])
 def test_the_fingerprint_does_not_read_the_middle_of_a_file(large: TrainConfig, place: int) -> None:
-    before = fingerprint(large)
+    before = fingerprint(large.data.paths)
     flip(large, place)
-    assert fingerprint(large) == before
+    assert fingerprint(large.data.paths) == before
 
 
 @pytest.mark.parametrize("size", [0, 2, KIB_64, SIZE - 2, SIZE + 2, 2 * SIZE])
 def test_the_fingerprint_changes_with_the_size(large: TrainConfig, size: int) -> None:
-    before = fingerprint(large)
+    before = fingerprint(large.data.paths)
     os.truncate(large.data.paths[1], size)
-    assert fingerprint(large) != before
+    assert fingerprint(large.data.paths) != before
 
 
 def test_the_fingerprint_changes_with_the_order_of_the_files(large: TrainConfig) -> None:
     flip(large, 0)
-    before = fingerprint(large)
+    before = fingerprint(large.data.paths)
     large.data.paths = (large.data.paths or [])[::-1]
-    assert fingerprint(large) != before
+    assert fingerprint(large.data.paths) != before

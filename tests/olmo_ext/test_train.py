@@ -214,6 +214,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         (["injection.seed=1"], True, ["plan.seed: 1 now, 0 before", "cannot be resumed"]),
         (["injection.tasks.0.schedule.rate=3"], True, ["tasks.cmp", "rate_per_step", "'3' now"]),
         (["train.data.seed=3"], True, ["data_seed: 3 now, 7 before"]),
+        (["train.data.instance_filter={}"], True, ["instance_filter", "cannot be resumed"]),
         (["train.distributed_strategy=fsdp"], True, ["distributed_strategy: 'fsdp' now"]),
         (["train.global_train_batch_size=4"], True, ["batch_size: 4 now, 8 before"]),
     ],
