@@ -283,7 +283,11 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def cell_text(cell: pd.Series) -> tuple[str, str, bool]:
     mark = ("(*)" if cell.provisional else "*") if cell.learned else ""
     value = f"{cell.value:.2f}".replace("-0.00", "0.00")
-    return f"{value}{mark}", number(cell.exposures_per_example, 2), bool(cell.learned)
+    return (
+        f"{value}{mark}",
+        f"{number(cell.exposures_per_example, 2)} {cell.protocol}",
+        bool(cell.learned),
+    )
 
 
 CSS = """

@@ -233,8 +233,8 @@ def _annotate(
     axis.text(x, y + (0.22 if spread else 0.14), text, fontsize=12.5, weight="bold", **put)
     if spread:
         axis.text(x, y - 0.04, f"±{half:.2f}", fontsize=8.2, **put)
-    exposures = f"{number(cell.exposures_per_example, 2)} exp./ex."
-    axis.text(x, y - (0.28 if spread else 0.22), exposures, fontsize=7.5, **put)
+    below = f"{number(cell.exposures_per_example, 2)} exp./ex.\n{cell.protocol}"
+    axis.text(x, y - (0.28 if spread else 0.22), below, fontsize=7.2, linespacing=1.05, **put)
 
 
 def _readable_on(colour: tuple[float, float, float, float]) -> str:

@@ -78,7 +78,7 @@ def print_cells(table: pd.DataFrame, console: Console | None = None) -> None:
     marks = "* learned" + (
         "; (*) provisional, fewer than 3 seeds" if table.provisional.any() else ""
     )
-    console.print(Text(f"{marks}; below: exposures per train example", style="dim"))
+    console.print(Text(f"{marks}; below: exposures per train example and protocol", style="dim"))
     for counts in learned_per_rung(table):
         console.print(Text(f"{counts.family}, {counts.protocol}: {verdict(counts)}"))
 
