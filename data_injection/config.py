@@ -16,7 +16,7 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used: the message names key, value and remedy."""
+    """A setting or an input that cannot be used: the message names key, value and remedy."""
 
 
 @dataclass

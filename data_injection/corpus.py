@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_injection.config import ConfigError
 from data_injection.documents import Source, iter_documents, reader_of_texts, resolve_sources
 from data_injection.embedded import embedded_documents, embedded_sources, train_tokenizer
 from data_injection.encoder import (
@@ -89,7 +90,7 @@ def prepare_embedded(
     tokens and 256 bytes. `max_documents` keeps the first so many of each source.
     """
     if not 258 < vocab_size <= 2**16:
-        raise ValueError(
+        raise ConfigError(
             f"vocab_size must be in (258, 65536], got {vocab_size}; 256 bytes and 2 special tokens "
             "come before the first merge, and ids are stored as uint16"
         )
@@ -136,12 +137,13 @@ def prepare_corpus(
         what is left of a file after its last full row, so keep it a multiple of the row length.
     max_tokens: stop after the document that reaches it.
 
-    Returns at once if the folder holds the same preparation. Raises ValueError or FileNotFoundError
-    before any work for bad settings or a folder with another corpus, ValueError at a bad document.
+    Returns at once if the folder holds the same preparation. Raises ConfigError or
+    FileNotFoundError before any work for bad settings or a folder with another corpus, ConfigError
+    at a bad document.
     """
     for key, value in (("max_shard_tokens", max_shard_tokens), ("max_tokens", max_tokens)):
         if value is not None and value < 1:
-            raise ValueError(f"{key} must be positive, got {value}; leave it out for the default")
+            raise ConfigError(f"{key} must be positive, got {value}; leave it out for the default")
     path = tokenizer_path(tokenizer)
     encoder = choose_encoder(
         path.read_bytes(), where=str(path), dtype=dtype, eos=eos_token_id, pad=pad_token_id
@@ -188,7 +190,7 @@ def _tokenize(
                 tokens = encoder.encode(batch)
                 ends = np.flatnonzero(tokens == encoder.eos) + 1
                 if len(ends) != len(batch):
-                    raise ValueError(
+                    raise ConfigError(
                         f"{source.record} has the EOS id {encoder.eos} inside a document; "
                         "give another tokenizer or eos_token_id"
                     )
@@ -206,7 +208,7 @@ def _tokenize(
                 break
     num_documents = sum(record["documents"] for record in records)
     if not num_documents:
-        raise ValueError(f"sources of {name!r} hold no text; check sources and text_field")
+        raise ConfigError(f"sources of {name!r} hold no text; check sources and text_field")
     (partial / TOKENIZER).write_bytes(encoder.tokenizer_json)
     return Manifest(
         name=name,
@@ -269,12 +271,12 @@ def _prepare(folder: Path, recipe: str, build: Callable[[Path, Meter], Manifest]
 
 
 def _finished(folder: Path, recipe: str) -> Manifest | None:
-    """The folder's corpus if it is this one, None if there is none; ValueError if it is another."""
+    """The folder's corpus if it is this one, None if there is none; ConfigError if another."""
     if not (folder / MANIFEST).exists():
         return None
     manifest = load_manifest(folder)
     if manifest.recipe != recipe:
-        raise ValueError(
+        raise ConfigError(
             f"folder={str(folder)!r} holds the corpus {manifest.name!r} of other sources or "
             "settings; choose another folder or delete this one"
         )
@@ -286,7 +288,7 @@ def _clear_unfinished(folder: Path) -> None:
     partial = folder / PARTIAL
     left = [p for p in (*folder.glob("tokens-*.npy"), folder / TOKENIZER) if p.exists()]
     if left and not partial.exists():
-        raise ValueError(
+        raise ConfigError(
             f"folder={str(folder)!r} holds {left[0].name} but no manifest; choose another folder"
         )
     for path in left:

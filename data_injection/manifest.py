@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from data_injection.config import ConfigError
+
 VERSION = 1
 """Of the recipe: raised when the same inputs would give other tokens."""
 
@@ -76,7 +78,7 @@ class Manifest:
 
 
 def load_manifest(folder: str | Path) -> Manifest:
-    """Read the manifest of a corpus; FileNotFoundError if there is none, ValueError if not ours."""
+    """A corpus's manifest; FileNotFoundError if there is none, ConfigError if not ours."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         state = "was interrupted" if (Path(folder) / PARTIAL).exists() else "has not run"
@@ -90,11 +92,11 @@ def load_manifest(folder: str | Path) -> Manifest:
         if manifest.dtype not in DTYPES:
             raise ValueError(f"dtype={manifest.dtype!r}")
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
+        raise ConfigError(
             f"{path} is not the manifest of a corpus ({error!r}); {REMEDY} into another folder"
         ) from error
     if manifest.version != VERSION:
-        raise ValueError(
+        raise ConfigError(
             f"{path} has version={manifest.version}, this release reads {VERSION}; "
             f"delete {folder} and {REMEDY} again"
         )
@@ -111,7 +113,7 @@ def verify_corpus(folder: str | Path, *, full: bool = False) -> Manifest:
             raise FileNotFoundError(f"{path} is missing; {remedy}")
         size, expected = path.stat().st_size, file.num_tokens * itemsize
         if size != expected:
-            raise ValueError(f"{path} has {size} bytes, its manifest says {expected}; {remedy}")
+            raise ConfigError(f"{path} has {size} bytes, its manifest says {expected}; {remedy}")
     checks = [(folder / manifest.tokenizer, manifest.tokenizer_sha256)]
     if full:
         checks += [(folder / file.path, file.sha256) for file in manifest.files]
@@ -121,7 +123,9 @@ def verify_corpus(folder: str | Path, *, full: bool = False) -> Manifest:
         with path.open("rb") as stream:
             sha = hashlib.file_digest(stream, "sha256").hexdigest()
         if sha != expected_sha:
-            raise ValueError(f"{path} has sha256 {sha}, its manifest says {expected_sha}; {remedy}")
+            raise ConfigError(
+                f"{path} has sha256 {sha}, its manifest says {expected_sha}; {remedy}"
+            )
     return manifest
 
 

@@ -12,6 +12,8 @@ stream, and the engine sees a single epoch: its multi-epoch restarts have been w
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +64,8 @@ class RowOrder:
             if path.exists() and path.stat().st_size == 4 * self.num_rows:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
+            # Of this process alone: nodes that share the folder may all write.
+            temporary = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.tmp")
             with temporary.open("wb") as file:
                 self._build(epoch).tofile(file)
             temporary.replace(path)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from data_injection.config import InjectionConfig
+from data_injection.config import ConfigError, InjectionConfig
 from data_injection.plan import InjectionPlan, compile_plan
 
 IDENTITY_FILE = "olmo_ext.json"
@@ -84,7 +84,7 @@ def load_plan(folder: str | Path) -> InjectionPlan:
     """Recompile the plan of a run from its saved experiment and check that it is the same.
 
     Raises:
-        ValueError: this version of the code compiles another plan from the saved experiment.
+        ConfigError: this version of the code compiles another plan from the saved experiment.
     """
     folder = Path(folder)
     identity = load_identity(folder)
@@ -102,7 +102,7 @@ def load_plan(folder: str | Path) -> InjectionPlan:
         reserved_tokens=identity["reserved_tokens"],
     )
     if plan.hash != identity["plan_hash"]:
-        raise ValueError(
+        raise ConfigError(
             f"{folder}: the saved experiment compiles to plan {plan.hash[:12]}, but the run was "
             f"trained on {identity['plan_hash'][:12]}; use the olmo-ext version in run.json"
         )

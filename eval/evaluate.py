@@ -34,7 +34,7 @@ def evaluate(source: str | Path, *, device: str = "cpu") -> Iterator[tuple[Path,
 
     Raises:
         FileNotFoundError: no run there.
-        ValueError: a run whose saved experiment compiles to another plan.
+        ConfigError: a run whose saved experiment compiles to another plan.
     """
     for folder in run_folders(source):
         plan = load_plan(folder)

@@ -17,6 +17,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from data_injection.config import ConfigError
+
 CELL = ("protocol", "family", "rung", "params", "rate_per_step")
 """What tells two cells apart; seeds, runs and tasks of one rate are averaged inside a cell."""
 
@@ -49,13 +51,13 @@ def cells(
     bounds, one seed; "none"), BESIDE in the same split, train_label_loss, majority, learned (from
     the test score whatever the metric), provisional (fewer than MIN_SEEDS seeds),
     exposures_per_example, rate_per_sequence, rate_per_token, step, step_max, tokens. What was not
-    measured is NaN. Raises ValueError if nothing was measured.
+    measured is NaN. Raises ConfigError if nothing was measured.
     """
     rows = task_rows(frame)
     measured = rows[(rows.metric == metric) & (rows.split == split)]
     if measured.empty:
         seen = sorted({f"{s} {m}" for s, m in zip(rows.split, rows.metric, strict=True)})
-        raise ValueError(
+        raise ConfigError(
             f"records hold no {split} {metric!r} of a task, only {seen or 'no task rows at all'}; "
             "run the accuracy measure, or ask for another metric or split"
         )
@@ -183,7 +185,7 @@ def _at_step(
     """The rows of each run at the step its rung is read at."""
     if isinstance(step, int):
         if not (measured.step == step).any():
-            raise ValueError(f"no run was measured at step {step}, only at {_some(measured.step)}")
+            raise ConfigError(f"no run was measured at step {step}, only at {_some(measured.step)}")
         return rows[rows.step == step]
     rung = ["protocol", "family", "rung", "params"]
     run = [*rung, "run", "seed"]

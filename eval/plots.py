@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from data_injection.config import ConfigError
 from eval.grid import CELL, LEARNED_SCORE, MIN_SEEDS, groups, seed_interval, task_rows
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def curves(frame: pd.DataFrame, *, metric: str = "score", split: str = "test") -
     """Score over steps (Fig. 6a): a panel per rung, a line per rate, a 95% band over seeds.
 
     frame: records, as read. A line shows only steps that all its seeds measured: a mean whose
-    seeds change along the way would jump for no reason in the training. Raises ValueError if the
+    seeds change along the way would jump for no reason in the training. Raises ConfigError if the
     metric was not measured.
     """
     from matplotlib.figure import Figure
@@ -70,7 +71,7 @@ def curves(frame: pd.DataFrame, *, metric: str = "score", split: str = "test") -
     rows = task_rows(frame)
     rows = rows[(rows.metric == metric) & (rows.split == split)]
     if rows.empty:
-        raise ValueError(f"records hold no {split} {metric!r} of a task; run the accuracy measure")
+        raise ConfigError(f"records hold no {split} {metric!r} of a task; run the accuracy measure")
     shown = [(p, f, list(group.groupby(["params", "rung"]))) for p, f, group in groups(rows)]
     most = max(len(panels) for *_, panels in shown)
     abreast = 2 if most == 4 else min(3, most)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from data_injection.config import ConfigError
 from eval.grid import cells, groups, learned_per_rung
 from eval.page import RUN_FILE, Run, cell_text, render, verdict
 from eval.plots import count, curves, heatmap, number
@@ -37,7 +38,7 @@ def write_report(
     """Write the report of every run in or below a folder; returns the path of report.html.
 
     out_folder: default the source itself. command: shown as the way to repeat the report.
-    Raises FileNotFoundError or ValueError, with what to do, if there is nothing to report.
+    Raises FileNotFoundError or ConfigError, with what to do, if there is nothing to report.
     """
     source = Path(source_folder)
     frame, runs = _read(source)
@@ -103,7 +104,7 @@ def _read(source: Path) -> tuple[pd.DataFrame, list[Run]]:
         if len(part)
     ]
     if not any((part.task != "").any() for part in tables):
-        raise ValueError(
+        raise ConfigError(
             f"the records below {source.resolve()} hold no measurement of a task; let the run "
             "reach its first evaluation, or evaluate its checkpoints"
         )

@@ -22,6 +22,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from data_injection.config import ConfigError
+
 app = typer.Typer(
     help="Rare-task injection for OLMo pretraining: what larger models learn and smaller do not.",
     no_args_is_help=True,
@@ -40,7 +42,9 @@ ExperimentFile = Annotated[Path, typer.Argument(help="Experiment YAML.")]
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Folder of runs and report.")] = Path("runs/quickstart"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of runs and report; default runs/quickstart.")
+    ] = None,
     widths: Annotated[list[int] | None, typer.Option(help="d_model of each size.")] = None,
     seeds: Annotated[list[int] | None, typer.Option(help="Model seeds.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
@@ -50,16 +54,22 @@ def quickstart(
     ] = False,
 ) -> None:
     """Train the grid of sizes and frequencies on the embedded corpus and report what is learned."""
+    from launch.quickstart import RunFailed
     from launch.quickstart import quickstart as run
 
-    rises = run(
-        out.with_name(out.name + "-smoke") if smoke and out == Path("runs/quickstart") else out,
-        widths=tuple(widths or ()),
-        seeds=tuple(seeds or (6198,)),
-        jobs=jobs,
-        smoke=smoke,
-        console=console,
-    )
+    default = Path("runs/quickstart-smoke" if smoke else "runs/quickstart")
+    try:
+        rises = run(
+            out or default,
+            widths=tuple(widths or ()),
+            seeds=tuple(seeds or (6198,)),
+            jobs=jobs,
+            smoke=smoke,
+            console=console,
+        )
+    except RunFailed as error:
+        errors.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
     if check and not rises:
         raise typer.Exit(1)
 
@@ -217,12 +227,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
     try:
         app()
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        if "-v" in sys.argv or "--verbose" in sys.argv:
-            raise
-        errors.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
+    except (ConfigError, FileNotFoundError) as error:
+        errors.print("[bold red]error:[/] ", end="")
         errors.print(str(error), markup=False, highlight=False)
-        sys.exit(2 if isinstance(error, ValueError | FileNotFoundError) else 1)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ where it was; finished runs are not trained again.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import subprocess
@@ -53,6 +55,10 @@ ENVIRONMENT = {
 _STEP = re.compile(r"step (\d+)/(\d+)")
 
 
+class RunFailed(Exception):
+    """A training process ended with an error."""
+
+
 @dataclass
 class Run:
     """One size: its folder, its command and, while it lives, its process."""
@@ -61,6 +67,7 @@ class Run:
     folder: Path
     overrides: list[str]
     num_steps: int
+    config: Path
     process: subprocess.Popen | None = field(default=None, repr=False)
 
     @property
@@ -72,10 +79,26 @@ class Run:
         checkpoints = find_checkpoints(self.folder)
         return bool(checkpoints) and checkpoints[-1].step >= self.num_steps
 
+    def check_settings(self) -> None:
+        """Raise ConfigError if the folder's run was started with other settings than these."""
+        told = self.log.with_name("quickstart.json")
+        sha = hashlib.sha256(self.config.read_bytes()).hexdigest()
+        settings = {"config_sha256": sha, "overrides": self.overrides}
+        if told.exists():
+            if json.loads(told.read_text()) != settings:
+                raise ConfigError(
+                    f"{self.folder} was trained with another {self.config.name} or other settings; "
+                    "choose another --out, or remove that folder to train it again"
+                )
+            return
+        told.parent.mkdir(parents=True, exist_ok=True)
+        told.write_text(json.dumps(settings, indent=1))
+
     def start(self) -> None:
         """Start, or go on from the last checkpoint."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "launch.cli", "train", str(CONFIG), "--resume"]
+        # Not `python -m`: a folder named like a room in the working directory would hide it.
+        program = Path(sys.executable).with_name("olmo-ext")
+        command = [str(program), "train", str(self.config), "--resume"]
         for override in self.overrides:
             command += ["--override", override]
         with self.log.open("a") as log:
@@ -112,15 +135,17 @@ def plan_runs(
             f"train.save_folder={out / name}",
         ]
         experiment = load_experiment(CONFIG, overrides)
-        runs.append(Run(name, out / name, overrides, num_steps(experiment.train)))
+        runs.append(Run(name, out / name, overrides, num_steps(experiment.train), CONFIG))
     return runs
 
 
 def train_all(runs: list[Run], *, jobs: int, console: Console) -> None:
-    """Train what is not finished, `jobs` at a time. Raises RuntimeError with the log of a failure.
+    """Train what is not finished, `jobs` at a time. Raises RunFailed with the log's end.
 
     On any error and on Ctrl-C the running ones are stopped; their checkpoints stay.
     """
+    for run in runs:
+        run.check_settings()
     waiting = [run for run in runs if not run.finished]
     for run in runs:
         if run not in waiting:
@@ -142,7 +167,7 @@ def train_all(runs: list[Run], *, jobs: int, console: Console) -> None:
                     running.remove(run)
                     if status != 0:
                         tail = "\n".join(run.log.read_text().splitlines()[-15:])
-                        raise RuntimeError(
+                        raise RunFailed(
                             f"run {run.name} ended with status {status}; {run.log} ends:\n{tail}"
                         )
             if not console.is_terminal and time.monotonic() - said > 20:

@@ -24,6 +24,21 @@ from data_injection.corpus import Manifest, corpus_paths, verify_corpus
 
 FILE_NAME = "experiment.yaml"
 
+UNUSED = {
+    "dry_run": "pass --dry-run",
+    "load_path": "pass --resume to go on with a run",
+    "try_load_latest_save": "pass --resume to go on with a run",
+    "reset_optimizer_state": "start a new run",
+    "reset_trainer_state": "start a new run",
+    "restore_dataloader": "start a new run for another stream",
+    "force_save_unsharded": "set save_interval_unsharded",
+    "epoch": "rely on the step: the stream has no epochs to count",
+    "fast_forward_batches": "choose another data seed: a position follows from the step alone",
+    "compile": "train uncompiled",
+    "remote_save_folder": "copy the run's folder",
+}
+"""Settings of the engine's own script that a run of olmo-ext does not read, and what to do."""
+
 
 @dataclass
 class ExperimentConfig:
@@ -176,13 +191,11 @@ def _check(experiment: ExperimentConfig) -> None:
             "train.data.drop_last must be true: the stream is made of whole batches, and the "
             "engine's partial last batch has no step of its own"
         )
-    if train.epoch is not None or train.fast_forward_batches is not None:
-        raise ConfigError(
-            "train.epoch and train.fast_forward_batches must be unset: positions in the stream "
-            "follow from the step alone; resume with --resume"
-        )
     if num_steps(train) < 1:
         raise ConfigError(f"train.max_duration must be at least 1 step, got {train.max_duration!r}")
+    for name, remedy in UNUSED.items():
+        if getattr(train, name) != getattr(TrainConfig(), name):
+            raise ConfigError(f"train.{name} has no effect here; remove it and {remedy}")
     # Measured with torch 2.13, 2 ranks: files of torch_legacy are refused by torch.load, torch_new
     # cannot build its reader, local crashes while saving, and olmo_core restores without an error
     # but goes on along another trajectory. Unsharded files restore bit for bit.

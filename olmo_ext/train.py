@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 import wandb
 from olmo.config import CheckpointType, TrainConfig
+from olmo.eval import build_evaluators
 from olmo.model import OLMo
 from olmo.optim import build_optimizer, build_scheduler
 from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size
@@ -148,7 +149,7 @@ def _build_trainer(
         scheduler=build_scheduler(cfg),
         train_loader=loader,
         device=device,
-        evaluators=[],
+        evaluators=build_evaluators(cfg, device),
         indices_file=_indices_file(cfg, folder),
         plan=stream.plan,
         callbacks=callbacks,

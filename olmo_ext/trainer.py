@@ -75,6 +75,10 @@ class ExperimentTrainer(Trainer):
             callback.on_step(self, metrics)
         return metrics
 
+    def eval(self) -> dict[str, Any]:
+        with cpu_shield():
+            return super().eval()
+
     def _save_checkpoint(
         self, checkpointer: Checkpointer, checkpoint_type: CheckpointType
     ) -> tuple[Any, Any]:
