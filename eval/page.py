@@ -14,7 +14,7 @@ from html import escape
 import pandas as pd
 
 from eval.grid import LearnedCounts, groups, learned_per_rung
-from eval.plots import number
+from eval.plots import count, number
 
 RUN_FILE = "run.json"
 """Beside records.jsonl: a flat JSON object of strings. `num_steps` is the planned length of the
@@ -278,6 +278,40 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return (
         f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
     )
+
+
+def markdown_cells(table: pd.DataFrame) -> str:
+    """The heatmap as Markdown tables, for a README or a paper's appendix: one per protocol, family.
+
+    A cell reads "score ± half its 95% interval over seeds (exposures per example)"; learned ones
+    are bold, provisional ones have a question mark.
+    """
+    parts = []
+    for protocol, family, group in groups(table):
+        rates = sorted(set(group.rate_per_step), reverse=True)
+        lines = [
+            f"{family}, {protocol} protocol, {group.n_seeds.min()} seeds or more"
+            if group.n_seeds.nunique() > 1
+            else f"{family}, {protocol} protocol, seeds: {group.n_seeds.iloc[0]}",
+            "",
+            "| size (parameters) | " + " | ".join(f"{number(r)} / step" for r in rates) + " |",
+            "|---|" + "---:|" * len(rates),
+        ]
+        for params, rung in sorted({*zip(group.params, group.rung, strict=True)}, reverse=True):
+            row = group[(group.rung == rung) & (group.params == params)].set_index("rate_per_step")
+            shown = [_markdown_cell(row.loc[rate]) if rate in row.index else "-" for rate in rates]
+            lines.append(f"| {rung} ({count(params)}) | " + " | ".join(shown) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_cell(cell: pd.Series) -> str:
+    value = f"{cell.value:.2f}".replace("-0.00", "0.00")
+    if cell.interval == "seeds":
+        value += f" ± {(cell.high - cell.low) / 2:.2f}"
+    if cell.learned:
+        value = f"**{value}**" + ("?" if cell.provisional else "")
+    return f"{value} ({number(cell.exposures_per_example, 2)})"
 
 
 def cell_text(cell: pd.Series) -> tuple[str, str, bool]:

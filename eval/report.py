@@ -1,7 +1,7 @@
 """One page that answers "do larger models learn rarer tasks?" from the records of a run or sweep.
 
     from eval.report import write_report
-    write_report("runs/quickstart")                # report.html, heatmap.png, curves.png, *.csv
+    write_report("runs/quickstart")      # report.html, heatmap.png, curves.png, cells.md, *.csv
 
 The page stands alone: figures are embedded and nothing is fetched. It says what measurement may
 not leave out: seeds, exposures, protocol, and which runs are unfinished.
@@ -20,7 +20,7 @@ import pandas as pd
 
 from data_injection.config import ConfigError
 from eval.grid import cells, groups, learned_per_rung
-from eval.page import RUN_FILE, Run, cell_text, render, verdict
+from eval.page import RUN_FILE, Run, cell_text, markdown_cells, render, verdict
 from eval.plots import count, curves, heatmap, number
 from eval.records import read_records, record_files
 
@@ -51,6 +51,7 @@ def write_report(
     for name, data in figures.items():
         _replace(out / name, data)
     _replace(out / "cells.csv", table.to_csv(index=False).encode())
+    _replace(out / "cells.md", markdown_cells(table).encode())
     _replace(out / "records.csv", frame.to_csv(index=False).encode())
     return _replace(out / "report.html", page.encode())
 

@@ -92,7 +92,7 @@ def test_provenance_shows_the_runs_and_everything_in_run_json(sweep):
 def test_the_tables_are_written_whole_beside_the_page_and_no_temporary_file_stays(sweep, tmp_path):
     out = tmp_path / "out"
     assert write_report(sweep, out) == out / "report.html"
-    expected = {"report.html", "heatmap.png", "curves.png", "cells.csv", "records.csv"}
+    expected = {"report.html", "heatmap.png", "curves.png", "cells.csv", "cells.md", "records.csv"}
     assert {path.name for path in out.iterdir()} == expected
     assert len(pd.read_csv(out / "cells.csv")) == 4
     assert len(pd.read_csv(out / "records.csv")) == len(read_records(sweep))
@@ -173,10 +173,10 @@ def texts(figure):
     return [text.get_text() for text in figure.findobj(Text)]
 
 
-def test_every_heatmap_cell_shows_its_value_and_exposures():
+def test_every_heatmap_cell_shows_its_value_exposures_and_protocol():
     shown = texts(heatmap(cells(frame_of(1))))
     assert {"0.90", "0.10", "0.95", "0.70"} <= set(shown)
-    assert shown.count("8 exp./ex.") == 4  # rate 4: two rungs, in both panels
+    assert shown.count("8 exp./ex.\nmixture") == 4  # rate 4: two rungs, in both panels
     assert any("1 seed (provisional), step 100, 205K tokens" in text for text in shown)
     assert any("0 = majority guessing" in text for text in shown)
     assert "4\n2.0e-3" in shown

@@ -1,0 +1,35 @@
+"""The README's numbers are those of the committed records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eval.grid import cells, learned_per_rung
+from eval.page import markdown_cells
+from eval.records import read_records
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_readmes_table_regenerates_from_the_committed_records() -> None:
+    table = cells(read_records(ROOT / "docs" / "quickstart" / "records.jsonl"))
+    text = markdown_cells(table)
+    assert text.strip() in (ROOT / "README.md").read_text()
+    assert text == (ROOT / "docs" / "quickstart" / "cells.md").read_text()
+
+
+def test_the_readmes_claim_holds_in_the_committed_records() -> None:
+    (counts,) = learned_per_rung(
+        cells(read_records(ROOT / "docs" / "quickstart" / "records.jsonl"))
+    )
+    assert list(counts.num_learned) == [0, 0, 2]
+    assert counts.rises
+    assert not counts.provisional
+
+
+def test_every_path_the_readme_links_to_exists() -> None:
+    import re
+
+    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), link
