@@ -149,7 +149,8 @@ def _build_trainer(
         scheduler=build_scheduler(cfg),
         train_loader=loader,
         device=device,
-        evaluators=build_evaluators(cfg, device),
+        # Without evaluators it would still look for their tokenizer, gpt2 on the hub by default.
+        evaluators=build_evaluators(cfg, device) if cfg.evaluators else [],
         indices_file=_indices_file(cfg, folder),
         plan=stream.plan,
         callbacks=callbacks,
