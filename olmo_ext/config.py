@@ -153,6 +153,8 @@ def _use_corpus(experiment: ExperimentConfig) -> Manifest:
          [str(p) for p in corpus_paths(experiment.corpus, manifest)]),
         ("train.data.memmap_dtype", train.data, "memmap_dtype", stock.data.memmap_dtype,
          manifest.dtype),
+        ("train.tokenizer.identifier", train.tokenizer, "identifier", stock.tokenizer.identifier,
+         str(Path(experiment.corpus) / manifest.tokenizer)),
         ("train.model.eos_token_id", train.model, "eos_token_id", stock.model.eos_token_id,
          manifest.eos_token_id),
         ("train.model.pad_token_id", train.model, "pad_token_id", stock.model.pad_token_id,

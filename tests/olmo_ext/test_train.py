@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import olmo_ext.train
 from data_injection.config import ConfigError
@@ -112,6 +114,28 @@ def test_measuring_changes_nothing(one_rank: Path, write_experiment: Write, tmp_
     quiet = write_experiment(lambda c: c.update(callbacks={"progress": None}))
     train(load_experiment(quiet, [f"train.save_folder={bare}"]))
     assert_bit_equal(state(one_rank, 12), state(bare, 12))
+
+
+def test_the_engines_own_evaluators_run_beside_ours_and_change_nothing(
+    one_rank: Path, write_experiment: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def edit(config: dict) -> None:
+        held_out = {"paths": [str(tmp_path / "tokens.npy")], "drop_last": True}
+        config["train"].update(
+            evaluators=[{"label": "held-out", "type": "lm", "data": held_out}],
+            eval_interval=6,
+            device_eval_batch_size=4,
+            eval_subset_num_batches=2,
+            tokenizer={"identifier": str(tmp_path / "tokenizer.json")},
+            save_folder=str(tmp_path / "with"),
+        )
+
+    words = {f"word{i}": i for i in range(256)}
+    Tokenizer(WordLevel(words, unk_token="word0")).save(str(tmp_path / "tokenizer.json"))
+    with caplog.at_level("INFO"):
+        folder = train(load_experiment(write_experiment(edit)))
+    assert caplog.text.count("eval/held-out/CrossEntropyLoss") == 2
+    assert_bit_equal(state(one_rank, 12), state(folder, 12))
 
 
 def test_initial_weights_depend_on_the_seed_alone(one_rank: Path, write_experiment: Write) -> None:
