@@ -9,6 +9,7 @@ engine's checkpoints (step*-unsharded/, step*/). It belongs to one run: a second
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import gzip
 import json
@@ -76,6 +77,7 @@ def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool =
     identity = stream.identity | {"distributed_strategy": strategy}
     folder = Path(cfg.save_folder)
     checkpoint = _agree(lambda: _check_folder(folder, resume=resume, identity=identity))
+    asked = copy.deepcopy(experiment)  # the run's folder keeps what was asked for, not derived
     _fill_engine_config(cfg, stream)
     if dry_run:
         build_model(cfg, torch.device("meta"))
@@ -83,7 +85,7 @@ def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool =
     with ExitStack() as stack:
         if get_global_rank() == 0:
             stack.enter_context(_lock(folder))
-            _write_run_files(experiment, stream, identity, manifest, resumed_from=checkpoint)
+            _write_run_files(asked, stream, identity, manifest, resumed_from=checkpoint)
         stream.order.folder = folder / "train_data"
         if get_fs_local_rank() == 0:
             stream.order.write(stream.num_positions)
@@ -252,11 +254,12 @@ def _write_run_files(
     *,
     resumed_from: Path | None,
 ) -> None:
-    """experiment.yaml, config.yaml, plan.json and run.json, each under a temporary name first."""
+    """plan.json, experiment.yaml, config.yaml and run.json, each under a temporary name first."""
     folder = Path(experiment.train.save_folder)
+    # First: without it a folder is not taken for a run that can be resumed.
+    _write_json(folder / "plan.json", identity)
     save_experiment(experiment, folder / FILE_NAME)
     save_experiment(experiment.train, folder / "config.yaml")
-    _write_json(folder / "plan.json", identity)
     tasks = {
         task.name: stream.plan.rates(index)
         | {"instances": stream.plan.instances(index, stream.num_steps)}

@@ -154,6 +154,33 @@ def test_initial_weights_depend_on_the_seed_alone(one_rank: Path, write_experime
     assert not all(other)
 
 
+def test_a_run_can_be_made_longer_and_repeated_from_its_own_folder(
+    one_rank: Path, tmp_path: Path
+) -> None:
+    """experiment.yaml in the folder is what was asked for, so that it can be asked again."""
+    saved = one_rank / "experiment.yaml"
+    train(load_experiment(saved, ["train.max_duration=14"]), resume=True)
+    assert [c.step for c in find_checkpoints(one_rank)] == [0, 6, 12, 14]
+    again = tmp_path / "again"
+    overrides = [f"train.save_folder={again}", "train.max_duration=12"]
+    train(load_experiment(saved, overrides))
+    assert_bit_equal(state(one_rank, 12), state(again, 12))
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    one_rank: Path, write_experiment: Write, tmp_path: Path
+) -> None:
+    killed = tmp_path / "killed"
+    shutil.copytree(one_rank, killed, symlinks=True)
+    for path in killed.glob("*-unsharded"):
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    (killed / "step0-unsharded-tmp").mkdir()
+    (killed / "experiment.yaml").unlink()
+    train(load_experiment(write_experiment(), [f"train.save_folder={killed}"]), resume=True)
+    assert_bit_equal(state(one_rank, 12), state(killed, 12))
+    assert losses(killed) == losses(one_rank)
+
+
 def test_a_run_leaves_its_whole_account(one_rank: Path) -> None:
     names = {p.name for p in one_rank.iterdir()}
     assert {"experiment.yaml", "config.yaml", "plan.json", "run.json", "records.jsonl"} <= names
