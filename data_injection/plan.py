@@ -163,6 +163,18 @@ class InjectionPlan:
             self.schedules[index].rate, self.geometry, tokens_per_instance=tokens
         )
 
+    def variant(self, index: int) -> str:
+        """What sets a task apart from another of its family and rate; empty for the study's setting
+        (evenly spread, 100 symbols, the first tokens of a row, default parameters)."""
+        task, schedule = self.tasks[index], self.schedules[index]
+        parts = [schedule.label] if schedule.label != "even" else []
+        if len(task.symbols) != 100:
+            parts.append(f"{len(task.symbols)} symbols")
+        if self.offset:
+            parts.append(f"offset {self.offset}")
+        parts += [f"{name}={value}" for name, value in sorted(task.params.items())]
+        return ", ".join(parts)
+
     # -- identity --------------------------------------------------------------------------------
 
     def _canonical(self) -> dict[str, Any]:
@@ -190,10 +202,14 @@ class InjectionPlan:
         }
 
     def digest(self, steps: Collection[int]) -> str:
-        """SHA-256 of the expanded rows of the given steps."""
+        """SHA-256 of the expanded rows of the given steps; one that does not fit counts as such."""
         sha = hashlib.sha256()
         for step in steps:
-            rows = self.at(step)
+            try:
+                rows = self.at(step)
+            except ConfigError:  # beyond the run's end this harms nobody; see `check`
+                sha.update(f"step {step} does not fit".encode())
+                continue
             table = np.stack([np.full(len(rows), step), rows.slots, rows.tasks, rows.examples])
             sha.update(np.ascontiguousarray(table.T, dtype="<i8").tobytes())
         return sha.hexdigest()

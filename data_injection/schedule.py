@@ -10,6 +10,7 @@ first 50,000 steps.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -89,6 +90,9 @@ class Schedule(ABC):
     """A counting function over steps; everything else follows from `before`."""
 
     kind: ClassVar[str]
+    label: str
+    """The kind with all that tells it from others of equal rate, for people: "burst every 20"."""
+
     rate: Fraction
     """Mean instances per step over the span in which the schedule is active."""
 
@@ -120,6 +124,8 @@ class Even(Schedule):
 
     def __init__(self, rate: Fraction, *, start: int = 0, stop: int | None = None) -> None:
         self.rate, self.start, self.stop = rate, start, stop
+        windowed = start > 0 or stop is not None
+        self.label = f"window {start}-{'end' if stop is None else stop}" if windowed else "even"
 
     def before(self, step: int) -> int:
         if self.stop is not None:
@@ -153,6 +159,7 @@ class Burst(Schedule):
     def __init__(self, size: int, *, every: int, phase: int = 0) -> None:
         self.size, self.every, self.phase = size, every, phase
         self.rate = Fraction(size, every)
+        self.label = f"burst every {every}" + (f" from {phase}" if phase else "")
 
     def before(self, step: int) -> int:
         return self.size * max(-(-(step - self.phase) // self.every), 0)
@@ -168,7 +175,7 @@ class Burst(Schedule):
 class Trace(Schedule):
     """Explicit: one instance at each listed step (ascending, repeats allowed)."""
 
-    kind = "trace"
+    kind = label = "trace"
 
     def __init__(self, steps: list[int]) -> None:
         self.steps = steps
@@ -195,8 +202,9 @@ class Random(Schedule):
     ) -> None:
         self.total, self.start, self.stop, self.batch_size = total, start, stop, batch_size
         self.rate = Fraction(total, stop - start)
+        self.label = f"random {start}-{stop}"
         rows = _distinct(total, (stop - start) * batch_size, seed=seed, purpose=purpose)
-        counts = np.bincount(rows // batch_size, minlength=stop - start)
+        counts = np.count_nonzero(rows.reshape(stop - start, batch_size), axis=1)
         self._before = np.concatenate([[0], np.cumsum(counts)])
 
     def before(self, step: int) -> int:
@@ -233,6 +241,7 @@ class Bernoulli(Schedule):
     ) -> None:
         self.rate, self.start, self.stop, self.batch_size = rate, start, stop, batch_size
         self.seed, self.purpose = seed, purpose
+        self.label = f"bernoulli {start}-{'end' if stop is None else stop}"
         probability = rate / batch_size
         self._threshold = min(int(probability * 2**64), 2**64 - 1)
         self._before = np.zeros(1, dtype=np.int64)
@@ -353,19 +362,30 @@ def _check_used_fields(config: ScheduleConfig, *, key: str) -> None:
 
 
 def _distinct(num: int, span: int, *, seed: int, purpose: str) -> np.ndarray:
-    """`num` distinct integers of range(span), uniform, a pure function of the arguments."""
+    """Which of range(span) are among `num` chosen uniformly: a mask, shape (span,).
+
+    A pure function of the arguments: the first `num` distinct numbers of a stream of random words,
+    which comes in blocks of num + 64 words, one a counter.
+    """
     if 2 * num > span:  # choose the ones to leave out: rejection would hardly end
         out = _distinct(span - num, span, seed=seed, purpose=purpose)
-        keep = np.ones(span, dtype=bool)
-        keep[out] = False
-        return np.flatnonzero(keep)
-    chosen = np.zeros(0, dtype=np.int64)
-    counter = 0
-    while len(chosen) < num:
-        words = raw_words(num + 64, seed=seed, purpose=purpose, counter=counter)
-        # The modulo's bias is span / 2^64.
-        fresh = np.concatenate([chosen, (words % np.uint64(span)).astype(np.int64)])
-        _, first = np.unique(fresh, return_index=True)
-        chosen = fresh[np.sort(first)]
-        counter += 1
-    return chosen[:num]
+        return np.logical_not(out, out=out)
+    chosen = np.zeros(span, dtype=bool)
+    missing, counter, left = num, -1, 0
+    while missing:
+        if left == 0:
+            counter, left = counter + 1, num + 64
+            bits = _word_stream(seed=seed, purpose=purpose, counter=counter)
+        # A word chooses at most one number: so many never choose too many.
+        size = min(missing, left, 2**20)
+        chosen[bits.random_raw(size) % np.uint64(span)] = True  # the modulo's bias: span / 2^64
+        left -= size
+        missing = num - int(np.count_nonzero(chosen))
+    return chosen
+
+
+def _word_stream(*, seed: int, purpose: str, counter: int) -> np.random.Philox:
+    """The generator behind `raw_words`, to be read in pieces: 25 million words are 200 MB."""
+    digest = hashlib.sha256(f"olmo-ext/1|{seed}|{purpose}".encode()).digest()
+    key = np.frombuffer(digest[:16], dtype="<u8")
+    return np.random.Philox(key=key, counter=[0, 0, counter, 0])

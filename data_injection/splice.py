@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from data_injection.order import RowOrder
@@ -77,12 +78,16 @@ class SplicedStream:
         return item
 
     def _tokens_by_slot(self, step: int) -> dict[int, torch.Tensor]:
+        # Every reader does this for the whole batch, so task by task and not row by row.
         rows = self.plan.at(step)
-        eos = torch.tensor([self.plan.eos_token_id])
-        return {
-            int(slot): torch.cat([torch.from_numpy(self.plan.tasks[task].tokens[example]), eos])
-            for slot, task, example in zip(rows.slots, rows.tasks, rows.examples, strict=True)
-        }
+        tokens_by_slot: dict[int, torch.Tensor] = {}
+        for index, task in enumerate(self.plan.tasks):
+            mine = np.flatnonzero(rows.tasks == index)
+            tokens_NL = np.full((len(mine), task.length + 1), self.plan.eos_token_id, np.int64)
+            tokens_NL[:, :-1] = task.tokens[rows.examples[mine]]
+            slots = rows.slots[mine].tolist()
+            tokens_by_slot.update(zip(slots, torch.from_numpy(tokens_NL), strict=True))
+        return tokens_by_slot
 
     def _splice(self, item: dict[str, Any], tokens: torch.Tensor) -> None:
         where = slice(self.plan.offset, self.plan.offset + len(tokens))

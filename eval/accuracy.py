@@ -53,21 +53,28 @@ def answer(
         last_logits: the model; called equally often on every rank for the same arguments.
         indices: instances of the task, shape (n,).
         batch_rows: rows of one call; 0 keeps a call's logits to LOGITS_AT_ONCE numbers.
+
+    Raises:
+        ValueError: batch_rows is negative.
     """
+    if batch_rows < 0:
+        raise ValueError(f"batch_rows must be at least 0, got {batch_rows}; 0 chooses the number")
     tokens = torch.from_numpy(task.tokens[indices])
     labels_L = torch.from_numpy(task.label_tokens)
     correct, label_correct, loss = [], [], []
     start, rows = 0, batch_rows or 64
     while start < len(tokens):
         part = tokens[start : start + rows]
-        logits_BV = last_logits(part[:, :-1]).float().cpu()
+        # Only results of one number a row leave the logits' device: they are large.
+        logits_BV = last_logits(part[:, :-1]).float()
+        labels_L = labels_L.to(logits_BV.device)
+        target_B = part[:, -1].to(logits_BV.device)
         # The first call is small: it tells the width of the vocabulary.
         rows = batch_rows or max(LOGITS_AT_ONCE // logits_BV.shape[1], 1)
-        target_B = part[:, -1]
         choice_B = labels_L[logits_BV[:, labels_L].argmax(dim=-1)]
-        correct.append(logits_BV.argmax(dim=-1) == target_B)
-        label_correct.append(choice_B == target_B)
-        loss.append(F.cross_entropy(logits_BV, target_B, reduction="none").double())
+        correct.append((logits_BV.argmax(dim=-1) == target_B).cpu())
+        label_correct.append((choice_B == target_B).cpu())
+        loss.append(F.cross_entropy(logits_BV, target_B, reduction="none").cpu().double())
         start += len(part)
     return Answers(
         torch.cat(correct).numpy(), torch.cat(label_correct).numpy(), torch.cat(loss).numpy()

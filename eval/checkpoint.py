@@ -66,6 +66,7 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
         )
     config = ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)
     config.init_device, config.precision = device, "fp32"
+    config.flash_attention = False  # it takes half precision alone
     model = OLMo(config, init_params=False)
     state = torch.load(path / "model.pt", map_location=device, weights_only=True)
     model.load_state_dict(state, strict=True)

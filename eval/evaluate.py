@@ -15,7 +15,7 @@ from typing import Any
 from data_injection.plan import InjectionPlan
 from eval.accuracy import score_task
 from eval.checkpoint import Checkpoint, find_checkpoints, load_model, load_plan
-from eval.records import FILE_NAME, RecordWriter, read_records, task_fields
+from eval.records import FILE_NAME, RecordWriter, lock_folder, read_records, task_fields
 
 SPLITS = ("train", "test")
 
@@ -40,7 +40,7 @@ def evaluate(source: str | Path, *, device: str = "cpu") -> Iterator[tuple[Path,
         plan = load_plan(folder)
         run_fields = json.loads((folder / "run.json").read_text())["record_fields"]
         done = _done(folder)
-        with RecordWriter(folder / FILE_NAME) as writer:
+        with lock_folder(folder), RecordWriter(folder / FILE_NAME) as writer:
             for checkpoint in find_checkpoints(folder):
                 rows = _score(checkpoint, plan, run_fields, done, device=device)
                 writer.write(rows)

@@ -29,9 +29,6 @@ MIN_SEEDS = 3
 BESIDE = ("score", "accuracy", "label_accuracy", "label_loss", "label_entropy")
 """Metrics that stand beside the chosen one: a score alone hides whether the format was learned."""
 
-# Two-sided 95% quantiles of Student's t for 1 to 10 degrees of freedom.
-_T975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-
 
 def cells(
     frame: pd.DataFrame,
@@ -76,13 +73,18 @@ def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """The defined measurements of tasks over all their pairs: no step losses, no mirror subsets.
 
     Rates are rounded to four digits, so that a schedule that rounds its total over the run's steps
-    still falls in its own column.
+    still falls in its own column. Where a record has a variant (another schedule, offset, number of
+    symbols or parameter than the study's), it joins the family's name: such cells never merge.
     """
     rows = frame[(frame.task != "") & (frame.family != "") & frame.value.notna()]
     if "subset" in rows:
         rows = rows[rows.subset.fillna("all") == "all"]
     rate = [float(f"{value:.4g}") for value in rows.rate_per_step]
-    return rows.assign(rate_per_step=rate)
+    family = rows.family
+    if "variant" in rows:
+        variant = rows.variant.fillna("")
+        family = family.where(variant == "", family + ", " + variant)
+    return rows.assign(rate_per_step=rate, family=family)
 
 
 def groups(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -102,11 +104,10 @@ def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def student_t975(dof: int) -> float:
-    """The .975 quantile of Student's t: tabled to 10, then Fisher's expansion (error < .003)."""
-    if dof <= len(_T975):
-        return _T975[dof - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2)
+    """Two-sided 95% quantile of Student's t."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, dof))
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,19 @@ readers keep the last row of each key; a torn last line (the writer was killed) 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from data_injection.config import ConfigError
 from data_injection.plan import InjectionPlan
 
 log = logging.getLogger(__name__)
@@ -104,6 +107,28 @@ class RecordWriter:
         self.close()
 
 
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold a run's folder against other writers; released when the process ends, however it ends.
+
+    Raises ConfigError if another process holds it. Where there are no locks it only warns.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"the run's folder {folder} is being written by another process; wait for it or "
+                "choose another folder"
+            ) from None
+        except OSError as error:
+            log.warning(
+                "%s cannot be locked (%s); make sure that one process writes it", folder, error
+            )
+        yield
+
+
 def task_fields(plan: InjectionPlan, name: str, *, step: int) -> dict[str, Any]:
     """The fields of a record that say which task it is of and how often it was seen by `step`."""
     index = plan.task_index(name)
@@ -111,7 +136,8 @@ def task_fields(plan: InjectionPlan, name: str, *, step: int) -> dict[str, Any]:
     return {
         "task": name,
         "family": plan.tasks[index].family,
-        "schedule": plan.schedules[index].kind,
+        "schedule": plan.schedules[index].label,
+        "variant": plan.variant(index),
         "rate_per_step": rates["per_step"],
         "rate_per_sequence": rates["per_sequence"],
         "rate_per_token": rates["per_token"],

@@ -12,6 +12,7 @@ the verb that needs them, so that --help answers at once.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -164,11 +165,11 @@ def train(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
-    try:
-        folder = run(load_experiment(experiment, override), resume=resume, dry_run=dry_run)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    folder = run(load_experiment(experiment, override), resume=resume, dry_run=dry_run)
+    # Not after an error: it can wait for ranks that are still inside a collective.
+    dist.destroy_process_group()
+    if not _is_rank_zero():
+        return
     if dry_run:
         console.print(f"{experiment}: all checks passed; nothing was trained or written")
     else:
@@ -221,6 +222,11 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+def _is_rank_zero() -> bool:
+    """Of all ranks under torchrun one speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def main() -> None:
     """Run the command line; bad input is one message and status 2."""
     # The engine registers its resolvers by OmegaConf's older name (olmo/config.py:104).
@@ -228,8 +234,9 @@ def main() -> None:
     try:
         app()
     except (ConfigError, FileNotFoundError) as error:
-        errors.print("[bold red]error:[/] ", end="")
-        errors.print(str(error), markup=False, highlight=False)
+        if _is_rank_zero():
+            errors.print("[bold red]error:[/] ", end="")
+            errors.print(str(error), markup=False, highlight=False)
         sys.exit(2)
 
 

@@ -8,8 +8,10 @@ world size.)
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -40,7 +42,8 @@ def init_process_group() -> torch.device:
         if "RANK" in os.environ:
             if cuda:
                 torch.cuda.set_device(get_local_rank())
-            dist.init_process_group(backend)
+            # Long enough for rank 0 to write a large unsharded checkpoint while the others wait.
+            dist.init_process_group(backend, timeout=timedelta(hours=1))
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return torch.device("cuda", get_local_rank()) if cuda else torch.device("cpu")
@@ -83,12 +86,13 @@ def compile_stream(experiment: ExperimentConfig, *, manifest: Manifest | None) -
     )
     steps = num_steps(train)
     plan.check(steps)
+    masks, rules = train.data.label_mask_paths, train.data.instance_filter
     identity = {
         "plan_hash": plan.hash,
         "plan": plan.canonical,
         "corpus_hash": manifest.hash if manifest is not None else fingerprint(train.data.paths),
-        "label_masks": fingerprint(masks) if (masks := train.data.label_mask_paths) else None,
-        "instance_filter": asdict(rules) if (rules := train.data.instance_filter) else None,
+        "label_masks": fingerprint(masks) if masks else None,
+        "instance_filter": asdict(rules) if rules else None,
         "data_seed": data_seed(train),
         "memmap_dtype": train.data.memmap_dtype,
         "vocab_size": vocab_size,
@@ -97,17 +101,39 @@ def compile_stream(experiment: ExperimentConfig, *, manifest: Manifest | None) -
     return Stream(plan=plan, order=order, num_steps=steps, identity=identity)
 
 
-def check_same_stream(now: dict[str, Any], before: dict[str, Any], *, where: str) -> None:
-    """Raise ConfigError with every difference if a run would go on with other data.
+SETTINGS = (
+    *("seed", "run_name", "model", "optimizer", "scheduler", "precision", "distributed_strategy"),
+    *("max_grad_norm", "max_grad_norm_ratio", "softmax_auxiliary_loss"),
+    "auxiliary_loss_multiplier",
+)
+"""What else of the engine's settings makes a run that run. What may change from one start to the
+next is the rest: max_duration (which bends a cosine schedule from there on), world size,
+micro-batch, workers, intervals of saving and logging, W&B, callbacks."""
 
-    Both are `Stream.identity` plus "distributed_strategy".
+
+def run_identity(experiment: ExperimentConfig, stream: Stream) -> dict[str, Any]:
+    """A run's identity as JSON values: its stream and every setting that shapes its weights."""
+    train = asdict(experiment.train)
+    settings = {name: train[name] for name in SETTINGS}
+    for name in ("precision", "init_device"):  # set by the machine, not by the experiment
+        settings["model"].pop(name)
+    # Through JSON, so that tuples and enumerations compare with what a file gives back.
+    return json.loads(
+        json.dumps(stream.identity | {"rung": experiment.rung, "train": settings}, default=str)
+    )
+
+
+def check_same_run(now: dict[str, Any], before: dict[str, Any], *, where: str) -> None:
+    """Raise ConfigError with every difference if a run would go on as another one.
+
+    Both are as from `run_identity`.
     """
     lines = differences(now, before)
     if lines:
         # The hash says only that something differs; the lines below it say what.
         lines = [line for line in lines if not line.startswith("plan_hash")] or lines
         raise ConfigError(
-            f"{where} was trained on another stream or another way; it cannot be resumed:\n  "
+            f"{where} was trained as another run; it cannot be resumed:\n  "
             + "\n  ".join(lines)
             + "\nRestore these settings, or start a new run in another train.save_folder."
         )

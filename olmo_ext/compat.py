@@ -9,7 +9,10 @@ import contextlib
 import json
 import os
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from olmo.util import is_url
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.api import FullOptimStateDictConfig, FullStateDictConfig
+from torch.utils.data import get_worker_info
 
 
 class HostDataset(MemMapDataset):
@@ -31,8 +35,31 @@ class HostDataset(MemMapDataset):
 
     Warts: `offsets` asks for S3, R2 and Weka clients on every row (memmap_dataset.py:102-116);
     `get_bytes_range` opens a buffered file for it (util.py:388), and the tokens are copied twice
-    (memmap_dataset.py:167). Goes when the engine caches the table and reads with pread.
+    (memmap_dataset.py:167). `__getitem__` looks through all files for the row's (line 186). Goes
+    when the engine caches the table, bisects it and reads with pread.
     """
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        position = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= position < len(self):
+            return super().__getitem__(index)  # its IndexError
+        ends, files = self._files
+        # The engine then looks through the one file that has the row.
+        return MemMapDataset.__getitem__(files[bisect_right(ends, position)], position)
+
+    @cached_property
+    def _files(self) -> tuple[list[int], list[HostDataset]]:
+        """Where each file's rows end, and this dataset with that file alone, rows numbered as here."""
+        files = []
+        for number, rows in enumerate(self.offsets):
+            file = copy(self)
+            file._mmap_offsets = [rows]
+            file._memmap_paths = (self._memmap_paths[number],)
+            file._metadata = [self._metadata[number]]
+            if self._label_mask_paths is not None:
+                file._label_mask_paths = [self._label_mask_paths[number]]
+            files.append(file)
+        return [end for _, end in self.offsets], files
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
@@ -62,7 +89,37 @@ class PositionDataset(IterableDataset):
     Wart: `_get_dataset_item` (iterable_dataset.py:183) reports the index it asked for, which here
     is a stream position; batches keep the engine's meaning of "index", the row of the corpus. Goes
     when the engine lets a dataset name its own index.
+
+    Wart: `__iter__` holds the index of every row to the end of the run (line 118), in each worker of
+    each rank: 400 MB of uint32 for 100 million. Here it runs over one window of positions after
+    another. Goes when the engine counts where it does not shuffle.
     """
+
+    WINDOW = 2**20
+    """Positions, rounded down to whole rounds of all workers (at least one)."""
+
+    window: range | None = None
+    """The positions that the engine's `__iter__` sees; None for all."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        assert self.drop_last and not self.shuffle
+        workers = get_worker_info()
+        # The engine deals one batch a worker in turn: after whole rounds the first is next again.
+        round_size = self.device_batch_size * self.world_size * (workers.num_workers if workers else 1)
+        size = max(self.WINDOW // round_size, 1) * round_size
+        stop = self.total_size if self.max_examples is None else min(self.max_examples, self.total_size)
+        starts = range(self.start_index, stop, size)
+        return chain.from_iterable(self._rows(range(s, min(s + size, stop))) for s in starts)
+
+    def _rows(self, window: range) -> Iterator[dict[str, Any]]:
+        part = copy(self)
+        part.window, part.start_index, part.max_examples = window, 0, None
+        return IterableDataset.__iter__(part)
+
+    def get_global_indices(self) -> np.ndarray:
+        if self.window is None:
+            return super().get_global_indices()
+        return np.arange(self.window.start, self.window.stop, dtype=np.uint32)
 
     def _get_dataset_item(self, idx: int) -> dict[str, Any]:
         return self.dataset[idx]
@@ -120,8 +177,24 @@ def stock_trainer_state(plain: dict[str, Any]) -> dict[str, Any]:
     if isinstance(rng["numpy"], list):
         name, keys, *rest = rng["numpy"]
         rng["numpy"] = (name, keys.numpy().astype(np.uint32), *rest)
+    if torch.cuda.is_available() and rng["cuda"].numel() == 0:
+        rng["cuda"] = torch.cuda.get_rng_state()  # saved on a CPU: nothing to restore
     state["rng"] = rng
     return state
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries and its plain files onto the disk.
+
+    Wart: the engine renames a checkpoint into place without it (checkpoint.py:581), so that after a
+    power cut a complete-looking one may hold empty files. Goes when the engine syncs.
+    """
+    for path in [*(p for p in folder.iterdir() if p.is_file() and p.suffix != ".jsonl"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def finish_wandb(exit_code: int) -> None:

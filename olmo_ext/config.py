@@ -195,6 +195,17 @@ def _check(experiment: ExperimentConfig) -> None:
         )
     if num_steps(train) < 1:
         raise ConfigError(f"train.max_duration must be at least 1 step, got {train.max_duration!r}")
+    for key, value in _counts(train):
+        if value is None or value < 1:
+            raise ConfigError(f"{key} must be at least 1, got {value}")
+    strategy = str(train.distributed_strategy)
+    if strategy in ("ddp", "fsdp") and getattr(train, strategy) is None:
+        raise ConfigError(
+            f"train.{strategy} must be given for distributed_strategy {strategy}; write "
+            f"`{strategy}: {{}}` for the engine's defaults"
+        )
+    if train.data.num_workers == 0 and train.data.timeout:
+        raise ConfigError("train.data.timeout needs train.data.num_workers; set it to 0")
     for name, remedy in UNUSED.items():
         if getattr(train, name) != getattr(TrainConfig(), name):
             raise ConfigError(f"train.{name} has no effect here; remove it and {remedy}")
@@ -205,11 +216,6 @@ def _check(experiment: ExperimentConfig) -> None:
         raise ConfigError(
             "train.save_interval and save_interval_ephemeral must be null: no sharded checkpoint "
             "of ai2-olmo 0.6.0 restores exactly under this torch; set train.save_interval_unsharded"
-        )
-    if train.save_interval_unsharded is None:
-        raise ConfigError(
-            "train.save_interval_unsharded must be set: the run would leave no checkpoint; for one "
-            "at the end alone set it to max_duration"
         )
     model = train.model
     if model.d_model % model.n_heads:
@@ -222,10 +228,12 @@ def _check(experiment: ExperimentConfig) -> None:
             f"train.model.embedding_size must be at least vocab_size {model.vocab_size} or null, "
             f"got {model.embedding_size}"
         )
-    if train.precision not in ("fp32", "amp_bf16", "amp_fp16"):
+    if model.n_heads % model.effective_n_kv_heads:
         raise ConfigError(
-            f"train.precision must be fp32, amp_bf16 or amp_fp16, got {train.precision!r}"
+            f"train.model.n_kv_heads must divide n_heads {model.n_heads}, got {model.n_kv_heads}"
         )
+    if train.precision not in ("fp32", "amp_bf16"):  # amp_fp16 would need a gradient scaler
+        raise ConfigError(f"train.precision must be fp32 or amp_bf16, got {train.precision!r}")
     if train.data.generate_doc_lengths:
         try:
             import flash_attn  # noqa: F401
@@ -239,6 +247,18 @@ def _check(experiment: ExperimentConfig) -> None:
             f"train.data.memmap_dtype must be an unsigned integer type, got "
             f"{train.data.memmap_dtype!r}"
         )
+
+
+def _counts(train: TrainConfig) -> list[tuple[str, int | None]]:
+    """Settings of which less than one would end in a division by zero or an endless loop."""
+    names = (
+        *("global_train_batch_size", "device_train_microbatch_size", "device_eval_batch_size"),
+        *("save_interval_unsharded", "console_log_interval", "canceled_check_interval"),
+        "eval_interval",
+    )
+    shape = ("d_model", "n_heads", "n_layers", "mlp_ratio", "max_sequence_length", "vocab_size")
+    counts = [(f"train.{name}", getattr(train, name)) for name in names]
+    return counts + [(f"train.model.{name}", getattr(train.model, name)) for name in shape]
 
 
 def check_device(train: TrainConfig, *, world_size: int) -> None:

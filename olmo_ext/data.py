@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from olmo.config import TrainConfig
 from olmo.data.collator import DataCollator
 from olmo.util import file_size, get_bytes_range, is_url
@@ -166,4 +167,7 @@ def build_train_dataloader(
         prefetch_factor=None if workers == 0 else data.prefetch_factor,
         persistent_workers=False if workers == 0 else data.persistent_workers,
         timeout=data.timeout,
+        # Its own: every new iterator draws a seed, and from the global generator that would make a
+        # resumed run's dropout differ from the uninterrupted one's.
+        generator=torch.Generator(),
     )

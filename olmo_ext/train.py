@@ -4,13 +4,12 @@
     torchrun --nproc-per-node 8 --no-python olmo-ext train experiment.yaml
 
 A run's folder (train.save_folder) holds experiment.yaml, plan.json, run.json, records.jsonl and the
-engine's checkpoints (step*-unsharded/, step*/). It belongs to one run: a second start needs resume.
+engine's checkpoints (step*-unsharded/). It belongs to one run: a second start needs resume.
 """
 
 from __future__ import annotations
 
 import copy
-import fcntl
 import gzip
 import json
 import logging
@@ -25,6 +24,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TextIO
 
 import torch
@@ -40,13 +40,14 @@ from data_injection.config import ConfigError
 from data_injection.corpus import Manifest
 from eval.checkpoint import IDENTITY_FILE, find_checkpoints
 from eval.records import FILE_NAME as RECORDS_FILE
-from eval.records import RecordWriter
+from eval.records import RecordWriter, lock_folder
 from olmo_ext.build import (
     Stream,
     build_model,
-    check_same_stream,
+    check_same_run,
     compile_stream,
     init_process_group,
+    run_identity,
     wrap,
 )
 from olmo_ext.callbacks import Callback, build_callbacks
@@ -73,24 +74,31 @@ def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool =
     device = init_process_group()
     check_device(cfg, world_size=get_world_size())
     stream = compile_stream(experiment, manifest=manifest)
-    strategy = str(cfg.distributed_strategy)
-    identity = stream.identity | {"distributed_strategy": strategy}
-    folder = Path(cfg.save_folder)
-    checkpoint = _agree(lambda: _check_folder(folder, resume=resume, identity=identity))
+    identity = run_identity(experiment, stream)
+    fields = run_fields(experiment, stream)  # builds the model on no device: a bad shape shows now
     asked = copy.deepcopy(experiment)  # the run's folder keeps what was asked for, not derived
     _fill_engine_config(cfg, stream)
-    if dry_run:
-        build_model(cfg, torch.device("meta"))
-        return folder
+    folder = Path(cfg.save_folder)
     with ExitStack() as stack:
-        if get_global_rank() == 0:
-            stack.enter_context(_lock(folder))
-            _write_run_files(asked, stream, identity, manifest, resumed_from=checkpoint)
+
+        def claim() -> Path | None:
+            checkpoint = _check_folder(folder, resume=resume, identity=identity)
+            if not dry_run:
+                stack.enter_context(lock_folder(folder))
+                # Now that nobody else writes there, look again.
+                checkpoint = _check_folder(folder, resume=resume, identity=identity)
+                _write_run_files(asked, stream, identity, fields, manifest, resumed_from=checkpoint)
+                _set_aside_incomplete(folder)
+            return checkpoint
+
+        checkpoint = _agree(claim)
+        if dry_run:
+            return folder
         stream.order.folder = folder / "train_data"
         if get_fs_local_rank() == 0:
             stream.order.write(stream.num_positions)
         barrier()
-        trainer = _build_trainer(experiment, stream, callbacks, device, identity, manifest, stack)
+        trainer = _build_trainer(experiment, stream, callbacks, device, identity, fields, stack)
         _fit(trainer, checkpoint)
     return folder
 
@@ -100,7 +108,7 @@ def _fit(trainer: ExperimentTrainer, checkpoint: Path | None) -> None:
     with trainer:
         if checkpoint is not None:
             log.info("resuming from %s", checkpoint)
-            trainer.restore_checkpoint(checkpoint)
+            _restore(trainer, checkpoint)
         elif not cfg.no_pre_train_checkpoint:
             # Step 0 is a measurement (allenai/OLMo#233), and a full disk shows now, not in a day.
             trainer.save_checkpoint(CheckpointType.unsharded)
@@ -110,6 +118,26 @@ def _fit(trainer: ExperimentTrainer, checkpoint: Path | None) -> None:
             trainer.fit()
         for callback in trainer.callbacks.values():
             callback.on_end(trainer)
+
+
+def _restore(trainer: ExperimentTrainer, checkpoint: Path) -> None:
+    try:
+        trainer.restore_checkpoint(checkpoint)
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        raise ConfigError(
+            f"{checkpoint} cannot be read ({str(error).splitlines()[0]}); move it away and resume "
+            "again: the run goes on from the checkpoint before it"
+        ) from error
+
+
+def _set_aside_incomplete(folder: Path) -> None:
+    """Rename checkpoints that lack a file, which the engine would refuse to write over."""
+    complete_ones = {checkpoint.path for checkpoint in find_checkpoints(folder)}
+    for path in folder.glob("step*-unsharded"):
+        if path not in complete_ones and not path.is_symlink():
+            aside = path.with_name(f"{path.name}.incomplete-{secrets.token_hex(3)}")
+            log.warning("%s is incomplete; it is now %s", path, aside.name)
+            path.rename(aside)
 
 
 def _fill_engine_config(cfg: TrainConfig, stream: Stream) -> None:
@@ -129,7 +157,7 @@ def _build_trainer(
     callbacks: dict[str, Callback],
     device: torch.device,
     identity: dict[str, Any],
-    manifest: Manifest | None,
+    fields: dict[str, Any],
     stack: ExitStack,
 ) -> ExperimentTrainer:
     cfg, folder = experiment.train, Path(experiment.train.save_folder)
@@ -156,7 +184,7 @@ def _build_trainer(
         indices_file=_indices_file(cfg, folder),
         plan=stream.plan,
         callbacks=callbacks,
-        run_fields=run_fields(experiment, stream),
+        run_fields=fields,
         identity=identity,
         writer=writer,
     )
@@ -223,33 +251,20 @@ def _check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Pa
             f"train.save_folder {folder} holds files but no plan.json, so it is not a run of "
             "olmo-ext; choose another folder"
         )
-    check_same_stream(identity, json.loads(plan_file.read_text()), where=str(folder))
+    check_same_run(identity, json.loads(plan_file.read_text()), where=str(folder))
     checkpoints = find_checkpoints(folder)
     if not checkpoints:
         return None
     latest = checkpoints[-1].path
-    check_same_stream(identity, json.loads((latest / IDENTITY_FILE).read_text()), where=str(latest))
+    check_same_run(identity, json.loads((latest / IDENTITY_FILE).read_text()), where=str(latest))
     return latest
-
-
-def _lock(folder: Path) -> TextIO:
-    """Hold the folder against a second process; released when the process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ConfigError(
-            f"train.save_folder {folder} is being written by another process; wait for it or "
-            "choose another folder"
-        ) from None
-    return file
 
 
 def _write_run_files(
     experiment: ExperimentConfig,
     stream: Stream,
     identity: dict[str, Any],
+    fields: dict[str, Any],
     manifest: Manifest | None,
     *,
     resumed_from: Path | None,
@@ -265,28 +280,38 @@ def _write_run_files(
         | {"instances": stream.plan.instances(index, stream.num_steps)}
         for index, task in enumerate(stream.plan.tasks)
     }
+    start = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "resumed_from": str(resumed_from) if resumed_from else None,
+        "command": shlex.join(sys.argv),
+        "commit": git_commit(),
+        "world_size": get_world_size(),
+    }
     _write_json(
         folder / "run.json",
         {
             "run": experiment.train.run_name,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "resumed_from": str(resumed_from) if resumed_from else None,
-            "command": shlex.join(sys.argv),
-            "commit": git_commit(),
+            "starts": [*_earlier_starts(folder), start],
+            "command": start["command"],
+            "commit": start["commit"],
             "plan_hash": stream.plan.hash,
             "corpus": manifest.name if manifest else "unnamed memmaps",
             "corpus_hash": stream.identity["corpus_hash"],
             "num_steps": stream.num_steps,
-            "world_size": get_world_size(),
             "device": _device_name(),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             **{name: version(name) for name in ("ai2-olmo", "numpy", "olmo-ext")},
-            "record_fields": run_fields(experiment, stream),
+            "record_fields": fields,
             "tasks": tasks,
         },
     )
+
+
+def _earlier_starts(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "run.json"
+    return json.loads(path.read_text())["starts"] if path.is_file() else []
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -305,13 +330,19 @@ def git_commit() -> str | None:
     """Commit of the code that runs, "+changes" if the checkout is not clean; None outside git."""
     here = Path(__file__).parent
     try:
-        commit, status = (
+        top, commit, status = (
             subprocess.run(
                 ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
             ).stdout.strip()
-            for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+            for args in (
+                ["rev-parse", "--show-toplevel"],
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "-uno"],
+            )
         )
     except (OSError, subprocess.CalledProcessError):
+        return None
+    if Path(top) != here.parent:  # installed in an environment inside somebody else's checkout
         return None
     return commit + ("+changes" if status else "")
 
@@ -321,7 +352,9 @@ def _start_wandb(cfg: TrainConfig, folder: Path) -> None:
     if cfg.wandb is None:
         return
     mode = os.environ.get("WANDB_MODE")
-    if mode is None and not os.environ.get("WANDB_API_KEY"):
+    if (
+        mode is None and wandb.api.api_key is None
+    ):  # neither in the environment nor by `wandb login`
         mode = "offline"
     id_file = folder / "wandb_id"
     if not id_file.exists():

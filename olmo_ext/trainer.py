@@ -16,6 +16,7 @@ import torch
 import wandb
 from olmo.checkpoint import Checkpointer
 from olmo.config import CheckpointType
+from olmo.torch_util import get_global_rank
 from olmo.train import Trainer
 
 from data_injection.plan import InjectionPlan
@@ -28,6 +29,7 @@ from olmo_ext.compat import (
     finish_wandb,
     plain_trainer_state,
     stock_trainer_state,
+    sync_folder,
 )
 
 
@@ -86,12 +88,25 @@ class ExperimentTrainer(Trainer):
             self.writer.sync()
         ours = checkpointer_for(checkpointer, self.dist_model, self._write_identity)
         paths = super()._save_checkpoint(ours, checkpoint_type)
+        if get_global_rank() == 0:
+            sync_folder(Path(self.cfg.save_folder))  # the renamed entry itself
         for callback in self.callbacks.values():
             callback.on_checkpoint(self)
         return paths
 
+    def save_checkpoint(
+        self, checkpoint_type: CheckpointType = CheckpointType.unsharded
+    ) -> tuple[Any, Any]:
+        # When an FSDP run is cancelled `fit` asks for a sharded one and saves no other.
+        return super().save_checkpoint(CheckpointType.unsharded)
+
+    def check_if_cancelled(self) -> tuple[bool, int]:
+        # The engine trains ten more steps after its last checkpoint; they would be lost.
+        return super().check_if_cancelled()[0], 0
+
     def _write_identity(self, folder: Path) -> None:
         (folder / IDENTITY_FILE).write_text(json.dumps(self.identity, indent=1))
+        sync_folder(folder)
 
     def trainer_state_dict(self) -> dict[str, Any]:
         with cpu_shield():

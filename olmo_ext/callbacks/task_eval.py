@@ -39,6 +39,11 @@ class TaskEval(Callback):
             raise ConfigError(
                 f"callbacks.task_eval.splits must be of train and test, got {sorted(unknown)}"
             )
+        if self.batch_rows < 0:
+            raise ConfigError(
+                f"callbacks.task_eval.batch_rows must be at least 0, got {self.batch_rows}; 0 lets "
+                "the evaluation choose"
+            )
 
     def on_start(self, trainer: ExperimentTrainer) -> None:
         if self.at_start and trainer.global_step == 0:
