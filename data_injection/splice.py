@@ -17,6 +17,7 @@ import torch
 
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan
+from data_injection.tasks.base import IntArray
 
 
 class Host(Protocol):
@@ -54,7 +55,7 @@ class SplicedStream:
     ) -> None:
         self.host, self.order, self.plan = host, order, plan
         self.num_positions, self.pad_token_id = num_positions, pad_token_id
-        self._step: tuple[int, dict[int, torch.Tensor]] = (-1, {})
+        self._step: tuple[int, dict[int, IntArray]] = (-1, {})
 
     def __len__(self) -> int:
         return self.num_positions
@@ -74,19 +75,19 @@ class SplicedStream:
             if "instance_mask" in item and "label_mask" not in item:
                 item["label_mask"] = torch.ones_like(item["input_ids"], dtype=torch.bool)
             if tokens is not None:
-                self._splice(item, tokens)
+                self._splice(item, torch.from_numpy(tokens))
         return item
 
-    def _tokens_by_slot(self, step: int) -> dict[int, torch.Tensor]:
+    def _tokens_by_slot(self, step: int) -> dict[int, IntArray]:
         # Every reader does this for the whole batch, so task by task and not row by row.
         rows = self.plan.at(step)
-        tokens_by_slot: dict[int, torch.Tensor] = {}
+        tokens_by_slot: dict[int, IntArray] = {}
         for index, task in enumerate(self.plan.tasks):
             mine = np.flatnonzero(rows.tasks == index)
             tokens_NL = np.full((len(mine), task.length + 1), self.plan.eos_token_id, np.int64)
             tokens_NL[:, :-1] = task.tokens[rows.examples[mine]]
             slots = rows.slots[mine].tolist()
-            tokens_by_slot.update(zip(slots, torch.from_numpy(tokens_NL), strict=True))
+            tokens_by_slot.update(zip(slots, tokens_NL, strict=True))
         return tokens_by_slot
 
     def _splice(self, item: dict[str, Any], tokens: torch.Tensor) -> None:

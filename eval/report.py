@@ -41,7 +41,7 @@ def write_report(
     Raises FileNotFoundError or ConfigError, with what to do, if there is nothing to report.
     """
     source = Path(source_folder)
-    frame, runs = _read(source)
+    frame, runs = load_runs(source)
     table = cells(frame)
     default = source.parent if source.is_file() else source
     out = Path(out_folder) if out_folder is not None else default
@@ -85,8 +85,12 @@ def print_cells(table: pd.DataFrame, console: Console | None = None) -> None:
         console.print(Text(f"{counts.family}, {counts.protocol}: {verdict(counts)}"))
 
 
-def _read(source: Path) -> tuple[pd.DataFrame, list[Run]]:
-    """All records with their run's folder, and the runs, started or not."""
+def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[Run]]:
+    """All records with their run's folder, and the runs, started or not.
+
+    Raises FileNotFoundError or ConfigError, with what to do, if there is nothing to report.
+    """
+    source = Path(source)
     try:
         files = record_files(source)
     except FileNotFoundError:

@@ -197,11 +197,10 @@ def report(
 ) -> None:
     """Write heatmap.png, curves.png, CSV tables and one self-contained report.html."""
     from eval.grid import cells
-    from eval.records import read_records
-    from eval.report import print_cells, write_report
+    from eval.report import load_runs, print_cells, write_report
 
     path = write_report(source, out, command=" ".join(["olmo-ext", *sys.argv[1:]]))
-    print_cells(cells(read_records(source)), console)
+    print_cells(cells(load_runs(source)[0]), console)
     console.print(str(path))
 
 

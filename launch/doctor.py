@@ -14,6 +14,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from packaging.version import Version
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -40,21 +42,25 @@ def examine(folder: Path = Path()) -> Iterator[Finding]:
     yield _wandb()
 
 
-def _numpy_1(text: str) -> bool:
-    return text.startswith("1.")
+def _below(limit: str) -> Callable[[str], bool]:
+    return lambda found: Version(found) < Version(limit)
+
+
+def _exactly(wanted: str) -> Callable[[str], bool]:
+    return lambda found: Version(found).public == wanted
 
 
 PACKAGES: dict[str, Callable[[str], bool]] = {
-    "ai2-olmo": lambda v: v == "0.6.0",
-    "torch": lambda v: v.startswith("2."),
-    "numpy": _numpy_1,
-    # These import numpy 2 symbols from the named version on, which pip cannot see.
-    "pandas": lambda v: int(v.split(".")[0]) < 3,
-    "pyarrow": lambda v: int(v.split(".")[0]) < 24,
-    "datasets": lambda v: True,
-    "wandb": lambda v: True,
-    "torchmetrics": lambda v: True,
-    "scikit-learn": lambda v: True,
+    "ai2-olmo": _exactly("0.6.0"),
+    "torch": _exactly("2.13.0"),
+    "numpy": _below("2"),
+    # From these versions on they need numpy 2, which pip cannot see.
+    "pandas": _below("3"),
+    "pyarrow": _below("24"),
+    "datasets": _below("5.2"),
+    "wandb": bool,
+    "torchmetrics": bool,
+    "scikit-learn": bool,
 }
 
 
@@ -67,7 +73,7 @@ def _python() -> Finding:
 
 
 def _package(name: str, fits: Callable[[str], bool]) -> Finding:
-    remedy = "pip install -c constraints.txt olmo-ext, or `make` in a checkout"
+    remedy = "run `make install` in a checkout: it installs the versions of constraints.txt"
     try:
         found = version(name)
     except PackageNotFoundError:
@@ -140,6 +146,8 @@ def _disk(folder: Path) -> Finding:
 
 
 def _wandb() -> Finding:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "online":
-        return Finding("ok", "W&B", "online")
-    return Finding("note", "W&B", "no WANDB_API_KEY", "runs that ask for W&B log offline")
+    import wandb
+
+    if wandb.api.api_key is not None:
+        return Finding("ok", "W&B", "an API key is set")
+    return Finding("note", "W&B", "no API key", "runs that ask for W&B log offline")

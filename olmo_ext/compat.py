@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from copy import copy
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class HostDataset(MemMapDataset):
 
     @cached_property
     def _files(self) -> tuple[list[int], list[HostDataset]]:
-        """Where each file's rows end, and this dataset with that file alone, rows numbered as here."""
+        """Where each file's rows end, and this dataset with that file alone (same row numbers)."""
         files = []
         for number, rows in enumerate(self.offsets):
             file = copy(self)
@@ -90,9 +91,9 @@ class PositionDataset(IterableDataset):
     is a stream position; batches keep the engine's meaning of "index", the row of the corpus. Goes
     when the engine lets a dataset name its own index.
 
-    Wart: `__iter__` holds the index of every row to the end of the run (line 118), in each worker of
-    each rank: 400 MB of uint32 for 100 million. Here it runs over one window of positions after
-    another. Goes when the engine counts where it does not shuffle.
+    Wart: `__iter__` holds the index of every row to the end of the run (line 118) in each worker of
+    each rank: 400 MB for 100 million. Here it runs over one window of positions after another. Goes
+    when the engine counts where it does not shuffle.
     """
 
     WINDOW = 2**20
@@ -102,12 +103,14 @@ class PositionDataset(IterableDataset):
     """The positions that the engine's `__iter__` sees; None for all."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        assert self.drop_last and not self.shuffle
-        workers = get_worker_info()
+        assert self.drop_last
+        assert not self.shuffle
+        info = get_worker_info()
         # The engine deals one batch a worker in turn: after whole rounds the first is next again.
-        round_size = self.device_batch_size * self.world_size * (workers.num_workers if workers else 1)
+        round_size = self.device_batch_size * self.world_size * (info.num_workers if info else 1)
         size = max(self.WINDOW // round_size, 1) * round_size
-        stop = self.total_size if self.max_examples is None else min(self.max_examples, self.total_size)
+        limit = self.total_size if self.max_examples is None else self.max_examples
+        stop = min(limit, self.total_size)
         starts = range(self.start_index, stop, size)
         return chain.from_iterable(self._rows(range(s, min(s + size, stop))) for s in starts)
 

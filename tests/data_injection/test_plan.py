@@ -528,3 +528,23 @@ def test_accounts_are_exact_and_in_all_units():
     assert rates["task_tokens_per_token"] == 0.25 * 4 / (16 * 32)
     with pytest.raises(ValueError, match=r"no task 'c' in the plan; it has \['a', 'b'\]"):
         plan.task_index("c")
+
+
+def test_a_collision_beyond_the_runs_end_harms_nobody():
+    """The hash looks at steps a short run never reaches; what does not fit there is no error."""
+    burst = {"kind": "burst", "rate": "1/2", "every": 16}
+    tasks = [
+        TaskConfig(name="a", num_symbols=5, schedule=ScheduleConfig(**burst, phase=15)),
+        TaskConfig(name="b", num_symbols=5, schedule=ScheduleConfig(kind="trace", steps=[63])),
+    ]
+    plan = compile_plan(
+        InjectionConfig(tasks=tasks),
+        batch_size=8,
+        seq_len=16,
+        epoch_rows=80,
+        vocab_size=100,
+        eos_token_id=0,
+    )
+    plan.check(63)
+    with pytest.raises(ConfigError, match="step 63"):
+        plan.check(64)

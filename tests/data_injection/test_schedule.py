@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from data_injection import schedule as schedule_module
 from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, TaskConfig
+from data_injection.philox import raw_words
 from data_injection.plan import compile_plan
 from data_injection.schedule import (
     SCHEDULES,
@@ -173,11 +175,55 @@ def test_random_has_its_exact_total_on_distinct_rows(
     assert steps == counts(schedule(seed=seed, stop=start + length, **fields), len(steps))
 
 
-@pytest.mark.parametrize("num", [0, 1, 5, 50, 51, 99, 100])
-def test_the_random_rows_are_distinct_at_every_density(num: int):
-    chosen = schedule_module._distinct(num, 100, seed=3, purpose="p")
-    assert len(np.unique(chosen)) == len(chosen) == num
-    assert num == 0 or (chosen.min() >= 0 and chosen.max() < 100)
+def distinct_in_memory(num: int, span: int, *, seed: int, purpose: str) -> np.ndarray:
+    """The definition of a random schedule's rows: all words at once, in order of appearance."""
+    if 2 * num > span:
+        out = distinct_in_memory(span - num, span, seed=seed, purpose=purpose)
+        return np.setdiff1d(np.arange(span), out)
+    chosen: list[int] = []
+    counter = 0
+    while len(chosen) < num:
+        words = raw_words(num + 64, seed=seed, purpose=purpose, counter=counter)
+        chosen = list(dict.fromkeys([*chosen, *(words % np.uint64(span)).tolist()]))
+        counter += 1
+    return np.sort(np.array(chosen[:num], dtype=np.int64))
+
+
+@many(200)
+@given(data=st.data(), span=st.integers(1, 3000), seed=st.integers(0, 3))
+def test_the_random_rows_read_in_pieces_are_those_of_the_whole_stream(
+    data: st.DataObject, span: int, seed: int
+):
+    num = data.draw(st.one_of(st.integers(0, span), st.just(span // 2), st.just(span)))
+    mask = schedule_module._distinct(num, span, seed=seed, purpose="p")
+    assert mask.shape == (span,)
+    wanted = distinct_in_memory(num, span, seed=seed, purpose="p")
+    assert np.flatnonzero(mask).tolist() == wanted.tolist()
+    assert mask.sum() == num
+
+
+def test_random_rows_beyond_one_piece_of_words_are_those_of_the_whole_stream():
+    num, span = 1_500_000, 3_000_000  # three pieces, the last of them of a second block
+    mask = schedule_module._distinct(num, span, seed=1, purpose="p")
+    wanted = distinct_in_memory(num, span, seed=1, purpose="p")
+    np.testing.assert_array_equal(np.flatnonzero(mask), wanted)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 1000])
+def test_words_read_in_pieces_are_the_words_of_the_plan(size: int):
+    stream = schedule_module._word_stream(seed=5, purpose="p", counter=7)
+    read = np.concatenate([stream.random_raw(size) for _ in range(4)])
+    assert read.tolist() == raw_words(4 * size, seed=5, purpose="p", counter=7).tolist()
+
+
+def test_the_studys_largest_random_schedule_takes_little_memory():
+    tracemalloc.start()
+    built = schedule(kind="random", rate=512, stop=5000, batch_size=2048)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert built.before(5000) == 512 * 5000
+    # A byte a row and pieces of the words; all words at once took 30 bytes a row.
+    assert peak < 5000 * 2048 + 40 * 2**20
 
 
 def test_another_seed_lays_a_random_schedule_elsewhere():

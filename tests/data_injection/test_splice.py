@@ -153,6 +153,32 @@ def test_a_task_at_rate_zero_leaves_every_item_of_a_plain_host_alone():
             assert_identical(item[key], value)
 
 
+def test_the_tokens_of_a_step_are_those_of_its_instances_one_by_one():
+    """Tasks of several lengths, some without an instance in some steps."""
+    kinds = [ScheduleConfig(rate=r) for r in ("1/3", 2, "5/2", 0)]
+    plan = plan_at(
+        tasks=[
+            TaskConfig(name="a", num_symbols=4, schedule=kinds[0]),
+            TaskConfig(name="b", family="modular_addition", num_symbols=5, schedule=kinds[1]),
+            TaskConfig(name="c", share_symbols_with="a", num_symbols=4, schedule=kinds[2]),
+            TaskConfig(name="d", num_symbols=3, schedule=kinds[3]),
+        ]
+    )
+    longer = plan.tasks[1]
+    longer.tokens = np.repeat(longer.tokens, 2, axis=1)
+    stream = stream_over(FakeHost(), plan)
+    for step in range(NUM_STEPS):
+        rows = plan.at(step)
+        wanted = {
+            int(slot): [*plan.tasks[task].tokens[example].tolist(), EOS]
+            for slot, task, example in zip(rows.slots, rows.tasks, rows.examples, strict=True)
+        }
+        read = stream._tokens_by_slot(step)
+        assert {slot: tokens.tolist() for slot, tokens in read.items()} == wanted
+        assert all(tokens.dtype == np.int64 for tokens in read.values())
+        assert len(wanted) == sum(schedule.count(step) for schedule in plan.schedules)
+
+
 # -- what follows from the tokens --------------------------------------------------------------
 
 

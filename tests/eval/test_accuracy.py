@@ -191,14 +191,22 @@ def test_an_oracle_of_mirrors_shows_in_the_subsets() -> None:
 
 def test_intervals_are_those_of_the_items_and_scores_those_of_label_accuracy() -> None:
     task = comparison(test=TEST)
-    mirrored = task.mirror_in_train()
-    last_logits = says(task, lambda k: int(task.tokens[k, -1] if mirrored[k] else LESS))
-    for rows in measures(last_logits, task).values():
+
+    def logits(k: int) -> torch.Tensor:
+        row = torch.zeros(V)
+        row[LESS], row[STRAY] = (
+            10,
+            20 * (k % 2),
+        )  # less is the best label, not always the best token
+        return row
+
+    for rows in measures(model(task, logits), task).values():
         label, score = rows["label_accuracy"], rows["score"]
         n, majority = label["n"], label["majority"]
-        expected = binomtest(round(label["value"] * n), n).proportion_ci(method="wilson")
         for row in (label, rows["accuracy"]):
+            expected = binomtest(round(row["value"] * n), n).proportion_ci(method="wilson")
             assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+        assert rows["accuracy"]["value"] < label["value"]
         for end in ("low", "value", "high"):
             assert score[end] == pytest.approx((label[end] - majority) / (1 - majority))
 

@@ -12,6 +12,7 @@ import pickle
 from collections import Counter
 from itertools import combinations, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, 
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, StepRows, compile_plan
 from data_injection.splice import SplicedStream
-from olmo_ext.compat import HostDataset
+from olmo_ext import compat
+from olmo_ext.compat import HostDataset, PositionDataset
 from olmo_ext.data import (
     build_host,
     build_train_dataloader,
@@ -273,6 +275,88 @@ def test_the_host_reads_every_row_as_the_engine_does(tmp_path: Path, dtype: str)
         host[len(stock)]
 
 
+@pytest.mark.parametrize("keys", KEYS)
+@pytest.mark.parametrize("rows", [(5,), (0, 3, 0, 0, 11, 1, 6, 0), (1,) * 40])
+def test_a_row_of_many_files_is_the_engines_in_every_key(
+    tmp_path: Path, rows: tuple[int, ...], keys: str
+) -> None:
+    train = make_train(tmp_path, rows=rows, keys=keys)
+    host = build_host(train, include_instance_metadata=True)
+    stock = MemMapDataset(*host._memmap_paths)
+    stock.__dict__.update(host.__dict__)
+    for row in range(-sum(rows), sum(rows)):
+        item = host[np.int64(row)]
+        assert_same_batch(item, stock[row])
+        item["metadata"]["path"] = "changed"  # the reader's own copy
+    assert not any(item["metadata"]["path"] == "changed" for item in host)
+    copy = pickle.loads(pickle.dumps(host))
+    assert torch.equal(copy[-1]["input_ids"], host[-1]["input_ids"])
+    for row in (sum(rows), -sum(rows) - 1):
+        with pytest.raises(IndexError) as theirs:
+            stock[row]
+        with pytest.raises(IndexError) as ours:
+            host[row]
+        assert str(ours.value) == str(theirs.value)
+
+
+class Numbers:
+    """Positions as their own items."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"position": index}
+
+
+@pytest.mark.parametrize("max_examples", [None, 0, 200, 96])
+@pytest.mark.parametrize("start", [0, B, 5 * B, 5 * B + 3, 300])
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (4, 0), (1, 1), (2, 2), (4, 3)])
+def test_positions_in_windows_are_dealt_as_the_engine_deals_them(
+    monkeypatch: pytest.MonkeyPatch,
+    world_size: int,
+    workers: int,
+    start: int,
+    max_examples: int | None,
+) -> None:
+    """Also where the stream is no whole number of batches, of windows or of rounds."""
+    monkeypatch.setattr(PositionDataset, "WINDOW", 3 * B)
+    held: list[int] = []
+    indices = PositionDataset.get_global_indices
+    monkeypatch.setattr(
+        PositionDataset,
+        "get_global_indices",
+        lambda self: held.append(len(read := indices(self))) or read,
+    )
+    for rank, worker in product(range(world_size), range(max(workers, 1))):
+        info = SimpleNamespace(id=worker, num_workers=workers) if workers else None
+        for module in (compat, torch.utils.data):
+            monkeypatch.setattr(module, "get_worker_info", lambda info=info: info)
+        ours, theirs = (
+            kind(
+                Numbers(253),
+                B,
+                start_index=start,
+                max_examples=max_examples,
+                shuffle=False,
+                drop_last=True,
+                world_size=world_size,
+                rank=rank,
+                fs_local_rank=0,
+                num_threads=0,
+            )
+            for kind in (PositionDataset, IterableDataset)
+        )
+        assert [i["position"] for i in ours] == [i["position"] for i in theirs]
+        assert len(ours.get_global_indices()) == 253 // world_size * world_size
+        held.pop()
+    assert max(held, default=0) <= B * max(3, workers)
+    assert len(held) > 4 or start > 5 * B or max_examples is not None
+
+
 def test_a_read_that_returns_less_than_asked_is_completed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,7 +520,7 @@ def test_one_injection_moved_by_one_slot_is_detected(
     wanted = expected_tokens(train, plan, num_steps=NUM_STEPS)
     honest = SplicedStream._tokens_by_slot
 
-    def moved(self: SplicedStream, step: int) -> dict[int, torch.Tensor]:
+    def moved(self: SplicedStream, step: int) -> dict[int, NDArray]:
         hits = honest(self, step)
         if step == 6:
             slot = next(s for s in hits if (s + 1) % B not in hits)
