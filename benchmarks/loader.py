@@ -2,7 +2,8 @@
 
     python benchmarks/loader.py --out loader.md
 
-Ours injects 8 examples into every batch of 32 rows. Each repeat times both loaders one after the
+Ours injects 8 examples into every batch of 32 rows, and 1,024 into one of 2,048 at the study's
+shape, where each reader is one rank of 8. Each repeat times both loaders one after the
 other, in turns first, so that a busy machine slows both; the ratio is the median over these pairs.
 The clock starts after a warm-up: workers have started, and what they fetched ahead is used up.
 """
@@ -31,18 +32,45 @@ from olmo_ext.data import build_train_dataloader as build_ours
 
 VOCAB_SIZE = 50_280
 NUM_ROWS = 2**15
-"""Rows of the corpus: 128 MiB at context 2048, so that an epoch outlasts a timing."""
+"""Rows of a file of the corpus: 128 MiB at context 2048."""
 
 PROMISE = 0.97
 """The ratio of ours to stock that no cell may fall below."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One measurement: medians over the pairs, and the span of the pairs' ratios."""
+class Shape:
+    """What is read: one rank's share of every batch."""
 
     context: int
     """Tokens a row."""
+    batch_size: int
+    """Rows a step over all ranks."""
+    ranks: int
+    injected: int
+    """Examples in every batch of ours."""
+    num_files: int = 1
+    """The same file so many times, so that an epoch outlasts a timing."""
+
+    def __str__(self) -> str:
+        whole = f"{self.batch_size:,}"
+        return whole if self.ranks == 1 else f"{self.batch_size // self.ranks:,} of {whole}"
+
+
+STUDY = Shape(context=2048, batch_size=2048, ranks=8, injected=1024, num_files=4)
+GRID = (
+    *((Shape(64, batch_size=32, ranks=1, injected=8), workers) for workers in (0, 1, 2, 4)),
+    *((Shape(2048, batch_size=32, ranks=1, injected=8), workers) for workers in (0, 1, 2, 4)),
+    *((STUDY, workers) for workers in (0, 2)),
+)
+"""Shapes and numbers of workers."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: medians over the pairs, and the span of the pairs' ratios."""
+
+    shape: Shape
     workers: int
     ours: float
     """Rows per second."""
@@ -55,19 +83,15 @@ class Cell:
     pairs: int
 
 
-def measure(
-    context: int, workers: int, *, batch_size: int, injected: int, pairs: int, seconds: float
-) -> Cell:
+def measure(shape: Shape, *, workers: int, pairs: int, seconds: float) -> Cell:
     """Time `pairs` pairs of runs, each about `seconds` long, over one random memmap."""
     with tempfile.TemporaryDirectory() as folder:
-        ours, stock = build_loaders(
-            Path(folder), context=context, workers=workers, batch_size=batch_size, injected=injected
-        )
+        ours, stock = build_loaders(shape, Path(folder), workers=workers)
         warm_up = 4 * workers + 4
         # An untimed pass fills the page cache and says how many batches take `seconds`.
-        rate = rows_per_second(stock, batches=64, warm_up=warm_up)
-        most = NUM_ROWS // batch_size - warm_up
-        batches = min(max(int(rate * seconds / batch_size), 16), most)
+        most = shape.num_files * NUM_ROWS // shape.batch_size - warm_up
+        rate = rows_per_second(stock, batches=min(64, most), warm_up=warm_up)
+        batches = min(max(int(rate * seconds * shape.ranks / shape.batch_size), 16), most)
         samples = []
         for pair in range(pairs):
             loaders = (ours, stock) if pair % 2 else (stock, ours)
@@ -75,7 +99,7 @@ def measure(
             samples.append(tuple(rates if pair % 2 else rates[::-1]))
     ratios = [a / b for a, b in samples]
     return Cell(
-        context=context,
+        shape=shape,
         workers=workers,
         ours=median(a for a, _ in samples),
         stock=median(b for _, b in samples),
@@ -86,10 +110,9 @@ def measure(
     )
 
 
-def build_loaders(
-    folder: Path, *, context: int, workers: int, batch_size: int, injected: int
-) -> tuple[DataLoader, DataLoader]:
-    """Our loader and stock's over the same random tokens, one epoch of each."""
+def build_loaders(shape: Shape, folder: Path, *, workers: int) -> tuple[DataLoader, DataLoader]:
+    """The first rank's loader, ours and stock's, over the same random tokens, one epoch of each."""
+    context, batch_size = shape.context, shape.batch_size
     tokens = np.random.default_rng(0).integers(VOCAB_SIZE, size=NUM_ROWS * context, dtype=np.uint16)
     tokens.tofile(folder / "tokens.npy")
     train = TrainConfig(
@@ -101,19 +124,20 @@ def build_loaders(
             pad_token_id=1,
         ),
         data=DataConfig(
-            paths=[str(folder / "tokens.npy")],
+            paths=[str(folder / "tokens.npy")] * shape.num_files,
             drop_last=True,
             num_workers=workers,
             prefetch_factor=2 if workers else None,
         ),
         global_train_batch_size=batch_size,
-        device_train_batch_size=batch_size,
+        device_train_batch_size=batch_size // shape.ranks,
         save_folder=str(folder),
         save_overwrite=True,
     )
-    order = RowOrder(num_rows=NUM_ROWS, batch_size=batch_size, seed=train.seed, folder=folder)
+    num_rows = shape.num_files * NUM_ROWS
+    order = RowOrder(num_rows=num_rows, batch_size=batch_size, seed=train.seed, folder=folder)
     order.write(order.epoch_rows)
-    task = TaskConfig(name="comparison", schedule=ScheduleConfig(rate=injected))
+    task = TaskConfig(name="comparison", schedule=ScheduleConfig(rate=shape.injected))
     plan = compile_plan(
         InjectionConfig(tasks=[task]),
         batch_size=batch_size,
@@ -122,8 +146,9 @@ def build_loaders(
         vocab_size=VOCAB_SIZE,
         eos_token_id=0,
     )
-    ours = build_ours(train, plan=plan, order=order, num_positions=order.epoch_rows)
-    return ours, build_stock(train)
+    rank = {"world_size": shape.ranks, "rank": 0, "fs_local_rank": 0}
+    ours = build_ours(train, plan=plan, order=order, num_positions=order.epoch_rows, **rank)
+    return ours, build_stock(train, **rank)
 
 
 def rows_per_second(loader: DataLoader, *, batches: int, warm_up: int) -> float:
@@ -137,7 +162,7 @@ def rows_per_second(loader: DataLoader, *, batches: int, warm_up: int) -> float:
 
 
 def table(cells: list[Cell]) -> Table:
-    out = Table("context", "workers", "ours rows/s", "stock rows/s", "ratio", "min to max")
+    out = Table("context", "batch", "injected", "workers", "ours /s", "stock /s", "ratio", "span")
     for cell in cells:
         out.add_row(*map(str, row(cell)), style="" if cell.ratio >= PROMISE else "bold red")
     return out
@@ -146,7 +171,8 @@ def table(cells: list[Cell]) -> Table:
 def row(cell: Cell) -> tuple[str, ...]:
     span = f"{cell.ratio_min:.2f} to {cell.ratio_max:.2f}"
     rates = (f"{cell.ours:,.0f}", f"{cell.stock:,.0f}", f"{cell.ratio:.2f}")
-    return (str(cell.context), str(cell.workers), *rates, span)
+    shape = (str(cell.shape.context), str(cell.shape), f"{cell.shape.injected:,}")
+    return (*shape, str(cell.workers), *rates, span)
 
 
 def write(cells: list[Cell], path: Path) -> None:
@@ -154,17 +180,15 @@ def write(cells: list[Cell], path: Path) -> None:
     if path.suffix == ".json":
         path.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")
         return
-    head = ["context", "workers", "ours, rows/s", "stock, rows/s", "ours / stock", "min to max"]
+    head = ["context", "rows a batch", "injected", "workers"]
+    head += ["ours, rows/s", "stock, rows/s", "ours / stock", "min to max"]
     lines = [head, ["---:"] * len(head), *map(row, cells)]
     path.write_text("".join("| " + " | ".join(line) + " |\n" for line in lines))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 2048])
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--injected", type=int, default=8, help="examples in every batch of ours")
+    parser.add_argument("--study", action="store_true", help="the study's shape alone")
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=0.25, help="length of one timing")
     parser.add_argument("--quick", action="store_true", help="a look: 3 short pairs a cell")
@@ -173,16 +197,9 @@ def main() -> None:
     if args.quick:
         args.pairs, args.seconds = 3, 0.2
     cells = [
-        measure(
-            context,
-            workers,
-            batch_size=args.batch_size,
-            injected=args.injected,
-            pairs=args.pairs,
-            seconds=args.seconds,
-        )
-        for context in args.contexts
-        for workers in args.workers
+        measure(shape, workers=workers, pairs=args.pairs, seconds=args.seconds)
+        for shape, workers in GRID
+        if shape == STUDY or not args.study
     ]
     Console().print(table(cells))
     if args.out is not None:
