@@ -146,8 +146,8 @@ def _disk(folder: Path) -> Finding:
 
 
 def _wandb() -> Finding:
-    import wandb
+    from olmo_ext.train import has_wandb_key
 
-    if wandb.api.api_key is not None:
+    if has_wandb_key():
         return Finding("ok", "W&B", "an API key is set")
     return Finding("note", "W&B", "no API key", "runs that ask for W&B log offline")

@@ -23,9 +23,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TextIO
+from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
@@ -347,14 +349,23 @@ def git_commit() -> str | None:
     return commit + ("+changes" if status else "")
 
 
+def has_wandb_key() -> bool:
+    """Whether W&B could log in: a key in the environment, or one that `wandb login` left in netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
 def _start_wandb(cfg: TrainConfig, folder: Path) -> None:
     """Join W&B if the config asks for it, offline without an API key; resumes its own run."""
     if cfg.wandb is None:
         return
     mode = os.environ.get("WANDB_MODE")
-    if (
-        mode is None and wandb.api.api_key is None
-    ):  # neither in the environment nor by `wandb login`
+    if mode is None and not has_wandb_key():
         mode = "offline"
     id_file = folder / "wandb_id"
     if not id_file.exists():

@@ -277,7 +277,7 @@ def test_wandb_mirrors_the_records_offline(
 ) -> None:
     import wandb
 
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     logged: dict[str, list[int]] = {}
     start = olmo_ext.train._start_wandb
 
@@ -300,6 +300,20 @@ def test_wandb_mirrors_the_records_offline(
     assert list((folder / "wandb").glob("offline-run-*"))
     assert logged["olmo_ext/task_eval/cmp/test/all/score"] == [0, 1, 2, 3]
     assert logged["train/CrossEntropyLoss"] == [1, 2, 3]
+
+
+def test_a_wandb_key_is_found_in_the_environment_or_in_netrc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not olmo_ext.train.has_wandb_key()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret")
+    assert olmo_ext.train.has_wandb_key()
+    (tmp_path / "netrc").write_text("machine example.org login user password secret")
+    assert not olmo_ext.train.has_wandb_key()
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert olmo_ext.train.has_wandb_key()
 
 
 # -- refusals: before any work starts, nothing overwritten ----------------------------------------
