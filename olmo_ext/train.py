@@ -350,7 +350,7 @@ def git_commit() -> str | None:
 
 
 def has_wandb_key() -> bool:
-    """Whether W&B could log in: a key in the environment, or one that `wandb login` left in netrc."""
+    """Whether W&B can log in: a key in the environment, or one left in netrc by `wandb login`."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
