@@ -14,19 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def raw_words(num: int, *, seed: int, purpose: str, counter: int = 0) -> NDArray[np.uint64]:
-    """`num` random 64-bit words, a pure function of the arguments. Shape (num,).
+def word_stream(*, seed: int, purpose: str, counter: int = 0) -> np.random.Philox:
+    """The bit generator of the arguments; read it with `random_raw`, in pieces if there are many.
 
     Args:
         seed: the plan's seed, any non-negative integer.
         purpose: keeps unlike uses apart, e.g. "slots" or "examples/<task>".
-        counter: step or epoch number; blocks of different counters never overlap.
+        counter: step or epoch number; streams of different counters never overlap.
     """
     digest = hashlib.sha256(f"olmo-ext/1|{seed}|{purpose}".encode()).digest()
     key = np.frombuffer(digest[:16], dtype="<u8")
     # The counter's low words count blocks of four words; the step sits above them.
-    bits = np.random.Philox(key=key, counter=[0, 0, counter, 0])
-    return bits.random_raw(num)
+    return np.random.Philox(key=key, counter=[0, 0, counter, 0])
+
+
+def raw_words(num: int, *, seed: int, purpose: str, counter: int = 0) -> NDArray[np.uint64]:
+    """The first `num` 64-bit words of a stream, a pure function of the arguments. Shape (num,)."""
+    return word_stream(seed=seed, purpose=purpose, counter=counter).random_raw(num)
 
 
 def permutation(num: int, *, seed: int, purpose: str, counter: int = 0) -> NDArray[np.int64]:

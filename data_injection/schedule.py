@@ -10,7 +10,6 @@ first 50,000 steps.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data_injection.config import ConfigError, ScheduleConfig
-from data_injection.philox import raw_words
+from data_injection.philox import raw_words, word_stream
 
 UNITS = ("per_step", "per_sequence", "per_token")
 
@@ -375,17 +374,10 @@ def _distinct(num: int, span: int, *, seed: int, purpose: str) -> np.ndarray:
     while missing:
         if left == 0:
             counter, left = counter + 1, num + 64
-            bits = _word_stream(seed=seed, purpose=purpose, counter=counter)
+            bits = word_stream(seed=seed, purpose=purpose, counter=counter)
         # A word chooses at most one number: so many never choose too many.
         size = min(missing, left, 2**20)
         chosen[bits.random_raw(size) % np.uint64(span)] = True  # the modulo's bias: span / 2^64
         left -= size
         missing = num - int(np.count_nonzero(chosen))
     return chosen
-
-
-def _word_stream(*, seed: int, purpose: str, counter: int) -> np.random.Philox:
-    """The generator behind `raw_words`, to be read in pieces: 25 million words are 200 MB."""
-    digest = hashlib.sha256(f"olmo-ext/1|{seed}|{purpose}".encode()).digest()
-    key = np.frombuffer(digest[:16], dtype="<u8")
-    return np.random.Philox(key=key, counter=[0, 0, counter, 0])

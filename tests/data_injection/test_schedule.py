@@ -215,7 +215,7 @@ def test_random_rows_beyond_one_piece_of_words_are_those_of_the_whole_stream():
 
 @pytest.mark.parametrize("size", [1, 3, 4, 1000])
 def test_words_read_in_pieces_are_the_words_of_the_plan(size: int):
-    stream = schedule_module._word_stream(seed=5, purpose="p", counter=7)
+    stream = schedule_module.word_stream(seed=5, purpose="p", counter=7)
     read = np.concatenate([stream.random_raw(size) for _ in range(4)])
     assert read.tolist() == raw_words(4 * size, seed=5, purpose="p", counter=7).tolist()
 
