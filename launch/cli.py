@@ -68,6 +68,9 @@ def quickstart(
             smoke=smoke,
             console=console,
         )
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command goes on from the last checkpoints")
+        raise typer.Exit(130) from None
     except RunFailed as error:
         errors.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from None
@@ -118,18 +121,29 @@ def prepare(
 def plan(experiment: ExperimentFile, override: Overrides = None) -> None:
     """Compile the injection plan: exact counts, frequencies in all units, exposures, hash."""
     from olmo_ext.build import compile_stream
+    from olmo_ext.callbacks import build_callbacks
     from olmo_ext.config import complete, load_experiment
 
     config = load_experiment(experiment, override)
+    build_callbacks(config.callbacks)
     stream = compile_stream(config, manifest=complete(config))
     compiled, steps = stream.plan, stream.num_steps
-    titles = ("instances", "/step", "/row", "/token", "task tok./token", "exp./example")
-    table = Table("task", *titles, box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table("task", box=box.SIMPLE_HEAD, padding=(0, 1))
+    titles = (
+        "instances",
+        "per\nstep",
+        "per\nrow",
+        "per\ntoken",
+        "tokens\n/token",
+        "exposures\n/example",
+    )
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
     for index, (task, schedule) in enumerate(zip(compiled.tasks, compiled.schedules, strict=True)):
         rates = compiled.rates(index)
         units = ("per_step", "per_sequence", "per_token", "task_tokens_per_token")
         table.add_row(
-            f"{task.name}\n{task.family}, {schedule.kind}",
+            f"{task.name}\n{task.family}\n{schedule.label}",
             f"{compiled.instances(index, steps):,}",
             *(f"{rates[unit]:.3g}" for unit in units),
             f"{compiled.exposures_per_example(index, steps):.3g}",
@@ -165,7 +179,11 @@ def train(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
-    folder = run(load_experiment(experiment, override), resume=resume, dry_run=dry_run)
+    try:
+        folder = run(load_experiment(experiment, override), resume=resume, dry_run=dry_run)
+    except KeyboardInterrupt:
+        errors.print("interrupted; --resume goes on from the last checkpoint")
+        raise typer.Exit(130) from None
     # Not after an error: it can wait for ranks that are still inside a collective.
     dist.destroy_process_group()
     if not _is_rank_zero():

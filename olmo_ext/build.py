@@ -9,6 +9,7 @@ world size.)
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -29,6 +30,8 @@ from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan, differences
 from olmo_ext.config import ExperimentConfig, num_steps
 from olmo_ext.data import build_host, check_memmaps, data_seed, fingerprint
+
+log = logging.getLogger(__name__)
 
 
 def init_process_group() -> torch.device:
@@ -86,6 +89,12 @@ def compile_stream(experiment: ExperimentConfig, *, manifest: Manifest | None) -
     )
     steps = num_steps(train)
     plan.check(steps)
+    for index, (task, schedule) in enumerate(zip(plan.tasks, plan.schedules, strict=True)):
+        if schedule.rate > 0 and plan.instances(index, steps) == 0:
+            log.warning(
+                "task %s has no instance in %d steps: its rate is one in %.4g steps",
+                *(task.name, steps, 1 / schedule.rate),
+            )
     masks, rules = train.data.label_mask_paths, train.data.instance_filter
     identity = {
         "plan_hash": plan.hash,

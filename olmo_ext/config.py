@@ -139,7 +139,8 @@ def _explain(error: OmegaConfBaseException, path: Path) -> str:
     key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
     message = (error.msg or str(error)).splitlines()[0]
     known = list(getattr(getattr(error, "object_type", None), "__dataclass_fields__", {}))
-    hint = f"; known keys there: {', '.join(known)}" if known and " not in " in message else ""
+    unhelped = " not in " in message and "Did you mean" not in message
+    hint = f"; known keys there: {', '.join(known)}" if known and unhelped else ""
     return f"{path}: {key}: {message}{hint}"
 
 

@@ -1,6 +1,6 @@
 """Train one experiment: on one CPU process, one GPU, or many ranks under torchrun.
 
-    olmo-ext train configs/quickstart.yaml --override corpus=runs/corpus
+    olmo-ext train configs/quickstart.yaml -o corpus=runs/corpus
     torchrun --nproc-per-node 8 --no-python olmo-ext train experiment.yaml
 
 A run's folder (train.save_folder) holds experiment.yaml, plan.json, run.json, records.jsonl and the

@@ -53,6 +53,9 @@ def test_train_eval_and_report_work_from_any_folder(
     plan = olmo_ext("plan", experiment, cwd=elsewhere)
     assert plan.returncode == 0, plan.stderr
     assert "24" in plan.stdout  # 12 steps at rate 2
+    typo = olmo_ext("plan", experiment, "-o", "callbacks.task_evl.every=3", cwd=elsewhere)
+    assert typo.returncode == 2
+    assert "task_eval" in typo.stderr
     trained = olmo_ext("train", experiment, cwd=elsewhere)
     assert trained.returncode == 0, trained.stderr
     again = olmo_ext("eval", tmp_path / "run", cwd=elsewhere)

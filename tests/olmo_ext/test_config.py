@@ -109,6 +109,14 @@ def test_bf16_on_a_cpu_is_refused_rather_than_silently_fp32(
         train(load_experiment(write_experiment(), ["train.precision=amp_bf16"]))
 
 
+def test_a_task_too_rare_to_come_up_is_warned_of(
+    write_experiment: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = load_experiment(write_experiment(), ["injection.tasks.0.schedule.rate=1/50"])
+    train(experiment, dry_run=True)
+    assert "task cmp has no instance in 12 steps: its rate is one in 50 steps" in caplog.text
+
+
 def test_a_missing_experiment_is_said() -> None:
     with pytest.raises(FileNotFoundError, match="no experiment file"):
         load_experiment("nowhere.yaml")
