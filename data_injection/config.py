@@ -74,6 +74,9 @@ class TaskConfig:
     """Name of an earlier task whose symbols, and labels if there are as many, this task uses too.
     Without it two tasks may not share a token."""
 
+    share_labels_with: str | None = None
+    """Name of an earlier task whose label tokens this task uses too, with symbols of its own."""
+
     train_fraction: float = 0.5
     """Share of the instances that may be injected; the rest is the test split."""
 

@@ -138,6 +138,7 @@ def task_fields(plan: InjectionPlan, name: str, *, step: int) -> dict[str, Any]:
         "family": plan.tasks[index].family,
         "schedule": plan.schedules[index].label,
         "variant": plan.variant(index),
+        "bits": plan.tasks[index].bits,
         "rate_per_step": rates["per_step"],
         "rate_per_sequence": rates["per_sequence"],
         "rate_per_token": rates["per_token"],

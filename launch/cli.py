@@ -55,8 +55,8 @@ def quickstart(
     ] = False,
 ) -> None:
     """Train the grid of sizes and frequencies on the embedded corpus and report what is learned."""
-    from launch.quickstart import RunFailed
     from launch.quickstart import quickstart as run
+    from launch.sweep import RunFailed
 
     default = Path("runs/quickstart-smoke" if smoke else "runs/quickstart")
     try:

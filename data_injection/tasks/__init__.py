@@ -13,12 +13,14 @@ from data_injection.config import ConfigError, InjectionConfig, TaskConfig
 from data_injection.philox import permutation
 from data_injection.tasks.base import IntArray, Task
 from data_injection.tasks.comparison import Comparison
+from data_injection.tasks.group_composition import GroupComposition
 from data_injection.tasks.modular_addition import ModularAddition
 
 __all__ = ["TASKS", "Task", "build_tasks"]
 
 TASKS: dict[str, type[Task]] = {
     "comparison": Comparison,
+    "group_composition": GroupComposition,
     "modular_addition": ModularAddition,
 }
 
@@ -58,8 +60,18 @@ def build_tasks(
             labels = source.labels
         else:
             symbols, labels = np.asarray(task.symbols or []), np.asarray(task.labels or [])
+        family_labels = family.count_labels(task.params)
+        lent = np.asarray([], dtype=np.int64)
+        if task.share_labels_with is not None:
+            labels = lent = tasks[task.share_labels_with].labels
+            if len(lent) != family_labels:
+                raise ConfigError(
+                    f"injection.tasks[{index}].share_labels_with names {task.share_labels_with!r}, "
+                    f"which has {len(lent)} labels, but {task.name!r} needs {family_labels}; share "
+                    "with a task of as many labels"
+                )
         num_symbols = 0 if len(symbols) else task.num_symbols
-        num_labels = 0 if len(labels) == family.num_labels else family.num_labels
+        num_labels = 0 if len(labels) == family_labels else family_labels
         pool = pool[~np.isin(pool, [*owner, *symbols, *labels])]
         if num_symbols + num_labels > len(pool):
             raise ConfigError(
@@ -72,9 +84,10 @@ def build_tasks(
             symbols = pool[:num_symbols]
         if num_labels:
             labels = pool[num_symbols : num_symbols + num_labels]
-        labels = labels[: family.num_labels]
+        labels = labels[:family_labels]
+        own = np.concatenate([symbols, labels])
         _check_tokens(
-            task, index, np.concatenate([symbols, labels]), owner, reserved, vocab_size=vocab_size
+            task, index, own, owner, reserved, lent=set(lent.tolist()), vocab_size=vocab_size
         )
         tasks[task.name] = family(
             task.name,
@@ -94,23 +107,34 @@ def _check_task(task: TaskConfig, *, index: int, names: Collection[str]) -> type
         raise ConfigError(f"{key}.name must be given and unique in the run, got {task.name!r}")
     if task.family not in TASKS:
         raise ConfigError(f"{key}.family must be one of {sorted(TASKS)}, got {task.family!r}")
-    source = task.share_symbols_with
-    if source is not None and source not in names:
+    for name in ("share_symbols_with", "share_labels_with"):
+        source = getattr(task, name)
+        if source is not None and source not in names:
+            raise ConfigError(
+                f"{key}.{name} must name an earlier task, got {source!r}; earlier tasks: "
+                f"{sorted(names)}"
+            )
+    shared, labels = task.share_symbols_with is not None, task.share_labels_with is not None
+    if shared and (task.symbols or task.labels or labels):
         raise ConfigError(
-            f"{key}.share_symbols_with must name an earlier task, got {source!r}; earlier tasks: "
-            f"{sorted(names)}"
+            f"{key}: give either share_symbols_with or symbols, labels and share_labels_with, "
+            "not both (it shares the labels too)"
         )
-    if source is not None and (task.symbols or task.labels):
-        raise ConfigError(f"{key}: give either share_symbols_with or symbols and labels, not both")
+    if labels and task.labels:
+        raise ConfigError(f"{key}: give either share_labels_with or labels, not both")
     family = TASKS[task.family]
-    if not task.symbols and task.num_symbols < family.min_symbols:
+    try:
+        least, num_labels = family.least_symbols(task.params), family.count_labels(task.params)
+    except ConfigError as error:
+        raise ConfigError(f"{key}.{error}") from None
+    if not task.symbols and task.num_symbols < least:
         raise ConfigError(
-            f"{key}.num_symbols must be at least {family.min_symbols} for {task.family}, got "
-            f"{task.num_symbols}"
+            f"{key}.num_symbols must be at least {least} for {task.family}"
+            f"{f' with {task.params}' if task.params else ''}, got {task.num_symbols}"
         )
-    if task.labels and len(task.labels) != family.num_labels:
+    if task.labels and len(task.labels) != num_labels:
         raise ConfigError(
-            f"{key}.labels must hold {family.num_labels} token ids for {task.family}, got "
+            f"{key}.labels must hold {num_labels} token ids for {task.family}, got "
             f"{len(task.labels)}; remove it to have them drawn"
         )
     return family
@@ -123,9 +147,11 @@ def _check_tokens(
     owner: dict[int, str],
     reserved: set[int],
     *,
+    lent: set[int],
     vocab_size: int,
 ) -> None:
-    """Every token inside the vocabulary, not reserved, and not another task's unless shared."""
+    """Every token inside the vocabulary, not reserved, and not another task's unless shared or
+    lent as a label."""
     key = f"injection.tasks[{index}] ({task.name})"
     outside = [int(t) for t in tokens if not 0 <= t < vocab_size]
     if outside:
@@ -140,6 +166,7 @@ def _check_tokens(
             "choose others"
         )
     clash = [int(t) for t in tokens if owner.get(int(t), task.name) != task.name]
+    clash = [t for t in clash if t not in lent]
     if clash and task.share_symbols_with is None:
         raise ConfigError(
             f"{key}: tokens {clash[:5]} already belong to task {owner[clash[0]]!r}; set "

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -98,14 +99,21 @@ class Task(ABC):
 
     def check(self) -> None:
         """Raise ConfigError where symbols, labels or parameters do not fit the family."""
-        if len(self.symbols) < self.min_symbols:
+        unknown = set(self.params) - set(self.param_names())
+        if unknown:
             raise ConfigError(
-                f"injection.tasks[{self.name}].num_symbols must be at least {self.min_symbols} for "
+                f"injection.tasks[{self.name}].params: {self.family} has no {sorted(unknown)}; it "
+                f"knows {sorted(self.param_names())}"
+            )
+        least, num_labels = self.least_symbols(self.params), self.count_labels(self.params)
+        if len(self.symbols) < least:
+            raise ConfigError(
+                f"injection.tasks[{self.name}].num_symbols must be at least {least} for "
                 f"{self.family}, got {len(self.symbols)}"
             )
-        if len(self.labels) != self.num_labels:
+        if len(self.labels) != num_labels:
             raise ConfigError(
-                f"injection.tasks[{self.name}].labels must hold {self.num_labels} token ids for "
+                f"injection.tasks[{self.name}].labels must hold {num_labels} token ids for "
                 f"{self.family}, got {len(self.labels)}"
             )
         own, counts = np.unique(np.concatenate([self.symbols, self.labels]), return_counts=True)
@@ -114,17 +122,28 @@ class Task(ABC):
                 f"injection.tasks[{self.name}]: symbols and labels must be distinct tokens, got "
                 f"{own[counts > 1].tolist()} more than once; remove the repeated ids"
             )
-        unknown = set(self.params) - set(self.param_names())
-        if unknown:
-            raise ConfigError(
-                f"injection.tasks[{self.name}].params: {self.family} has no {sorted(unknown)}; it "
-                f"knows {sorted(self.param_names())}"
-            )
 
     @classmethod
     def param_names(cls) -> tuple[str, ...]:
         """Names of the parameters the family understands."""
         return ()
+
+    @classmethod
+    def count_labels(cls, params: Mapping[str, Any]) -> int:
+        """Label tokens the family needs with these parameters; ConfigError if they are wrong."""
+        return cls.num_labels
+
+    @classmethod
+    def least_symbols(cls, params: Mapping[str, Any]) -> int:
+        """Fewest symbols the family can use with these parameters."""
+        return cls.min_symbols
+
+    @property
+    def bits(self) -> float:
+        """Information in the hidden structure, bits: log2 of the number of ways in which the family
+        can assign meanings to the symbols. The task's grade of complexity as far as *storage* goes;
+        not-a-number if the family does not state it."""
+        return float("nan")
 
     # -- what every task offers ------------------------------------------------------------------
 

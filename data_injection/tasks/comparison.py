@@ -7,6 +7,8 @@ labels: less, equal, greater; the majority level of 100 symbols is .495 (4,950 /
 
 from __future__ import annotations
 
+from math import factorial, log2
+
 import numpy as np
 
 from data_injection.tasks.base import IntArray, Task, all_pairs
@@ -27,3 +29,8 @@ class Comparison(Task):
         """(j, i) is (i, j) with the label turned round."""
         i, j = all_pairs(len(self.symbols))
         return j * len(self.symbols) + i
+
+    @property
+    def bits(self) -> float:
+        """log2 n!: an order of n symbols."""
+        return log2(factorial(len(self.symbols)))

@@ -6,6 +6,8 @@ split; a symbol's residue is its place in the drawn order.
 
 from __future__ import annotations
 
+from math import factorial, log2
+
 import numpy as np
 
 from data_injection.tasks.base import IntArray, Task, all_pairs
@@ -25,3 +27,8 @@ class ModularAddition(Task):
         """Addition is commutative: (j, i) has the same label as (i, j)."""
         i, j = all_pairs(len(self.symbols))
         return j * len(self.symbols) + i
+
+    @property
+    def bits(self) -> float:
+        """log2 n!: a residue for each of n symbols."""
+        return log2(factorial(len(self.symbols)))

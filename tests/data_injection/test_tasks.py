@@ -289,7 +289,7 @@ def test_an_unknown_family_is_refused_with_those_there_are():
     message = refusal(task(), task("b", family="sorting"))
     assert "injection.tasks[1].family" in message
     assert "'sorting'" in message
-    assert "['comparison', 'modular_addition']" in message
+    assert "['comparison', 'group_composition', 'modular_addition']" in message
 
 
 @pytest.mark.parametrize("name", ["a", "", "???"])

@@ -1,0 +1,165 @@
+"""Sweeps: their grid and their bookkeeping. What they find is checked by `make smoke`, in CI."""
+
+from __future__ import annotations
+
+import stat
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data_injection.config import ConfigError
+from launch.sweep import ENVIRONMENT, Run, RunFailed, Sweep, load_sweep, plan_runs, train_all
+
+
+def make_run(name: str, folder: Path, *, seed: int) -> Run:
+    overrides, settings = [f"train.seed={seed}"], {"train": {"seed": seed}}
+    return Run(name, folder / name, folder / "x.yaml", overrides, 10, 10_000, settings)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run("w4", tmp_path, seed=1)
+
+
+def finish(run: Run) -> None:
+    checkpoint = run.folder / f"step{run.num_steps}-unsharded"
+    checkpoint.mkdir(parents=True)
+    for name in ("model.pt", "optim.pt", "train.pt", "config.yaml", "olmo_ext.json"):
+        (checkpoint / name).touch()
+
+
+def program(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Put a shell script in the place of olmo-ext."""
+    path = folder / "olmo-ext"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+
+
+def test_a_finished_run_is_not_trained_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, monkeypatch, "exit 1")
+    finish(run)
+    train_all([run], jobs=1, console=Console(quiet=True))
+    assert run.process is None
+
+
+def test_a_run_of_other_settings_is_refused_not_reported_as_this_one(run: Run) -> None:
+    run.check_settings()
+    replace(run).check_settings()
+    with pytest.raises(ConfigError, match="choose another --out"):
+        replace(run, settings={"train": {"seed": 2}}).check_settings()
+
+
+def test_a_failed_run_shows_the_end_of_its_log_and_stops_the_others(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = 'case "$*" in *seed=1*) echo "no luck" >&2; exit 3;; *) exec sleep 60;; esac'
+    program(tmp_path, monkeypatch, body)
+    other = make_run("w8", tmp_path, seed=2)
+    with pytest.raises(RunFailed, match=r"(?s)w4 ended with status 3.*no luck"):
+        train_all([run, other], jobs=2, console=Console(quiet=True))
+    assert other.process is not None
+    assert other.process.poll() is not None
+
+
+def test_progress_is_read_from_the_log(run: Run) -> None:
+    assert run.step() == 0
+    run.log.parent.mkdir(parents=True)
+    run.log.write_text("[w4] step 3/10 (30%)  loss 5\n[w4] step 7/10 (70%)  loss 4\n")
+    assert run.step() == 7
+
+
+def test_children_run_on_one_thread_and_offline() -> None:
+    assert ENVIRONMENT["OMP_NUM_THREADS"] == "1"
+    assert ENVIRONMENT["HF_HUB_OFFLINE"] == "1"
+
+
+def sweep_file(folder: Path, text: str) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_sweeps_grid_is_every_combination_named_by_its_labels(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_experiment()
+    path = sweep_file(
+        tmp_path,
+        """
+name: demo
+experiments: [experiment.yaml]
+set: {train.max_duration: 6, injection.tasks.0.schedule.rate: 1}
+axes:
+  rate:
+    r2: {injection.tasks.0.schedule.rate: 2}
+    rq: {injection.tasks.0.schedule.rate: 1/4}
+  seed: {s1: {train.seed: 1}, s2: {train.seed: 2, injection.seed: 2}}
+""",
+    )
+    runs = plan_runs(load_sweep(path), tmp_path / "out", overrides=["train.seed=9"])
+    assert [run.name for run in runs] == [
+        "demo-r2-s1",
+        "demo-r2-s2",
+        "demo-rq-s1",
+        "demo-rq-s2",
+    ]
+    assert [run.folder for run in runs[:1]] == [tmp_path / "out" / "r2-s1"]
+    assert {run.num_steps for run in runs} == {6}
+    assert [run.settings["train"]["seed"] for run in runs] == [9] * 4  # the command line has it
+    assert [run.settings["plan"]["seed"] for run in runs] == [0, 2, 0, 2]
+    schedules = [run.settings["plan"]["tasks"]["cmp"]["schedule"] for run in runs]
+    assert schedules[0] == schedules[1]
+    assert schedules[0] != schedules[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "a sweep has the keys"),
+        ("experimets: [a.yaml]\naxes: {}\n", "a sweep has the keys.*experimets"),
+        ("axes: {a: {b: {}}}\n", "experiments must list"),
+        ("experiments: [a.yaml]\n", "axes must map"),
+        ("experiments: [a.yaml]\naxes: {seed: [1, 2]}\n", "axes.seed must map labels"),
+        ("experiments: [a.yaml]\naxes: {seed: {s1: 3}}\n", "axes.seed must map labels"),
+        ("experiments: [a.yaml]\nset: 3\naxes: {s: {s1: {}}}\n", "set must map"),
+        ("{", "is not YAML"),
+    ],
+)
+def test_a_sweep_file_that_cannot_be_one_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_sweep(sweep_file(tmp_path, text))
+
+
+def test_a_missing_sweep_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no sweep file"):
+        load_sweep(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("label", ["a/b", "a-b", "$(touch x)", "a b", ""])
+def test_a_label_that_is_no_part_of_a_name_is_refused(label: str) -> None:
+    with pytest.raises(ConfigError, match="becomes a part of run names"):
+        Sweep("demo", (Path("a.yaml"),), {"seed": {label: {}}}).points()
+
+
+def test_experiments_of_one_file_name_are_refused() -> None:
+    sweep = Sweep("demo", (Path("ladder/4M.yaml"), Path("paper/4M.yaml")), {"seed": {"s1": {}}})
+    with pytest.raises(ConfigError, match="share a file name"):
+        sweep.points()
+
+
+def test_a_point_that_cannot_run_is_named_before_any_run_starts(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    axes = {"rate": {"r2": {}, "r99": {"injection.tasks.0.schedule.rate": 99}}}
+    with pytest.raises(ConfigError, match=r"sweep demo, run r99: injection.tasks\[0\]"):
+        plan_runs(Sweep("demo", (write_experiment(),), axes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
