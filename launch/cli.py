@@ -15,6 +15,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -56,10 +58,9 @@ def quickstart(
 ) -> None:
     """Train the grid of sizes and frequencies on the embedded corpus and report what is learned."""
     from launch.quickstart import quickstart as run
-    from launch.sweep import RunFailed
 
     default = Path("runs/quickstart-smoke" if smoke else "runs/quickstart")
-    try:
+    with _training():
         rises = run(
             out or default,
             widths=tuple(widths or ()),
@@ -68,12 +69,6 @@ def quickstart(
             smoke=smoke,
             console=console,
         )
-    except KeyboardInterrupt:
-        errors.print("interrupted; the same command goes on from the last checkpoints")
-        raise typer.Exit(130) from None
-    except RunFailed as error:
-        errors.print(str(error), markup=False, highlight=False)
-        raise typer.Exit(1) from None
     if check and not rises:
         raise typer.Exit(1)
 
@@ -194,6 +189,36 @@ def train(
         console.print(f"{folder}: done")
 
 
+@app.command()
+def sweep(
+    sweeps: Annotated[list[Path], typer.Argument(help="Sweep YAMLs.")],
+    out: Annotated[Path, typer.Option(help="Runs go to OUT/<sweep>/<labels>.")] = Path("runs"),
+    override: Overrides = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the runs, train nothing.")] = False,
+) -> None:
+    """Train every run of one or more sweeps on this machine; what is finished is skipped."""
+    from eval.plots import count
+    from launch.sweep import load_sweep, plan_runs, train_all
+
+    console.print("checking every run ...")
+    loaded = [load_sweep(path) for path in sweeps]
+    runs = [
+        run for one in loaded for run in plan_runs(one, out / one.name, overrides=override or [])
+    ]
+    if plan:
+        table = Table("run", "steps", "tokens", "folder", box=box.SIMPLE_HEAD, padding=(0, 1))
+        for run in runs:
+            table.add_row(run.name, f"{run.num_steps:,}", count(run.num_tokens), str(run.folder))
+        console.print(table)
+        tokens = count(sum(run.num_tokens for run in runs))
+        console.print(f"{len(runs)} runs, {tokens} tokens; nothing was trained")
+        return
+    with _training():
+        train_all(runs, jobs=jobs, console=console)
+    console.print(f"{len(runs)} runs done; figures and tables: olmo-ext report {out}")
+
+
 @app.command("eval")
 def evaluate(
     sources: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
@@ -237,6 +262,21 @@ def doctor() -> None:
     console.print(table)
     if failed:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _training() -> Iterator[None]:
+    """Ctrl-C and a failed run of many end with one message and a status."""
+    from launch.sweep import RunFailed
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command goes on from the last checkpoints")
+        raise typer.Exit(130) from None
+    except RunFailed as error:
+        errors.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
 
 
 def _is_rank_zero() -> bool:

@@ -9,22 +9,25 @@
       width: {w16: {rung: w16, train.model.d_model: 16}, w32: {...}}
       seed: {s1: {train.seed: 1}}
 
-Each run is one `olmo-ext train ... --resume` process on one thread, in OUT/<labels>. Interrupted,
-the same command goes on where it was; finished runs are not trained again.
+Each run is one `olmo-ext train ... --resume` in a process of its own on one thread, in
+OUT/<labels>.
+Interrupted, the same command goes on where it was; finished runs are not trained again.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -141,14 +144,14 @@ class Run:
 
     name: str
     folder: Path
-    experiment: Path
-    overrides: list[str]
+    arguments: list[str]
+    """Of olmo-ext, as one would type them."""
     num_steps: int
     num_tokens: int
     settings: dict[str, Any]
     """All that the run's weights depend on; see `olmo_ext.build.run_identity`."""
 
-    process: subprocess.Popen | None = field(default=None, repr=False)
+    process: ForkServerProcess | None = field(default=None, repr=False)
 
     @property
     def log(self) -> Path:
@@ -176,15 +179,8 @@ class Run:
 
     def start(self) -> None:
         """Start, or go on from the last checkpoint."""
-        # Not `python -m`: a folder named like a room in the working directory would hide it.
-        program = Path(sys.executable).with_name("olmo-ext")
-        command = [str(program), "train", str(self.experiment), "--resume"]
-        for override in self.overrides:
-            command += ["--override", override]
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                command, env=os.environ | ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT
-            )
+        self.process = _server().Process(target=_olmo_ext, args=(self.arguments, self.log))
+        self.process.start()
 
     def step(self) -> int:
         """The last step that the log tells of."""
@@ -192,6 +188,32 @@ class Run:
             return 0
         found = _STEP.findall(self.log.read_text(errors="replace"))
         return int(found[-1][0]) if found else 0
+
+
+def _olmo_ext(arguments: list[str], log: Path) -> None:
+    """What a run's process does: the command line, its output into the log."""
+    from launch.cli import main
+
+    with log.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv = ["olmo-ext", *arguments]
+    main()
+
+
+def _server() -> ForkServerContext:
+    """Processes forked from one that has imported the engine once, in ENVIRONMENT: importing it
+    takes six seconds, as long as a small run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["olmo_ext.train"])
+    before = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
 
 
 def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list[Run]:
@@ -218,7 +240,9 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
             raise ConfigError(f"sweep {sweep.name}, run {labels}: {error}") from None
         settings = run_identity(experiment, stream) | {"num_steps": stream.num_steps}
         tokens = stream.num_positions * experiment.train.model.max_sequence_length
-        runs.append(Run(name, folder, point.experiment, given, stream.num_steps, tokens, settings))
+        arguments = ["train", str(point.experiment), "--resume"]
+        arguments += [part for override in given for part in ("--override", override)]
+        runs.append(Run(name, folder, arguments, stream.num_steps, tokens, settings))
     return runs
 
 
@@ -248,7 +272,7 @@ def train_all(runs: list[Run], *, jobs: int, console: Console) -> None:
             for run in list(running):
                 progress.update(bars[run.name], completed=run.step())
                 assert run.process is not None
-                if (status := run.process.poll()) is not None:
+                if (status := run.process.exitcode) is not None:
                     running.remove(run)
                     progress.remove_task(bars[run.name])
                     finished += run.num_tokens
@@ -277,7 +301,7 @@ def _stopping(running: list[Run]) -> Iterator[None]:
             run.process.terminate()
         for run in running:
             assert run.process is not None
-            run.process.wait()
+            run.process.join()
 
 
 def _progress(console: Console) -> Progress:

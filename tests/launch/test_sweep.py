@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import stat
+import json
+import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from data_injection.config import ConfigError
 from launch.sweep import ENVIRONMENT, Run, RunFailed, Sweep, load_sweep, plan_runs, train_all
 
 
-def make_run(name: str, folder: Path, *, seed: int) -> Run:
-    overrides, settings = [f"train.seed={seed}"], {"train": {"seed": seed}}
-    return Run(name, folder / name, folder / "x.yaml", overrides, 10, 10_000, settings)
+def make_run(name: str, folder: Path, *arguments: str, seed: int = 1) -> Run:
+    return Run(name, folder / name, list(arguments), 10, 10_000, {"train": {"seed": seed}})
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return make_run("w4", tmp_path, seed=1)
+    return make_run("w4", tmp_path, "no-such-verb")
 
 
 def finish(run: Run) -> None:
@@ -32,18 +35,7 @@ def finish(run: Run) -> None:
         (checkpoint / name).touch()
 
 
-def program(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
-    """Put a shell script in the place of olmo-ext."""
-    path = folder / "olmo-ext"
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(sys, "executable", str(folder / "python"))
-
-
-def test_a_finished_run_is_not_trained_again(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program(tmp_path, monkeypatch, "exit 1")
+def test_a_finished_run_is_not_trained_again(run: Run) -> None:
     finish(run)
     train_all([run], jobs=1, console=Console(quiet=True))
     assert run.process is None
@@ -57,15 +49,36 @@ def test_a_run_of_other_settings_is_refused_not_reported_as_this_one(run: Run) -
 
 
 def test_a_failed_run_shows_the_end_of_its_log_and_stops_the_others(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, write_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
-    body = 'case "$*" in *seed=1*) echo "no luck" >&2; exit 3;; *) exec sleep 60;; esac'
-    program(tmp_path, monkeypatch, body)
-    other = make_run("w8", tmp_path, seed=2)
-    with pytest.raises(RunFailed, match=r"(?s)w4 ended with status 3.*no luck"):
-        train_all([run, other], jobs=2, console=Console(quiet=True))
+    endless = write_experiment(lambda config: config["train"].update(max_duration=10**6))
+    other = make_run("w8", tmp_path, "train", str(endless))
+    with pytest.raises(RunFailed, match=r"(?s)w4 ended with status 2.*No such command"):
+        train_all([other, run], jobs=2, console=Console(quiet=True))
     assert other.process is not None
-    assert other.process.poll() is not None
+    assert other.process.exitcode is not None
+
+
+@pytest.mark.slow
+def test_a_sweeps_run_equals_the_same_command_typed(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Forked from a process that has imported the engine, or started afresh: the same weights."""
+    experiment = write_experiment()
+    (run,) = plan_runs(
+        Sweep("demo", (experiment,), {"seed": {"s3": {"train.seed": 3}}}), tmp_path / "out"
+    )
+    train_all([run], jobs=1, console=Console(quiet=True))
+    told = json.loads((run.folder / "run.json").read_text())
+    assert told["command"] == shlex.join(["olmo-ext", *run.arguments])
+    program = Path(sys.executable).with_name("olmo-ext")
+    again = [a.replace(str(run.folder), str(tmp_path / "typed")) for a in run.arguments]
+    subprocess.run([str(program), *again], env=os.environ | ENVIRONMENT, check=True)
+    ours, theirs = (
+        torch.load(folder / "step12-unsharded" / "model.pt", weights_only=True)
+        for folder in (run.folder, tmp_path / "typed")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_progress_is_read_from_the_log(run: Run) -> None:
@@ -163,3 +176,15 @@ def test_a_point_that_cannot_run_is_named_before_any_run_starts(
     with pytest.raises(ConfigError, match=r"sweep demo, run r99: injection.tasks\[0\]"):
         plan_runs(Sweep("demo", (write_experiment(),), axes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+CONFIRM = Path(__file__).parent.parent.parent / "configs" / "confirm"
+
+
+def test_the_findings_sweeps_have_three_seeds_and_names_of_their_own() -> None:
+    sweeps = [load_sweep(p) for p in sorted(CONFIRM.glob("*.yaml")) if p.stem != "experiment"]
+    assert len({sweep.name for sweep in sweeps}) == len(sweeps) > 8
+    for sweep in sweeps:
+        assert len(sweep.axes["seed"]) >= 3
+        points = sweep.points()
+        assert len({point.labels for point in points}) == len(points)
