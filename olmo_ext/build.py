@@ -124,7 +124,8 @@ def run_identity(experiment: ExperimentConfig, stream: Stream) -> dict[str, Any]
     """A run's identity as JSON values: its stream and every setting that shapes its weights."""
     train = asdict(experiment.train)
     settings = {name: train[name] for name in SETTINGS}
-    for name in ("precision", "init_device"):  # set by the machine, not by the experiment
+    # Set by the machine, not by the experiment.
+    for name in ("precision", "init_device", "flash_attention"):
         settings["model"].pop(name)
     # Through JSON, so that tuples and enumerations compare with what a file gives back.
     return json.loads(

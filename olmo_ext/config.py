@@ -79,6 +79,7 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     schema = OmegaConf.structured(ExperimentConfig)
     # The engine's resolvers (path.glob, path.choose) may stand in its section.
     TrainConfig._register_resolvers(validate_paths=False)
+    OmegaConf.register_new_resolver("flash_attn_available", has_flash_attention, replace=True)
     try:
         raw: Any = OmegaConf.load(path)
         for override in overrides or []:
@@ -125,6 +126,21 @@ def num_steps(train: TrainConfig) -> int:
         ) from None
 
 
+def has_flash_attention() -> bool:
+    """Whether attention can run in the flash-attn package here: it imports, and there is CUDA.
+
+    `train.model.flash_attention: ${flash_attn_available:}` asks for it. The engine falls back where
+    the import fails, but on a CPU it would call the package and fail in the first step.
+    """
+    if not torch.cuda.is_available():
+        return False
+    try:
+        import flash_attn  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def _override(raw: Any, override: str) -> None:
     """Set one dotted key, list entries by number: injection.tasks.0.schedule.rate=3."""
     key, separator, text = override.partition("=")
@@ -147,6 +163,12 @@ def _explain(error: OmegaConfBaseException, path: Path) -> str:
 def _use_corpus(experiment: ExperimentConfig) -> Manifest:
     """Point the engine at the corpus; a setting of its own that says otherwise is an error."""
     assert experiment.corpus is not None
+    if not Path(experiment.corpus).is_dir():
+        raise FileNotFoundError(
+            f"corpus: there is no folder {experiment.corpus}; make it with `olmo-ext prepare "
+            f"'TEXT/*.json.gz' --out {experiment.corpus}`, or name another with -o corpus=FOLDER "
+            "(docs/data.md says where the text comes from)"
+        )
     manifest = verify_corpus(experiment.corpus)
     train, stock = experiment.train, TrainConfig()
     wanted: list[tuple[str, Any, str, Any, Any]] = [
@@ -267,7 +289,12 @@ def check_device(train: TrainConfig, *, world_size: int) -> None:
     if train.precision != "fp32" and not torch.cuda.is_available():
         raise ConfigError(
             f"train.precision is {train.precision} but there is no CUDA device, where the engine "
-            "would silently train in fp32; set train.precision=fp32"
+            "would silently train in fp32; run it on a CUDA machine, or set train.precision=fp32"
+        )
+    if train.precision == "fp32" and train.model.flash_attention and has_flash_attention():
+        raise ConfigError(
+            "train.model.flash_attention is true but train.precision is fp32, which the flash-attn "
+            "package cannot compute in; set train.model.flash_attention=false"
         )
     if train.global_train_batch_size % world_size:
         raise ConfigError(

@@ -1,0 +1,265 @@
+"""docs/findings.md: its tables and figures, made from records, each between two marks in the text.
+
+    write_findings(read_records("docs/findings"), document=Path("docs/findings.md"))
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced by what
+TABLES[NAME] makes of the records, so that no number of a table is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eval.contrasts import Estimate, difference, estimate, final, over_all_pairs, per_seed
+from eval.grid import LEARNED_SCORE, cells
+from eval.page import markdown_cells
+from eval.plots import number
+
+METRICS = ("score", "accuracy", "label_loss", "label_entropy")
+RUNGS = ("w64", "w16")
+RATES = (4, 2, 1)
+GRADES = ("class2", "comparison", "sum2", "sum3", "sum24")
+WITHDRAWN_AT = 600
+
+_MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def thin(frame: pd.DataFrame) -> pd.DataFrame:
+    """The records that findings stand on: each run's last step, and the course of `withdrawn`."""
+    rows = over_all_pairs(frame)
+    last = rows.step == rows.groupby("run").step.transform("max")
+    rows = rows[(last | (rows.sweep == "withdrawn")) & rows.metric.isin(METRICS)]
+    return rows.drop(columns=["sweep", "folder"], errors="ignore").sort_values(
+        ["run", "step", "task", "split", "metric"], ignore_index=True
+    )
+
+
+def write_records(frame: pd.DataFrame, path: Path) -> None:
+    """As JSON lines that read_records reads back, without the fields a row does not have."""
+    lines = [
+        json.dumps({key: value for key, value in row.items() if value == value and value != ""})
+        for row in frame.assign(subset="all").to_dict("records")
+    ]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("\n".join(lines) + "\n")
+    temporary.replace(path)
+
+
+def fill(text: str, frame: pd.DataFrame) -> str:
+    """The document with every table made anew from the records. KeyError for an unknown name."""
+    rows = final(frame)
+    every = over_all_pairs(frame)
+
+    def table(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{TABLES[match[2]](rows, every)}\n\n{match[3]}"
+
+    return _MARK.sub(table, text)
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def staircase(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """The mixture's cells, four widths."""
+    return markdown_cells(cells(rows[rows.sweep == "mixture"])).strip()
+
+
+def transfer(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Score and label loss of the same task alone in its run and in the mixture."""
+    body = []
+    for rung in RUNGS:
+        for rate in RATES:
+            line = [rung, f"{rate} ({_exposures(rows, 'single', rung, rate)})"]
+            for metric in ("score", "label_loss"):
+                mixed = _values(rows, "mixture", rung, rate, metric=metric)
+                alone = _values(rows, "single", rung, rate, metric=metric)
+                change = difference(mixed, alone)
+                line += [estimate(alone).text, estimate(mixed).text, _verdict(change)]
+            body.append(line)
+    head = ["size", "rate (exp.)", "score: single", "mixture", "mixture - single"]
+    return _markdown([*head, "label loss: single", "mixture", "mixture - single"], body)
+
+
+def expressivity(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """The task with no host text, each width; beside it the mixture's rarest cells."""
+    body = []
+    for rung in ("w128", "w64", "w32", "w16"):
+        alone = estimate(per_seed(rows, "alone", rung=rung))
+        rare = [estimate(_values(rows, "mixture", rung, rate)).text for rate in (2, 1)]
+        body.append([rung, alone.text, *rare, _learned(alone)])
+    return _markdown(["size", "alone", "mixture, rate 2", "rate 1", "alone: learned?"], body)
+
+
+def matched(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """The same examples at the same steps with and without host text, and 4x sparser."""
+    body = []
+    for rung in RUNGS:
+        for rate in RATES:
+            host = _values(rows, "single", rung, rate)
+            bare = _values(rows, "matched", rung, rate)
+            exposures = _exposures(rows, "matched", rung, rate)
+            body.append(
+                [rung, f"{rate} ({exposures})", estimate(host).text, estimate(bare).text]
+                + [_verdict(difference(bare, host))]
+            )
+    head = ["size", "rate (exp.)", "with host text", "without", "without - with"]
+    return _markdown(head, body)
+
+
+def sparse(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Equal exposures, a quarter of the rate and four times the steps."""
+    body = []
+    for rung in RUNGS:
+        for rate in (8, 4, 2, 1):
+            dense = _values(rows, "mixture", rung, rate)
+            thinner = _values(rows, "sparse", rung, rate / 4)
+            exposures = _exposures(rows, "mixture", rung, rate)
+            body.append(
+                [rung, exposures, f"{number(rate)}: {estimate(dense).text}"]
+                + [f"{number(rate / 4)}: {estimate(thinner).text}"]
+                + [_verdict(difference(thinner, dense))]
+            )
+    head = ["size", "exposures", "1,200 steps at rate", "4,800 steps at rate", "sparser - denser"]
+    return _markdown(head, body)
+
+
+def learning_rate(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """The mixture at three learning rates; the best of each cell in bold."""
+    body = []
+    sweeps = {0.001: "learning_rate", 0.003: "mixture", 0.01: "learning_rate"}
+    for rung in RUNGS:
+        table = {
+            rate: {
+                lr: estimate(_values(rows, sweep, rung, rate, learning_rate=lr))
+                for lr, sweep in sweeps.items()
+            }
+            for rate in (8, 4, 2, 1)
+        }
+        for lr in sweeps:
+            line = [rung, f"{lr:g}"]
+            for column in table.values():
+                best = max(column.values(), key=lambda one: one.mean)
+                text = column[lr].text
+                line.append(f"**{text}**" if column[lr] is best else text)
+            line.append(str(sum(_is_learned(column[lr]) for column in table.values())))
+            body.append(line)
+    head = ["size", "learning rate", *(f"rate {r}" for r in (8, 4, 2, 1)), "learned cells"]
+    return _markdown(head, body)
+
+
+def withdrawn(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Score when injection ends and 600 steps of host text later."""
+    body = []
+    for rung in RUNGS:
+        for metric in ("score", "label_loss"):
+            values = {
+                step: per_seed(every, "withdrawn", rung=rung, step=step, metric=metric)
+                for step in (WITHDRAWN_AT, 700, 1200)
+            }
+            even = _values(rows, "single", rung, 4, metric=metric)
+            body.append(
+                [rung, metric, *(estimate(v).text for v in values.values())]
+                + [_verdict(difference(values[1200], values[WITHDRAWN_AT]))]
+                + [estimate(even).text, _verdict(difference(values[1200], even))]
+            )
+    head = ["size", "", "step 600 (end)", "step 700", "step 1,200", "1,200 - 600"]
+    return _markdown([*head, "same number, spread evenly", "withdrawn - even"], body)
+
+
+def complexity(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """The graded tasks at two rates, and each alone."""
+    body = []
+    for task in GRADES:
+        some = rows[(rows.sweep == "complexity") & (rows.task == task)].iloc[0]
+        line = [f"`{task}`", f"{some.bits:.0f}"]
+        for rung in RUNGS[::-1]:
+            line += [
+                _cell(rows, "complexity", rung=rung, task=task, rate_per_step=float(rate))
+                for rate in (2, 6)
+            ]
+            line.append(_cell(rows, "complexity_alone", rung=rung, task=task))
+        body.append(line)
+    head = ["task", "bits"]
+    head += [f"{rung}, {c}" for rung in RUNGS[::-1] for c in ("rate 2", "rate 6", "alone")]
+    return _markdown(head, body)
+
+
+def designs(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """The comparison at rate 2 beside nothing, its like, its like in one format, and the unlike."""
+    body = []
+    for rung in RUNGS:
+        alone = _values(rows, "single", rung, 2)
+        loss = _values(rows, "single", rung, 2, metric="label_loss")
+        for sweep, what in (
+            ("single", "nothing (single)"),
+            ("mixture", "comparisons, labels of their own"),
+            ("one_format", "comparisons, one set of labels"),
+            ("unlike", "classes of single tokens"),
+        ):
+            score = _values(rows, sweep, rung, 2)
+            losses = _values(rows, sweep, rung, 2, metric="label_loss")
+            line = [rung, what, estimate(score).text, "", estimate(losses).text, ""]
+            if sweep != "single":
+                line[3], line[5] = (
+                    _verdict(difference(score, alone)),
+                    _verdict(difference(losses, loss)),
+                )
+            body.append(line)
+    head = ["size", "beside", "score", "- single", "label loss", "- single"]
+    return _markdown(head, body)
+
+
+Table = Callable[[pd.DataFrame, pd.DataFrame], str]
+
+TABLES: dict[str, Table] = {
+    "staircase": staircase,
+    "transfer": transfer,
+    "expressivity": expressivity,
+    "matched": matched,
+    "sparse": sparse,
+    "learning_rate": learning_rate,
+    "withdrawn": withdrawn,
+    "complexity": complexity,
+    "designs": designs,
+}
+
+
+def _values(rows: pd.DataFrame, sweep: str, rung: str, rate: float, **where: Any) -> pd.Series:
+    """A comparison's values by the name every sweep gives it: cmp_r<rate>."""
+    return per_seed(rows, sweep, rung=rung, task=f"cmp_r{rate:g}", **where)
+
+
+def _exposures(rows: pd.DataFrame, sweep: str, rung: str, rate: float) -> str:
+    chosen = rows[(rows.sweep == sweep) & (rows.rung == rung) & (rows.task == f"cmp_r{rate:g}")]
+    return number(float(chosen.exposures_per_example.mean()), 2)
+
+
+def _is_learned(score: Estimate) -> bool:
+    return score.mean >= LEARNED_SCORE and score.low >= LEARNED_SCORE
+
+
+def _learned(score: Estimate) -> str:
+    if _is_learned(score):
+        return "yes"
+    return "interval holds .5" if score.high >= LEARNED_SCORE else "no"
+
+
+def _cell(rows: pd.DataFrame, sweep: str, **where: object) -> str:
+    score = estimate(per_seed(rows, sweep, **where))
+    return f"**{score.text}**" if _is_learned(score) else score.text
+
+
+def _verdict(change: Estimate) -> str:
+    return f"{change.signed}, {change.verdict}" if change.clear else f"{change.signed}, holds 0"
+
+
+def _markdown(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
