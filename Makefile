@@ -7,13 +7,16 @@ SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: quickstart smoke test lint install clean
+.PHONY: quickstart smoke confirm test lint install clean
 
 quickstart: install
 	$(BIN)/olmo-ext quickstart
 
 smoke: install
 	$(BIN)/olmo-ext quickstart --smoke --check
+
+confirm: install
+	$(BIN)/olmo-ext confirm
 
 test: lint
 	$(BIN)/pytest

@@ -1,9 +1,9 @@
 """docs/findings.md: its tables and figures, made from records, each between two marks in the text.
 
-    write_findings(read_records("docs/findings"), document=Path("docs/findings.md"))
+    write_findings(Path("runs/confirm"), document=Path("docs/findings.md"), out=Path("docs"))
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced by what
-TABLES[NAME] makes of the records, so that no number of a table is typed by hand.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced by
+what TABLES[NAME] makes of the records, so that no number of a table is typed by hand.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import pandas as pd
 
 from eval.contrasts import Estimate, difference, estimate, final, over_all_pairs, per_seed
 from eval.grid import LEARNED_SCORE, cells
-from eval.page import markdown_cells
-from eval.plots import number
+from eval.page import RUN_FILE, markdown_cells
+from eval.plots import number, png
+from eval.records import read_records, replace_file
 
 METRICS = ("score", "accuracy", "label_loss", "label_entropy")
 RUNGS = ("w64", "w16")
@@ -28,6 +29,37 @@ GRADES = ("class2", "comparison", "sum2", "sum3", "sum24")
 WITHDRAWN_AT = 600
 
 _MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def write_findings(runs: Path, *, document: Path, out: Path) -> Path:
+    """Make records.jsonl, provenance.json and the figures under OUT/findings, and OUT/findings.md.
+
+    runs: folder of the sweeps. document: the text whose tables are made anew. Returns the path of
+    the new text. Raises FileNotFoundError or ConfigError if a run that a table needs is missing.
+    """
+    from eval.findings_figures import FIGURES
+
+    folder = out / "findings"
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = thin(read_records(runs))
+    replace_file(folder / "records.jsonl", as_json_lines(frame).encode())
+    frame = read_records(folder / "records.jsonl")
+    text = fill(document.read_text(), frame)
+    replace_file(folder / "provenance.json", json.dumps(provenance(runs), indent=1).encode())
+    for name, draw in FIGURES.items():
+        replace_file(folder / f"{name}.png", png(draw(frame)))
+    return replace_file(out / "findings.md", text.encode())
+
+
+def provenance(runs: Path) -> dict[str, Any]:
+    """What the runs' own files say of where and when they were made, each value with its runs."""
+    told = [json.loads(path.read_text()) for path in sorted(runs.rglob(RUN_FILE))]
+    said = {
+        key: sorted({str(one[key]) for one in told})
+        for key in ("commit", "device", "threads", "python", "torch", "ai2-olmo", "numpy")
+    }
+    starts = sorted(start["started"] for one in told for start in one["starts"])
+    return {"runs": len(told), "first_start": starts[0], "last_start": starts[-1]} | said
 
 
 def thin(frame: pd.DataFrame) -> pd.DataFrame:
@@ -40,15 +72,11 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def write_records(frame: pd.DataFrame, path: Path) -> None:
-    """As JSON lines that read_records reads back, without the fields a row does not have."""
-    lines = [
-        json.dumps({key: value for key, value in row.items() if value == value and value != ""})
-        for row in frame.assign(subset="all").to_dict("records")
-    ]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join(lines) + "\n")
-    temporary.replace(path)
+def as_json_lines(frame: pd.DataFrame) -> str:
+    """One record a line, as read_records reads, without the fields that a row does not have."""
+    rows = frame.assign(subset="all").to_dict("records")
+    clean = ({k: v for k, v in row.items() if v == v and v != ""} for row in rows)
+    return "".join(json.dumps(row) + "\n" for row in clean)
 
 
 def fill(text: str, frame: pd.DataFrame) -> str:
@@ -104,10 +132,8 @@ def matched(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             host = _values(rows, "single", rung, rate)
             bare = _values(rows, "matched", rung, rate)
             exposures = _exposures(rows, "matched", rung, rate)
-            body.append(
-                [rung, f"{rate} ({exposures})", estimate(host).text, estimate(bare).text]
-                + [_verdict(difference(bare, host))]
-            )
+            texts = (estimate(host).text, estimate(bare).text)
+            body.append([rung, f"{rate} ({exposures})", *texts, _verdict(difference(bare, host))])
     head = ["size", "rate (exp.)", "with host text", "without", "without - with"]
     return _markdown(head, body)
 
@@ -120,11 +146,9 @@ def sparse(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             dense = _values(rows, "mixture", rung, rate)
             thinner = _values(rows, "sparse", rung, rate / 4)
             exposures = _exposures(rows, "mixture", rung, rate)
-            body.append(
-                [rung, exposures, f"{number(rate)}: {estimate(dense).text}"]
-                + [f"{number(rate / 4)}: {estimate(thinner).text}"]
-                + [_verdict(difference(thinner, dense))]
-            )
+            both = ((rate, dense), (rate / 4, thinner))
+            texts = [f"{number(r)}: {estimate(values).text}" for r, values in both]
+            body.append([rung, exposures, *texts, _verdict(difference(thinner, dense))])
     head = ["size", "exposures", "1,200 steps at rate", "4,800 steps at rate", "sparser - denser"]
     return _markdown(head, body)
 
@@ -163,11 +187,10 @@ def withdrawn(rows: pd.DataFrame, every: pd.DataFrame) -> str:
                 for step in (WITHDRAWN_AT, 700, 1200)
             }
             even = _values(rows, "single", rung, 4, metric=metric)
-            body.append(
-                [rung, metric, *(estimate(v).text for v in values.values())]
-                + [_verdict(difference(values[1200], values[WITHDRAWN_AT]))]
-                + [estimate(even).text, _verdict(difference(values[1200], even))]
-            )
+            change = _verdict(difference(values[1200], values[WITHDRAWN_AT]))
+            beside = (estimate(even).text, _verdict(difference(values[1200], even)))
+            texts = [estimate(v).text for v in values.values()]
+            body.append([rung, metric, *texts, change, *beside])
     head = ["size", "", "step 600 (end)", "step 700", "step 1,200", "1,200 - 600"]
     return _markdown([*head, "same number, spread evenly", "withdrawn - even"], body)
 
@@ -250,7 +273,7 @@ def _learned(score: Estimate) -> str:
     return "interval holds .5" if score.high >= LEARNED_SCORE else "no"
 
 
-def _cell(rows: pd.DataFrame, sweep: str, **where: object) -> str:
+def _cell(rows: pd.DataFrame, sweep: str, **where: Any) -> str:
     score = estimate(per_seed(rows, sweep, **where))
     return f"**{score.text}**" if _is_learned(score) else score.text
 

@@ -9,6 +9,7 @@ pyplot's global state, so they are safe in callbacks and threads.
 
 from __future__ import annotations
 
+import io
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,14 @@ def curves(frame: pd.DataFrame, *, metric: str = "score", split: str = "test") -
         fontsize=8.5, frameon=False,
     )  # fmt: skip
     return figure
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG; the same records give the same bytes."""
+    data = io.BytesIO()
+    # No Software entry, which would name matplotlib's version.
+    figure.savefig(data, format="png", dpi=180, metadata={"Software": None})
+    return data.getvalue()
 
 
 def count(value: float) -> str:

@@ -9,9 +9,7 @@ not leave out: seeds, exposures, protocol, and which runs are unfinished.
 
 from __future__ import annotations
 
-import io
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +19,10 @@ import pandas as pd
 from data_injection.config import ConfigError
 from eval.grid import cells, groups, learned_per_rung
 from eval.page import RUN_FILE, Run, cell_text, markdown_cells, render, verdict
-from eval.plots import count, curves, heatmap, number
-from eval.records import read_records, record_files
+from eval.plots import count, curves, heatmap, number, png
+from eval.records import read_records, record_files, replace_file
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from rich.console import Console
 
 
@@ -46,14 +43,14 @@ def write_report(
     default = source.parent if source.is_file() else source
     out = Path(out_folder) if out_folder is not None else default
     out.mkdir(parents=True, exist_ok=True)
-    figures = {"heatmap.png": _png(heatmap(table)), "curves.png": _png(curves(frame))}
+    figures = {"heatmap.png": png(heatmap(table)), "curves.png": png(curves(frame))}
     page = render(str(source), table, runs, figures, command)
     for name, data in figures.items():
-        _replace(out / name, data)
-    _replace(out / "cells.csv", table.to_csv(index=False).encode())
-    _replace(out / "cells.md", markdown_cells(table).encode())
-    _replace(out / "records.csv", frame.to_csv(index=False).encode())
-    return _replace(out / "report.html", page.encode())
+        replace_file(out / name, data)
+    replace_file(out / "cells.csv", table.to_csv(index=False).encode())
+    replace_file(out / "cells.md", markdown_cells(table).encode())
+    replace_file(out / "records.csv", frame.to_csv(index=False).encode())
+    return replace_file(out / "report.html", page.encode())
 
 
 def print_cells(table: pd.DataFrame, console: Console | None = None) -> None:
@@ -167,24 +164,6 @@ def _mark_unfinished(runs: list[Run]) -> list[Run]:
             why = f"at step {run.last_step:,} of {goal:,} {whose}"
         marked.append(replace(run, unfinished=why))
     return marked
-
-
-def _png(figure: Figure) -> bytes:
-    data = io.BytesIO()
-    # No Software entry: the same records give the same bytes under any matplotlib.
-    figure.savefig(data, format="png", dpi=180, metadata={"Software": None})
-    return data.getvalue()
-
-
-def _replace(path: Path, data: bytes) -> Path:
-    """Write beside the target, then rename: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def _rich_cell(cell: str | tuple[str, str, bool]) -> Any:

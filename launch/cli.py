@@ -219,6 +219,21 @@ def sweep(
     console.print(f"{len(runs)} runs done; figures and tables: olmo-ext report {out}")
 
 
+@app.command()
+def confirm(
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/confirm"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where findings.md goes; default: the runs' folder.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
+) -> None:
+    """Repeat the findings: the sweeps of configs/confirm, and docs/findings.md with their numbers."""
+    from launch.confirm import confirm as run
+
+    with _training():
+        run(runs, out=out, jobs=jobs, console=console)
+
+
 @app.command("eval")
 def evaluate(
     sources: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],

@@ -246,6 +246,11 @@ def _check(experiment: ExperimentConfig) -> None:
             f"train.model.n_heads must divide d_model, got d_model={model.d_model}, "
             f"n_heads={model.n_heads}"
         )
+    if model.rope and (model.d_model // model.n_heads) % 2:
+        raise ConfigError(
+            "train.model.d_model / n_heads must be even, since RoPE turns pairs; got "
+            f"{model.d_model} / {model.n_heads} = {model.d_model // model.n_heads}"
+        )
     if model.embedding_size is not None and model.embedding_size < model.vocab_size:
         raise ConfigError(
             f"train.model.embedding_size must be at least vocab_size {model.vocab_size} or null, "

@@ -29,6 +29,15 @@ TWO_BIG_TASKS = "[{name: a, num_symbols: 9, schedule: {rate: 6}}, {name: b, num_
         ("train.model.d_model=wide", ["train.model.d_model", "wide"]),
         ("train.seed", ["train.seed", "key=value"]),
         ("train.model.n_heads=3", ["train.model.n_heads", "d_model=16"]),
+        ("train.model.d_model=6", ["train.model.d_model / n_heads", "even", "6 / 2 = 3"]),
+        (
+            "injection.tasks=[{name: a, family: group_composition, params: {group: Z9}}]",
+            ["tasks[0].params.group", "Z9", "C2 to C120"],
+        ),
+        (
+            "injection.tasks=[{name: a, family: group_composition, num_symbols: 5, params: {group: C6}}]",  # noqa: E501
+            ["tasks[0].num_symbols", "at least 6", "got 5"],
+        ),
         ("train.data.drop_last=false", ["train.data.drop_last", "must be true"]),
         ("train.max_duration=2ep", ["train.max_duration", "2ep", "tokens"]),
         ("train.max_duration=0", ["train.max_duration", "at least 1"]),
