@@ -213,6 +213,23 @@ def complexity(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     return _markdown(head, body)
 
 
+def hard_end(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Modular addition with 100 symbols: train and test score, and the label's loss."""
+    body = []
+    for rung in RUNGS:
+        for rate, what in ((24.0, "host text, rate 24"), (32.0, "alone, rate 32")):
+            where: dict[str, Any] = {"rung": rung, "rate_per_step": rate}
+            chosen = rows[(rows.sweep == "hard_end") & (rows.rate_per_step == rate)]
+            line = [rung, what, number(float(chosen.exposures_per_example.mean()), 2)]
+            for metric, split in (("score", "train"), ("score", "test"), ("label_loss", "test")):
+                found = per_seed(rows, "hard_end", metric=metric, split=split, **where)
+                line.append(estimate(found).text)
+            entropy = per_seed(rows, "hard_end", metric="label_entropy", **where)
+            body.append([*line, f"{entropy.mean():.2f}"])
+    head = ["size", "", "exposures", "train score", "test score", "label loss", "label entropy"]
+    return _markdown(head, body)
+
+
 def designs(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """The comparison at rate 2 beside nothing, its like, its like in one format, and the unlike."""
     body = []
@@ -249,6 +266,7 @@ TABLES: dict[str, Table] = {
     "learning_rate": learning_rate,
     "withdrawn": withdrawn,
     "complexity": complexity,
+    "hard_end": hard_end,
     "designs": designs,
 }
 

@@ -22,7 +22,7 @@ DOCUMENT = ROOT / "docs" / "findings.md"
 
 SWEEPS = (
     *("mixture", "complexity", "single", "withdrawn", "learning_rate", "unlike", "one_format"),
-    *("sparse", "complexity_alone", "matched", "alone"),
+    *("sparse", "hard_end", "complexity_alone", "matched", "alone"),
 )
 """Short runs last, so that no core waits long for the other at the end."""
 
