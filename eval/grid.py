@@ -74,7 +74,8 @@ def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
     Rates are rounded to four digits, so that a schedule that rounds its total over the run's steps
     still falls in its own column. Where a record has a variant (another schedule, offset, number of
-    symbols or parameter than the study's), it joins the family's name: such cells never merge.
+    symbols or parameter than the study's), it joins the family's name, as does the learning rate
+    where a rung has several: such cells never merge.
     """
     rows = frame[(frame.task != "") & (frame.family != "") & frame.value.notna()]
     if "subset" in rows:
@@ -84,6 +85,11 @@ def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
     if "variant" in rows:
         variant = rows.variant.fillna("")
         family = family.where(variant == "", family + ", " + variant)
+    if "learning_rate" in rows:
+        # Along the ladder it goes with the size; where one size has several, they are a control.
+        several = rows.groupby(["family", "rung", "params"]).learning_rate.transform("nunique") > 1
+        text = ", learning rate " + rows.learning_rate.map("{:g}".format)
+        family = family.where(~several, family + text)
     return rows.assign(rate_per_step=rate, family=family)
 
 

@@ -138,7 +138,7 @@ def plan(experiment: ExperimentFile, override: Overrides = None) -> None:
         rates = compiled.rates(index)
         units = ("per_step", "per_sequence", "per_token", "task_tokens_per_token")
         table.add_row(
-            f"{task.name}\n{task.family}\n{schedule.label}",
+            f"{task.name}\n{task.family}\n{task.bits:.0f} bits, {schedule.label}",
             f"{compiled.instances(index, steps):,}",
             *(f"{rates[unit]:.3g}" for unit in units),
             f"{compiled.exposures_per_example(index, steps):.3g}",
@@ -199,13 +199,11 @@ def sweep(
 ) -> None:
     """Train every run of one or more sweeps on this machine; what is finished is skipped."""
     from eval.plots import count
-    from launch.sweep import load_sweep, plan_runs, train_all
+    from launch.sweep import load_sweep, plan_sweeps, train_all
 
     console.print("checking every run ...")
     loaded = [load_sweep(path) for path in sweeps]
-    runs = [
-        run for one in loaded for run in plan_runs(one, out / one.name, overrides=override or [])
-    ]
+    runs = plan_sweeps(loaded, out, overrides=override or [])
     if plan:
         table = Table("run", "steps", "tokens", "folder", box=box.SIMPLE_HEAD, padding=(0, 1))
         for run in runs:
@@ -216,7 +214,9 @@ def sweep(
         return
     with _training():
         train_all(runs, jobs=jobs, console=console)
-    console.print(f"{len(runs)} runs done; figures and tables: olmo-ext report {out}")
+    console.print(f"{len(runs)} runs done; figures and tables of each sweep:")
+    for one in loaded:
+        console.print(f"  olmo-ext report {out / one.name}")
 
 
 @app.command()

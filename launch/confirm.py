@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launch.sweep import Sweep, load_sweep, plan_runs, train_all
+from launch.sweep import Sweep, load_sweep, plan_sweeps, train_all
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "confirm"
@@ -42,11 +42,7 @@ def confirm(runs: Path, *, out: Path | None, jobs: int, console: Console) -> Pat
     prepare_embedded(runs / "corpus")
     console.print("checking every run ...")
     corpus = [f"corpus={runs / 'corpus'}"]
-    planned = [
-        run
-        for sweep in confirm_sweeps()
-        for run in plan_runs(sweep, runs / sweep.name, overrides=corpus)
-    ]
+    planned = plan_sweeps(confirm_sweeps(), runs, overrides=corpus)
     console.print(f"{len(planned)} runs; each is one process on one thread, {jobs} side by side")
     train_all(planned, jobs=jobs, console=console)
     path = write_findings(runs, document=DOCUMENT, out=out or runs)

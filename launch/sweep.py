@@ -246,6 +246,18 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
     return runs
 
 
+def plan_sweeps(sweeps: Sequence[Sweep], out: Path, *, overrides: Sequence[str] = ()) -> list[Run]:
+    """The runs of several sweeps, each in OUT/<its name>. Raises ConfigError as `plan_runs`."""
+    names = [sweep.name for sweep in sweeps]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(
+            f"sweeps share the names {repeated}, so that their runs would share folders; rename one"
+        )
+    return [
+        run for sweep in sweeps for run in plan_runs(sweep, out / sweep.name, overrides=overrides)
+    ]
+
+
 def train_all(runs: list[Run], *, jobs: int, console: Console) -> None:
     """Train what is not finished, `jobs` at a time. Raises RunFailed with the log's end.
 

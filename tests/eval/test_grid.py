@@ -218,3 +218,20 @@ def test_tasks_that_differ_in_more_than_rate_are_never_one_cell():
     table = cells(pd.DataFrame([even, burst])).set_index("family")
     assert dict(table.value) == {"comparison": 0.9, "comparison, burst every 10": 0.1}
     assert dict(table.learned) == {"comparison": True, "comparison, burst every 10": False}
+
+
+def test_two_learning_rates_of_one_rung_are_never_one_cell():
+    low, high = (row(v, task="a", learning_rate=r) for v, r in ((0.9, 1e-3), (0.1, 1e-2)))
+    families = dict(cells(pd.DataFrame([low, high])).set_index("family").value)
+    assert families == {
+        "comparison, learning rate 0.001": 0.9,
+        "comparison, learning rate 0.01": 0.1,
+    }
+
+
+def test_learning_rates_that_go_with_the_size_stay_in_one_panel():
+    rungs = [
+        row(v, rung=name, learning_rate=r)
+        for v, name, r in ((0.1, "w16", 1e-2), (0.9, "w64", 2e-3))
+    ]
+    assert set(cells(pd.DataFrame(rungs)).family) == {"comparison"}

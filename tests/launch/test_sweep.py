@@ -16,7 +16,16 @@ import torch
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from launch.sweep import ENVIRONMENT, Run, RunFailed, Sweep, load_sweep, plan_runs, train_all
+from launch.sweep import (
+    ENVIRONMENT,
+    Run,
+    RunFailed,
+    Sweep,
+    load_sweep,
+    plan_runs,
+    plan_sweeps,
+    train_all,
+)
 
 
 def make_run(name: str, folder: Path, *arguments: str, seed: int = 1) -> Run:
@@ -161,6 +170,12 @@ def test_a_missing_sweep_file_is_said(tmp_path: Path) -> None:
 def test_a_label_that_is_no_part_of_a_name_is_refused(label: str) -> None:
     with pytest.raises(ConfigError, match="becomes a part of run names"):
         Sweep("demo", (Path("a.yaml"),), {"seed": {label: {}}}).points()
+
+
+def test_sweeps_of_one_name_are_refused(tmp_path: Path) -> None:
+    sweep = Sweep("demo", (Path("a.yaml"),), {"seed": {"s1": {}}})
+    with pytest.raises(ConfigError, match=r"share the names \['demo'\]"):
+        plan_sweeps([sweep, sweep], tmp_path)
 
 
 def test_experiments_of_one_file_name_are_refused() -> None:
