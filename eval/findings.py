@@ -154,9 +154,10 @@ def sparse(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 
 def learning_rate(rows: pd.DataFrame, every: pd.DataFrame) -> str:
-    """The mixture at three learning rates; the best of each cell in bold."""
+    """The mixture at four learning rates; the best of each column and size in bold."""
     body = []
-    sweeps = {0.001: "learning_rate", 0.003: "mixture", 0.01: "learning_rate"}
+    sweeps = {0.001: "learning_rate", 0.003: "mixture"}
+    sweeps |= {0.01: "learning_rate", 0.03: "learning_rate"}
     for rung in RUNGS:
         table = {
             rate: {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from eval.findings import fill
 from eval.grid import cells, learned_per_rung
 from eval.page import markdown_cells
 from eval.records import read_records
@@ -25,6 +26,12 @@ def test_the_readmes_claim_holds_in_the_committed_records() -> None:
     assert list(counts.num_learned) == [0, 0, 2]
     assert counts.rises
     assert not counts.provisional
+
+
+def test_the_readmes_complexity_table_is_that_of_the_findings() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert fill(text, read_records(ROOT / "docs" / "findings" / "records.jsonl")) == text
+    assert "<!-- table: complexity -->" in text
 
 
 def test_every_path_the_readme_links_to_exists() -> None:
