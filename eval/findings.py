@@ -139,8 +139,8 @@ def matched(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 
 def sparse(rows: pd.DataFrame, every: pd.DataFrame) -> str:
-    """Equal exposures, a quarter of the rate and four times the steps."""
-    body = []
+    """Equal exposures at a quarter of the rate, four times the steps; does width spare the loss?"""
+    body, changes = [], {}
     for rung in RUNGS:
         for rate in (8, 4, 2, 1):
             dense = _values(rows, "mixture", rung, rate)
@@ -149,6 +149,11 @@ def sparse(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             both = ((rate, dense), (rate / 4, thinner))
             texts = [f"{number(r)}: {estimate(values).text}" for r, values in both]
             body.append([rung, exposures, *texts, _verdict(difference(thinner, dense))])
+            changes[rung, rate] = thinner - dense
+    for rate in (8, 4, 2, 1):
+        spared = difference(changes[RUNGS[0], rate], changes[RUNGS[-1], rate])
+        exposures = _exposures(rows, "mixture", RUNGS[0], rate)
+        body.append([f"{RUNGS[0]} - {RUNGS[-1]}", exposures, "", "", _verdict(spared)])
     head = ["size", "exposures", "1,200 steps at rate", "4,800 steps at rate", "sparser - denser"]
     return _markdown(head, body)
 
@@ -179,8 +184,8 @@ def learning_rate(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 
 def withdrawn(rows: pd.DataFrame, every: pd.DataFrame) -> str:
-    """Score when injection ends and 600 steps of host text later."""
-    body = []
+    """Score when injection ends and 600 steps of host text later; does width spare the loss?"""
+    body, changes = [], {}
     for rung in RUNGS:
         for metric in ("score", "label_loss"):
             values = {
@@ -192,6 +197,11 @@ def withdrawn(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             beside = (estimate(even).text, _verdict(difference(values[1200], even)))
             texts = [estimate(v).text for v in values.values()]
             body.append([rung, metric, *texts, change, *beside])
+            changes[rung, metric] = values[1200] - values[WITHDRAWN_AT]
+    for metric in ("score", "label_loss"):
+        spared = difference(changes[RUNGS[0], metric], changes[RUNGS[-1], metric])
+        between = f"{RUNGS[0]} - {RUNGS[-1]}"
+        body.append([between, metric, "", "", "", _verdict(spared), "", ""])
     head = ["size", "", "step 600 (end)", "step 700", "step 1,200", "1,200 - 600"]
     return _markdown([*head, "same number, spread evenly", "withdrawn - even"], body)
 
