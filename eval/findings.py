@@ -125,16 +125,19 @@ def expressivity(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 
 def matched(rows: pd.DataFrame, every: pd.DataFrame) -> str:
-    """The same examples at the same steps with and without host text, and 4x sparser."""
+    """As many examples a step with host text, and without it at two learning rates."""
     body = []
     for rung in RUNGS:
         for rate in RATES:
             host = _values(rows, "single", rung, rate)
-            bare = _values(rows, "matched", rung, rate)
-            exposures = _exposures(rows, "matched", rung, rate)
-            texts = (estimate(host).text, estimate(bare).text)
-            body.append([rung, f"{rate} ({exposures})", *texts, _verdict(difference(bare, host))])
-    head = ["size", "rate (exp.)", "with host text", "without", "without - with"]
+            line = [rung, f"{rate} ({_exposures(rows, 'matched', rung, rate)})"]
+            line.append(estimate(host).text)
+            for lr in (0.003, 0.001):
+                bare = _values(rows, "matched", rung, rate, learning_rate=lr)
+                line += [estimate(bare).text, _verdict(difference(bare, host))]
+            body.append(line)
+    head = ["size", "rate (exp.)", "with host text", "without, 3e-3", "without - with"]
+    head += ["without, 1e-3", "without - with"]
     return _markdown(head, body)
 
 

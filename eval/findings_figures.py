@@ -35,16 +35,17 @@ def controls(frame: pd.DataFrame) -> Figure:
     """Score by exposures under each control, a panel per width."""
     rows = final(frame)
     figure, axes = _panels(2, height=3.4)
-    conditions = (
-        ("mixture", "in the mixture", BLUE, "o", (8, 4, 2, 1), 1),
-        ("sparse", "mixture, 1/4 the rate, 4x the steps", GREEN, "D", (8, 4, 2, 1), 4),
-        ("single", "one task a run", ORANGE, "s", (4, 2, 1), 1),
-        ("matched", "one task a run, no host text", RED, "^", (4, 2, 1), 1),
+    slow = {"learning_rate": 0.001}
+    conditions: tuple[tuple[str, str, str, str, tuple[int, ...], int, dict[str, Any]], ...] = (
+        ("mixture", "in the mixture", BLUE, "o", (8, 4, 2, 1), 1, {}),
+        ("sparse", "mixture, 1/4 the rate, 4x the steps", GREEN, "D", (8, 4, 2, 1), 4, {}),
+        ("single", "one task a run", ORANGE, "s", (4, 2, 1), 1, {}),
+        ("matched", "one task a run, no host text, lr 1e-3", RED, "^", (4, 2, 1), 1, slow),
     )
     for axis, rung in zip(axes, RUNGS[::-1], strict=True):
-        for shift, (sweep, label, colour, marker, rates, thinner) in enumerate(conditions):
+        for shift, (sweep, label, colour, marker, rates, thinner, more) in enumerate(conditions):
             found = [
-                estimate(per_seed(rows, sweep, rung=rung, task=f"cmp_r{rate / thinner:g}"))
+                estimate(per_seed(rows, sweep, rung=rung, task=f"cmp_r{rate / thinner:g}", **more))
                 for rate in rates
             ]
             x = np.log2(rates) + 0.06 * (shift - 1.5)
