@@ -81,7 +81,8 @@ def forgetting(frame: pd.DataFrame, *, split: str = "test", gain_lag: int = GAIN
         left.set_title(_panel_title(panel), **_LEFT)
         left.set_ylabel(f"{split} label loss - before the burst, nats", fontsize=9)
         _draw_shares(right, _of(shares, PANEL, key), looks)
-        right.set_title(f"{SPLITS[split]}: share of the gain at lag {gain_lag}", **_LEFT)
+        net = "net of the control: " if panel.controlled.any() else ""
+        right.set_title(f"{SPLITS[split]}, {net}share of the gain at lag {gain_lag}", **_LEFT)
         for axis in (left, right):
             _lag_axis(axis, sorted(set(panel.lag)))
     _legend_of_forgetting(figure, course, looks)
