@@ -44,8 +44,8 @@ class ScheduleConfig:
     """window, random, bernoulli: first step (counted from 0) with injections."""
 
     stop: int | None = None
-    """window, random, bernoulli: first step without injections again. Required for random, whose
-    exact total is laid out over the whole span."""
+    """window, random, bernoulli, burst: first step without injections again. Required for random,
+    whose exact total is laid out over the whole span."""
 
     steps: list[int] | None = None
     """trace: the step of every instance, in ascending order, repeats allowed."""

@@ -90,13 +90,13 @@ class InjectionPlan:
         )[:total]
         tasks = np.repeat(np.arange(len(counts)), counts)
         examples = [
-            self._instances(index, self.schedules[index].before(step), count)
+            self.instance_examples(index, self.schedules[index].before(step), count)
             for index, count in enumerate(counts)
             if count
         ]
         return StepRows(slots, tasks, np.concatenate(examples))
 
-    def _instances(self, index: int, first: int, count: int) -> IntArray:
+    def instance_examples(self, index: int, first: int, count: int) -> IntArray:
         """Examples of a task's instances number first .. first+count-1.
 
         Instance k is entry k mod n of the permutation of the n train examples that belongs to

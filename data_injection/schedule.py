@@ -95,6 +95,9 @@ class Schedule(ABC):
     rate: Fraction
     """Mean instances per step over the span in which the schedule is active."""
 
+    gap: int | None = None
+    """Steps from one that has instances to the next, where that is one number all through."""
+
     @abstractmethod
     def before(self, step: int) -> int:
         """Instances in steps 0 .. step-1; non-decreasing, before(0) = 0."""
@@ -125,6 +128,9 @@ class Even(Schedule):
         self.rate, self.start, self.stop = rate, start, stop
         windowed = start > 0 or stop is not None
         self.label = f"window {start}-{'end' if stop is None else stop}" if windowed else "even"
+        if not windowed:
+            one_each = rate.denominator if rate.numerator == 1 else None
+            self.gap = 1 if rate >= 1 else one_each
 
     def before(self, step: int) -> int:
         if self.stop is not None:
@@ -150,21 +156,34 @@ class Even(Schedule):
 class Burst(Schedule):
     """`size` instances in one step every `every` steps, the first at step `phase`.
 
-    The study's matched-frequency experiment (Fig. 6b) is size = every = 1, 10, 20, 50, 100.
+    The study's matched-frequency experiment (Fig. 6b) is size = every = 1, 10, 20, 50, 100. With
+    `stop` there is none from that step on: until then it is the run without it, bit for bit, which
+    makes it the control of the burst that is left out (eval/retention.py).
     """
 
     kind = "burst"
 
-    def __init__(self, size: int, *, every: int, phase: int = 0) -> None:
-        self.size, self.every, self.phase = size, every, phase
+    def __init__(self, size: int, *, every: int, phase: int = 0, stop: int | None = None) -> None:
+        self.size, self.every, self.phase, self.stop = size, every, phase, stop
         self.rate = Fraction(size, every)
+        self.gap = every if stop is None else None
         self.label = f"burst every {every}" + (f" from {phase}" if phase else "")
+        self.label += "" if stop is None else f" until {stop}"
 
     def before(self, step: int) -> int:
+        if self.stop is not None:
+            step = min(step, self.stop)
         return self.size * max(-(-(step - self.phase) // self.every), 0)
 
     def canonical(self) -> dict[str, Any]:
-        return {"kind": "burst", "size": self.size, "every": self.every, "phase": self.phase}
+        stop = {} if self.stop is None else {"stop": self.stop}
+        return {
+            "kind": "burst",
+            "size": self.size,
+            "every": self.every,
+            "phase": self.phase,
+            **stop,
+        }
 
     @property
     def peak(self) -> int:
@@ -320,13 +339,18 @@ def _burst(config: ScheduleConfig, rate: Fraction, *, key: str) -> Burst:
         raise ConfigError(f"{key}.every must be at least 1 for a burst schedule, got {every}")
     if not 0 <= config.phase < every:
         raise ConfigError(f"{key}.phase must be in [0, {every}), got {config.phase}")
+    if config.stop is not None and config.stop <= config.phase:
+        raise ConfigError(
+            f"{key}.stop must be after the first burst at step {config.phase}, got {config.stop}; "
+            "it is the first step that has none any more"
+        )
     size = rate * every
     if size.denominator != 1:
         raise ConfigError(
             f"{key}: rate {rate} x every {every} = {float(size):g} instances a burst, not a whole "
             "number; choose rate and every so that it is"
         )
-    return Burst(int(size), every=every, phase=config.phase)
+    return Burst(int(size), every=every, phase=config.phase, stop=config.stop)
 
 
 def _trace(config: ScheduleConfig, *, key: str) -> Trace:
@@ -349,7 +373,7 @@ def _check_used_fields(config: ScheduleConfig, *, key: str) -> None:
         "window": {"rate", "unit", "start", "stop"},
         "random": {"rate", "unit", "start", "stop"},
         "bernoulli": {"rate", "unit", "start", "stop"},
-        "burst": {"rate", "unit", "every", "phase"},
+        "burst": {"rate", "unit", "every", "phase", "stop"},
         "trace": {"steps"},
     }[config.kind]
     default = ScheduleConfig()

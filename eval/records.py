@@ -50,7 +50,7 @@ REQUIRED = (
 
 KEY = (
     *("run", "rung", "seed", "learning_rate", "plan_hash", "protocol"),
-    *("step", "task", "split", "subset", "metric", "layer", "group"),
+    *("step", "task", "split", "subset", "metric", "layer", "group", "burst", "lag"),
 )
 """What tells two measurements apart; a later row with the same key replaces an earlier one."""
 
@@ -137,6 +137,7 @@ def task_fields(plan: InjectionPlan, name: str, *, step: int) -> dict[str, Any]:
         "task": name,
         "family": plan.tasks[index].family,
         "schedule": plan.schedules[index].label,
+        "gap": plan.schedules[index].gap,
         "variant": plan.variant(index),
         "bits": plan.tasks[index].bits,
         "rate_per_step": rates["per_step"],

@@ -224,6 +224,7 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
     """
     from data_injection.corpus import load_manifest
     from olmo_ext.build import compile_stream, run_identity
+    from olmo_ext.callbacks import build_callbacks
     from olmo_ext.config import load_experiment
 
     runs = []
@@ -236,6 +237,8 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
             experiment = load_experiment(point.experiment, given)
             manifest = load_manifest(experiment.corpus) if experiment.corpus else None
             stream = compile_stream(experiment, manifest=manifest)
+            for callback in build_callbacks(experiment.callbacks).values():
+                callback.check(stream.plan, num_steps=stream.num_steps)
         except ConfigError as error:
             raise ConfigError(f"sweep {sweep.name}, run {labels}: {error}") from None
         settings = run_identity(experiment, stream) | {"num_steps": stream.num_steps}

@@ -10,12 +10,14 @@ from omegaconf.errors import OmegaConfBaseException
 from data_injection.config import ConfigError
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.progress import Progress
+from olmo_ext.callbacks.retention import Retention
 from olmo_ext.callbacks.task_eval import TaskEval
 
 __all__ = ["CALLBACKS", "Callback", "build_callbacks"]
 
 CALLBACKS: dict[str, type[Callback]] = {
     "task_eval": TaskEval,
+    "retention": Retention,
     "progress": Progress,
 }
 

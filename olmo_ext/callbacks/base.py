@@ -21,12 +21,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from data_injection.plan import InjectionPlan
     from olmo_ext.trainer import ExperimentTrainer
 
 
 @dataclass
 class Callback:
     """Hooks in the order in which they are called; the defaults do nothing."""
+
+    def check(self, plan: InjectionPlan, *, num_steps: int) -> None:
+        """Before any work: raise ConfigError for settings that cannot serve a run of this plan."""
 
     def on_start(self, trainer: ExperimentTrainer) -> None:
         """Before the first step, after a checkpoint has been restored, if any."""

@@ -389,7 +389,7 @@ EFFECTIVE = {
     "window": {"rate", "unit", "start", "stop"},
     "random": {"rate", "unit", "start", "stop"},
     "bernoulli": {"rate", "unit", "start", "stop"},
-    "burst": {"rate", "unit", "every", "phase"},
+    "burst": {"rate", "unit", "every", "phase", "stop"},
     "trace": {"steps"},
 }
 VALUES = {
@@ -413,6 +413,38 @@ def test_a_burst_without_an_interval_is_refused(every: int | None):
     assert f".every must be at least 1 for a burst schedule, got {every}" in refusal(
         kind="burst", rate=1, every=every
     )
+
+
+def test_bursts_that_stop_are_those_of_the_endless_schedule_until_there():
+    endless = schedule(kind="burst", rate=2, every=5, phase=1, batch_size=16)
+    for stop in (2, 11, 12):
+        cut = schedule(kind="burst", rate=2, every=5, phase=1, stop=stop, batch_size=16)
+        counts = [cut.count(step) for step in range(40)]
+        assert counts == [endless.count(step) * (step < stop) for step in range(40)]
+        assert (cut.gap, endless.gap) == (None, 5)
+        assert cut.canonical() == endless.canonical() | {"stop": stop}
+        assert cut.label == f"burst every 5 from 1 until {stop}"
+
+
+@pytest.mark.parametrize("stop", [-1, 0, 1])
+def test_bursts_that_stop_before_the_first_are_refused(stop: int):
+    message = refusal(kind="burst", rate=1, every=4, phase=1, stop=stop)
+    assert f".stop must be after the first burst at step 1, got {stop}" in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "gap"),
+    [
+        ({"kind": "even", "rate": 8}, 1),
+        ({"kind": "even", "rate": "1/10"}, 10),
+        ({"kind": "even", "rate": "2/5"}, None),
+        ({"kind": "burst", "rate": 2, "every": 5}, 5),
+        ({"kind": "window", "rate": 2, "stop": 5}, None),
+        ({"kind": "trace", "steps": [1, 5]}, None),
+    ],
+)
+def test_the_gap_is_told_where_it_is_one_number_all_through(fields: dict, gap: int | None):
+    assert schedule(**fields).gap == gap
 
 
 @pytest.mark.parametrize("phase", [-1, 4, 5])
