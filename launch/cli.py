@@ -123,7 +123,7 @@ def plan(experiment: ExperimentFile, override: Overrides = None) -> None:
     callbacks = build_callbacks(config.callbacks)
     stream = compile_stream(config, manifest=complete(config))
     for callback in callbacks.values():
-        callback.check(stream.plan, num_steps=stream.num_steps)
+        callback.check(stream.plan, config.train, num_steps=stream.num_steps)
     compiled, steps = stream.plan, stream.num_steps
     table = Table("task", box=box.SIMPLE_HEAD, padding=(0, 1))
     titles = (

@@ -238,7 +238,7 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
             manifest = load_manifest(experiment.corpus) if experiment.corpus else None
             stream = compile_stream(experiment, manifest=manifest)
             for callback in build_callbacks(experiment.callbacks).values():
-                callback.check(stream.plan, num_steps=stream.num_steps)
+                callback.check(stream.plan, experiment.train, num_steps=stream.num_steps)
         except ConfigError as error:
             raise ConfigError(f"sweep {sweep.name}, run {labels}: {error}") from None
         settings = run_identity(experiment, stream) | {"num_steps": stream.num_steps}

@@ -68,7 +68,7 @@ def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool =
     check_device(cfg, world_size=get_world_size())
     stream = compile_stream(experiment, manifest=manifest)
     for callback in callbacks.values():
-        callback.check(stream.plan, num_steps=stream.num_steps)
+        callback.check(stream.plan, cfg, num_steps=stream.num_steps)
     identity = run_identity(experiment, stream)
     fields = run_fields(experiment, stream)  # builds the model on no device: a bad shape shows now
     asked = copy.deepcopy(experiment)  # the run's folder keeps what was asked for, not derived

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from olmo.config import TrainConfig
+
     from data_injection.plan import InjectionPlan
     from olmo_ext.trainer import ExperimentTrainer
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 class Callback:
     """Hooks in the order in which they are called; the defaults do nothing."""
 
-    def check(self, plan: InjectionPlan, *, num_steps: int) -> None:
+    def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
         """Before any work: raise ConfigError for settings that cannot serve a run of this plan."""
 
     def on_start(self, trainer: ExperimentTrainer) -> None:

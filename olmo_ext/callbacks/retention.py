@@ -17,6 +17,8 @@ from eval.bursts import Burst, Moment, find_bursts, geometric_lags, moments
 from olmo_ext.callbacks.base import Callback, forward_logits
 
 if TYPE_CHECKING:
+    from olmo.config import TrainConfig
+
     from data_injection.tasks.base import IntArray
     from olmo_ext.trainer import ExperimentTrainer
 
@@ -75,7 +77,7 @@ class Retention(Callback):
                     f"{getattr(self, name)}"
                 )
 
-    def check(self, plan: InjectionPlan, *, num_steps: int) -> None:
+    def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
         names = [task.name for task in plan.tasks]
         if unknown := [name for name in self.tasks if name not in names]:
             raise ConfigError(
