@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_injection.config import ConfigError
 from olmo_ext.callbacks.base import Callback
+from olmo_ext.callbacks.features import Features
 from olmo_ext.callbacks.progress import Progress
 from olmo_ext.callbacks.task_eval import TaskEval
 
@@ -16,6 +17,7 @@ __all__ = ["CALLBACKS", "Callback", "build_callbacks"]
 
 CALLBACKS: dict[str, type[Callback]] = {
     "task_eval": TaskEval,
+    "features": Features,
     "progress": Progress,
 }
 
