@@ -56,11 +56,12 @@ def presence(frame: pd.DataFrame, *, layer: int = LAYER) -> pd.DataFrame:
     NaN for a count) and score (the task's test score at the step, NaN if not measured).
     """
     rows = task_rows(frame)
-    if "group" not in rows or not (rows.group.notna()).any():
-        raise ConfigError("records hold no features; train with `callbacks.features` set")
-    task = ["protocol", "family", "rung", "params", "run", "seed", "rate_per_step", "task", "step"]
-    key = [*task, "group"]
     counted = rows.metric.isin(["probe_count", *COUNTS.values()])
+    if not counted.any():
+        raise ConfigError("records hold no features; train with `callbacks.features` set")
+    task = ["protocol", "family", "rung", "params", "run", "plan_hash", "seed"]
+    task += ["rate_per_step", "task", "step"]
+    key = [*task, "group"]
     counts = rows[counted & rows.layer.isna()].set_index(key)[["units", "value"]]
     here = rows[rows.layer == layer]
     for name, column in (("_r2", "r2"), ("_r2_null99", "null99")):

@@ -100,6 +100,13 @@ def test_a_feature_without_scores_says_so(frame: pd.DataFrame) -> None:
     assert any("not measured" in text.get_text() for text in figure.axes[2].texts)
 
 
+def test_groups_and_layers_of_other_measures_are_no_features(frame: pd.DataFrame) -> None:
+    other = frame[frame.metric == "score"].assign(metric="cosine", group="mlp", layer=1)
+    pd.testing.assert_frame_equal(presence(pd.concat([frame, other])), presence(frame))
+    with pytest.raises(ConfigError, match="records hold no features"):
+        features(other)
+
+
 def test_what_was_not_measured_is_refused(frame: pd.DataFrame) -> None:
     with pytest.raises(ConfigError, match="records hold no features"):
         features(frame[frame.metric == "score"].drop(columns=["group", "layer"]))
