@@ -148,9 +148,11 @@ def _held_out_error(
 ) -> FloatArray:
     """Sum over the test symbols of each column's squared error; targets are centred. Shape (N,).
 
-    The penalty is chosen for each unit by generalised cross-validation inside the training symbols
-    (Golub, Heath and Wahba 1979), which needs no second split: with f the shrinkage factors,
-    GCV = RSS / (n - 1 - sum f)^2, and RSS follows from the target's projections on the components.
+    The penalty of each unit is the one under which the training symbols are likeliest (restricted
+    maximum likelihood, the noise profiled out; it has a closed form in the target's projections on
+    the components and needs no second split). With about as many components as training symbols,
+    generalised cross-validation and leave-one-out too often choose to interpolate: on untrained
+    models of widths 16 to 128 and 40 symbols their worst order R^2 was -17 and -4.8, this one's -.4.
     """
     mean_D = train_SD.mean(axis=0)
     left_SK, scale_K, right_KD = np.linalg.svd(train_SD - mean_D, full_matrices=False)
@@ -161,15 +163,17 @@ def _held_out_error(
         return (held_SN**2).sum(axis=0)
     left_SK, scale_K, right_KD = left_SK[:, :num], scale_K[:num], right_KD[:num]
     variance_K = scale_K**2
-    keep_MK = variance_K / (variance_K + PENALTIES[:, None] * variance_K.mean())
+    penalty_M1 = PENALTIES[:, None] * variance_K.mean()
+    shrunk_MK = penalty_M1 / (variance_K + penalty_M1)
     onto_KN = left_SK.T.astype(np.float32) @ target_SN
     power_KN = onto_KN**2
     rest_N = np.maximum((target_SN**2).sum(axis=0) - power_KN.sum(axis=0), 0)
-    residual_MN = ((1 - keep_MK) ** 2).astype(np.float32) @ power_KN + rest_N
-    residual_MG = residual_MN.reshape(len(PENALTIES), -1, num_columns).sum(axis=-1)
-    freedom_M = len(train_SD) - 1 - keep_MK.sum(axis=1)
-    choice_G = (residual_MG / freedom_M[:, None] ** 2).argmin(axis=0)
-    onto_KN *= keep_MK.T.astype(np.float32)[:, np.repeat(choice_G, num_columns)]
+    misfit_MN = shrunk_MK.astype(np.float32) @ power_KN + rest_N
+    misfit_MG = misfit_MN.reshape(len(PENALTIES), -1, num_columns).sum(axis=-1)
+    misfit_MG = np.log(np.maximum(misfit_MG, 1e-12))
+    volume_M1 = np.log(shrunk_MK).sum(axis=1, keepdims=True)
+    choice_G = ((len(train_SD) - 1) * misfit_MG - volume_M1).argmin(axis=0)
+    onto_KN *= (1 - shrunk_MK).T.astype(np.float32)[:, np.repeat(choice_G, num_columns)]
     scores_SK = (test_SD - mean_D) @ right_KD.T / scale_K
     return ((held_SN - scores_SK.astype(np.float32) @ onto_KN) ** 2).sum(axis=0)
 

@@ -161,7 +161,7 @@ def test_a_model_that_learned_to_add_has_modes_and_its_first_checkpoint_none(
     score = rows[(rows.metric == "score") & (rows.split == "test") & (rows.subset == "all")]
     score = score.set_index("step").value
     assert score[0] < 0.1
-    assert score[1200] > 0.7
+    assert score[1200] > 0.5
     count = rows[(rows.metric == "fourier_modes") & rows.layer.isna()].set_index("step")
     assert count.value[0] == 0
     assert count.value[1200] >= 3
