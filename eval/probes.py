@@ -152,7 +152,7 @@ def _held_out_error(
     maximum likelihood, the noise profiled out; it has a closed form in the target's projections on
     the components and needs no second split). With about as many components as training symbols,
     generalised cross-validation and leave-one-out too often choose to interpolate: on untrained
-    models of widths 16 to 128 and 40 symbols their worst order R^2 was -17 and -4.8, this one's -.4.
+    models of widths 16 to 128 and 40 symbols the worst order R^2 was -17 and -4.8, with this -.4.
     """
     mean_D = train_SD.mean(axis=0)
     left_SK, scale_K, right_KD = np.linalg.svd(train_SD - mean_D, full_matrices=False)
