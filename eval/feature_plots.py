@@ -117,17 +117,16 @@ def _draw_block(part: Any, down: int, title: str, label: str, rows: pd.DataFrame
 
 
 def _draw_over_steps(axis: Any, line: pd.DataFrame, colour: Any) -> None:
-    table = line.pivot_table(index="step", columns="seed", values="value", aggfunc="mean")
-    by_seed = table.clip(lower=0)  # for display alone
+    by_seed = line.pivot_table(index="step", columns="seed", values="value", aggfunc="mean")
     whole = by_seed.dropna() if by_seed.notna().all(axis=1).any() else by_seed
-    mean, low, high = np.array([seed_interval(row) for row in whole.to_numpy()]).T
+    # Clipped after the mean over seeds: the other way round, noise would average above 0.
+    stats = np.array([seed_interval(row) for row in whole.to_numpy()])
+    mean, low, high = np.maximum(stats, 0).T
     axis.plot(whole.index, mean, color=colour, linewidth=1.6, zorder=3)
     if by_seed.shape[1] >= MIN_SEEDS:
-        axis.fill_between(
-            whole.index, np.maximum(low, 0), high, color=colour, alpha=0.15, linewidth=0
-        )
+        axis.fill_between(whole.index, low, high, color=colour, alpha=0.15, linewidth=0)
     elif by_seed.shape[1] > 1:
-        axis.plot(by_seed.index, by_seed, color=colour, linewidth=0.7, alpha=0.6)
+        axis.plot(by_seed.index, by_seed.clip(lower=0), color=colour, linewidth=0.7, alpha=0.6)
     null = line.groupby("step").null99.mean().dropna()
     if len(null):
         axis.plot(
