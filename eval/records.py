@@ -42,7 +42,7 @@ REQUIRED = (
     "family",  # key of data_injection.tasks.TASKS
     "rate_per_step",  # mean instances per step over the schedule, a float
     "exposures_per_example",  # instances seen by this step / train examples
-    "split",  # "train" or "test"
+    "split",  # "train" or "test"; empty for a measure of all symbols
     "metric",
     "value",
 )

@@ -25,6 +25,7 @@ from data_injection.config import ConfigError
 from data_injection.philox import permutation
 
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 
 class Task(ABC):
@@ -96,6 +97,16 @@ class Task(ABC):
         accuracies are reported for both kinds. The default is: no symmetry.
         """
         return np.full(len(self.tokens), -1, dtype=np.int64)
+
+    def targets(self) -> dict[str, FloatArray]:
+        """What a linear probe may look for in a symbol's representation, by name.
+
+        Each is an array with a row per symbol, in the order of `symbols`, and a column per unit,
+        shape (num_symbols, units), or (num_symbols, units, columns) where one unit has several
+        columns that count only together (the cosine and sine of a frequency). The default is: the
+        family declares none, so it cannot be probed. See `eval.probes`.
+        """
+        return {}
 
     def check(self) -> None:
         """Raise ConfigError where symbols, labels or parameters do not fit the family."""

@@ -11,7 +11,7 @@ from math import factorial, log2
 
 import numpy as np
 
-from data_injection.tasks.base import IntArray, Task, all_pairs
+from data_injection.tasks.base import FloatArray, IntArray, Task, all_pairs
 
 
 class Comparison(Task):
@@ -29,6 +29,10 @@ class Comparison(Task):
         """(j, i) is (i, j) with the label turned round."""
         i, j = all_pairs(len(self.symbols))
         return j * len(self.symbols) + i
+
+    def targets(self) -> dict[str, FloatArray]:
+        """order: a symbol's rank, (n, 1)."""
+        return {"order": np.arange(len(self.symbols), dtype=np.float64)[:, None]}
 
     @property
     def bits(self) -> float:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from data_injection.config import ConfigError
-from data_injection.tasks.base import IntArray, Task
+from data_injection.tasks.base import FloatArray, IntArray, Task
 
 MAX_EXAMPLES = 1_000_000
 MAX_ORDER = 120
@@ -82,6 +82,10 @@ class GroupComposition(Task):
     def elements(self) -> IntArray:
         """Hidden group element of each symbol, shape (num_symbols,)."""
         return np.arange(len(self.symbols), dtype=np.int64) % len(self.labels)
+
+    def targets(self) -> dict[str, FloatArray]:
+        """element: which group element a symbol stands for, one-hot, (n, |G|)."""
+        return {"element": np.eye(len(self.labels))[self.elements()]}
 
     def examples(self) -> IntArray:
         places = self.operands + self.distractors

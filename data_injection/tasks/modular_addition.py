@@ -10,7 +10,7 @@ from math import factorial, log2
 
 import numpy as np
 
-from data_injection.tasks.base import IntArray, Task, all_pairs
+from data_injection.tasks.base import FloatArray, IntArray, Task, all_pairs
 
 
 class ModularAddition(Task):
@@ -28,7 +28,25 @@ class ModularAddition(Task):
         i, j = all_pairs(len(self.symbols))
         return j * len(self.symbols) + i
 
+    def targets(self) -> dict[str, FloatArray]:
+        """fourier: the residue's modes, (n, n // 2, 2); unit k - 1 is frequency k."""
+        return {"fourier": fourier_modes(len(self.symbols))}
+
     @property
     def bits(self) -> float:
         """log2 n!: a residue for each of n symbols."""
         return log2(factorial(len(self.symbols)))
+
+
+def fourier_modes(modulus: int) -> FloatArray:
+    """cos and sin of 2 pi k r / modulus by residue r and frequency k = 1 .. modulus // 2.
+
+    Shape (modulus, modulus // 2, 2). For an even modulus the last frequency is the Nyquist mode,
+    (-1)^r, whose sine is zero everywhere: 49 pairs and it for 100 symbols. The constant is no mode.
+    """
+    residue, frequency = np.arange(modulus), np.arange(1, modulus // 2 + 1)
+    # Reduced in whole numbers first: the Nyquist sine is then zero to the last bit or two.
+    angle = 2 * np.pi / modulus * (np.multiply.outer(residue, frequency) % modulus)
+    modes = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    modes[np.abs(modes) < 1e-12] = 0.0
+    return modes

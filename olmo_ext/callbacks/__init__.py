@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_injection.config import ConfigError
 from olmo_ext.callbacks.base import Callback
+from olmo_ext.callbacks.features import Features
 from olmo_ext.callbacks.progress import Progress
 from olmo_ext.callbacks.retention import Retention
 from olmo_ext.callbacks.task_eval import TaskEval
@@ -18,6 +19,7 @@ __all__ = ["CALLBACKS", "Callback", "build_callbacks"]
 CALLBACKS: dict[str, type[Callback]] = {
     "task_eval": TaskEval,
     "retention": Retention,
+    "features": Features,
     "progress": Progress,
 }
 

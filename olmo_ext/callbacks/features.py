@@ -1,0 +1,147 @@
+"""features: which of a task's hidden structure can be read off its symbols, during training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from olmo.config import TrainConfig
+from olmo.torch_util import get_global_rank
+
+from data_injection.config import ConfigError
+from data_injection.plan import InjectionPlan
+from data_injection.tasks.base import Task
+from eval.activations import residual_stream
+from eval.features import score_features
+from eval.probes import MIN_PERMUTATIONS, check_target
+from olmo_ext.callbacks.base import Callback, due
+
+if TYPE_CHECKING:
+    from olmo_ext.trainer import ExperimentTrainer
+
+
+@dataclass
+class Features(Callback):
+    """Every `every` steps and after the last: the measures of `eval.features`, task by task.
+
+    Symbols are read as the first tokens of a row, as task_eval reads examples. Folds, permutations
+    and contexts are drawn from the plan's seed: the same ones at every step.
+    """
+
+    every: int = 200
+    """Steps between two measurements."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Tasks to probe; empty means all that declare targets."""
+
+    layers: list[int] = field(default_factory=list)
+    """Sites: 0 is the embedding's output, l the residual stream after block l; empty means all. The
+    study reads the order of comparison at 1 and counts modes over all."""
+
+    position: int = 0
+    """Token of the example at which its symbols are read, counted from 0. Only the first is free of
+    context; see `eval.activations.symbol_states`."""
+
+    contexts: int = 16
+    """Prefixes to average over where the position is not the first."""
+
+    permutations: int = MIN_PERMUTATIONS
+    """Draws of the null."""
+
+    at_start: bool = True
+    """Also measure the untrained model."""
+
+    def __post_init__(self) -> None:
+        least = {"every": 1, "position": 0, "contexts": 1, "permutations": MIN_PERMUTATIONS}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ConfigError(
+                    f"callbacks.features.{name} must be at least {smallest}, got "
+                    f"{getattr(self, name)}"
+                )
+
+    def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
+        if train.model.block_group_size != 1:
+            raise ConfigError(
+                f"train.model.block_group_size must be 1 for callbacks.features, got "
+                f"{train.model.block_group_size}: the engine shows no states inside a group"
+            )
+        sites = range(train.model.n_layers + 1)
+        if wrong := [layer for layer in self.layers if layer not in sites]:
+            raise ConfigError(
+                f"callbacks.features.layers must be of 0 (the embedding's output) to "
+                f"{train.model.n_layers} (after the last block), got {wrong}"
+            )
+        if len(set(self.layers)) != len(self.layers):
+            raise ConfigError(f"callbacks.features.layers must be distinct, got {self.layers}")
+        names = [task.name for task in plan.tasks]
+        if unknown := sorted(set(self.tasks) - set(names)):
+            raise ConfigError(
+                f"callbacks.features.tasks: there is no task {unknown}; the run has {names}"
+            )
+        if without := [n for n in self.tasks if not plan.tasks[plan.task_index(n)].targets()]:
+            raise ConfigError(
+                f"callbacks.features.tasks: {without} declare no targets to probe for; leave them "
+                "out, or give their family a targets() method"
+            )
+        if not self._chosen(plan):
+            raise ConfigError(
+                "callbacks.features: no task of the run declares targets to probe for; set it to "
+                "null, or give a family a targets() method"
+            )
+        for task in self._chosen(plan):
+            self._check_task(task)
+
+    def _check_task(self, task: Task) -> None:
+        if self.position >= task.length - 1:
+            raise ConfigError(
+                f"callbacks.features.position must be below {task.length - 1} for {task.name!r}, "
+                f"whose examples have so many tokens before the label, got {self.position}"
+            )
+        for name, target in task.targets().items():
+            try:
+                check_target(target, num_symbols=len(task.symbols))
+            except ValueError as error:
+                raise ConfigError(
+                    f"callbacks.features: target {name!r} of task {task.name!r}: {error}"
+                ) from None
+
+    def on_start(self, trainer: ExperimentTrainer) -> None:
+        if self.at_start and trainer.global_step == 0:
+            self._measure(trainer)
+
+    def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
+        if due(trainer.global_step, every=self.every, last_step=trainer.last_step):
+            self._measure(trainer)
+
+    def _chosen(self, plan: InjectionPlan) -> list[Task]:
+        return [t for t in plan.tasks if t.targets() and (not self.tasks or t.name in self.tasks)]
+
+    def _measure(self, trainer: ExperimentTrainer) -> None:
+        layers = sorted(self.layers) or range(trainer.cfg.model.n_layers + 1)
+        with trainer.measuring():
+            for task in self._chosen(trainer.plan):
+                scores = score_features(
+                    lambda ids: _states(trainer, ids),
+                    task,
+                    layers=layers,
+                    position=self.position,
+                    contexts=self.contexts,
+                    seed=trainer.plan.seed,
+                    permutations=self.permutations,
+                    fit=get_global_rank() == 0,
+                )
+                for score in scores:
+                    # Over all symbols, which belong to no split.
+                    trainer.record("features", task=task.name, split="", **score)
+
+
+def _states(trainer: ExperimentTrainer, input_ids_BT: torch.Tensor) -> torch.Tensor:
+    """The residual stream at the last position under the run's own precision and wrapper."""
+    with torch.autocast(
+        trainer.device.type,
+        enabled=trainer.cfg.precision != "fp32",
+        dtype=trainer.cfg.autocast_precision,
+    ):
+        return residual_stream(trainer.dist_model, input_ids_BT.to(trainer.device))
