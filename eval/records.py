@@ -50,7 +50,7 @@ REQUIRED = (
 
 KEY = (
     *("run", "rung", "seed", "learning_rate", "plan_hash", "protocol"),
-    *("step", "task", "split", "subset", "metric", "layer", "group"),
+    *("step", "task", "split", "subset", "metric", "layer", "group", "other_task"),
 )
 """What tells two measurements apart; a later row with the same key replaces an earlier one."""
 

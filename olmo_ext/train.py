@@ -67,6 +67,8 @@ def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool =
     device = init_process_group()
     check_device(cfg, world_size=get_world_size())
     stream = compile_stream(experiment, manifest=manifest)
+    for callback in callbacks.values():
+        callback.check(cfg, stream.plan)
     identity = run_identity(experiment, stream)
     fields = run_fields(experiment, stream)  # builds the model on no device: a bad shape shows now
     asked = copy.deepcopy(experiment)  # the run's folder keeps what was asked for, not derived

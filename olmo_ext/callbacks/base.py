@@ -21,12 +21,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from olmo.config import TrainConfig
+
+    from data_injection.plan import InjectionPlan
     from olmo_ext.trainer import ExperimentTrainer
 
 
 @dataclass
 class Callback:
     """Hooks in the order in which they are called; the defaults do nothing."""
+
+    def check(self, train: TrainConfig, plan: InjectionPlan) -> None:
+        """Before anything is written or built: raise ConfigError for what this run cannot give."""
 
     def on_start(self, trainer: ExperimentTrainer) -> None:
         """Before the first step, after a checkpoint has been restored, if any."""
