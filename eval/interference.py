@@ -63,10 +63,28 @@ def dimensions(layers: Sequence[int], total_sizes: Sequence[int]) -> dict[int | 
     return out
 
 
-def neuron_table(pairs: Mapping[str, Vector], mlp: MLP, chosen: Sequence[int]) -> torch.Tensor:
-    """The Gram matrix (V, V) of this rank's shards, of chosen neurons; pairs as by `MLP.of`."""
-    entries = mlp.entries(chosen)
-    return gram([[mlp.pick(pair, entries)] for pair in pairs.values()])[0]
+def neuron_tables(
+    vectors: Mapping[str, Vector],
+    references: Mapping[str, Reference],
+    mlp: MLP,
+    *,
+    layer: int,
+    chosen: Mapping[str, Sequence[int]],
+) -> dict[Place, torch.Tensor]:
+    """Gram matrices (V, V) of this rank's shards of each task's chosen neurons.
+
+    A reference among the vectors stands with its second half: the first chose the neurons.
+    """
+    pairs: dict[str, Vector] = {name: mlp.of(vector) for name, vector in vectors.items()}
+    for task, reference in references.items():
+        halves = {f"r/{task}": reference.r_half, f"p/{task}": reference.p_half}
+        pairs |= {name: half for name, half in halves.items() if name in pairs}
+    tables: dict[Place, torch.Tensor] = {}
+    for task in references:
+        entries = mlp.entries(chosen[task])
+        picked = [[mlp.pick(pair, entries)] for pair in pairs.values()]
+        tables["mlp_top", layer, task] = gram(picked)[0]
+    return tables
 
 
 def step_rows(table: Table, names: Sequence[str], *, task: str, dim: int) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
 """interference: whether the rest of a batch pushes against what a rare task asks for (Figs. 8, 9).
 
 Extra memory, in fp32 copies of the measured parameters (a rank's shards under FSDP; all parameters
-if `groups` has model, the blocks if it has layers, else one MLP), T tasks: 2 T for the references,
-2 T for the step's parts, 1 for the parameters before the step, and while passes run 2 for halves in
-the making; to these comes one whole gradient. Activations never exceed a training micro-batch's.
+if `groups` has model, the blocks if it has layers, else one MLP), for T tasks: 2 T for references,
+2 T for the step's parts and 2 for halves in the making, 4 T + 2 in all; where not all parameters
+are measured, one gradient of the others while a pass runs. No pass exceeds a micro-batch's tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from eval.interference import (
     dimensions,
     group_tables,
     instances_of,
-    neuron_table,
+    neuron_tables,
     step_rows,
     update_rows,
 )
@@ -185,11 +185,21 @@ class Interference(Callback):
         self._record(trainer, params, mlp, references, {"update": before})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"chosen": self._chosen, "window": self._window, "compared": self._compared}
+        return {
+            "settings": self._settings(),
+            "chosen": self._chosen,
+            "window": self._window,
+            "compared": self._compared,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["settings"] != self._settings():
+            return  # other neurons are asked for
         self._chosen, self._window = dict(state["chosen"]), dict(state["window"])
         self._compared = list(state["compared"])
+
+    def _settings(self) -> list[Any]:
+        return [self.layer, self.top_k, self.window, self.split, self.instances, self.seed]
 
     # -- choices ---------------------------------------------------------------------------------
 
@@ -299,13 +309,7 @@ class Interference(Callback):
         """Gram matrices of the vectors over all ranks by place."""
         tables = group_tables(vectors, params.layers, self.groups)
         if "mlp_top" in self.groups:
-            pairs: dict[str, Vector] = {name: mlp.of(vector) for name, vector in vectors.items()}
-            for name, reference in references.items():
-                if f"r/{name}" in pairs:  # neurons were not chosen by this half
-                    pairs |= {f"r/{name}": reference.r_half, f"p/{name}": reference.p_half}
-            for name in references:
-                table = neuron_table(pairs, mlp, self._chosen[name])
-                tables["mlp_top", self.layer, name] = table
+            tables |= neuron_tables(vectors, references, mlp, layer=self.layer, chosen=self._chosen)
         summed = sum_over_ranks(list(tables.values()), params.group)
         return {place: t.cpu().numpy() for place, t in zip(tables, summed, strict=True)}
 

@@ -185,8 +185,7 @@ def test_a_random_direction_is_the_same_however_it_is_cut() -> None:
     whole = RandomDirection([Shard(0, total)], [total], **settings)[0]
     cuts = [0, 5, RandomDirection.BLOCK - 3, total, total]
     parts = [
-        RandomDirection([Shard(a, b)], [total], **settings)[0]
-        for a, b in itertools.pairwise(cuts)
+        RandomDirection([Shard(a, b)], [total], **settings)[0] for a, b in itertools.pairwise(cuts)
     ]
     assert torch.equal(torch.cat(parts), whole)
     other = RandomDirection([Shard(0, total)], [total], **settings | {"counter": 8})[0]
