@@ -115,9 +115,9 @@ class Interference(Callback):
                 raise ConfigError(
                     f"{key}.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
-        if not self.groups or (unknown := set(self.groups) - set(GROUPS)):
+        if not self.groups or set(self.groups) - set(GROUPS):
             raise ConfigError(
-                f"{key}.groups must be of {', '.join(GROUPS)}, got {sorted(unknown or [])}"
+                f"{key}.groups must be at least one of {', '.join(GROUPS)}, got {self.groups}"
             )
         if self.instances < 0 or self.instances == 1:
             raise ConfigError(

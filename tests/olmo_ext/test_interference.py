@@ -297,8 +297,11 @@ def test_a_resumed_run_measures_what_the_uninterrupted_one_does(
         ({"layer": 2}, r"layer must be in \[0, 1\], the layers of the model, got 2"),
         ({"top_k": 33}, "top_k must be at most 32, the neurons of layer 0's MLP, got 33"),
         ({"instances": 101}, "instances must be at most 100, the examples of 'cmp'"),
-        ({"groups": ["mlp_top", "heads"]}, r"groups must be of mlp_top, .*, got \['heads'\]"),
-        ({"groups": []}, "groups must be of"),
+        (
+            {"groups": ["mlp_top", "heads"]},
+            r"groups must be .* mlp_top, .*, got \['mlp_top', 'heads'\]",
+        ),
+        ({"groups": []}, "groups must be at least one of"),
         ({"every": 0}, "every must be at least 1, got 0"),
         ({"instances": 1}, "instances must be 0 .* or at least 2"),
         ({"steps": "last"}, "steps must be one of injected, first, got 'last'"),
