@@ -50,7 +50,8 @@ REQUIRED = (
 
 KEY = (
     *("run", "rung", "seed", "learning_rate", "plan_hash", "protocol"),
-    *("step", "task", "split", "subset", "metric", "layer", "group", "burst", "lag"),
+    *("step", "task", "split", "subset", "metric", "layer", "group", "other_task"),
+    *("burst", "lag"),
 )
 """What tells two measurements apart; a later row with the same key replaces an earlier one."""
 

@@ -169,6 +169,8 @@ class ExperimentTrainer(Trainer):
             row |= task_fields(self.plan, task, step=self.global_step)
         self.writer.write([row | fields])
         if wandb.run is not None:
-            parts = [callback, task, split, fields.get("subset", ""), metric]
+            layer = f"layer{fields['layer']}" if "layer" in fields else ""
+            places = [fields.get(name, "") for name in ("subset", "group", "other_task")]
+            parts = [callback, task, split, *places, layer, metric]
             name = "/".join(["olmo_ext", *(part for part in parts if part)])
             wandb.log({name: value}, step=self.global_step)

@@ -169,10 +169,11 @@ class Task(ABC):
         return np.unique(self.tokens[:, -1])
 
     def split(self, name: str) -> IntArray:
-        """Example indices of "train" or "test"."""
-        if name not in ("train", "test"):
-            raise ValueError(f"split must be 'train' or 'test', got {name!r}")
-        return self.train if name == "train" else self.test
+        """Example indices of "train", "test" or "all", ascending."""
+        splits = {"train": self.train, "test": self.test, "all": np.arange(len(self.tokens))}
+        if name not in splits:
+            raise ValueError(f"split must be 'train', 'test' or 'all', got {name!r}")
+        return splits[name]
 
     def mirror_in_train(self) -> NDArray[np.bool_]:
         """Whether each example's mirror image (another example) is in the train split; (n,)."""

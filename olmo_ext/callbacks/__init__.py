@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data_injection.config import ConfigError
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.features import Features
+from olmo_ext.callbacks.interference import Interference
 from olmo_ext.callbacks.progress import Progress
 from olmo_ext.callbacks.retention import Retention
 from olmo_ext.callbacks.task_eval import TaskEval
@@ -17,6 +18,9 @@ from olmo_ext.callbacks.task_eval import TaskEval
 __all__ = ["CALLBACKS", "Callback", "build_callbacks"]
 
 CALLBACKS: dict[str, type[Callback]] = {
+    # Before any that enters the model in on_step: it compares the parameters before and after the
+    # optimizer's step, and FSDP leaves some of them gathered after a forward pass.
+    "interference": Interference,
     "task_eval": TaskEval,
     "retention": Retention,
     "features": Features,

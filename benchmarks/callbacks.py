@@ -1,0 +1,267 @@
+"""What measuring costs a training run, on the ladder's 4M model and in one run for each question.
+
+    python benchmarks/callbacks.py split     # 2 minutes: the gradient's split beside two backwards
+    python benchmarks/callbacks.py total     # half an hour: all callbacks at the ladder's own batch
+
+split: at every step of 32 rows of 256 tokens, 8 of them injected, the cheap split of the gradient
+(passes over 4-token rows; g_t_all, g_t_label and g_nt) is timed beside two backward passes over the
+batch, one for the task's losses and one for the rest, whose forward passes are not counted.
+
+total: CPU seconds (one thread; other jobs may run) inside each callback when it measures /
+(100 x median step). Five tasks share the run: `interference` measures one with all
+instances, `interference_subset` all five with a subset of each. task_eval scores all five: its
+cost for one task is a fifth.
+
+Memory is the peak of the process's resident set inside, above that before; Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+import olmo_ext.callbacks
+from eval.records import read_records
+from olmo_ext.callbacks.base import Callback
+from olmo_ext.callbacks.interference import Interference
+from olmo_ext.config import load_experiment
+from olmo_ext.extra_passes import beside_the_step, measured_parameters
+from olmo_ext.task_gradients import rows_of_task, step_parts
+from olmo_ext.train import train
+
+RUNG = Path(__file__).parents[1] / "configs/olmo_4M_to_4B/ladder/4M.yaml"
+
+Timings = dict[str, list[float]]
+
+
+# -- the run -------------------------------------------------------------------------------------
+
+
+def experiment(
+    folder: Path, *, context: int, micro: int, steps: int, rate: float, tasks: int
+) -> dict:
+    """The rung's own file on random tokens, on one CPU process in fp32."""
+    config = yaml.safe_load(RUNG.read_text())
+    batch = config["train"]["global_train_batch_size"]
+    vocab = config["train"]["model"]["vocab_size"]
+    tokens = np.random.default_rng(0).integers(2, vocab, size=batch * context * steps)
+    tokens.astype(np.uint16).tofile(folder / "tokens.npy")
+    config["train"]["model"] |= {"flash_attention": False, "max_sequence_length": context}
+    config["train"] |= {
+        "save_folder": str(folder / "run"),
+        "data": {"paths": [str(folder / "tokens.npy")], "drop_last": True},
+        "precision": "fp32",
+        "device_train_microbatch_size": micro,
+        "max_duration": steps,
+        "no_pre_train_checkpoint": True,
+        "save_interval_unsharded": 10**6,
+    }
+    config["corpus"] = None
+    task = config["injection"]["tasks"][0] | {"schedule": {"rate": rate}}
+    config["injection"]["tasks"] = [task | {"name": f"cmp{i}"} for i in range(tasks)]
+    return config
+
+
+def run(config: dict, folder: Path, kinds: dict[str, type[Callback]]) -> Path:
+    """Train with these callbacks (in this order) instead of the usual table."""
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(config))
+    olmo_ext.callbacks.CALLBACKS.clear()
+    olmo_ext.callbacks.CALLBACKS.update(kinds)
+    return train(load_experiment(folder / "experiment.yaml"))
+
+
+@contextmanager
+def stopwatch(timings: Timings, name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[name].append(time.perf_counter() - start)
+
+
+@contextmanager
+def peak_memory(out: Timings, name: str) -> Iterator[None]:
+    """MiB of the process's peak resident set above that at the start."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    yield
+    out[name].append((_status("VmHWM") - before) / 1024)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+# -- the split -----------------------------------------------------------------------------------
+
+
+def split(steps: int, micro: int) -> dict[str, Any]:
+    timings: Timings = defaultdict(list)
+
+    @dataclass
+    class Split(Callback):
+        def on_gradients(self, trainer: Any, batch: dict[str, Any]) -> None:
+            params = measured_parameters(trainer)
+            g = params.gradient()
+
+            def cheap() -> None:
+                with stopwatch(timings, "split"):
+                    vectors = step_parts(trainer, params, batch, measured=["cmp0"])
+                    for whole, part in zip(g, vectors["t/cmp0"], strict=True):
+                        part.neg_().add_(whole)  # g_nt
+
+            def full() -> None:
+                two_backwards(trainer, batch, timings)
+
+            with beside_the_step(trainer):
+                for measure in (cheap, full) if trainer.global_step % 2 else (full, cheap):
+                    measure()
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = experiment(folder, context=256, micro=micro, steps=steps, rate=8, tasks=1)
+        config["callbacks"] = {"split": {}}
+        run(config, folder, {"split": Split})
+    kept = {key: values[1:] for key, values in timings.items()}  # the first is the warm-up
+    pairs = [b / a for a, b in zip(kept["split"], kept["two backwards"], strict=True)]
+    return {
+        "geometry": "32 x 256, 8 rows injected",
+        "pairs": len(pairs),
+        "split, s": median(kept["split"]),
+        "two backwards, s": median(kept["two backwards"]),
+        "two backwards with their forwards, s": median(kept["with forwards"]),
+        "ratio": median(pairs),
+        "ratio, min to max": [min(pairs), max(pairs)],
+    }
+
+
+def two_backwards(trainer: Any, batch: dict[str, Any], timings: Timings) -> None:
+    """A backward pass for the task's losses and one for the rest; each after its own forward."""
+    rows = rows_of_task(trainer, batch, 0).local
+    task_BT = torch.zeros(batch["input_ids"].shape[0], batch["input_ids"].shape[1] - 1)
+    task_BT[rows, :3] = 1
+    forward = backward = 0.0
+    for mask_BT in (task_BT, 1 - task_BT):
+        trainer.dist_model.zero_grad(set_to_none=True)
+        size, position = trainer.cfg.device_train_microbatch_size, 0
+        for micro in trainer.split_batch(batch):
+            start = time.perf_counter()
+            each_BT, _, _ = trainer.model_forward(micro, loss_reduction="none")
+            loss = (each_BT * mask_BT[position : position + size]).sum()
+            middle = time.perf_counter()
+            (loss / batch["input_ids"].numel()).backward()
+            forward, backward = forward + middle - start, backward + time.perf_counter() - middle
+            position += size
+    timings["two backwards"].append(backward)
+    timings["with forwards"].append(forward + backward)
+
+
+# -- the total -----------------------------------------------------------------------------------
+
+HOOKS = ("on_batch", "on_gradients", "on_step")
+
+
+def total(steps: int, micro: int, subset: int, every: int = 100) -> dict[str, Any]:
+    """Interference measures at the first and the last step, which is warm and counts."""
+    inside: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    memory: Timings = defaultdict(list)
+    spans: Timings = defaultdict(list)
+
+    def timed(name: str, kind: type[Callback]) -> type[Callback]:
+        def wrap(hook: str) -> Callable[..., None]:
+            def call(self: Any, trainer: Any, *args: Any) -> None:
+                start = time.process_time()
+                with peak_memory(memory, name):
+                    getattr(kind, hook)(self, trainer, *args)
+                inside[name][trainer.global_step] += time.process_time() - start
+
+            return call
+
+        return dataclass(type(kind.__name__, (kind,), {hook: wrap(hook) for hook in HOOKS}))
+
+    @dataclass
+    class First(Callback):
+        def on_batch(self, trainer: Any, batch: dict[str, Any]) -> None:
+            Path("/proc/self/clear_refs").write_text("5")
+            spans["rss"].append(_status("VmRSS") / 1024)
+            spans["start"].append(time.process_time())
+
+    @dataclass
+    class Peak(Callback):
+        def on_gradients(self, trainer: Any, batch: dict[str, Any]) -> None:
+            memory["training step"].append(_status("VmHWM") / 1024 - spans["rss"][-1])
+
+    @dataclass
+    class Last(Callback):
+        def on_step(self, trainer: Any, metrics: dict[str, float]) -> None:
+            spans["stop"].append(time.process_time())
+
+    usual = dict(olmo_ext.callbacks.CALLBACKS)
+    kinds: dict[str, type[Callback]] = {"first": First, "peak": Peak}
+    kinds["interference"] = timed("interference", Interference)
+    kinds["interference_subset"] = timed("interference_subset", Interference)
+    kinds |= {name: timed(name, usual[name]) for name in ("task_eval", "progress")}
+    kinds["last"] = Last
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = experiment(folder, context=2048, micro=micro, steps=steps, rate=1, tasks=5)
+        often = {"every": steps - 1, "steps": "first"}
+        config["callbacks"] = {
+            "interference": often | {"tasks": ["cmp0"]},
+            "interference_subset": often | {"instances": subset},
+            "task_eval": {"every": 10**6, "at_start": False},
+            **{name: {} for name in ("first", "peak", "last")},
+        }
+        folder = run(config, folder, kinds)
+        records = read_records(folder)
+    both = zip(spans["start"], spans["stop"], strict=True)
+    step = median(
+        stop - start - sum(seconds[index + 1] for seconds in inside.values())
+        for index, (start, stop) in enumerate(both)
+        if index  # the first step warms up
+    )
+    seconds = {name: of_steps[steps] for name, of_steps in inside.items()}
+    cosines = records[(records.metric == "subset_cosine")]
+    one = seconds["interference"] + seconds["task_eval"] / 5 + seconds["progress"]
+    five = seconds["interference_subset"] + seconds["task_eval"] + seconds["progress"]
+    return {
+        "geometry": "32 x 2048, one row of each of five tasks injected",
+        "median step, CPU s": step,
+        "CPU s inside": seconds,
+        "one task, all instances: % of training": 100 * one / (every * step),
+        f"five tasks, {subset} instances each: % of training": 100 * five / (every * step),
+        "cosine of the subset's g_r with the full one": cosines.groupby("group")
+        .value.min()
+        .to_dict(),
+        "peak extra memory, MiB": {name: max(values) for name, values in memory.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["split", "total"])
+    parser.add_argument("--steps", type=int, help="training steps (split: 8, total: 4)")
+    parser.add_argument("--micro", type=int, help="rows of a micro-batch (split: 8, total: 2)")
+    parser.add_argument("--subset", type=int, default=1000, help="instances a task of five")
+    args = parser.parse_args()
+    if args.part == "split":
+        result = split(args.steps or 8, args.micro or 8)
+    else:
+        result = total(args.steps or 4, args.micro or 2, args.subset)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""interference: whether the rest of a batch pushes against what a rare task asks for (Figs. 8, 9).
+
+Extra memory, in fp32 copies of the measured parameters (a rank's shards under FSDP; all parameters
+if `groups` has model, the blocks if it has layers, else one MLP), for T tasks: 2 T for references,
+2 T for the step's parts and 2 for halves in the making, 4 T + 2 in all; where not all parameters
+are measured, one gradient of the others while a pass runs. No pass exceeds a micro-batch's tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data_injection.config import ConfigError
+from eval.gradients import (
+    MLP,
+    RandomDirection,
+    Vector,
+    cosine,
+    shared,
+    strongest,
+    sum_over_ranks,
+    unit,
+)
+from eval.interference import (
+    GROUPS,
+    Place,
+    Reference,
+    Table,
+    dimensions,
+    group_tables,
+    instances_of,
+    neuron_tables,
+    step_rows,
+    update_rows,
+)
+from olmo_ext.callbacks.base import Callback
+from olmo_ext.extra_passes import (
+    Parameters,
+    beside_the_step,
+    check_exact,
+    gradient_of,
+    measured_parameters,
+    num_neurons,
+)
+from olmo_ext.task_gradients import label_losses, reference_of, step_parts
+
+if TYPE_CHECKING:
+    from olmo.config import TrainConfig
+
+    from data_injection.plan import InjectionPlan
+    from data_injection.tasks.base import IntArray, Task
+    from olmo_ext.trainer import ExperimentTrainer
+
+log = logging.getLogger(__name__)
+
+
+class Measurement(NamedTuple):
+    """What on_step needs of what on_gradients found."""
+
+    params: Parameters
+    mlp: MLP
+    references: dict[str, Reference]
+    before: Vector
+    """The measured parameters before the optimizer's step."""
+
+
+@dataclass
+class Interference(Callback):
+    """Cosines of the step's gradient, its parts and its update with each task's own gradient.
+
+    Records of `eval.interference.step_rows` and `update_rows` by task, group and layer, each cosine
+    with its nulls; `overlap` of the chosen neurons; `subset_cosine` once if `instances` is set.
+    """
+
+    every: int = 100
+    """Steps in an interval; one step of each is measured."""
+
+    steps: str = "injected"
+    """Which one: "injected", the interval's first with rows of a measured task (none if there is
+    none), or "first", whatever it holds; steps count from 0 as in the plan."""
+
+    tasks: list[str] = field(default_factory=list)
+    """Names of the tasks to measure; empty for all."""
+
+    groups: list[str] = field(default_factory=lambda: list(GROUPS))
+    """Of mlp_top (the `top_k` neurons of one MLP with the largest g_r), layers (each) and model."""
+
+    layer: int = 0
+    """Whose MLP mlp_top looks at; the study's is the first."""
+
+    top_k: int = 50
+    """Neurons of mlp_top."""
+
+    window: int = 1000
+    """Steps for which the chosen neurons stay the same."""
+
+    split: str = "all"
+    """Examples behind g_r: all, train or test. The study takes all."""
+
+    instances: int = 0
+    """Number of them, a seeded subset; 0 for all. The subset's cosine with all is recorded."""
+
+    seed: int = 0
+    """Of the order of instances, the permuted labels and the random direction."""
+
+    def __post_init__(self) -> None:
+        key = "callbacks.interference"
+        for name in ("every", "top_k", "window"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{key}.{name} must be at least 1, got {getattr(self, name)}")
+        for name, known in (("steps", ("injected", "first")), ("split", ("all", "train", "test"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{key}.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        if not self.groups or set(self.groups) - set(GROUPS):
+            raise ConfigError(
+                f"{key}.groups must be at least one of {', '.join(GROUPS)}, got {self.groups}"
+            )
+        if self.instances < 0 or self.instances == 1:
+            raise ConfigError(
+                f"{key}.instances must be 0 (all) or at least 2 (one half chooses the neurons), "
+                f"got {self.instances}"
+            )
+        self._chosen: dict[str, list[int]] = {}
+        self._window: dict[str, int] = {}
+        self._compared: list[str] = []
+        self._measurement: Measurement | None = None
+
+    def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
+        key, names = "callbacks.interference", [task.name for task in plan.tasks]
+        check_exact(train, key=key)
+        if unknown := sorted(set(self.tasks) - set(names)):
+            raise ConfigError(f"{key}.tasks: no {unknown} in the plan; it has {names}")
+        if not 0 <= self.layer < train.model.n_layers:
+            raise ConfigError(
+                f"{key}.layer must be in [0, {train.model.n_layers - 1}], the layers of the model, "
+                f"got {self.layer}"
+            )
+        if "mlp_top" in self.groups and self.top_k > (most := num_neurons(train.model)):
+            raise ConfigError(
+                f"{key}.top_k must be at most {most}, the neurons of layer {self.layer}'s MLP, got "
+                f"{self.top_k}"
+            )
+        for task in self._tasks(plan):
+            if self.instances > (num := len(task.split(self.split))):
+                raise ConfigError(
+                    f"{key}.instances must be at most {num}, the examples of {task.name!r} "
+                    f"(split {self.split}), got {self.instances}; 0 takes all"
+                )
+        if not names:
+            log.warning("%s measures nothing: the plan has no tasks", key)
+
+    # -- hooks -----------------------------------------------------------------------------------
+
+    def on_gradients(self, trainer: ExperimentTrainer, batch: dict[str, Any]) -> None:
+        if not self._due(trainer):
+            return
+        params = measured_parameters(trainer, self._is_measured)
+        mlp = params.mlp(self.layer, trainer.cfg.model)
+        vectors = {"g": params.gradient()}
+        with beside_the_step(trainer):
+            tasks = {task.name: task for task in self._tasks(trainer.plan)}
+            vectors |= step_parts(trainer, params, batch, measured=tasks)
+            references = {
+                name: reference_of(
+                    trainer, params, mlp, task, self._instances(task), seed=self.seed
+                )
+                for name, task in tasks.items()
+            }
+            self._choose(trainer, params, mlp, references)
+            self._compare_subsets(trainer, params, mlp, references)
+        self._record(trainer, params, mlp, references, vectors)
+        before = [part.clone() for part in params.values()]
+        self._measurement = Measurement(params, mlp, references, before)
+
+    def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
+        if self._measurement is None:
+            return
+        (params, mlp, references, before), self._measurement = self._measurement, None
+        for old, new in zip(before, params.values(), strict=True):
+            old.sub_(new)
+        self._record(trainer, params, mlp, references, {"update": before})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "settings": self._settings(),
+            "chosen": self._chosen,
+            "window": self._window,
+            "compared": self._compared,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["settings"] != self._settings():
+            return  # other neurons are asked for
+        self._chosen, self._window = dict(state["chosen"]), dict(state["window"])
+        self._compared = list(state["compared"])
+
+    def _settings(self) -> list[Any]:
+        return [self.layer, self.top_k, self.window, self.split, self.instances, self.seed]
+
+    # -- choices ---------------------------------------------------------------------------------
+
+    def _due(self, trainer: ExperimentTrainer) -> bool:
+        plan, step = trainer.plan, trainer.global_step - 1
+        start = step - step % self.every
+        tasks = [plan.task_index(task.name) for task in self._tasks(plan)]
+        if self.steps == "first" or not tasks:
+            return bool(tasks) and step == start
+        earlier, by_now, with_this = (
+            sum(plan.instances(index, num) for index in tasks) for num in (start, step, step + 1)
+        )
+        return earlier == by_now < with_this
+
+    def _tasks(self, plan: InjectionPlan) -> list[Task]:
+        return [task for task in plan.tasks if not self.tasks or task.name in self.tasks]
+
+    def _instances(self, task: Task, num: int | None = None) -> IntArray:
+        num = self.instances if num is None else num
+        return instances_of(task, split=self.split, num=num, seed=self.seed)
+
+    def _is_measured(self, name: str) -> bool:
+        mlp = (f"blocks.{self.layer}.ff_proj.weight", f"blocks.{self.layer}.ff_out.weight")
+        return "model" in self.groups or (
+            "blocks." in name if "layers" in self.groups else name.endswith(mlp)
+        )
+
+    def _choose(
+        self,
+        trainer: ExperimentTrainer,
+        params: Parameters,
+        mlp: MLP,
+        references: dict[str, Reference],
+    ) -> None:
+        """The neurons of each task for this window; how many of the last are still among them."""
+        if "mlp_top" not in self.groups:
+            return
+        window = (trainer.global_step - 1) // self.window
+        squares = [mlp.squares(reference.choosing) for reference in references.values()]
+        for task, of_task in zip(references, sum_over_ranks(squares, params.group), strict=True):
+            now = strongest(of_task, self.top_k)
+            if task in self._chosen:
+                share = shared(self._chosen[task], now)
+                place = ("mlp_top", self.layer, task)
+                self._write(trainer, task, place, metric="overlap", value=share)
+            if self._window.get(task) != window:
+                self._chosen[task], self._window[task] = now, window
+
+    # -- what is recorded ------------------------------------------------------------------------
+
+    def _compare_subsets(
+        self,
+        trainer: ExperimentTrainer,
+        params: Parameters,
+        mlp: MLP,
+        references: dict[str, Reference],
+    ) -> None:
+        """Once a task: the cosine of the subset's g_r with that of all instances."""
+        for task in self._tasks(trainer.plan):
+            examples = self._instances(task, num=0)
+            if task.name in self._compared or self.instances in (0, len(examples)):
+                continue
+            losses = label_losses(trainer, task.tokens[examples], task.tokens[examples, -1])
+            full = gradient_of(trainer, params, losses)
+            of_task = {task.name: references[task.name]}
+            vectors: dict[str, Vector] = {"subset": references[task.name].r, "full": full}
+            for place, table in self._tables(params, mlp, vectors, of_task).items():
+                value = cosine(table, unit(0, of=2), unit(1, of=2))
+                self._write(trainer, task.name, place, metric="subset_cosine", value=value)
+            self._compared.append(task.name)
+
+    def _record(
+        self,
+        trainer: ExperimentTrainer,
+        params: Parameters,
+        mlp: MLP,
+        references: dict[str, Reference],
+        vectors: dict[str, Vector],
+    ) -> None:
+        """The rows of all tasks and places for the step's vectors, or for its update."""
+        random = RandomDirection(
+            params.shards,
+            params.total_sizes,
+            seed=self.seed,
+            counter=trainer.global_step,
+            device=trainer.device,
+        )
+        vectors = vectors | {"z": random}
+        for name, reference in references.items():
+            vectors |= {f"r/{name}": reference.r, f"p/{name}": reference.p}
+        rows_of = update_rows if "update" in vectors else step_rows
+        sizes = dimensions(params.layers, params.total_sizes)
+        for place, table in self._tables(params, mlp, vectors, references).items():
+            group, layer, chooser = place
+            dim = mlp.width * self.top_k if group == "mlp_top" else sizes[layer]
+            for task in references if chooser is None else [chooser]:
+                for row in rows_of(table, list(vectors), task=task, dim=dim):
+                    self._write(trainer, task, place, **row)
+
+    def _tables(
+        self,
+        params: Parameters,
+        mlp: MLP,
+        vectors: dict[str, Vector],
+        references: dict[str, Reference],
+    ) -> dict[Place, Table]:
+        """Gram matrices of the vectors over all ranks by place."""
+        tables = group_tables(vectors, params.layers, self.groups)
+        if "mlp_top" in self.groups:
+            tables |= neuron_tables(vectors, references, mlp, layer=self.layer, chosen=self._chosen)
+        summed = sum_over_ranks(list(tables.values()), params.group)
+        return {place: t.cpu().numpy() for place, t in zip(tables, summed, strict=True)}
+
+    def _write(
+        self,
+        trainer: ExperimentTrainer,
+        task: str,
+        place: Place,
+        *,
+        metric: str,
+        value: float,
+        **fields: Any,
+    ) -> None:
+        group, layer, _ = place
+        of_split = trainer.plan.tasks[trainer.plan.task_index(task)].split(self.split)
+        fields |= {"group": group, "n": self.instances or len(of_split)}
+        fields |= {} if layer is None else {"layer": layer}
+        trainer.record(
+            "interference", metric=metric, value=value, task=task, split=self.split, **fields
+        )
