@@ -162,27 +162,31 @@ def sparse(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 
 def learning_rate(rows: pd.DataFrame, every: pd.DataFrame) -> str:
-    """The mixture at four learning rates; the best of each column and size in bold."""
-    body = []
+    """The mixture at four learning rates, the best of each column and size in bold, and the sizes'
+    difference with each at its best."""
     sweeps = {0.001: "learning_rate", 0.003: "mixture"}
     sweeps |= {0.01: "learning_rate", 0.03: "learning_rate"}
+    rates, body = (8, 4, 2, 1), []
+    best: dict[tuple[str, int], pd.Series] = {}
     for rung in RUNGS:
         table = {
             rate: {
-                lr: estimate(_values(rows, sweep, rung, rate, learning_rate=lr))
+                lr: _values(rows, sweep, rung, rate, learning_rate=lr)
                 for lr, sweep in sweeps.items()
             }
-            for rate in (8, 4, 2, 1)
+            for rate in rates
         }
+        best |= {(rung, rate): max(table[rate].values(), key=pd.Series.mean) for rate in rates}
         for lr in sweeps:
             line = [rung, f"{lr:g}"]
-            for column in table.values():
-                best = max(column.values(), key=lambda one: one.mean)
-                text = column[lr].text
-                line.append(f"**{text}**" if column[lr] is best else text)
-            line.append(str(sum(_is_learned(column[lr]) for column in table.values())))
-            body.append(line)
-    head = ["size", "learning rate", *(f"rate {r}" for r in (8, 4, 2, 1)), "learned cells"]
+            for rate in rates:
+                text = estimate(table[rate][lr]).text
+                line.append(f"**{text}**" if table[rate][lr] is best[rung, rate] else text)
+            learned = sum(_is_learned(estimate(table[rate][lr])) for rate in rates)
+            body.append([*line, str(learned)])
+    spared = [_verdict(difference(best[RUNGS[0], r], best[RUNGS[-1], r])) for r in rates]
+    body.append([f"{RUNGS[0]} - {RUNGS[-1]}", "each at its best", *spared, ""])
+    head = ["size", "learning rate", *(f"rate {rate}" for rate in rates), "learned cells"]
     return _markdown(head, body)
 
 
