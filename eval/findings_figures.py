@@ -38,7 +38,8 @@ def controls(frame: pd.DataFrame) -> Figure:
     slow = {"learning_rate": 0.001}
     conditions: tuple[tuple[str, str, str, str, tuple[int, ...], int, dict[str, Any]], ...] = (
         ("mixture", "in the mixture", BLUE, "o", (8, 4, 2, 1), 1, {}),
-        ("sparse", "mixture, 1/4 the rate, 4x the steps", GREEN, "D", (8, 4, 2, 1), 4, {}),
+        ("learning_rate", "mixture, lr 1e-2", BLACK, "v", (8, 4, 2, 1), 1, {"learning_rate": 0.01}),
+        ("sparse", "mixture, lr 1e-2, 1/4 rate, 4x steps", GREEN, "D", (8, 4, 2, 1), 4, {}),
         ("single", "one task a run", ORANGE, "s", (4, 2, 1), 1, {}),
         ("matched", "one task a run, no host text, lr 1e-3", RED, "^", (4, 2, 1), 1, slow),
     )
@@ -48,7 +49,7 @@ def controls(frame: pd.DataFrame) -> Figure:
                 estimate(per_seed(rows, sweep, rung=rung, task=f"cmp_r{rate / thinner:g}", **more))
                 for rate in rates
             ]
-            x = np.log2(rates) + 0.06 * (shift - 1.5)
+            x = np.log2(rates) + 0.06 * (shift - 2)
             _points(axis, x, found, label=label, color=colour, marker=marker)
         alone = estimate(per_seed(rows, "alone", rung=rung))
         axis.axhline(alone.mean, color=BLACK, linewidth=1.2, label="alone, 48 exposures")
