@@ -1,6 +1,6 @@
-"""docs/findings.md: its tables and figures, made from records, each between two marks in the text.
+"""The tables of docs/findings.md on the controls, made from records.
 
-    write_findings(Path("runs/confirm"), document=Path("docs/findings.md"), out=Path("docs"))
+    fill(Path("docs/findings.md").read_text(), read_records("docs/findings"), TABLES)
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced by
 what TABLES[NAME] makes of the records, so that no number of a table is typed by hand.
@@ -8,19 +8,22 @@ what TABLES[NAME] makes of the records, so that no number of a table is typed by
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
 from eval.contrasts import Estimate, difference, estimate, final, over_all_pairs, per_seed
 from eval.grid import LEARNED_SCORE, cells
-from eval.page import RUN_FILE, markdown_cells
-from eval.plots import number, png
-from eval.records import read_records, replace_file
+from eval.page import markdown_cells
+from eval.plots import number
+
+SWEEPS = (
+    *("mixture", "complexity", "single", "withdrawn", "learning_rate", "unlike", "one_format"),
+    *("sparse", "hard_end", "complexity_alone", "matched", "alone"),
+)
+"""Short runs last, so that at the end no core waits long for the other."""
 
 METRICS = ("score", "accuracy", "label_loss", "label_entropy")
 RUNGS = ("w64", "w16")
@@ -28,43 +31,16 @@ RATES = (4, 2, 1)
 GRADES = ("class2", "comparison", "sum2", "sum3", "sum24")
 WITHDRAWN_AT = 600
 
+Table = Callable[[pd.DataFrame, pd.DataFrame], str]
+"""From every run's last step, and from all its steps, to Markdown."""
+
 _MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def write_findings(runs: Path, *, document: Path, out: Path) -> Path:
-    """Make records.jsonl, provenance.json and the figures under OUT/findings, and OUT/findings.md.
-
-    runs: folder of the sweeps. document: the text whose tables are made anew. Returns the path of
-    the new text. Raises FileNotFoundError or ConfigError if a run that a table needs is missing.
-    """
-    from eval.findings_figures import FIGURES
-
-    folder = out / "findings"
-    folder.mkdir(parents=True, exist_ok=True)
-    frame = thin(read_records(runs))
-    replace_file(folder / "records.jsonl", as_json_lines(frame).encode())
-    frame = read_records(folder / "records.jsonl")
-    text = fill(document.read_text(), frame)
-    replace_file(folder / "provenance.json", json.dumps(provenance(runs), indent=1).encode())
-    for name, draw in FIGURES.items():
-        replace_file(folder / f"{name}.png", png(draw(frame)))
-    return replace_file(out / "findings.md", text.encode())
-
-
-def provenance(runs: Path) -> dict[str, Any]:
-    """What the runs' own files say of where and when they were made, each value with its runs."""
-    told = [json.loads(path.read_text()) for path in sorted(runs.rglob(RUN_FILE))]
-    said = {
-        key: sorted({str(one[key]) for one in told})
-        for key in ("commit", "device", "threads", "python", "torch", "ai2-olmo", "numpy")
-    }
-    starts = sorted(start["started"] for one in told for start in one["starts"])
-    return {"runs": len(told), "first_start": starts[0], "last_start": starts[-1]} | said
 
 
 def thin(frame: pd.DataFrame) -> pd.DataFrame:
     """The records that findings stand on: each run's last step, and the course of `withdrawn`."""
     rows = over_all_pairs(frame)
+    rows = rows[rows.sweep.isin(SWEEPS)]
     last = rows.step == rows.groupby("run").step.transform("max")
     rows = rows[(last | (rows.sweep == "withdrawn")) & rows.metric.isin(METRICS)]
     return rows.drop(columns=["sweep", "folder"], errors="ignore").sort_values(
@@ -72,20 +48,13 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def as_json_lines(frame: pd.DataFrame) -> str:
-    """One record a line, as read_records reads, without the fields that a row does not have."""
-    rows = frame.assign(subset="all").to_dict("records")
-    clean = ({k: v for k, v in row.items() if v == v and v != ""} for row in rows)
-    return "".join(json.dumps(row) + "\n" for row in clean)
-
-
-def fill(text: str, frame: pd.DataFrame) -> str:
-    """The document with every table made anew from the records. KeyError for an unknown name."""
-    rows = final(frame)
-    every = over_all_pairs(frame)
+def fill(text: str, frame: pd.DataFrame, tables: Mapping[str, Table]) -> str:
+    """A document with the named tables made anew from the records; others stay as they are."""
+    rows, every = final(frame), over_all_pairs(frame)
 
     def table(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{TABLES[match[2]](rows, every)}\n\n{match[3]}"
+        make = tables.get(match[2])
+        return match[0] if make is None else f"{match[1]}\n{make(rows, every)}\n\n{match[3]}"
 
     return _MARK.sub(table, text)
 
@@ -108,10 +77,10 @@ def transfer(rows: pd.DataFrame, every: pd.DataFrame) -> str:
                 mixed = _values(rows, "mixture", rung, rate, metric=metric)
                 alone = _values(rows, "single", rung, rate, metric=metric)
                 change = difference(mixed, alone)
-                line += [estimate(alone).text, estimate(mixed).text, _verdict(change)]
+                line += [estimate(alone).text, estimate(mixed).text, verdict(change)]
             body.append(line)
     head = ["size", "rate (exp.)", "score: single", "mixture", "mixture - single"]
-    return _markdown([*head, "label loss: single", "mixture", "mixture - single"], body)
+    return markdown([*head, "label loss: single", "mixture", "mixture - single"], body)
 
 
 def expressivity(rows: pd.DataFrame, every: pd.DataFrame) -> str:
@@ -121,7 +90,7 @@ def expressivity(rows: pd.DataFrame, every: pd.DataFrame) -> str:
         alone = estimate(per_seed(rows, "alone", rung=rung))
         rare = [estimate(_values(rows, "mixture", rung, rate)).text for rate in (2, 1)]
         body.append([rung, alone.text, *rare, _learned(alone)])
-    return _markdown(["size", "alone", "mixture, rate 2", "rate 1", "alone: learned?"], body)
+    return markdown(["size", "alone", "mixture, rate 2", "rate 1", "alone: learned?"], body)
 
 
 def matched(rows: pd.DataFrame, every: pd.DataFrame) -> str:
@@ -134,11 +103,11 @@ def matched(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             line.append(estimate(host).text)
             for lr in (0.003, 0.001):
                 bare = _values(rows, "matched", rung, rate, learning_rate=lr)
-                line += [estimate(bare).text, _verdict(difference(bare, host))]
+                line += [estimate(bare).text, verdict(difference(bare, host))]
             body.append(line)
     head = ["size", "rate (exp.)", "with host text", "without, 3e-3", "without - with"]
     head += ["without, 1e-3", "without - with"]
-    return _markdown(head, body)
+    return markdown(head, body)
 
 
 def sparse(rows: pd.DataFrame, every: pd.DataFrame) -> str:
@@ -151,14 +120,14 @@ def sparse(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             exposures = _exposures(rows, "mixture", rung, rate)
             both = ((rate, dense), (rate / 4, thinner))
             texts = [f"{number(r)}: {estimate(values).text}" for r, values in both]
-            body.append([rung, exposures, *texts, _verdict(difference(thinner, dense))])
+            body.append([rung, exposures, *texts, verdict(difference(thinner, dense))])
             changes[rung, rate] = thinner - dense
     for rate in (8, 4, 2, 1):
         spared = difference(changes[RUNGS[0], rate], changes[RUNGS[-1], rate])
         exposures = _exposures(rows, "mixture", RUNGS[0], rate)
-        body.append([f"{RUNGS[0]} - {RUNGS[-1]}", exposures, "", "", _verdict(spared)])
+        body.append([f"{RUNGS[0]} - {RUNGS[-1]}", exposures, "", "", verdict(spared)])
     head = ["size", "exposures", "1,200 steps at rate", "4,800 steps at rate", "sparser - denser"]
-    return _markdown(head, body)
+    return markdown(head, body)
 
 
 def learning_rate(rows: pd.DataFrame, every: pd.DataFrame) -> str:
@@ -183,10 +152,10 @@ def learning_rate(rows: pd.DataFrame, every: pd.DataFrame) -> str:
                 line.append(f"**{text}**" if table[rate][lr] is best[rung, rate] else text)
             learned = sum(_is_learned(estimate(table[rate][lr])) for rate in rates)
             body.append([*line, str(learned)])
-    spared = [_verdict(difference(best[RUNGS[0], r], best[RUNGS[-1], r])) for r in rates]
+    spared = [verdict(difference(best[RUNGS[0], r], best[RUNGS[-1], r])) for r in rates]
     body.append([f"{RUNGS[0]} - {RUNGS[-1]}", "each at its best", *spared, ""])
     head = ["size", "learning rate", *(f"rate {rate}" for rate in rates), "learned cells"]
-    return _markdown(head, body)
+    return markdown(head, body)
 
 
 def withdrawn(rows: pd.DataFrame, every: pd.DataFrame) -> str:
@@ -199,17 +168,17 @@ def withdrawn(rows: pd.DataFrame, every: pd.DataFrame) -> str:
                 for step in (WITHDRAWN_AT, 700, 1200)
             }
             even = _values(rows, "single", rung, 4, metric=metric)
-            change = _verdict(difference(values[1200], values[WITHDRAWN_AT]))
-            beside = (estimate(even).text, _verdict(difference(values[1200], even)))
+            change = verdict(difference(values[1200], values[WITHDRAWN_AT]))
+            beside = (estimate(even).text, verdict(difference(values[1200], even)))
             texts = [estimate(v).text for v in values.values()]
             body.append([rung, metric, *texts, change, *beside])
             changes[rung, metric] = values[1200] - values[WITHDRAWN_AT]
     for metric in ("score", "label_loss"):
         spared = difference(changes[RUNGS[0], metric], changes[RUNGS[-1], metric])
         between = f"{RUNGS[0]} - {RUNGS[-1]}"
-        body.append([between, metric, "", "", "", _verdict(spared), "", ""])
+        body.append([between, metric, "", "", "", verdict(spared), "", ""])
     head = ["size", "", "step 600 (end)", "step 700", "step 1,200", "1,200 - 600"]
-    return _markdown([*head, "same number, spread evenly", "withdrawn - even"], body)
+    return markdown([*head, "same number, spread evenly", "withdrawn - even"], body)
 
 
 def complexity(rows: pd.DataFrame, every: pd.DataFrame) -> str:
@@ -227,7 +196,7 @@ def complexity(rows: pd.DataFrame, every: pd.DataFrame) -> str:
         body.append(line)
     head = ["task", "bits"]
     head += [f"{rung}, {c}" for rung in RUNGS[::-1] for c in ("rate 2", "rate 6", "alone")]
-    return _markdown(head, body)
+    return markdown(head, body)
 
 
 def hard_end(rows: pd.DataFrame, every: pd.DataFrame) -> str:
@@ -244,7 +213,7 @@ def hard_end(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             entropy = per_seed(rows, "hard_end", metric="label_entropy", **where)
             body.append([*line, f"{entropy.mean():.2f}"])
     head = ["size", "", "exposures", "train score", "test score", "label loss", "label entropy"]
-    return _markdown(head, body)
+    return markdown(head, body)
 
 
 def designs(rows: pd.DataFrame, every: pd.DataFrame) -> str:
@@ -264,15 +233,13 @@ def designs(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             line = [rung, what, estimate(score).text, "", estimate(losses).text, ""]
             if sweep != "single":
                 line[3], line[5] = (
-                    _verdict(difference(score, alone)),
-                    _verdict(difference(losses, loss)),
+                    verdict(difference(score, alone)),
+                    verdict(difference(losses, loss)),
                 )
             body.append(line)
     head = ["size", "beside", "score", "- single", "label loss", "- single"]
-    return _markdown(head, body)
+    return markdown(head, body)
 
-
-Table = Callable[[pd.DataFrame, pd.DataFrame], str]
 
 TABLES: dict[str, Table] = {
     "staircase": staircase,
@@ -313,11 +280,13 @@ def _cell(rows: pd.DataFrame, sweep: str, **where: Any) -> str:
     return f"**{score.text}**" if _is_learned(score) else score.text
 
 
-def _verdict(change: Estimate) -> str:
+def verdict(change: Estimate) -> str:
+    """A difference with its interval, and whether that leaves zero out."""
     return f"{change.signed}, {change.verdict}" if change.clear else f"{change.signed}, holds 0"
 
 
-def _markdown(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+def markdown(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+    """A table, the first column to the left and the others to the right."""
     head = list(head)
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -44,7 +44,7 @@ def matched_frequency(
     if rows.empty:
         raise ConfigError(
             f"records hold no {split} {metric!r} of a task with one gap all through; train a sweep "
-            "over bursts such as configs/matched_frequency.yaml"
+            "over bursts such as configs/confirm/matched_frequency.yaml"
         )
     null = _rows(frame, metric="label_entropy", split=split, when="end").value.mean()
     table: list[dict[str, object]] = []

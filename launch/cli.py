@@ -223,6 +223,7 @@ def sweep(
 
 @app.command()
 def confirm(
+    chapter: Annotated[str, typer.Option(help="controls or mechanism.")] = "controls",
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/confirm"),
     out: Annotated[
         Path | None, typer.Option(help="Where findings.md goes; default: the runs' folder.")
@@ -233,7 +234,7 @@ def confirm(
     from launch.confirm import confirm as run
 
     with _training():
-        run(runs, out=out, jobs=jobs, console=console)
+        run(chapter, runs, out=out, jobs=jobs, console=console)
 
 
 @app.command("eval")

@@ -105,7 +105,7 @@ def test_runs_of_another_rate_or_length_never_stand_beside_these(
 
 def test_records_without_a_gap_are_refused_with_the_remedy(frame: pd.DataFrame) -> None:
     for bare in (frame.drop(columns="gap"), frame.assign(gap=math.nan)):
-        with pytest.raises(ConfigError, match=r"configs/matched_frequency.yaml"):
+        with pytest.raises(ConfigError, match=r"configs/confirm/matched_frequency.yaml"):
             matched_frequency(bare)
 
 

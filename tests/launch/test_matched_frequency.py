@@ -1,4 +1,4 @@
-"""configs/matched_frequency.yaml: equal totals, bursts that fit, and controls that are twins."""
+"""The matched-frequency sweep: equal totals, bursts that fit, and controls that are twins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launch.sweep import Run, Sweep, load_sweep, plan_runs
 from olmo_ext.build import compile_stream
 from olmo_ext.config import load_experiment
 
-SWEEP = Path(__file__).parent.parent.parent / "configs" / "matched_frequency.yaml"
+SWEEP = Path(__file__).parent.parent.parent / "configs" / "confirm" / "matched_frequency.yaml"
 GAPS = {"n1": 1, "n5": 5, "n10": 10, "n25": 25}
 
 

@@ -1,0 +1,100 @@
+"""The chapters of docs/findings.md: which sweeps each stands on, its tables and its figures.
+
+write_chapter("controls", Path("runs/confirm"), document=DOCUMENT, out=Path("docs"))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from eval import feature_plots, findings, findings_figures, mechanism, retention_plots
+from eval.findings import Table, fill
+from eval.page import RUN_FILE
+from eval.plots import png
+from eval.records import FILE_NAME, read_records, replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A part of the findings that one command repeats."""
+
+    sweeps: tuple[str, ...]
+    """Files of configs/confirm, in the order in which they are run."""
+
+    thin: Callable[[pd.DataFrame], pd.DataFrame]
+    """The records of its sweeps that are committed."""
+
+    tables: Mapping[str, Table]
+    figures: Mapping[str, Callable[[pd.DataFrame], Figure]]
+
+
+def _of(sweep: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
+    return lambda frame: draw(frame[frame.run.str.split("-").str[0] == sweep])
+
+
+CHAPTERS = {
+    "controls": Chapter(findings.SWEEPS, findings.thin, findings.TABLES, findings_figures.FIGURES),
+    "mechanism": Chapter(
+        ("mechanism", "matched_frequency"),
+        mechanism.thin,
+        mechanism.TABLES,
+        {
+            "features": _of("mechanism", feature_plots.features),
+            "gaps": _of("matched_frequency", retention_plots.gaps),
+            "forgetting": _of("matched_frequency", retention_plots.forgetting),
+        },
+    ),
+}
+
+
+def write_chapter(name: str, runs: Path, *, document: Path, out: Path) -> Path:
+    """Write OUT/findings/<chapter> (records, provenance, figures) and OUT/findings.md.
+
+    runs: folder of the sweeps. document: the text whose tables of this chapter are made anew.
+    Returns the path of the new text. Raises FileNotFoundError or ConfigError if a run that a table
+    needs is missing.
+    """
+    chapter, folder = CHAPTERS[name], out / "findings" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = chapter.thin(pd.concat([read_records(runs / sweep) for sweep in chapter.sweeps]))
+    replace_file(folder / FILE_NAME, as_json_lines(frame).encode())
+    frame = read_records(folder / FILE_NAME)
+    text = fill(document.read_text(), frame, chapter.tables)
+    said = json.dumps(provenance([runs / sweep for sweep in chapter.sweeps]), indent=1)
+    replace_file(folder / "provenance.json", said.encode())
+    for figure, draw in chapter.figures.items():
+        replace_file(folder / f"{figure}.png", png(draw(frame)))
+    return replace_file(out / "findings.md", text.encode())
+
+
+def provenance(folders: list[Path]) -> dict[str, Any]:
+    """What the runs' own files say of where and when they were made, every value that occurs."""
+    told = [
+        json.loads(path.read_text())
+        for folder in folders
+        for path in sorted(folder.rglob(RUN_FILE))
+    ]
+    said = {
+        key: sorted({str(one[key]) for one in told})
+        for key in ("commit", "device", "threads", "python", "torch", "ai2-olmo", "numpy")
+    }
+    starts = sorted(start["started"] for one in told for start in one["starts"])
+    return {"runs": len(told), "first_start": starts[0], "last_start": starts[-1]} | said
+
+
+def as_json_lines(frame: pd.DataFrame) -> str:
+    """One record a line, as read_records reads, without the fields that a row does not have."""
+    clean = (
+        {k: v for k, v in row.items() if v is not None and v == v and (v != "" or k == "split")}
+        for row in frame.to_dict("records")
+    )
+    return "".join(json.dumps(row) + "\n" for row in clean)
