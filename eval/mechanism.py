@@ -90,7 +90,7 @@ def features(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     for layer, where in ((0, "embedding"), (1, "after block 1")):
         of_layer = inside[(inside.metric == "order_r2") & (inside.layer == layer)]
         rho, p = rank_correlation(of_layer.set_index("run").value.reindex(score.index), score)
-        tracks.append(f"{where} {rho:.2f} (p = {p:.3f})")
+        tracks.append(f"{where} {rho:.2f} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})")
     said = f"Spearman of order R^2 and score over the {len(score)} runs, permutation p: "
     return markdown(head, body) + "\n\n" + said + ", ".join(tracks) + "."
 
