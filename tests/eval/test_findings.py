@@ -2,75 +2,93 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from eval.findings import TABLES, as_json_lines, fill, thin
-from eval.findings_figures import FIGURES
+from eval.chapters import CHAPTERS, as_json_lines
+from eval.findings import fill
+from eval.mechanism import rank_correlation
 from eval.records import read_records
-from launch.confirm import SWEEPS, confirm_sweeps
+from launch.confirm import CONFIGS, confirm_sweeps
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
+FRAMES = {name: read_records(DOCS / "findings" / name) for name in CHAPTERS}
+TEXT = (DOCS / "findings.md").read_text()
+
+each_chapter = pytest.mark.parametrize("name", CHAPTERS)
 
 
-@pytest.fixture(scope="module")
-def frame():
-    return read_records(DOCS / "findings" / "records.jsonl")
+@each_chapter
+def test_every_table_of_the_document_regenerates_from_the_committed_records(name: str) -> None:
+    assert fill(TEXT, FRAMES[name], CHAPTERS[name].tables) == TEXT
 
 
-@pytest.fixture(scope="module")
-def text() -> str:
-    return (DOCS / "findings.md").read_text()
-
-
-def test_every_table_of_the_document_regenerates_from_the_committed_records(frame, text) -> None:
-    assert fill(text, frame) == text
-
-
-def test_a_changed_record_or_a_changed_table_is_noticed(frame, text) -> None:
+def test_a_changed_record_or_a_changed_table_is_noticed() -> None:
+    frame, tables = FRAMES["controls"], CHAPTERS["controls"].tables
     changed = frame.copy()
     of = (changed.run == "single-s1-w16-r4") & (changed.metric == "score")
     assert of.any()
     changed.loc[of, "value"] += 0.1
-    assert fill(text, changed) != text
-    assert fill(text.replace("| w16 |", "| w61 |"), frame) == text
+    assert fill(TEXT, changed, tables) != TEXT
+    marked = "<!-- table: transfer -->\n"
+    assert fill(TEXT.replace(marked, marked + "nonsense\n"), frame, tables) == TEXT
 
 
-def test_the_document_shows_every_table_and_figure_once(text) -> None:
-    assert sorted(re.findall(r"<!-- table: (\w+) -->", text)) == sorted(TABLES)
-    shown = re.findall(r"\]\(findings/(\w+)\.png\)", text)
-    assert sorted(shown) == sorted(FIGURES)
+def test_the_document_shows_every_table_and_figure_once() -> None:
+    tables = [name for chapter in CHAPTERS.values() for name in chapter.tables]
+    assert sorted(re.findall(r"<!-- table: (\w+) -->", TEXT)) == sorted(tables)
+    shown = re.findall(r"\]\(findings/(\w+/\w+)\.png\)", TEXT)
+    figures = [f"{name}/{f}" for name, chapter in CHAPTERS.items() for f in chapter.figures]
+    assert sorted(shown) == sorted(figures)
     assert all((DOCS / "findings" / f"{name}.png").stat().st_size > 10_000 for name in shown)
 
 
-def test_every_figure_draws_from_the_committed_records(frame) -> None:
-    for draw in FIGURES.values():
-        assert draw(frame).axes
+@each_chapter
+def test_every_figure_draws_from_the_committed_records(name: str) -> None:
+    for draw in CHAPTERS[name].figures.values():
+        assert draw(FRAMES[name]).axes
 
 
-def test_every_condition_has_at_least_three_seeds(frame) -> None:
-    sweep = frame.run.str.split("-").str[0]
-    seeds = frame.groupby([sweep, "rung", "task", "learning_rate"]).seed.nunique()
-    assert seeds.min() >= 3
+@each_chapter
+def test_every_condition_has_at_least_three_seeds(name: str) -> None:
+    frame = FRAMES[name]
+    condition = frame.run.str.replace(r"-s\d+", "", regex=True)
+    assert frame.groupby([condition, "task", "learning_rate"]).seed.nunique().min() >= 3
 
 
-def test_the_records_are_the_runs_of_the_committed_sweeps_and_no_others(frame) -> None:
+@each_chapter
+def test_the_records_are_the_runs_of_the_committed_sweeps_and_no_others(name: str) -> None:
     planned = {
         f"{sweep.name}-{'-'.join(point.labels)}"
-        for sweep in confirm_sweeps()
+        for sweep in confirm_sweeps(name)
         for point in sweep.points()
     }
-    assert set(frame.run) == planned
+    assert set(FRAMES[name].run) == planned
+    told = json.loads((DOCS / "findings" / name / "provenance.json").read_text())
+    assert told["runs"] == len(planned)
 
 
-def test_every_sweep_of_configs_confirm_is_run() -> None:
-    files = {path.stem for path in (DOCS.parent / "configs" / "confirm").glob("*.yaml")}
-    assert files - {"experiment"} == set(SWEEPS)
+def test_every_sweep_of_configs_confirm_belongs_to_one_chapter() -> None:
+    files = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "experiment")
+    assert sorted(name for chapter in CHAPTERS.values() for name in chapter.sweeps) == files
 
 
-def test_thin_records_read_back_as_they_were(frame, tmp_path) -> None:
+@each_chapter
+def test_thinned_records_thin_and_read_back_as_they_were(name: str, tmp_path: Path) -> None:
     again = tmp_path / "records.jsonl"
-    again.write_text(as_json_lines(thin(frame)))
-    assert again.read_bytes() == (DOCS / "findings" / "records.jsonl").read_bytes()
+    again.write_text(as_json_lines(CHAPTERS[name].thin(FRAMES[name])))
+    assert again.read_bytes() == (DOCS / "findings" / name / "records.jsonl").read_bytes()
+
+
+def test_a_rank_correlation_is_exact_and_its_p_is_that_of_permutations() -> None:
+    import pandas as pd
+
+    rising = pd.Series([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    rho, p = rank_correlation(rising, rising**3)
+    assert rho == pytest.approx(1.0)
+    assert p < 0.005  # 2 of 5,040 orders are as extreme
+    rho, p = rank_correlation(rising, pd.Series([1.0, -1.0, 1.1, -1.1, 1.2, -1.2, 0.0]))
+    assert p > 0.3
