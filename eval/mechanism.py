@@ -25,7 +25,7 @@ GAIN_LAG = 20
 """When Adam has put 89% of a burst's gradient into the weights (eval.retention)."""
 
 COSINES = ("cos_g_nt", "cos_g_t_all", "cos_g_t_label", "cos_update", "norm_g_r")
-FEATURES = ("order_r2", "order_r2_null99")
+FEATURES = ("order_r2", "order_r2_null99", "probe_count")
 CONSTANT = ("params_total", "d_model", "batch_size", "seq_len", "corpus_hash", "rate_per_sequence")
 
 
