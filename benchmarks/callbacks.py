@@ -9,8 +9,8 @@ batch, one for the task's losses and one for the rest, whose forward passes are 
 
 total: CPU seconds (one thread; other jobs may run) inside each callback when it measures /
 (100 x median step). Five tasks share the run: `interference` measures one with all
-instances, `interference_subset` all five with a subset of each. task_eval scores all five: its
-cost for one task is a fifth.
+instances, `interference_subset` all five with a subset of each. task_eval and features measure all
+five: their cost for one task is a fifth.
 
 Memory is the peak of the process's resident set inside, above that before; Linux only.
 """
@@ -212,7 +212,7 @@ def total(steps: int, micro: int, subset: int, every: int = 100) -> dict[str, An
     kinds: dict[str, type[Callback]] = {"first": First, "peak": Peak}
     kinds["interference"] = timed("interference", Interference)
     kinds["interference_subset"] = timed("interference_subset", Interference)
-    kinds |= {name: timed(name, usual[name]) for name in ("task_eval", "progress")}
+    kinds |= {name: timed(name, usual[name]) for name in ("task_eval", "features", "progress")}
     kinds["last"] = Last
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -222,6 +222,7 @@ def total(steps: int, micro: int, subset: int, every: int = 100) -> dict[str, An
             "interference": often | {"tasks": ["cmp0"]},
             "interference_subset": often | {"instances": subset},
             "task_eval": {"every": 10**6, "at_start": False},
+            "features": {"every": 10**6, "at_start": False},
             **{name: {} for name in ("first", "peak", "last")},
         }
         folder = run(config, folder, kinds)
@@ -234,8 +235,9 @@ def total(steps: int, micro: int, subset: int, every: int = 100) -> dict[str, An
     )
     seconds = {name: of_steps[steps] for name, of_steps in inside.items()}
     cosines = records[(records.metric == "subset_cosine")]
-    one = seconds["interference"] + seconds["task_eval"] / 5 + seconds["progress"]
-    five = seconds["interference_subset"] + seconds["task_eval"] + seconds["progress"]
+    shared = seconds["task_eval"] + seconds["features"]
+    one = seconds["interference"] + shared / 5 + seconds["progress"]
+    five = seconds["interference_subset"] + shared + seconds["progress"]
     return {
         "geometry": "32 x 2048, one row of each of five tasks injected",
         "median step, CPU s": step,
