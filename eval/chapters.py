@@ -85,7 +85,16 @@ def provenance(folders: list[Path]) -> dict[str, Any]:
     ]
     said = {
         key: sorted({str(one[key]) for one in told})
-        for key in ("commit", "device", "threads", "python", "torch", "ai2-olmo", "numpy")
+        for key in (
+            "commit",
+            "corpus_hash",
+            "device",
+            "threads",
+            "python",
+            "torch",
+            "ai2-olmo",
+            "numpy",
+        )
     }
     starts = sorted(start["started"] for one in told for start in one["starts"])
     return {"runs": len(told), "first_start": starts[0], "last_start": starts[-1]} | said

@@ -26,6 +26,9 @@ SWEEPS = (
 """Short runs last, so that at the end no core waits long for the other."""
 
 METRICS = ("score", "accuracy", "label_loss", "label_entropy")
+UNREAD = ("params_total", "d_model", "seq_len", "corpus_hash", "schedule", "low", "high")
+"""Fields that no table reads; provenance.json keeps the corpus."""
+
 RUNGS = ("w64", "w16")
 RATES = (4, 2, 1)
 GRADES = ("class2", "comparison", "sum2", "sum3", "sum24")
@@ -43,9 +46,8 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows.sweep.isin(SWEEPS)]
     last = rows.step == rows.groupby("run").step.transform("max")
     rows = rows[(last | (rows.sweep == "withdrawn")) & rows.metric.isin(METRICS)]
-    return rows.drop(columns=["sweep", "folder"], errors="ignore").sort_values(
-        ["run", "step", "task", "split", "metric"], ignore_index=True
-    )
+    rows = rows.drop(columns=["sweep", "folder", *UNREAD], errors="ignore")
+    return rows.sort_values(["run", "step", "task", "split", "metric"], ignore_index=True)
 
 
 def fill(text: str, frame: pd.DataFrame, tables: Mapping[str, Table]) -> str:

@@ -26,7 +26,8 @@ GAIN_LAG = 20
 
 COSINES = ("cos_g_nt", "cos_g_t_all", "cos_g_t_label", "cos_update", "norm_g_r")
 FEATURES = ("order_r2", "order_r2_null99", "probe_count")
-CONSTANT = ("params_total", "d_model", "batch_size", "seq_len", "corpus_hash", "rate_per_sequence")
+UNREAD = ("params_total", "d_model", "batch_size", "seq_len", "corpus_hash", "rate_per_sequence")
+"""Fields that no table reads; provenance.json keeps the corpus."""
 
 
 def thin(frame: pd.DataFrame) -> pd.DataFrame:
@@ -43,7 +44,7 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
     kept = inside & (cosines | scores | frame.metric.isin(FEATURES)) | gaps
     return (
         frame[kept]
-        .drop(columns=[*CONSTANT, "folder"], errors="ignore")
+        .drop(columns=[*UNREAD, "folder"], errors="ignore")
         .sort_values(["run", "step", "task", "split", "metric", "layer", "lag"], ignore_index=True)
     )
 

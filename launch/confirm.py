@@ -1,6 +1,6 @@
 """The findings: a chapter's sweeps on this machine, then docs/findings.md with their numbers.
 
-    olmo-ext confirm                         # the controls: 40 minutes on two cores; resumable
+    olmo-ext confirm                         # the controls: 45 minutes on two cores; resumable
     olmo-ext confirm --chapter mechanism     # interference, features, retention: 20 minutes
     olmo-ext confirm --out docs              # and make the committed document anew
 
