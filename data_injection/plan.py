@@ -173,6 +173,9 @@ class InjectionPlan:
         if self.offset:
             parts.append(f"offset {self.offset}")
         parts += [f"{name}={value}" for name, value in sorted(task.params.items())]
+        others = [other for other in self.tasks if other is not task]
+        if any(set(task.labels.tolist()) & set(other.labels.tolist()) for other in others):
+            parts.append("shared labels")
         return ", ".join(parts)
 
     # -- identity --------------------------------------------------------------------------------

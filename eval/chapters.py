@@ -1,12 +1,12 @@
 """The chapters of docs/findings.md: which sweeps each stands on, its tables and its figures.
 
-write_chapter("controls", Path("runs/confirm"), document=DOCUMENT, out=Path("docs"))
+write_chapter("controls", run_folders, document=DOCUMENT, out=Path("docs"))
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,33 +56,34 @@ CHAPTERS = {
 }
 
 
-def write_chapter(name: str, runs: Path, *, document: Path, out: Path) -> Path:
+def write_chapter(name: str, folders: Sequence[Path], *, document: Path, out: Path) -> Path:
     """Write OUT/findings/<chapter> (records, provenance, figures) and OUT/findings.md.
 
-    runs: folder of the sweeps. document: the text whose tables of this chapter are made anew.
-    Returns the path of the new text. Raises FileNotFoundError or ConfigError if a run that a table
-    needs is missing.
+    folders: of the chapter's runs. document: the text; tables of chapters whose records are in OUT
+    are made anew, and a line above it says which are still the document's own. Returns the path of
+    the new text. Raises FileNotFoundError or ConfigError if a run that a table needs is missing.
     """
     chapter, folder = CHAPTERS[name], out / "findings" / name
     folder.mkdir(parents=True, exist_ok=True)
-    frame = chapter.thin(pd.concat([read_records(runs / sweep) for sweep in chapter.sweeps]))
+    frame = chapter.thin(pd.concat([read_records(run) for run in folders]))
     replace_file(folder / FILE_NAME, as_json_lines(frame).encode())
+    replace_file(folder / "provenance.json", json.dumps(provenance(folders), indent=1).encode())
     frame = read_records(folder / FILE_NAME)
-    text = fill(document.read_text(), frame, chapter.tables)
-    said = json.dumps(provenance([runs / sweep for sweep in chapter.sweeps]), indent=1)
-    replace_file(folder / "provenance.json", said.encode())
     for figure, draw in chapter.figures.items():
         replace_file(folder / f"{figure}.png", png(draw(frame)))
-    return replace_file(out / "findings.md", text.encode())
+    text, old = document.read_text(), []
+    for other in CHAPTERS:
+        if (path := out / "findings" / other / FILE_NAME).exists():
+            text = fill(text, read_records(path), CHAPTERS[other].tables)
+        else:
+            old.append(other)
+    note = f"> Not run here, committed numbers: {', '.join(old)}.\n\n" if old else ""
+    return replace_file(out / "findings.md", (note + text).encode())
 
 
-def provenance(folders: list[Path]) -> dict[str, Any]:
+def provenance(folders: Sequence[Path]) -> dict[str, Any]:
     """What the runs' own files say of where and when they were made, every value that occurs."""
-    told = [
-        json.loads(path.read_text())
-        for folder in folders
-        for path in sorted(folder.rglob(RUN_FILE))
-    ]
+    told = [json.loads((folder / RUN_FILE).read_text()) for folder in folders]
     said = {
         key: sorted({str(one[key]) for one in told})
         for key in (

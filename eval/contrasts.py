@@ -1,12 +1,13 @@
 """Estimates over seeds and differences between two conditions, each with its 95% interval.
 
-    sweep = final(read_records("docs/findings/records.jsonl"))
+    sweep = final(read_records("docs/findings/controls"))
     a = per_seed(sweep, "single", rung="w16", task="cmp_r4")
     b = per_seed(sweep, "mixture", rung="w16", task="cmp_r4")
     print(difference(b, a).text)                       # "+0.12 ± 0.09"
 
-A run of a sweep is named <sweep>-<label>-<label>-... (launch/sweep.py). A seed fixes weights, data
-order, symbols and splits, the same in every sweep, so conditions are compared seed by seed.
+A run of a sweep is named <sweep>-<label>-<label>-... (launch/sweep.py). Conditions are compared
+seed by seed: a seed fixes initial weights and data order in every sweep. A task's symbols are the
+same only where it stands at the same place in its run, its split only under the same name.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ class Estimate:
 
     @property
     def verdict(self) -> str:
+        if self.num_seeds < MIN_SEEDS or math.isnan(self.low):
+            return "too few seeds"
         if not self.clear:
-            return "interval holds 0"
+            return "holds 0"
         return "higher" if self.mean > 0 else "lower"
 
 

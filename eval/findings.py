@@ -18,6 +18,7 @@ from eval.contrasts import Estimate, difference, estimate, final, over_all_pairs
 from eval.grid import LEARNED_SCORE, cells
 from eval.page import markdown_cells
 from eval.plots import number
+from eval.retention import share
 
 SWEEPS = (
     *("mixture", "complexity", "single", "withdrawn", "learning_rate", "unlike", "one_format"),
@@ -96,19 +97,20 @@ def expressivity(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 
 def matched(rows: pd.DataFrame, every: pd.DataFrame) -> str:
-    """As many examples a step with host text, and without it at two learning rates."""
+    """As many examples a step with host text and without it, each at the best of its learning
+    rates; with it in the single-task runs as well."""
     body = []
     for rung in RUNGS:
         for rate in RATES:
-            host = _values(rows, "single", rung, rate)
+            single = _values(rows, "single", rung, rate)
+            host = max(_by_learning_rate(rows, rung, rate).values(), key=pd.Series.mean)
+            bare = [_values(rows, "matched", rung, rate, learning_rate=lr) for lr in (0.003, 0.001)]
+            best = max(bare, key=pd.Series.mean)
             line = [rung, f"{rate} ({_exposures(rows, 'matched', rung, rate)})"]
-            line.append(estimate(host).text)
-            for lr in (0.003, 0.001):
-                bare = _values(rows, "matched", rung, rate, learning_rate=lr)
-                line += [estimate(bare).text, verdict(difference(bare, host))]
-            body.append(line)
-    head = ["size", "rate (exp.)", "with host text", "without, 3e-3", "without - with"]
-    head += ["without, 1e-3", "without - with"]
+            line += [estimate(values).text for values in (single, host, *bare)]
+            body.append([*line, verdict(difference(best, host))])
+    head = ["size", "rate (exp.)", "host text: single, 3e-3", "mixture, best rate"]
+    head += ["no host text: 3e-3", "1e-3", "best without - best with"]
     return markdown(head, body)
 
 
@@ -135,19 +137,12 @@ def sparse(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 def learning_rate(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """The mixture at three learning rates, the best of each column and size in bold, and the sizes'
     difference with each at its best."""
-    sweeps = {0.003: "mixture", 0.01: "learning_rate", 0.03: "learning_rate"}
     rates, body = (8, 4, 2, 1), []
     best: dict[tuple[str, int], pd.Series] = {}
     for rung in RUNGS:
-        table = {
-            rate: {
-                lr: _values(rows, sweep, rung, rate, learning_rate=lr)
-                for lr, sweep in sweeps.items()
-            }
-            for rate in rates
-        }
+        table = {rate: _by_learning_rate(rows, rung, rate) for rate in rates}
         best |= {(rung, rate): max(table[rate].values(), key=pd.Series.mean) for rate in rates}
-        for lr in sweeps:
+        for lr in table[rates[0]]:
             line = [rung, f"{lr:g}"]
             for rate in rates:
                 text = estimate(table[rate][lr]).text
@@ -162,7 +157,7 @@ def learning_rate(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 def withdrawn(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """Score when injection ends and 600 steps of host text later; does width spare the loss?"""
-    body, changes = [], {}
+    body, ends = [], {}
     for rung in RUNGS:
         for metric in ("score", "label_loss"):
             values = {
@@ -171,16 +166,21 @@ def withdrawn(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             }
             even = _values(rows, "single", rung, 4, metric=metric)
             change = verdict(difference(values[1200], values[WITHDRAWN_AT]))
-            beside = (estimate(even).text, verdict(difference(values[1200], even)))
+            kept = ""
+            if metric == "score":
+                part = share(values[1200].tolist(), values[WITHDRAWN_AT].tolist())
+                kept = f"{part.value:.2f} [{part.low:.2f}, {part.high:.2f}]"
             texts = [estimate(v).text for v in values.values()]
-            body.append([rung, metric, *texts, change, *beside])
-            changes[rung, metric] = values[1200] - values[WITHDRAWN_AT]
+            body.append([rung, metric, *texts, change, kept, estimate(even).text])
+            ends[rung, metric] = values[WITHDRAWN_AT], values[1200]
     for metric in ("score", "label_loss"):
-        spared = difference(changes[RUNGS[0], metric], changes[RUNGS[-1], metric])
-        between = f"{RUNGS[0]} - {RUNGS[-1]}"
-        body.append([between, metric, "", "", "", verdict(spared), "", ""])
+        (large, large_end), (small, small_end) = (ends[rung, metric] for rung in RUNGS)
+        changes = (difference(large, small), difference(large_end, small_end))
+        spared = difference(large_end - large, small_end - small)
+        texts = [verdict(one) for one in (*changes, spared)]
+        body.append([f"{RUNGS[0]} - {RUNGS[-1]}", metric, texts[0], "", *texts[1:], "", ""])
     head = ["size", "", "step 600 (end)", "step 700", "step 1,200", "1,200 - 600"]
-    return markdown([*head, "same number, spread evenly", "withdrawn - even"], body)
+    return markdown([*head, "share kept", "same number, spread evenly"], body)
 
 
 def complexity(rows: pd.DataFrame, every: pd.DataFrame) -> str:
@@ -219,28 +219,30 @@ def hard_end(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 
 def designs(rows: pd.DataFrame, every: pd.DataFrame) -> str:
-    """The comparison at rate 2 beside nothing, its like, its like in one format, and the unlike."""
+    """A rare comparison beside nothing, its like, its like in one format, and the unlike."""
+    kinds = (
+        ("single", "nothing (single)"),
+        ("mixture", "comparisons, labels of their own"),
+        ("one_format", "comparisons, one set of labels"),
+        ("unlike", "classes of single tokens"),
+    )
     body = []
     for rung in RUNGS:
-        alone = _values(rows, "single", rung, 2)
-        loss = _values(rows, "single", rung, 2, metric="label_loss")
-        for sweep, what in (
-            ("single", "nothing (single)"),
-            ("mixture", "comparisons, labels of their own"),
-            ("one_format", "comparisons, one set of labels"),
-            ("unlike", "classes of single tokens"),
-        ):
-            score = _values(rows, sweep, rung, 2)
-            losses = _values(rows, sweep, rung, 2, metric="label_loss")
-            line = [rung, what, estimate(score).text, "", estimate(losses).text, ""]
-            if sweep != "single":
-                line[3], line[5] = (
-                    verdict(difference(score, alone)),
-                    verdict(difference(losses, loss)),
-                )
-            body.append(line)
-    head = ["size", "beside", "score", "- single", "label loss", "- single"]
-    return markdown(head, body)
+        for rate in (2, 1):
+            for sweep, what in kinds if rate == 2 else kinds[:-1]:
+                line = [rung, str(rate), what]
+                for metric in ("score", "label_loss"):
+                    found = {
+                        name: _values(rows, name, rung, rate, metric=metric)
+                        for name in ("single", "mixture", sweep)
+                    }
+                    ours = found[sweep]
+                    of_single = sweep != "single" and verdict(difference(ours, found["single"]))
+                    of_own = sweep == "one_format" and verdict(difference(ours, found["mixture"]))
+                    line += [estimate(ours).text, of_single or "", of_own or ""]
+                body.append(line)
+    head = ["size", "rate", "beside", "score", "- single", "- own labels"]
+    return markdown([*head, "label loss", "- single", "- own labels"], body)
 
 
 TABLES: dict[str, Table] = {
@@ -260,6 +262,12 @@ TABLES: dict[str, Table] = {
 def _values(rows: pd.DataFrame, sweep: str, rung: str, rate: float, **where: Any) -> pd.Series:
     """A comparison's values by the name every sweep gives it: cmp_r<rate>."""
     return per_seed(rows, sweep, rung=rung, task=f"cmp_r{rate:g}", **where)
+
+
+def _by_learning_rate(rows: pd.DataFrame, rung: str, rate: float) -> dict[float, pd.Series]:
+    """The mixture's scores at each learning rate it was run with."""
+    sweeps = {0.003: "mixture", 0.01: "learning_rate", 0.03: "learning_rate"}
+    return {lr: _values(rows, sweep, rung, rate, learning_rate=lr) for lr, sweep in sweeps.items()}
 
 
 def _exposures(rows: pd.DataFrame, sweep: str, rung: str, rate: float) -> str:
@@ -284,7 +292,7 @@ def _cell(rows: pd.DataFrame, sweep: str, **where: Any) -> str:
 
 def verdict(change: Estimate) -> str:
     """A difference with its interval, and whether that leaves zero out."""
-    return f"{change.signed}, {change.verdict}" if change.clear else f"{change.signed}, holds 0"
+    return f"{change.signed}, {change.verdict}"
 
 
 def markdown(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:

@@ -215,6 +215,12 @@ def _some(steps: pd.Series) -> str:
 def _cell(group: pd.DataFrame, metric: str, split: str) -> dict[str, object]:
     """Everything one cell says, from its rows of all metrics and splits at one step."""
     chosen = group[(group.metric == metric) & (group.split == split)]
+    places = ("layer", "group", "other_task", "burst", "lag")
+    if several := [p for p in places if p in chosen and chosen[p].nunique(dropna=False) > 1]:
+        raise ConfigError(
+            f"{split} {metric!r} was measured at several values of {', '.join(several)}, which a "
+            "cell would average; choose one of them first"
+        )
     # A seed is one draw, however many runs or like tasks of a mixture it was measured in.
     value, low, high = seed_interval(_per_seed(group, metric, split))
     n_seeds = int(chosen.seed.nunique())

@@ -49,6 +49,7 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     console.print(f"{len(planned)} runs; each is one process on one thread, {jobs} side by side")
     train_all(planned, jobs=jobs, console=console)
     console.print("tables and figures ...")
-    path = write_chapter(chapter, runs, document=DOCUMENT, out=out or runs)
+    folders = [run.folder for run in planned]
+    path = write_chapter(chapter, folders, document=DOCUMENT, out=out or runs)
     console.print(f"{path}\n{time.monotonic() - started:.0f} s")
     return path

@@ -20,7 +20,9 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,7 +54,7 @@ ENVIRONMENT = {
 }
 
 KEYS = ("name", "experiments", "set", "axes")
-_LABEL = re.compile(r"[A-Za-z0-9._]+")
+_LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._]*")
 _STEP = re.compile(r"step (\d+)/(\d+)")
 
 Settings = Mapping[str, Any]
@@ -85,26 +87,35 @@ class Sweep:
 
     def points(self) -> list[Point]:
         """The grid, the last axis running fastest. Raises ConfigError for names that cannot be."""
-        for label in [self.name, *(label for axis in self.axes.values() for label in axis)]:
+        stems = [path.stem for path in self.experiments]
+        several = len(stems) > 1
+        parts = [label for axis in self.axes.values() for label in axis]
+        for label in [self.name, *parts, *(stems if several else ())]:
             if not _LABEL.fullmatch(str(label)):
                 raise ConfigError(
                     f"sweep {self.name}: {label!r} becomes a part of run names and folders; use "
-                    "letters, digits, . and _ only"
+                    "letters, digits, . and _ only, not . first"
                 )
-        stems = [path.stem for path in self.experiments]
+        for name, axis in self.axes.items():
+            if not axis or len({str(label) for label in axis}) < len(axis):
+                raise ConfigError(
+                    f"sweep {self.name}: axes.{name} must have labels, all different as text, got "
+                    f"{list(axis)}"
+                )
         if len(set(stems)) < len(stems):
             raise ConfigError(
                 f"sweep {self.name}: experiments {stems} share a file name, so that their runs "
                 "would share a folder; rename one"
             )
-        several = len(stems) > 1
         points = []
         for experiment in self.experiments:
             for choice in product(*(axis.items() for axis in self.axes.values())):
                 labels = ((experiment.stem,) if several else ()) + tuple(str(k) for k, _ in choice)
                 settings = dict(self.settings)
                 for _, chosen in choice:
-                    settings |= chosen
+                    for key, value in chosen.items():
+                        settings.pop(key, None)  # an axis' settings come after the sweep's
+                        settings[key] = value
                 points.append(Point(labels, experiment, settings))
         return points
 
@@ -149,7 +160,7 @@ class Run:
     num_steps: int
     num_tokens: int
     settings: dict[str, Any]
-    """All that the run's weights depend on; see `olmo_ext.build.run_identity`."""
+    """All that the run's weights and records depend on; see `olmo_ext.build.run_identity`."""
 
     process: ForkServerProcess | None = field(default=None, repr=False)
 
@@ -231,7 +242,10 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
     for point in sweep.points():
         labels = "-".join(point.labels)
         name, folder = f"{sweep.name}-{labels}", out / labels
-        given = [f"{key}={json.dumps(value)}" for key, value in point.settings.items()]
+        given = [
+            f"{key}={_as_text(value, key=key, sweep=sweep.name)}"
+            for key, value in point.settings.items()
+        ]
         given += [f"train.run_name={name}", f"train.save_folder={folder}", *overrides]
         try:
             experiment = load_experiment(point.experiment, given)
@@ -241,12 +255,26 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
                 callback.check(stream.plan, experiment.train, num_steps=stream.num_steps)
         except ConfigError as error:
             raise ConfigError(f"sweep {sweep.name}, run {labels}: {error}") from None
-        settings = run_identity(experiment, stream) | {"num_steps": stream.num_steps}
+        settings = run_identity(experiment, stream) | {
+            "num_steps": stream.num_steps,
+            "callbacks": json.loads(json.dumps(experiment.callbacks, default=str)),
+        }
         tokens = stream.num_positions * experiment.train.model.max_sequence_length
         arguments = ["train", str(point.experiment), "--resume"]
         arguments += [part for override in given for part in ("--override", override)]
         runs.append(Run(name, folder, arguments, stream.num_steps, tokens, settings))
     return runs
+
+
+def _as_text(value: Any, *, key: str, sweep: str) -> str:
+    """A setting as on the command line. YAML's dates and binary have no such form."""
+    try:
+        return json.dumps(value)
+    except TypeError:
+        raise ConfigError(
+            f"sweep {sweep}: {key} must be text, a number, a list or a mapping, got {value!r}; "
+            "put it in quotes"
+        ) from None
 
 
 def plan_sweeps(sweeps: Sequence[Sweep], out: Path, *, overrides: Sequence[str] = ()) -> list[Run]:
@@ -308,9 +336,18 @@ def train_all(runs: list[Run], *, jobs: int, console: Console) -> None:
 
 @contextmanager
 def _stopping(running: list[Run]) -> Iterator[None]:
+    """Ends the running ones however this process ends, short of SIGKILL."""
+
+    def terminate(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminate) if main else None
     try:
         yield
     finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
         for run in running:
             assert run.process is not None
             run.process.terminate()

@@ -139,8 +139,7 @@ def cayley_table(group: Any) -> IntArray:
     if kind == "C":
         return np.add.outer(np.arange(n), np.arange(n)) % n
     if kind == "D":
-        turn = [tuple((s * i + r) % n for i in range(n)) for s in (1, -1) for r in range(n)]
-        elements = turn
+        elements = [tuple((s * i + r) % n for i in range(n)) for s in (1, -1) for r in range(n)]
     else:
         elements = [p for p in permutations(range(n)) if kind == "S" or _is_even(p)]
     index = {p: i for i, p in enumerate(elements)}

@@ -52,8 +52,10 @@ def test_a_difference_is_paired_by_seed() -> None:
 def test_an_interval_that_holds_zero_says_so_and_so_do_two_seeds() -> None:
     crossing = estimate(by_seed(-0.1, 0.1, 0.3))
     assert not crossing.clear
-    assert crossing.verdict == "interval holds 0"
-    assert not estimate(by_seed(0.50, 0.51)).clear
+    assert crossing.verdict == "holds 0"
+    few = estimate(by_seed(0.50, 0.51))
+    assert not few.clear
+    assert few.verdict == "too few seeds"
 
 
 def test_seeds_that_do_not_pair_are_refused() -> None:
