@@ -18,7 +18,7 @@ from rich.console import Console
 from data_injection.config import ConfigError
 from launch.sweep import Sweep, load_sweep, plan_sweeps, train_all
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "confirm"
 DOCUMENT = ROOT / "docs" / "findings.md"
 
@@ -37,6 +37,8 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     """
     from data_injection.corpus import prepare_embedded
     from eval.chapters import CHAPTERS, write_chapter
+    from eval.findings import fill
+    from eval.records import read_records, replace_file
 
     if chapter not in CHAPTERS:
         raise ConfigError(f"--chapter must be one of {', '.join(CHAPTERS)}, got {chapter!r}")
@@ -50,6 +52,10 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     train_all(planned, jobs=jobs, console=console)
     console.print("tables and figures ...")
     folders = [run.folder for run in planned]
-    path = write_chapter(chapter, folders, document=DOCUMENT, out=out or runs)
+    path = write_chapter(chapter, folders, document=DOCUMENT, out=out or runs).resolve()
+    if path == DOCUMENT:  # the committed one: the README shows a table of it
+        frame, readme = read_records(path.parent / "findings" / chapter), ROOT / "README.md"
+        text = fill(readme.read_text(), frame, CHAPTERS[chapter].tables)
+        replace_file(readme, text.encode())
     console.print(f"{path}\n{time.monotonic() - started:.0f} s")
     return path
