@@ -84,8 +84,8 @@ FIGURES = (
         features,
         "The study's Fig. 7: how well a linear probe reads a task's hidden structure off its "
         "symbols on held-out symbols, over training and against the test score. Null: dashed, the "
-        "99th percentile of the largest R² that permuted symbols reach at any unit and layer; below "
-        "it nothing was found. R² is clipped at 0 here, not in the records.",
+        "99th percentile of the largest R² that permuted symbols reach at any unit and layer; "
+        "below it nothing was found. R² is clipped at 0 here, not in the records.",
     ),
     Drawing(
         "interference.png",

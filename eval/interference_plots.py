@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from data_injection.config import ConfigError
 from eval.grid import MIN_SEEDS, seed_interval
 from eval.interference_table import PLACE, interference_table, measured_steps
 from eval.plots import FAINT, INK, count, number
@@ -218,12 +217,7 @@ def _legend(figure: Any) -> None:
         Patch(label="± 2 sd of a random direction", **{k: BAND[k] for k in ("color", "alpha")})
     )
     handles.append(Line2D([], [], label="mean |cosine| of a step", **SIZE))
-    handles.append(
-        Line2D(
-            [], [], marker="^", color="#009e73", markerfacecolor="white", linestyle="none",
-            markersize=4.5, label=f"|perp part| / |g_r| < {SMALL_SHARE:g}: says little",
-        )  # fmt: skip
-    )
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False
-    )
+    hollow: dict[str, Any] = LINES["_perp"][1] | {"markerfacecolor": "white", "linestyle": "none"}
+    label = f"|perp part| / |g_r| < {SMALL_SHARE:g}: says little"
+    handles.append(Line2D([], [], label=label, markersize=4.5, **hollow))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)

@@ -49,8 +49,8 @@ def interference_table(frame: pd.DataFrame, *, since: float = SINCE) -> pd.DataF
     late = steps[steps.step > since * steps.last_step]
     if late.empty:
         raise ConfigError(
-            f"records hold no interference after {since:g} of a run's steps; let the runs go on, or "
-            "measure more often (callbacks.interference.every)"
+            f"records hold no interference after {since:g} of a run's steps; let the runs go on, "
+            "or measure more often (callbacks.interference.every)"
         )
     cell = [*PLACE, "rung", "params"]
     rows = [
