@@ -75,7 +75,7 @@ def looks_inside(rung, *, steps=(0, 100)):
             yield place | nulls | {"metric": metric, "value": 0.2}
         yield place | {"metric": "norm_g_r", "value": 1.0, "perp_share": 0.5}
         burst = task | {"split": "test", "subset": "all", "burst": 1, "instances": 50}
-        burst |= {"burst_step": 60, "gap": 50, "variant": ""}
+        burst |= {"burst_step": 60, "gap": 50, "variant": "", "schedule": "burst every 50"}
         yield burst | {"step": 60, "metric": "label_loss_before", "value": 2.0}
         for lag in (0, 20):
             after = {"step": 61 + lag, "lag": lag, "value": 1.0}
