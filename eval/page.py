@@ -6,13 +6,14 @@ render("runs/quickstart", table, runs, figures, command=None)
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
 import pandas as pd
 
+from eval.figures import Drawn
 from eval.grid import LearnedCounts, groups, learned_per_rung
 from eval.plots import count, number
 
@@ -98,9 +99,11 @@ def render(
     source: str,
     table: pd.DataFrame,
     runs: list[Run],
-    figures: dict[str, bytes],
+    figures: Sequence[Drawn],
     command: str | None,
 ) -> str:
+    """figures: in the order of the page; the first, the heatmap, stands under the answer."""
+    first, *others = figures
     caveats = "".join(f"<li><b>{escape(k)}</b>: {escape(v)}</li>" for k, v in CAVEATS)
     body = [
         "<h1>Do larger models learn rarer tasks?</h1>",
@@ -109,14 +112,11 @@ def render(
         "for a smaller one to keep (Huang et al. 2026, arXiv 2605.29548, Fig. 5 and 6a).</p>",
         _answers(table),
         _notes(table, runs),
-        _figure(figures, "heatmap.png", "Size by frequency: larger rungs on top, frequent left."),
+        _figure(first),
         "<h2>Learned cells per size</h2>",
         _learned_table(table),
         f"<h2>How to read this</h2><ul>{caveats}</ul>",
-        "<h2>Learning curves</h2>",
-        _figure(
-            figures, "curves.png", "Test score over training: a panel per size, a line per rate."
-        ),
+        *(f"<h2>{escape(figure.title)}</h2>{_figure(figure)}" for figure in others),
         "<h2>All cells</h2>",
         _all_cells(table),
         "<h2>Provenance</h2>",
@@ -171,11 +171,11 @@ def _notes(table: pd.DataFrame, runs: list[Run]) -> str:
     return f'<ul class="notes">{items}</ul>' if notes else ""
 
 
-def _figure(figures: dict[str, bytes], name: str, caption: str) -> str:
-    data = base64.b64encode(figures[name]).decode()
+def _figure(figure: Drawn) -> str:
+    data, caption = base64.b64encode(figure.png).decode(), escape(figure.caption)
     return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(caption)} File: {escape(name)}</figcaption></figure>"
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption} File: {escape(figure.name)}</figcaption></figure>"
     )
 
 

@@ -1,7 +1,7 @@
 """One page that answers "do larger models learn rarer tasks?" from the records of a run or sweep.
 
     from eval.report import write_report
-    write_report("runs/quickstart")      # report.html, heatmap.png, curves.png, cells.md, *.csv
+    write_report("runs/quickstart")      # report.html, heatmap.png, ..., cells.md, *.csv
 
 The page stands alone: figures are embedded and nothing is fetched. It says what measurement may
 not leave out: seeds, exposures, protocol, and which runs are unfinished.
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from data_injection.config import ConfigError
+from eval.figures import draw_figures
 from eval.grid import cells, groups, learned_per_rung
 from eval.page import RUN_FILE, Run, cell_text, markdown_cells, render, verdict
-from eval.plots import count, curves, heatmap, number, png
+from eval.plots import count, number
 from eval.records import read_records, record_files, replace_file
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ def write_report(
     default = source.parent if source.is_file() else source
     out = Path(out_folder) if out_folder is not None else default
     out.mkdir(parents=True, exist_ok=True)
-    figures = {"heatmap.png": png(heatmap(table)), "curves.png": png(curves(frame))}
+    figures = draw_figures(frame)
     page = render(str(source), table, runs, figures, command)
-    for name, data in figures.items():
-        replace_file(out / name, data)
+    for figure in figures:
+        replace_file(out / figure.name, figure.png)
     replace_file(out / "cells.csv", table.to_csv(index=False).encode())
     replace_file(out / "cells.md", markdown_cells(table).encode())
     replace_file(out / "records.csv", frame.to_csv(index=False).encode())

@@ -167,7 +167,7 @@ def retention(
     value, low, high (95%; NaN: undefined), effect, effect_low, effect_high (the numerator in nats:
     how far the loss lies below the one before the burst or, net, the control's), gain, gain_low,
     gain_high (the denominator), n_seeds, n_bursts (over all seeds), controlled, provisional.
-    Raises ConfigError if nothing was measured.
+    Raises ConfigError if nothing was measured there.
     """
     table = bursts(frame, metric=metric, gain_lag=gain_lag)
     last = frame.groupby("run").step.max()
@@ -186,6 +186,11 @@ def retention(
         common = dict(zip(cell, key, strict=True)) | {"split": split, "gain_lag": gain_lag}
         common |= {"controlled": controlled}
         rows += [common | row for row in _shares(chosen, controlled)]
+    if not rows:
+        raise ConfigError(
+            f"records hold no burst after {since:g} of a run's steps, and no control; let the runs "
+            "go on, or ask for earlier bursts"
+        )
     return pd.DataFrame(rows)
 
 

@@ -31,6 +31,9 @@ SMOKE: dict[str, Any] = {
     "train.max_duration": 400,
     "train.scheduler.t_warmup": 40,
     "train.save_interval_unsharded": 400,
+    "callbacks.interference.tasks": ["cmp_r24"],
+    "callbacks.interference.every": 200,
+    "callbacks.features.every": 200,
 }
 
 

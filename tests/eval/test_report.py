@@ -9,6 +9,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from data_injection.config import ConfigError
+from eval import figures
+from eval.figures import Drawing, draw_figures
 from eval.grid import cells, learned_per_rung
 from eval.plots import count, curves, heatmap, number
 from eval.records import RecordWriter, read_records
@@ -48,6 +51,38 @@ def records(rung, *, seed=0, steps=(0, 100), run=None, family="comparison", prot
                     yield shared | task | rest | {"low": value - 0.05, "high": value + 0.05}
 
 
+def looks_inside(rung, *, steps=(0, 100)):
+    """What the callbacks features, interference and retention write beside the scores."""
+    for step in steps:
+        task = {
+            **{"run": f"{rung}-s0", "rung": rung, "params": int(rung[1:]) * 1000, "seed": 0},
+            **{"plan_hash": "hash-1", "protocol": "mixture", "step": step, "tokens": step * 2048},
+            **{"task": "t4", "family": "comparison", "rate_per_step": 4.0},
+            **{"exposures_per_example": 4.0 * step / 50},
+        }
+        feature = task | {"split": "", "group": "order", "units": 1}
+        for layer in (0, 1):
+            for metric, value in {
+                "order_r2": 0.4,
+                "order_r2_null99": 0.2,
+                "probe_count": 1,
+            }.items():
+                yield feature | {"layer": layer, "metric": metric, "value": value}
+        yield feature | {"metric": "probe_count", "value": 1, "present": [1]}
+        place = task | {"split": "all", "group": "model", "n": 100, "dim": 100}
+        for metric in ("cos_g_nt", "cos_g_t_label", "cos_update"):
+            nulls = {"null_labels": 0.1, "null_random": 0.0, "random_spread": 0.1, "perp": 0.05}
+            yield place | nulls | {"metric": metric, "value": 0.2}
+        yield place | {"metric": "norm_g_r", "value": 1.0, "perp_share": 0.5}
+        burst = task | {"split": "test", "subset": "all", "burst": 1, "instances": 50}
+        burst |= {"burst_step": 60, "gap": 50, "variant": "", "schedule": "burst every 50"}
+        yield burst | {"step": 60, "metric": "label_loss_before", "value": 2.0}
+        for lag in (0, 20):
+            after = {"step": 61 + lag, "lag": lag, "value": 1.0}
+            yield burst | after | {"metric": "label_loss_lag"}
+            yield burst | after | {"metric": "score_lag"}
+
+
 def write_run(folder, rung, *, info=None, **options):
     with RecordWriter(folder / "records.jsonl") as writer:
         writer.write(records(rung, **options))
@@ -72,6 +107,67 @@ def test_the_page_holds_every_figure_and_loads_nothing(sweep):
     without_figures = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     assert "http" not in without_figures
     assert not re.search(r"<(script|link|iframe)|@import|url\(", without_figures)
+
+
+@pytest.fixture
+def looked_inside(sweep):
+    for rung in SCORES:
+        with RecordWriter(sweep / rung / "records.jsonl") as writer:
+            writer.write(looks_inside(rung))
+    return sweep
+
+
+def test_what_callbacks_measured_is_drawn_and_explained(looked_inside):
+    page = write_report(looked_inside).read_text()
+    for name in ("features.png", "interference.png", "forgetting.png"):
+        assert base64.b64encode((looked_inside / name).read_bytes()).decode() in page
+        assert f"File: {name}" in page
+    for said in ("The study&#x27;s Fig. 7", "The study&#x27;s Fig. 9", "The study&#x27;s Fig. 8"):
+        assert said in page
+    assert "with the task&#x27;s labels permuted" in page
+    assert not (looked_inside / "gaps.png").exists()
+
+
+def test_cells_and_curves_ignore_what_other_callbacks_measured(sweep, looked_inside):
+    frame = read_records(looked_inside)
+    scores = frame[frame.subset.notna() | (frame.task == "")].drop(
+        columns=["layer", "group", "units", "present", "lag", "burst", "perp"]
+    )
+    scores = scores[~scores.metric.str.startswith("label_loss_") & (scores.metric != "score_lag")]
+    assert len(scores) < len(frame)
+    pd.testing.assert_frame_equal(cells(frame), cells(scores))
+    drawn, alone = (
+        [line.get_xydata().tolist() for axis in curves(some).axes for line in axis.lines]
+        for some in (frame, scores)
+    )
+    assert drawn == alone
+
+
+def test_a_figure_that_the_records_cannot_give_is_left_out_and_any_other_error_is_not(
+    sweep, monkeypatch
+):
+    def lacks(frame):
+        raise ConfigError("records hold none of it")
+
+    def breaks(frame):
+        raise KeyError("a bug")
+
+    frame = read_records(sweep)
+    assert [one.name for one in draw_figures(frame)] == ["heatmap.png", "curves.png"]
+    monkeypatch.setattr(figures, "FIGURES", (Drawing("a.png", "A", lacks, ""),))
+    assert draw_figures(frame) == []
+    monkeypatch.setattr(figures, "FIGURES", (Drawing("a.png", "A", breaks, ""),))
+    with pytest.raises(KeyError, match="a bug"):
+        draw_figures(frame)
+
+
+def test_one_gap_is_no_comparison_of_gaps():
+    """A task at a rate of 1 or more has gap 1 in any run."""
+    frame = frame_of(1).assign(gap=1.0, variant="", schedule="even")
+    assert "gaps.png" not in [one.name for one in draw_figures(frame)]
+    bursts = frame.assign(gap=10.0, run=frame.run + "-n10", plan_hash="hash-2")
+    both = pd.concat([frame, bursts], ignore_index=True)
+    assert "gaps.png" in [one.name for one in draw_figures(both)]
 
 
 def test_the_page_answers_the_question_with_its_caveats(sweep):

@@ -277,3 +277,11 @@ def test_records_without_bursts_are_refused_with_the_remedy(tmp_path: Path) -> N
     row = next(course(lambda lag: 1.0)) | {"metric": "score"}
     with pytest.raises(ConfigError, match=r"retention: \{\}"):
         retention(read(tmp_path, iter([row])))
+
+
+def test_a_run_without_a_late_burst_has_no_shares_yet(tmp_path: Path) -> None:
+    """A report of runs that still train must leave the figure out, not fail."""
+    rows = read(tmp_path, course(lambda lag: 1.0, burst=1))
+    later = rows.assign(step=rows.step.where(rows.metric != "label_loss_before", 1000))
+    with pytest.raises(ConfigError, match=r"no burst after 0\.5 of a run's steps"):
+        retention(later)
