@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from eval import feature_plots, findings, findings_figures, mechanism, retention_plots
+from eval import (
+    feature_plots,
+    findings,
+    findings_figures,
+    interference_plots,
+    mechanism,
+    retention_plots,
+)
 from eval.findings import Table, fill
 from eval.page import RUN_FILE
 from eval.plots import png
@@ -48,6 +55,7 @@ CHAPTERS = {
         mechanism.thin,
         mechanism.TABLES,
         {
+            "interference": _of("mechanism", interference_plots.interference),
             "features": _of("mechanism", feature_plots.features),
             "gaps": _of("matched_frequency", retention_plots.gaps),
             "forgetting": _of("matched_frequency", retention_plots.forgetting),
