@@ -256,7 +256,7 @@ def report(
     source: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; default: the source.")] = None,
 ) -> None:
-    """Write heatmap.png, curves.png, CSV tables and one self-contained report.html."""
+    """Write the figures the records hold, CSV tables and one self-contained report.html."""
     from eval.grid import cells
     from eval.report import load_runs, print_cells, write_report
 

@@ -98,7 +98,7 @@ def test_a_split_is_exactly_half_and_covers_every_example_once(family: str):
     assert len(built.train) == len(built.test) == 5000
     both = np.concatenate([built.split("train"), built.split("test")])
     np.testing.assert_array_equal(np.sort(both), np.arange(10_000))
-    with pytest.raises(ValueError, match="'train' or 'test', got 'dev'"):
+    with pytest.raises(ValueError, match="'train', 'test' or 'all', got 'dev'"):
         built.split("dev")
 
 

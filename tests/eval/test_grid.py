@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data_injection.config import ConfigError
 from eval.grid import cells, learned_per_rung, seed_interval, student_t975
 
 
@@ -235,3 +236,10 @@ def test_learning_rates_that_go_with_the_size_stay_in_one_panel():
         for v, name, r in ((0.1, "w16", 1e-2), (0.9, "w64", 2e-3))
     ]
     assert set(cells(pd.DataFrame(rungs)).family) == {"comparison"}
+
+
+@pytest.mark.parametrize("place", ["layer", "group", "other_task", "burst", "lag"])
+def test_a_cell_never_averages_over_places_of_measurement(place):
+    rows = [row(0.2, **{place: 0}), row(0.8, **{place: 1})]
+    with pytest.raises(ConfigError, match=rf"several values of {place}"):
+        table_of(*rows)

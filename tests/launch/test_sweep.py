@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 
 from data_injection.config import ConfigError
+from eval.records import lock_folder
 from launch.sweep import (
     ENVIRONMENT,
     Run,
@@ -166,10 +168,71 @@ def test_a_missing_sweep_file_is_said(tmp_path: Path) -> None:
         load_sweep(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("label", ["a/b", "a-b", "$(touch x)", "a b", ""])
+@pytest.mark.parametrize("label", ["a/b", "a-b", "$(touch x)", "a b", "", "..", ".hidden"])
 def test_a_label_that_is_no_part_of_a_name_is_refused(label: str) -> None:
     with pytest.raises(ConfigError, match="becomes a part of run names"):
         Sweep("demo", (Path("a.yaml"),), {"seed": {label: {}}}).points()
+
+
+@pytest.mark.parametrize("axis", [{}, {1: {}, "1": {}}])
+def test_an_axis_without_labels_or_with_two_of_one_text_is_refused(axis: dict) -> None:
+    with pytest.raises(ConfigError, match=r"axes.seed must have labels, all different"):
+        Sweep("demo", (Path("a.yaml"),), {"seed": axis}).points()
+
+
+def test_an_axis_setting_of_a_whole_list_is_not_overridden_by_the_sweeps_for_a_part() -> None:
+    sweep = Sweep(
+        "demo",
+        (Path("a.yaml"),),
+        {"task": {"t": {"injection.tasks": [{"name": "b"}], "train.seed": 1}}},
+        {"injection.tasks": [], "injection.tasks.0.name": "a"},
+    )
+    assert list(sweep.points()[0].settings)[-2:] == ["injection.tasks", "train.seed"]
+
+
+def test_a_setting_that_is_no_plain_value_is_refused(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    import datetime
+
+    axes = {"seed": {"s1": {"train.run_name": datetime.date(2026, 1, 1)}}}
+    with pytest.raises(ConfigError, match=r"train.run_name must be text.*put it in quotes"):
+        plan_runs(Sweep("demo", (write_experiment(),), axes), tmp_path / "out")
+
+
+def test_other_callbacks_are_other_settings(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A finished run without the asked measurements must not pass as the one asked for."""
+    sweep = Sweep("demo", (write_experiment(),), {"seed": {"s1": {}}})
+    (before,) = plan_runs(sweep, tmp_path / "out")
+    (after,) = plan_runs(sweep, tmp_path / "out", overrides=["callbacks.task_eval.every=3"])
+    before.check_settings()
+    with pytest.raises(ConfigError, match="other settings"):
+        after.check_settings()
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_terminated_takes_its_runs_along(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_experiment(lambda config: config["train"].update(max_duration=10**5))
+    text = "experiments: [experiment.yaml]\naxes: {seed: {s1: {}}}\n"
+    program = Path(sys.executable).with_name("olmo-ext")
+    out = tmp_path / "out"
+    sweep = subprocess.Popen([program, "sweep", sweep_file(tmp_path, text), "--out", out])
+    wait_for((out / "sweep" / "s1" / "records.jsonl").exists)
+    sweep.terminate()
+    assert sweep.wait(timeout=60) == 143
+    with lock_folder(out / "sweep" / "s1"):  # held by the run as long as it lives
+        pass
+
+
+def wait_for(happens: Callable[[], bool], *, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 def test_sweeps_of_one_name_are_refused(tmp_path: Path) -> None:
