@@ -43,8 +43,8 @@ CAVEATS = (
     ),
     (
         "Protocol",
-        "like tasks transfer in a mixture: the same task at the same rate scores higher beside its "
-        "kin than alone in its run. Mixture and single-task cells are never merged; confirm a "
+        "like tasks can transfer in a mixture, clearly so where they share label tokens: the same "
+        "task at the same rate then scores higher than alone in its run. Mixture and single-task cells are never merged; confirm a "
         "mixture's finding with single-task runs.",
     ),
 )
