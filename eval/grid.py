@@ -3,7 +3,7 @@
     from eval.grid import cells, learned_per_rung
     table = cells(read_records("runs/sweep"))      # one row per protocol, family, rung and rate
 
-A task alone in its run and the same task in a mixture are never one cell: like tasks transfer.
+A task alone in its run and the same task in a mixture are never one cell: like tasks can transfer.
 "Learned" has one meaning here and in every report (measurement rule): the mean test score over
 seeds is at least .5, and with three seeds or more so is its lower 95% bound.
 """

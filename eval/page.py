@@ -44,8 +44,8 @@ CAVEATS = (
     (
         "Protocol",
         "like tasks can transfer in a mixture, clearly so where they share label tokens: the same "
-        "task at the same rate then scores higher than alone in its run. Mixture and single-task cells are never merged; confirm a "
-        "mixture's finding with single-task runs.",
+        "task at the same rate then scores higher than alone in its run. Mixture and single-task "
+        "cells are never merged; confirm a mixture's finding with single-task runs.",
     ),
 )
 

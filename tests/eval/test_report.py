@@ -174,7 +174,7 @@ def test_the_page_answers_the_question_with_its_caveats(sweep):
     page = write_report(sweep).read_text()
     assert "Yes: more cells are learned as size grows (1 of 2 at w16, 2 of 2 at w32)" in page
     assert "Provisional: fewer than 3 seeds" in page
-    for caveat in ("Rare must not mean unseen", "like tasks transfer", "one seed is one draw"):
+    for caveat in ("Rare must not mean unseen", "like tasks can transfer", "one seed is one draw"):
         assert caveat in page
     assert "(label accuracy - majority) / (1 - majority)" in page
 
