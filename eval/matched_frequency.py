@@ -11,7 +11,6 @@ end: a larger burst also lifts higher, for some steps.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,7 +18,6 @@ import pandas as pd
 
 from data_injection.config import ConfigError
 from eval.grid import MIN_SEEDS, seed_interval
-from eval.records import RecordWriter
 
 GROUP = ("protocol", "family", "setting", "rate_per_step", "end")
 """What one panel may show."""
@@ -96,26 +94,3 @@ def _rows(
         return rows.iloc[:0]
     after = rows[whole & (rows.metric == f"{metric}_lag") & (rows.lag == 0)]
     return after[after.burst == after.groupby([*run, "task"]).burst.transform("max")]
-
-
-def write_thinned(frame: pd.DataFrame, path: Path) -> Path:
-    """Write the records that the tables and figures of such a sweep are made of; small to keep.
-
-    Each run's end, the last burst of each run, and the bursts that some run leaves out. A file that
-    is there already is replaced.
-    """
-    run = [name for name in ("folder", "run", "seed") if name in frame]
-    of_burst = frame[frame.burst.notna()] if "burst" in frame else frame.iloc[:0]
-    left_out = set(of_burst[of_burst.instances == 0].burst_step)
-    last = of_burst.groupby([*run, "task"]).burst.transform("max")
-    bursts = of_burst[(of_burst.burst == last) | of_burst.burst_step.isin(left_out)]
-    at_end = frame.step == frame.groupby(run).step.transform("max")
-    ends = frame[at_end & frame.metric.isin(["score", "label_loss", "label_entropy"])]
-    ends = ends[ends.subset.fillna("all").isin(["all", "sampled"])]
-    rows = pd.concat([ends, bursts]).drop(columns="folder", errors="ignore")
-    rows = rows.sort_values(["run", "step", "split", "metric"], kind="stable")
-    path.unlink(missing_ok=True)
-    with RecordWriter(path) as writer:
-        for row in rows.to_dict("records"):
-            writer.write([{k: v for k, v in row.items() if v == v and v is not None}])
-    return path

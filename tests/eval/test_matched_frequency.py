@@ -12,10 +12,9 @@ import pytest
 from scipy.stats import t
 
 from data_injection.config import ConfigError
-from eval.matched_frequency import matched_frequency, write_thinned
+from eval.matched_frequency import matched_frequency
 from eval.plots import png
 from eval.records import RecordWriter, read_records
-from eval.retention import retention
 from eval.retention_plots import forgetting, gaps
 
 GAPS = (1, 5, 25)
@@ -112,20 +111,6 @@ def test_records_without_a_gap_are_refused_with_the_remedy(frame: pd.DataFrame) 
 def test_both_figures_are_drawn_and_their_bytes_are_repeatable(frame: pd.DataFrame) -> None:
     for draw in (gaps, forgetting):
         assert png(draw(frame)) == png(draw(frame))
-
-
-def test_thinned_records_give_the_same_tables_and_figures(
-    frame: pd.DataFrame, tmp_path: Path
-) -> None:
-    path = write_thinned(frame, tmp_path / "thin" / "records.jsonl")
-    thin = read_records(path)
-    assert len(thin) < len(frame)
-    pd.testing.assert_frame_equal(matched_frequency(thin), matched_frequency(frame))
-    pd.testing.assert_frame_equal(
-        retention(thin).query("controlled"), retention(frame).query("controlled")
-    )
-    for draw in (gaps, forgetting):
-        assert png(draw(thin)) == png(draw(frame))
 
 
 def texts(axis: object) -> str:
