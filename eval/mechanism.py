@@ -21,6 +21,9 @@ GROUPS = ("mlp_top", "model")
 SINCE = 600
 """Cosines are averaged over the measured steps from here on: the second half of the runs."""
 
+BURST_STEP = 600
+"""The burst of matched_frequency that one run has and its control leaves out."""
+
 GAIN_LAG = 20
 """When Adam has put 89% of a burst's gradient into the weights (eval.retention)."""
 
@@ -39,7 +42,7 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
     scores = frame.metric.isin(["score", "label_loss"]) & (frame.split == "test") & whole
     last = frame.step == frame.groupby("run").step.transform("max")
     ends = last & whole & frame.metric.isin(["score", "label_loss", "label_entropy"])
-    bursts = frame.metric.str.endswith(("_before", "_lag")) & (frame.burst_step == SINCE)
+    bursts = frame.metric.str.endswith(("_before", "_lag")) & (frame.burst_step == BURST_STEP)
     gaps = (sweep == "matched_frequency") & (ends | bursts) & (frame.split == "test")
     kept = inside & (cosines | scores | frame.metric.isin(FEATURES)) | gaps
     return (
@@ -207,7 +210,7 @@ def _three(found: Estimate) -> str:
 
 def _three_signed(change: Estimate) -> str:
     text = ("+" if change.mean > 0 else "") + _three(change)
-    return f"{text}, {change.verdict if change.clear else 'holds 0'}"
+    return f"{text}, {change.verdict}"
 
 
 def _effect(cell: pd.Series, sign: int) -> str:
