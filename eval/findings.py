@@ -1,6 +1,6 @@
 """The tables of docs/findings.md on the controls, made from records.
 
-    fill(Path("docs/findings.md").read_text(), read_records("docs/findings"), TABLES)
+    fill(Path("docs/findings.md").read_text(), read_records("docs/findings/controls"), TABLES)
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; what is between is replaced by
 what TABLES[NAME] makes of the records, so that no number of a table is typed by hand.

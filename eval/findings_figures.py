@@ -1,6 +1,6 @@
 """The figures of docs/findings.md, drawn from its committed records.
 
-    FIGURES["controls"](read_records("docs/findings")).savefig("controls.png", dpi=180)
+    FIGURES["controls"](read_records("docs/findings/controls")).savefig("controls.png", dpi=180)
 
 Bars are 95% intervals over seeds (Student's t); a dashed line is the learned threshold.
 """
