@@ -48,13 +48,22 @@ class RowOrder:
     def row(self, position: int) -> int:
         """Row of the corpus at a stream position."""
         epoch, entry = divmod(position, self.epoch_rows)
+        return int(self._epoch(epoch)[entry])
+
+    def rows_of_step(self, step: int) -> NDArray[np.int64]:
+        """Rows of the corpus in one global batch, by slot; shape (batch_size,)."""
+        epoch, entry = divmod(step * self.batch_size, self.epoch_rows)
+        # An epoch is a whole number of batches, so that no step crosses its end.
+        return self._epoch(epoch)[entry : entry + self.batch_size].astype(np.int64)
+
+    def _epoch(self, epoch: int) -> NDArray[np.uint32]:
         order = self._epochs.get(epoch)
         if order is None:
             order = self._load(epoch)
             # A position's neighbour is at most one epoch away: keep two, not all of them.
             self._epochs = {e: o for e, o in self._epochs.items() if e == epoch - 1}
             self._epochs[epoch] = order
-        return int(order[entry])
+        return order
 
     def write(self, num_positions: int) -> None:
         """Put all epochs of the first `num_positions` positions into the folder (one process)."""

@@ -2,12 +2,17 @@
 
 for checkpoint in find_checkpoints("runs/w32"):
     model = load_model(checkpoint.path)
+
+A checkpoint is verified when it is read: SHA256SUMS beside its files, as of `sha256sum`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,11 @@ from data_injection.config import ConfigError, InjectionConfig
 from data_injection.plan import InjectionPlan, compile_plan
 
 IDENTITY_FILE = "olmo_ext.json"
-"""Beside the engine's files in every checkpoint: the stream that it was trained on."""
+"""Beside the engine's files in every checkpoint: the stream that it was trained on, under "ledger"
+with its place in the ledger and the digest of that stream; see `olmo_ext.witness`."""
+
+CHECKSUMS = "SHA256SUMS"
+"""Of all other files of a checkpoint; `cd step12-unsharded && sha256sum -c SHA256SUMS`."""
 
 FILES = ("model.pt", "optim.pt", "train.pt", "config.yaml", IDENTITY_FILE)
 
@@ -48,6 +57,47 @@ def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
+def write_checksums(folder: Path) -> None:
+    """Write CHECKSUMS for all files of a folder that is about to become a checkpoint."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    lines = [f"{sha}  {name}\n" for name, sha in _sha256(folder, names).items()]
+    (folder / CHECKSUMS).write_text("".join(lines))
+
+
+def verify_checkpoint(path: Path, *, names: Collection[str] | None = None) -> list[str]:
+    """What is wrong with a checkpoint's files (all, or those named), empty if nothing is.
+
+    Nothing can be said of a checkpoint without checksums (stock OLMo's, or ours from before).
+    """
+    if not (path / CHECKSUMS).is_file():
+        return []
+    expected = {}
+    for line in (path / CHECKSUMS).read_text(errors="replace").splitlines():
+        sha, _, name = line.partition("  ")
+        if names is None or name in names:
+            expected[name] = sha
+    present = [name for name in expected if (path / name).is_file()]
+    problems = [f"{name} is missing" for name in expected if name not in present]
+    found = _sha256(path, present)
+    problems += [
+        f"{name} has sha256 {found[name][:12]}..., {expected[name][:12]}... was written"
+        for name in present
+        if found[name] != expected[name]
+    ]
+    if names is None and not set(FILES) <= set(expected):
+        problems.append(f"{CHECKSUMS} does not name all files")
+    return problems
+
+
+def _sha256(folder: Path, names: Collection[str]) -> dict[str, str]:
+    def digest(name: str) -> str:
+        with (folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as threads:  # hashing lets go of the interpreter's lock
+        return dict(zip(names, threads.map(digest, names), strict=True))
+
+
 def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
     """The OLMo model of an unsharded checkpoint in evaluation mode, on one device, fp32.
 
@@ -55,6 +105,7 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
 
     Raises:
         FileNotFoundError: no unsharded checkpoint there.
+        ConfigError: a file is not the one that was written.
     """
     from olmo.config import ModelConfig
     from olmo.model import OLMo
@@ -63,6 +114,10 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
     if not (path / "model.pt").is_file():
         raise FileNotFoundError(
             f"{path} holds no model.pt; give an unsharded checkpoint, a folder step*-unsharded"
+        )
+    if problems := verify_checkpoint(path, names=("model.pt", "config.yaml")):
+        raise ConfigError(
+            f"{path} is damaged: {'; '.join(problems)}; use another checkpoint of the run"
         )
     config = ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)
     config.init_device, config.precision = device, "fp32"

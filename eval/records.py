@@ -16,9 +16,10 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 
@@ -109,25 +110,36 @@ class RecordWriter:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
     """Hold a run's folder against other writers; released when the process ends, however it ends.
 
-    Raises ConfigError if another process holds it. Where there are no locks it only warns.
+    Raises ConfigError if another process still holds it after `patience` seconds. Where there are
+    no locks it only warns.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    give_up = time.monotonic() + patience
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"the run's folder {folder} is being written by another process; wait for it or "
-                "choose another folder"
-            ) from None
+            while not _locked(file):
+                if time.monotonic() > give_up:
+                    raise ConfigError(
+                        f"the run's folder {folder} is being written by another process; wait for "
+                        "it or choose another folder"
+                    )
+                time.sleep(0.2)
         except OSError as error:
             log.warning(
                 "%s cannot be locked (%s); make sure that one process writes it", folder, error
             )
         yield
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def task_fields(plan: InjectionPlan, name: str, *, step: int) -> dict[str, Any]:

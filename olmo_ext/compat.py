@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import olmo.train
 import torch
 import wandb
 from olmo.checkpoint import Checkpointer, FullCheckpointer, save_state_dict
@@ -126,6 +127,35 @@ class PositionDataset(IterableDataset):
 
     def _get_dataset_item(self, idx: int) -> dict[str, Any]:
         return self.dataset[idx]
+
+
+class _LinkPath(type(Path())):  # type: ignore[misc]
+    """A path whose links are replaced in one step: never absent, never partial."""
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        if not self.is_symlink():
+            super().unlink(missing_ok=missing_ok)
+
+    def symlink_to(self, target: Any, target_is_directory: bool = False) -> None:
+        temporary = Path(f"{self}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target, target_is_directory=target_is_directory)
+        temporary.replace(self)
+
+
+@contextlib.contextmanager
+def atomic_links() -> Iterator[None]:
+    """Let the engine replace `latest-unsharded` in one step while it saves.
+
+    Wart: it unlinks it and then links it anew (train.py:489-491), so that a kill in between leaves
+    a run without one. Goes when the engine renames a link into place.
+    """
+    before = olmo.train.Path
+    olmo.train.Path = _LinkPath
+    try:
+        yield
+    finally:
+        olmo.train.Path = before
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ UNUSED = {
     "epoch": "rely on the step: the stream has no epochs to count",
     "fast_forward_batches": "choose another data seed: a position follows from the step alone",
     "compile": "train uncompiled",
+    "save_overwrite": "move the checkpoint away: none is ever written over",
     "remote_save_folder": "copy the run's folder",
 }
 """Settings of the engine's own script that a run of olmo-ext does not read, and what to do."""

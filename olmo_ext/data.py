@@ -25,6 +25,7 @@ from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan
 from data_injection.splice import SplicedStream
 from olmo_ext.compat import HostDataset, PositionDataset
+from olmo_ext.signals import ignore_in_worker
 
 SAMPLED_ROWS = 2048
 """Rows looked at before training, evenly spread over each file, at least four of each."""
@@ -170,4 +171,5 @@ def build_train_dataloader(
         # Its own: every new iterator draws a seed, and from the global generator that would make a
         # resumed run's dropout differ from the uninterrupted one's.
         generator=torch.Generator(),
+        worker_init_fn=ignore_in_worker,
     )

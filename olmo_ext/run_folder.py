@@ -3,17 +3,19 @@
     checkpoint = check_folder(folder, resume=True, identity=identity)
 
 It holds experiment.yaml, config.yaml (stock), plan.json (the run's identity), run.json (each start:
-command, commit, versions), records.jsonl and the engine's checkpoints.
+command, commit, versions), records.jsonl, ledger/ and the engine's checkpoints.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import platform
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -26,11 +28,17 @@ from olmo.torch_util import get_world_size
 
 from data_injection.config import ConfigError
 from data_injection.corpus import Manifest
-from eval.checkpoint import IDENTITY_FILE, find_checkpoints
+from data_injection.ledger import LedgerWriter, position_from
+from eval.checkpoint import IDENTITY_FILE, Checkpoint, find_checkpoints, verify_checkpoint
 from olmo_ext.build import Stream, check_same_run
 from olmo_ext.config import FILE_NAME, ExperimentConfig, save_experiment
 
 log = logging.getLogger(__name__)
+
+LEDGER = "ledger"
+
+MARKER = "requeue.marker"
+"""Written when a signal has ended a run before its last step: what a batch script decides by."""
 
 
 def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Path | None:
@@ -56,18 +64,107 @@ def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Pat
     if not checkpoints:
         return None
     latest = checkpoints[-1].path
-    check_same_run(identity, json.loads((latest / IDENTITY_FILE).read_text()), where=str(latest))
+    if (theirs := _read_identity(latest)) is not None:
+        check_same_run(identity, theirs, where=str(latest))
     return latest
 
 
-def set_aside_incomplete(folder: Path) -> None:
-    """Rename checkpoints that lack a file, which the engine would refuse to write over."""
-    complete_ones = {checkpoint.path for checkpoint in find_checkpoints(folder)}
+def clear_unfinished(folder: Path) -> Path | None:
+    """Put aside what an earlier start left that is not whole; the lock must be held.
+
+    Checkpoints that a killed writer had not renamed into place yet are removed, those that lack a
+    file or are not what was written (SHA256SUMS) are renamed, never deleted; the run goes on from
+    the latest whole one, which is returned, and trains the steps after it again.
+
+    Raises ConfigError if there were checkpoints and all are damaged.
+    """
+    for path in folder.glob("step*-unsharded-tmp"):
+        log.warning("%s was never finished; removed", path)
+        shutil.rmtree(path)
+    (folder / MARKER).unlink(missing_ok=True)
+    checkpoints = find_checkpoints(folder)
+    complete = {checkpoint.path for checkpoint in checkpoints}
     for path in folder.glob("step*-unsharded"):
-        if path not in complete_ones and not path.is_symlink():
-            aside = path.with_name(f"{path.name}.incomplete-{secrets.token_hex(3)}")
-            log.warning("%s is incomplete; it is now %s", path, aside.name)
-            path.rename(aside)
+        if path not in complete and not path.is_symlink():
+            _set_aside(path, "incomplete", "a file is missing")
+    damaged: list[Checkpoint] = []
+    while checkpoints:
+        latest = checkpoints[-1]
+        problems = verify_checkpoint(latest.path)
+        if not problems and _read_identity(latest.path) is None:
+            problems = [f"{IDENTITY_FILE} cannot be read"]
+        if not problems:
+            return latest.path
+        _set_aside(latest.path, "damaged", "; ".join(problems))
+        damaged.append(checkpoints.pop())
+    if damaged:
+        raise ConfigError(
+            f"{folder}: every checkpoint is damaged ({', '.join(c.path.name for c in damaged)}, "
+            "renamed); restore one, or start a new run in another train.save_folder"
+        )
+    return None
+
+
+def _set_aside(path: Path, what: str, why: str) -> None:
+    aside = path.with_name(f"{path.name}.{what}-{secrets.token_hex(3)}")
+    log.warning("%s is %s (%s); it is now %s", path, what, why, aside.name)
+    path.rename(aside)
+
+
+def _read_identity(checkpoint: Path) -> dict[str, Any] | None:
+    """The identity in a checkpoint without what is the checkpoint's own; None if unreadable."""
+    try:
+        identity = json.loads((checkpoint / IDENTITY_FILE).read_text())
+    except ValueError:
+        return None
+    return {key: value for key, value in identity.items() if key not in ("step", "ledger")}
+
+
+def start_ledger(
+    folder: Path, checkpoint: Path | None, *, header: dict[str, Any]
+) -> tuple[LedgerWriter, int | None]:
+    """A new segment that goes on from a checkpoint, and the digest of the stream before it.
+
+    The digest is None where the checkpoint is from before there was a ledger.
+    """
+    saved = json.loads((checkpoint / IDENTITY_FILE).read_text()) if checkpoint else {}
+    place = saved.get("ledger")
+    parent = position_from(place, where=f"{checkpoint}/{IDENTITY_FILE}") if place else None
+    header |= {"checkpoint": checkpoint.name if checkpoint else None}
+    step = int(checkpoint.name.split("-")[0].removeprefix("step")) if checkpoint else 0
+    writer = LedgerWriter(folder / LEDGER, start_step=step, parent=parent, header=header)
+    if checkpoint is None:
+        return writer, 0
+    digest = (place or {}).get("stream_digest")
+    return writer, int(digest, 16) if digest else None
+
+
+def write_marker(folder: Path, *, step: int, num_steps: int, signal: str | None) -> None:
+    """Say that the run was stopped by a signal, is saved at `step` and wants to be resumed."""
+    value = {"step": step, "num_steps": num_steps, "signal": signal}
+    _write_json(folder / MARKER, value)
+
+
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def no_space(error: Exception, folder: Path) -> OSError | None:
+    """The error in plain words if a full disk (or quota) stands behind it, else None.
+
+    torch reports a failed write without its cause: then the free space tells.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    free = shutil.disk_usage(folder).free
+    torchs = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
+    if number not in REFUSALS and not torchs:
+        return None
+    return OSError(
+        number or errno.ENOSPC,
+        f"a checkpoint could not be written ({os.strerror(number or errno.ENOSPC)}, "
+        f"{free / 2**20:,.0f} MiB free); earlier ones are untouched: free space and go on with "
+        "--resume",
+        str(folder),
+    )
 
 
 def write_run_files(
@@ -126,7 +223,10 @@ def _earlier_starts(folder: Path) -> list[dict[str, Any]]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(value, indent=1))
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

@@ -3,8 +3,10 @@
     olmo-ext train configs/quickstart.yaml -o corpus=runs/corpus
     torchrun --nproc-per-node 8 --no-python olmo-ext train experiment.yaml
 
-A run's folder (train.save_folder) holds experiment.yaml, plan.json, run.json, records.jsonl and the
-engine's checkpoints (step*-unsharded/). It belongs to one run: a second start needs resume.
+A run's folder (train.save_folder) holds experiment.yaml, plan.json, run.json, records.jsonl, the
+trained-ledger and the engine's checkpoints (step*-unsharded/). It belongs to one run: a second
+start needs resume. SIGTERM and SIGUSR1 end a run after its current step: it saves and leaves
+requeue.marker.
 """
 
 from __future__ import annotations
@@ -44,11 +46,23 @@ from olmo_ext.build import (
 )
 from olmo_ext.callbacks import Callback, build_callbacks
 from olmo_ext.config import ExperimentConfig, check_device, complete
-from olmo_ext.data import build_train_dataloader
-from olmo_ext.run_folder import check_folder, set_aside_incomplete, write_run_files
+from olmo_ext.data import build_host, build_train_dataloader
+from olmo_ext.run_folder import (
+    check_folder,
+    clear_unfinished,
+    start_ledger,
+    write_marker,
+    write_run_files,
+)
+from olmo_ext.signals import StopSignals
 from olmo_ext.trainer import ExperimentTrainer
+from olmo_ext.witness import Witness
 
 log = logging.getLogger(__name__)
+
+ORPHANS = 15.0
+"""Seconds to wait for a folder's lock: the loader's workers of a run that was killed hold it until
+they notice, up to five seconds later (torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL)."""
 
 
 def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool = False) -> Path:
@@ -72,18 +86,29 @@ def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool =
     identity = run_identity(experiment, stream)
     fields = run_fields(experiment, stream)  # builds the model on no device: a bad shape shows now
     asked = copy.deepcopy(experiment)  # the run's folder keeps what was asked for, not derived
+    check_interval = cfg.canceled_check_interval
     _fill_engine_config(cfg, stream)
     folder = Path(cfg.save_folder)
     with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
 
         def claim() -> Path | None:
+            try:
+                return claim_folder()
+            except OSError as error:
+                raise ConfigError(
+                    f"train.save_folder {folder} cannot be written ({error}); choose a folder on a "
+                    "disk that takes files"
+                ) from error
+
+        def claim_folder() -> Path | None:
             checkpoint = check_folder(folder, resume=resume, identity=identity)
             if not dry_run:
-                stack.enter_context(lock_folder(folder))
+                stack.enter_context(lock_folder(folder, patience=ORPHANS))
                 # Now that nobody else writes there, look again.
-                checkpoint = check_folder(folder, resume=resume, identity=identity)
+                check_folder(folder, resume=resume, identity=identity)
+                checkpoint = clear_unfinished(folder)
                 write_run_files(asked, stream, identity, fields, manifest, resumed_from=checkpoint)
-                set_aside_incomplete(folder)
             return checkpoint
 
         checkpoint = _agree(claim)
@@ -94,6 +119,17 @@ def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool =
             stream.order.write(stream.num_positions)
         barrier()
         trainer = _build_trainer(experiment, stream, callbacks, device, identity, fields, stack)
+        trainer.signals = signals
+        trainer.check_interval = check_interval
+        if get_global_rank() == 0:
+            header = {
+                "run": cfg.run_name,
+                "plan_hash": stream.plan.hash,
+                "tasks": [task.name for task in stream.plan.tasks],
+                "world_size": get_world_size(),
+            }
+            ledger, trainer.digest_before = start_ledger(folder, checkpoint, header=header)
+            trainer.ledger = stack.enter_context(ledger)
         _fit(trainer, checkpoint)
     return folder
 
@@ -113,6 +149,13 @@ def _fit(trainer: ExperimentTrainer, checkpoint: Path | None) -> None:
             trainer.fit()
         for callback in trainer.callbacks.values():
             callback.on_end(trainer)
+    if trainer.stopped and get_global_rank() == 0:
+        write_marker(
+            Path(cfg.save_folder),
+            step=trainer.global_step,
+            num_steps=trainer.last_step,
+            signal=trainer.signals.received,
+        )
 
 
 def _restore(trainer: ExperimentTrainer, checkpoint: Path) -> None:
@@ -134,6 +177,8 @@ def _fill_engine_config(cfg: TrainConfig, stream: Stream) -> None:
     cfg.max_duration = stream.num_steps
     # Without it the engine trains ten steps more than asked (train.py:1104).
     cfg.stop_at = min(cfg.stop_at or stream.num_steps, stream.num_steps)
+    # Signals are looked at after every step; the engine's reasons at the interval asked for.
+    cfg.canceled_check_interval = 1
 
 
 def _build_trainer(
@@ -172,6 +217,13 @@ def _build_trainer(
         run_fields=fields,
         identity=identity,
         writer=writer,
+        witness=Witness(
+            stream.plan,
+            stream.order,
+            build_host(cfg),
+            rank=get_global_rank(),
+            world_size=get_world_size(),
+        ),
     )
 
 

@@ -6,9 +6,11 @@ Only the engine's seams are overridden and each calls super(); `fit` is the engi
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ from olmo.config import CheckpointType
 from olmo.torch_util import get_global_rank
 from olmo.train import Trainer
 
+from data_injection.ledger import LedgerWriter
 from data_injection.plan import InjectionPlan
-from eval.checkpoint import IDENTITY_FILE
+from eval.checkpoint import IDENTITY_FILE, write_checksums
 from eval.records import RecordWriter, task_fields
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.compat import (
+    atomic_links,
     checkpointer_for,
     cpu_shield,
     finish_wandb,
@@ -31,6 +35,11 @@ from olmo_ext.compat import (
     stock_trainer_state,
     sync_folder,
 )
+from olmo_ext.run_folder import no_space
+from olmo_ext.signals import StopSignals
+from olmo_ext.witness import Witness
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -52,6 +61,24 @@ class ExperimentTrainer(Trainer):
     writer: RecordWriter | None = None
     """Rank 0's record file."""
 
+    ledger: LedgerWriter | None = None
+    """Rank 0's segment of the trained-ledger."""
+
+    witness: Witness = None  # type: ignore[assignment]
+    """Sees every batch of this rank before it is trained on."""
+
+    digest_before: int | None = 0
+    """The stream digest of the steps before this start of the run; None if it is not known."""
+
+    signals: StopSignals = field(default_factory=StopSignals)
+
+    check_interval: int = 50
+    """Steps between two looks at the engine's own reasons to stop (time limit, W&B tag); signals
+    are looked at after every step."""
+
+    stopped: bool = False
+    """Whether a signal ended the run before its last step."""
+
     @property
     def last_step(self) -> int:
         """The step after which this process stops."""
@@ -71,8 +98,12 @@ class ExperimentTrainer(Trainer):
     def train_step(
         self, batch: dict[str, Any], reduce_global_loss: bool = True
     ) -> dict[str, float]:
+        rows = self.witness.see(self.global_step - 1, batch)
         wanted = [callback.wants_global_loss(self) for callback in self.callbacks.values()]
         metrics = super().train_step(batch, reduce_global_loss=reduce_global_loss or any(wanted))
+        # Only now: the optimizer has taken the step, on every rank.
+        if self.ledger is not None:
+            self.ledger.append(self.global_step - 1, rows)
         for callback in self.callbacks.values():
             callback.on_step(self, metrics)
         return metrics
@@ -86,8 +117,16 @@ class ExperimentTrainer(Trainer):
     ) -> tuple[Any, Any]:
         if self.writer is not None:
             self.writer.sync()
-        ours = checkpointer_for(checkpointer, self.dist_model, self._write_identity)
-        paths = super()._save_checkpoint(ours, checkpoint_type)
+        digest = self.witness.digest(self.device)
+        ours = checkpointer_for(
+            checkpointer, self.dist_model, lambda folder: self._finish_files(folder, digest)
+        )
+        try:
+            with atomic_links():
+                paths = super()._save_checkpoint(ours, checkpoint_type)
+        except (OSError, RuntimeError) as error:
+            self._explain_failed_save(error)
+            raise
         if get_global_rank() == 0:
             sync_folder(Path(self.cfg.save_folder))  # the renamed entry itself
         for callback in self.callbacks.values():
@@ -101,12 +140,35 @@ class ExperimentTrainer(Trainer):
         return super().save_checkpoint(CheckpointType.unsharded)
 
     def check_if_cancelled(self) -> tuple[bool, int]:
-        # The engine trains ten more steps after its last checkpoint; they would be lost.
-        return super().check_if_cancelled()[0], 0
+        """Called after every step. A run that stops saves this step and takes no other: the engine
+        would train ten more after its last checkpoint, which would be lost."""
+        if self.signals.on_any_rank(self.device):
+            self.stopped = self.global_step < self.last_step
+            log.warning("%s: saving step %d", self.signals.received, self.global_step)
+            return True, 0
+        due = self.global_step % self.check_interval == 0
+        return due and super().check_if_cancelled()[0], 0
 
-    def _write_identity(self, folder: Path) -> None:
-        (folder / IDENTITY_FILE).write_text(json.dumps(self.identity, indent=1))
+    def _finish_files(self, folder: Path, digest: int) -> None:
+        """What is ours in a checkpoint, on rank 0, before it is renamed into place."""
+        assert self.ledger is not None
+        # Sealed first: a checkpoint never knows more than the ledger that is on the disk.
+        place = asdict(self.ledger.seal(self.global_step))
+        if self.digest_before is not None:
+            place["stream_digest"] = f"{(self.digest_before + digest) % 2**64:016x}"
+        identity = self.identity | {"step": self.global_step, "ledger": place}
+        (folder / IDENTITY_FILE).write_text(json.dumps(identity, indent=1))
+        write_checksums(folder)
         sync_folder(folder)
+
+    def _explain_failed_save(self, error: Exception) -> None:
+        """Free what a failed save has taken, and say it in plain words if it was the disk."""
+        folder = Path(self.cfg.save_folder)
+        if get_global_rank() == 0:
+            for unfinished in folder.glob(f"step{self.global_step}*-tmp"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+        if (said := no_space(error, folder)) is not None:
+            raise said from error
 
     def trainer_state_dict(self) -> dict[str, Any]:
         with cpu_shield():

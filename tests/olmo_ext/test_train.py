@@ -149,16 +149,40 @@ def test_an_incomplete_checkpoint_is_set_aside_and_its_steps_are_trained_again(
     assert len(list(one_rank.glob("step12-unsharded.incomplete-*"))) == 1
 
 
-def test_a_damaged_checkpoint_is_named_with_the_way_out(
+def test_a_damaged_checkpoint_is_put_aside_and_its_steps_are_trained_again(
+    one_rank: Path, write_experiment: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unattended, on a cluster, an error would be met again at every requeue."""
+    whole = state(one_rank, 12)
+    path = one_rank / "step12-unsharded" / "optim.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    train(load_experiment(write_experiment()), resume=True)
+    assert "optim.pt has sha256" in caplog.text
+    assert [c.step for c in find_checkpoints(one_rank)] == [0, 6, 12]
+    assert_bit_equal(whole, state(one_rank, 12))
+    (aside,) = one_rank.glob("step12-unsharded.damaged-*")
+    assert (aside / "optim.pt").read_bytes() == bytes(data)
+
+
+def test_a_run_of_which_every_checkpoint_is_damaged_is_not_started_afresh(
+    one_rank: Path, write_experiment: Write
+) -> None:
+    for checkpoint in find_checkpoints(one_rank):
+        (checkpoint.path / "model.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"every checkpoint is damaged .*step0.* restore one"):
+        train(load_experiment(write_experiment()), resume=True)
+
+
+def test_a_damaged_file_without_checksums_is_named_with_the_way_out(
     one_rank: Path, write_experiment: Write
 ) -> None:
     path = one_rank / "step12-unsharded" / "optim.pt"
     path.write_bytes(path.read_bytes()[:1000])
+    (path.parent / "SHA256SUMS").unlink()
     with pytest.raises(ConfigError, match=r"step12-unsharded cannot be read .* move it away"):
         train(load_experiment(write_experiment()), resume=True)
-    shutil.rmtree(path.parent)
-    train(load_experiment(write_experiment()), resume=True)
-    assert [c.step for c in find_checkpoints(one_rank)] == [0, 6, 12]
 
 
 def test_measuring_changes_nothing(one_rank: Path, write_experiment: Write, tmp_path: Path) -> None:
