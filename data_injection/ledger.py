@@ -98,14 +98,15 @@ class LedgerWriter:
     def append(self, step: int, rows: StepRows) -> None:
         """Write the rows of a step (counted from 0) that has been taken; in one system call."""
         assert step >= self._next_step, "steps of a segment ascend"
-        self._next_step = step + 1
         if not len(rows):
+            self._next_step = step + 1
             return
         records = np.empty(len(rows), dtype=ROW)
         records["step"], records["slot"] = step, rows.slots
         records["task"], records["example"] = rows.tasks, rows.examples
         data = records.tobytes()
         self._write(data)
+        self._next_step = step + 1
         self._num_records += len(rows)
         self._num_rows += len(rows)
         self._crc = zlib.crc32(data, self._crc)
@@ -289,6 +290,11 @@ def lineage(segments: Mapping[int, Segment], position: Position | None, *, step:
             problems.append(
                 f"segment {position.segment} is truncated: it has {segment.num_records} records, "
                 f"{position.records} were sealed at step {step}"
+            )
+        elif position.records - 1 in segment.record:
+            problems.append(
+                f"segment {position.segment} has no seal at record {position.records - 1}, where "
+                f"step {step} was saved"
             )
         stretches.append(Stretch(position.segment, segment.start_step, step))
         step, position = segment.start_step, segment.parent

@@ -91,8 +91,11 @@ class RecordWriter:
                 for k, v in record.items()
             }
             lines.append(json.dumps(clean, allow_nan=False) + "\n")
-        self._file.write("".join(lines))
-        self._file.flush()
+        try:
+            self._file.write("".join(lines))
+            self._file.flush()
+        except OSError as error:  # which says not where
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def sync(self) -> None:
         """Force everything written so far onto the disk (called at checkpoints)."""

@@ -11,6 +11,8 @@ the verb that needs them, so that --help answers at once.
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import os
 import sys
@@ -26,6 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import ConfigError
+
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+"""The disk's own reasons: no defect of the program, so that a traceback would only hide them."""
 
 app = typer.Typer(
     help="Rare-task injection for OLMo pretraining: what larger models learn and smaller do not.",
@@ -170,6 +175,7 @@ def train(
     import torch.distributed as dist
 
     from olmo_ext.config import load_experiment
+    from olmo_ext.run_folder import MARKER
     from olmo_ext.train import train as run
 
     logging.basicConfig(
@@ -187,6 +193,12 @@ def train(
         return
     if dry_run:
         console.print(f"{experiment}: all checks passed; nothing was trained or written")
+    elif (marker := folder / MARKER).exists():
+        told = json.loads(marker.read_text())
+        console.print(
+            f"{folder}: stopped by {told['signal']}, saved at step {told['step']} of "
+            f"{told['num_steps']}; --resume goes on ({marker.name} is for the batch script)"
+        )
     else:
         console.print(f"{folder}: done")
 
@@ -313,6 +325,14 @@ def main() -> None:
             errors.print("[bold red]error:[/] ", end="")
             errors.print(str(error), markup=False, highlight=False)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        # On whatever rank: the disk may be that node's alone.
+        errors.print("[bold red]error:[/] ", end="")
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        errors.print(said, markup=False, highlight=False)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
