@@ -18,6 +18,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -43,8 +45,11 @@ MARKER = "requeue.marker"
 
 def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Path | None:
     """The checkpoint to go on from, or None to start; ConfigError if the folder is in use."""
+    # A start that died before plan.json was whole has left its temporary name, and no work.
     used = folder.is_dir() and any(
-        p.name != "logs" for p in folder.iterdir() if not p.name.startswith(".")
+        p.name != "logs" and p.suffix != ".tmp"
+        for p in folder.iterdir()
+        if not p.name.startswith(".")
     )
     if not used:
         return None
@@ -145,26 +150,31 @@ def write_marker(folder: Path, *, step: int, num_steps: int, signal: str | None)
     _write_json(folder / MARKER, value)
 
 
-REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+@contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turn whatever a full disk (or quota) makes the engine and torch raise into plain words."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not _is_full_disk(error):
+            raise
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        raise OSError(
+            errno.ENOSPC,
+            f"No space left on the disk ({free / 2**20:,.0f} MiB free). Checkpoints, records and "
+            "ledger written so far are whole: free space and go on with --resume",
+            str(folder),
+        ) from error
 
 
-def no_space(error: Exception, folder: Path) -> OSError | None:
-    """The error in plain words if a full disk (or quota) stands behind it, else None.
-
-    torch reports a failed write without its cause: then the free space tells.
-    """
-    number = error.errno if isinstance(error, OSError) else None
-    free = shutil.disk_usage(folder).free
-    torchs = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
-    if number not in REFUSALS and not torchs:
-        return None
-    return OSError(
-        number or errno.ENOSPC,
-        f"a checkpoint could not be written ({os.strerror(number or errno.ENOSPC)}, "
-        f"{free / 2**20:,.0f} MiB free); earlier ones are untouched: free space and go on with "
-        "--resume",
-        str(folder),
-    )
+def _is_full_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # torch tells of a failed write without its reason, in several ways.
+    said = ("PytorchStreamWriter", "inline_container", "iostream error")
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in said):
+        return True
+    return error.__context__ is not None and _is_full_disk(error.__context__)
 
 
 def write_run_files(

@@ -50,6 +50,7 @@ from olmo_ext.data import build_host, build_train_dataloader
 from olmo_ext.run_folder import (
     check_folder,
     clear_unfinished,
+    explain_full_disk,
     start_ledger,
     write_marker,
     write_run_files,
@@ -89,7 +90,7 @@ def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool =
     check_interval = cfg.canceled_check_interval
     _fill_engine_config(cfg, stream)
     folder = Path(cfg.save_folder)
-    with ExitStack() as stack:
+    with explain_full_disk(folder), ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
 
         def claim() -> Path | None:

@@ -35,7 +35,6 @@ from olmo_ext.compat import (
     stock_trainer_state,
     sync_folder,
 )
-from olmo_ext.run_folder import no_space
 from olmo_ext.signals import StopSignals
 from olmo_ext.witness import Witness
 
@@ -124,8 +123,8 @@ class ExperimentTrainer(Trainer):
         try:
             with atomic_links():
                 paths = super()._save_checkpoint(ours, checkpoint_type)
-        except (OSError, RuntimeError) as error:
-            self._explain_failed_save(error)
+        except BaseException:
+            self._remove_unfinished()
             raise
         if get_global_rank() == 0:
             sync_folder(Path(self.cfg.save_folder))  # the renamed entry itself
@@ -161,14 +160,11 @@ class ExperimentTrainer(Trainer):
         write_checksums(folder)
         sync_folder(folder)
 
-    def _explain_failed_save(self, error: Exception) -> None:
-        """Free what a failed save has taken, and say it in plain words if it was the disk."""
-        folder = Path(self.cfg.save_folder)
+    def _remove_unfinished(self) -> None:
+        """Free what a failed save has taken: it may be what fills the disk."""
         if get_global_rank() == 0:
-            for unfinished in folder.glob(f"step{self.global_step}*-tmp"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-        if (said := no_space(error, folder)) is not None:
-            raise said from error
+            for path in Path(self.cfg.save_folder).glob(f"step{self.global_step}-*-tmp"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def trainer_state_dict(self) -> dict[str, Any]:
         with cpu_shield():

@@ -251,7 +251,7 @@ class Torchrun(Process):
         if fault == "SIGKILL":  # the node goes: agent, ranks and all
             self._kill([self.process.pid, *_descendants(self.process.pid)])
         elif fault == "SIGKILL of one rank":
-            self._kill(_descendants(self.process.pid)[-1:])
+            self._kill(_children(self.process.pid)[-1:])
         else:
             for number in _numbers(fault):
                 self.process.send_signal(number)
@@ -273,19 +273,19 @@ def _numbers(fault: str) -> Iterator[int]:
         yield signal.Signals[name]
 
 
-def _descendants(pid: int) -> list[int]:
-    """Processes below one, parents first."""
-    children: dict[int, list[int]] = {}
+def _children(pid: int) -> list[int]:
+    found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(stat.parent.name))
-    found, queue = [], [pid]
-    while queue:
-        below = children.get(queue.pop(0), [])
-        found += below
-        queue += below
-    return found
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return sorted(found)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes below one, parents first."""
+    below = _children(pid)
+    return below + [process for child in below for process in _descendants(child)]
 
 
 # -- campaigns ------------------------------------------------------------------------------------
@@ -368,6 +368,38 @@ def test_a_run_killed_at_random_times_is_the_run_that_was_never_killed(
         assert_bit_equal(run.folder, whole.folder)
         assert losses(run.folder) == losses(whole.folder)
     report(campaign, lives, counts, time.monotonic() - started)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["the agent", "one rank", "every process"])
+def test_a_signal_stops_all_ranks_at_one_step_whoever_gets_it(
+    whom: str, make_run: Callable
+) -> None:
+    """The launcher signals the agent; `scancel` signals every process, the loader's workers too."""
+    run: Run = make_run("run", 100_000)
+    process = run.start(ranks=2, workers=1)
+    assert isinstance(process, Torchrun)
+    deadline = time.monotonic() + 90
+    while not find_checkpoints(run.folder)[2:] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    below = _descendants(process.process.pid)
+    assert len(below) >= 4  # two ranks, a worker each
+    ranks = _children(process.process.pid)
+    targets = {
+        "the agent": [process.process.pid],
+        "one rank": ranks[-1:],
+        "every process": [process.process.pid, *below],
+    }[whom]
+    for pid in targets:
+        os.kill(pid, signal.SIGUSR1)
+    status = process.wait(90)
+    said = run.folder.with_suffix(".log").read_text()[-3000:]
+    marker = json.loads((run.folder / "requeue.marker").read_text())
+    assert marker["signal"] in ("SIGUSR1", "SIGTERM", None), said
+    assert marker["step"] == find_checkpoints(run.folder)[-1].step, said
+    # The agent's own status says nothing when it was signalled: batch scripts ask the marker.
+    assert whom != "one rank" or status == 0, said
+    assert verify_checkpoint(find_checkpoints(run.folder)[-1].path) == []
 
 
 def losses(folder: Path) -> dict[int, float]:

@@ -1,0 +1,146 @@
+"""A run that is told to stop saves its step, says so, and goes on later as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import olmo_ext.callbacks
+from eval.checkpoint import find_checkpoints
+from launch.cli import train as train_verb
+from olmo_ext.callbacks.base import Callback
+from olmo_ext.config import load_experiment
+from olmo_ext.signals import SIGNALS, StopSignals, ignore_in_worker
+from olmo_ext.train import train
+
+Write = Callable[..., Path]
+
+
+@dataclass
+class Sender(Callback):
+    """Sends this process signals while it takes a step, and tells whether `on_end` was called."""
+
+    at: int = 4
+    names: str = "SIGTERM"
+    during: str = "step"
+    ended: bool = False
+
+    def on_gradients(self, trainer, batch) -> None:
+        if self.during == "step" and trainer.global_step == self.at:
+            self._send()
+
+    def on_checkpoint(self, trainer) -> None:
+        if self.during == "save" and trainer.global_step == self.at:
+            self._send()
+
+    def _send(self) -> None:
+        for name in self.names.split():
+            os.kill(os.getpid(), signal.Signals[name])
+
+
+@pytest.fixture
+def sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(olmo_ext.callbacks.CALLBACKS, "sender", Sender)
+
+
+def saved(folder: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in find_checkpoints(folder)]
+
+
+def final(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(find_checkpoints(folder)[-1].path / "model.pt", weights_only=True)
+
+
+@pytest.mark.usefixtures("sender")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("names", ["SIGTERM", "SIGUSR1", "SIGTERM SIGTERM", "SIGUSR1 SIGTERM"])
+def test_a_signal_saves_the_step_it_came_in_and_the_run_goes_on_bit_for_bit(
+    names: str, strategy: str, write_experiment: Write, tmp_path: Path
+) -> None:
+    experiment = write_experiment(lambda c: c["train"].update(distributed_strategy=strategy))
+    whole = train(load_experiment(experiment, [f"train.save_folder={tmp_path / 'whole'}"]))
+    stopped = load_experiment(experiment, ["callbacks.sender={at: 4, names: " + names + "}"])
+    folder = train(stopped)
+    assert saved(folder) == [0, 4]
+    marker = json.loads((folder / "requeue.marker").read_text())
+    assert marker == {"step": 4, "num_steps": 12, "signal": names.split()[0]}
+    train(load_experiment(experiment), resume=True)
+    assert saved(folder) == [0, 4, 6, 12]
+    assert not (folder / "requeue.marker").exists()
+    ours, theirs = final(folder), final(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.usefixtures("sender")
+def test_a_signal_during_a_save_ends_the_run_after_the_next_step(write_experiment: Write) -> None:
+    overrides = ["callbacks.sender={at: 6, during: save}"]
+    folder = train(load_experiment(write_experiment(), overrides))
+    assert saved(folder) == [0, 6, 7]
+    assert (folder / "requeue.marker").exists()
+
+
+@pytest.mark.usefixtures("sender")
+def test_a_signal_in_the_last_step_leaves_no_marker(write_experiment: Write) -> None:
+    """A finished run must not be put into the queue again, for ever."""
+    folder = train(load_experiment(write_experiment(), ["callbacks.sender={at: 12}"]))
+    assert saved(folder) == [0, 6, 12]
+    assert not (folder / "requeue.marker").exists()
+
+
+@pytest.mark.usefixtures("sender")
+def test_the_command_line_says_where_a_stopped_run_stands(
+    write_experiment: Write, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_verb(write_experiment(), ["callbacks.sender={at: 4}"])
+    said = " ".join(capfd.readouterr().out.split())
+    assert "stopped by SIGTERM, saved at step 4 of 12; --resume goes on" in said
+
+
+def test_handlers_are_put_back_and_only_taken_where_python_can() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == "SIGUSR1"
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    errors = []
+
+    def elsewhere() -> None:
+        try:
+            with StopSignals():
+                pass
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert errors == []
+
+
+def _worker(ready: multiprocessing.synchronize.Event, done: multiprocessing.synchronize.Event):
+    ignore_in_worker(0)
+    ready.set()
+    done.wait(20)
+
+
+def test_a_loader_worker_outlives_the_signals_that_slurm_sends_to_every_process() -> None:
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    worker = context.Process(target=_worker, args=(ready, done))
+    worker.start()
+    assert ready.wait(20)
+    for number in SIGNALS:
+        os.kill(worker.pid, number)
+    done.set()
+    worker.join(20)
+    assert worker.exitcode == 0
