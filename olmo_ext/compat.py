@@ -143,6 +143,11 @@ class _LinkPath(type(Path())):  # type: ignore[misc]
         temporary.replace(self)
 
 
+def link_latest(checkpoint: Path) -> None:
+    """Let `latest-unsharded` beside a checkpoint lead to it, as the engine does after a save."""
+    _LinkPath(checkpoint.with_name("latest-unsharded")).symlink_to(checkpoint.name)
+
+
 @contextlib.contextmanager
 def atomic_links() -> Iterator[None]:
     """Let the engine replace `latest-unsharded` in one step while it saves.

@@ -33,6 +33,7 @@ from data_injection.corpus import Manifest
 from data_injection.ledger import LedgerWriter, position_from
 from eval.checkpoint import IDENTITY_FILE, Checkpoint, find_checkpoints, verify_checkpoint
 from olmo_ext.build import Stream, check_same_run
+from olmo_ext.compat import link_latest
 from olmo_ext.config import FILE_NAME, ExperimentConfig, save_experiment
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ def clear_unfinished(folder: Path) -> Path | None:
         if not problems and _read_identity(latest.path) is None:
             problems = [f"{IDENTITY_FILE} cannot be read"]
         if not problems:
+            link_latest(latest.path)  # a kill between renaming and linking left it behind
             return latest.path
         _set_aside(latest.path, "damaged", "; ".join(problems))
         damaged.append(checkpoints.pop())
