@@ -7,7 +7,7 @@ SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: quickstart smoke confirm mechanism test lint install clean
+.PHONY: quickstart smoke confirm mechanism faults test lint install clean
 
 quickstart: install
 	$(BIN)/olmo-ext quickstart
@@ -20,6 +20,9 @@ confirm: install
 
 mechanism: install
 	$(BIN)/olmo-ext confirm --chapter mechanism
+
+faults: install
+	FAULTS=24 FAULTS_OUT=runs/faults.jsonl $(BIN)/pytest tests/olmo_ext/test_faults.py -k killed
 
 test: lint
 	$(BIN)/pytest

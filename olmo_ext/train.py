@@ -90,8 +90,7 @@ def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool =
     check_interval = cfg.canceled_check_interval
     _fill_engine_config(cfg, stream)
     folder = Path(cfg.save_folder)
-    with explain_full_disk(folder), ExitStack() as stack:
-        signals = stack.enter_context(StopSignals())
+    with StopSignals() as signals, explain_full_disk(folder), ExitStack() as stack:
 
         def claim() -> Path | None:
             try:
@@ -147,7 +146,10 @@ def _fit(trainer: ExperimentTrainer, checkpoint: Path | None) -> None:
         for callback in trainer.callbacks.values():
             callback.on_start(trainer)
         if trainer.global_step < trainer.last_step:
-            trainer.fit()
+            # Told to stop while it was still starting: all there is has been saved.
+            trainer.stopped = trainer.signals.on_any_rank(trainer.device)
+            if not trainer.stopped:
+                trainer.fit()
         for callback in trainer.callbacks.values():
             callback.on_end(trainer)
     if trainer.stopped and get_global_rank() == 0:

@@ -34,6 +34,10 @@ class Sender(Callback):
     during: str = "step"
     ended: bool = False
 
+    def on_start(self, trainer) -> None:
+        if self.during == "start":
+            self._send()
+
     def on_gradients(self, trainer, batch) -> None:
         if self.during == "step" and trainer.global_step == self.at:
             self._send()
@@ -86,6 +90,16 @@ def test_a_signal_during_a_save_ends_the_run_after_the_next_step(write_experimen
     folder = train(load_experiment(write_experiment(), overrides))
     assert saved(folder) == [0, 6, 7]
     assert (folder / "requeue.marker").exists()
+
+
+@pytest.mark.usefixtures("sender")
+def test_a_signal_while_a_run_still_starts_ends_it_before_a_step(write_experiment: Write) -> None:
+    """A large checkpoint takes minutes to read, and the time that a signal leaves may be less."""
+    experiment = write_experiment()
+    folder = train(load_experiment(experiment, ["train.stop_at=6"]))
+    train(load_experiment(experiment, ["callbacks.sender={during: start}"]), resume=True)
+    assert saved(folder) == [0, 6]
+    assert json.loads((folder / "requeue.marker").read_text())["step"] == 6
 
 
 @pytest.mark.usefixtures("sender")
