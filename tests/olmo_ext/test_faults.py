@@ -327,6 +327,7 @@ def report(campaign: str, lives: list[Life], counts: Counter[str], seconds: floa
         "seconds": round(seconds),
         "lives": [dataclasses.asdict(life) for life in lives],
     }
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("a") as file:
         file.write(json.dumps(row) + "\n")
 
