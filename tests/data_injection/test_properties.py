@@ -18,7 +18,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -220,8 +219,7 @@ def test_counts_are_exactly_those_that_the_schedule_promises(case: Case):
     step=st.integers(0, 10**7),
 )
 def test_even_is_the_exact_floor_identity_at_any_step_of_any_run(rate: Any, step: int):
-    text = str(rate)
-    number = Fraction(text) if "/" in text else Fraction(Decimal(text))
+    number = exact(rate)
     config, geometry = ScheduleConfig(rate=rate), Geometry(batch_size=16, seq_len=T)
     built = build_schedule(config, geometry, seed=0, task="a", key="")
     assert built.rate == number
@@ -284,8 +282,7 @@ def test_a_steps_rows_do_not_depend_on_who_asks_when_or_after_what(case: Case, s
     with ThreadPoolExecutor(4) as pool:
         read = pool.map(lambda step: rows_or_refusal(shared, step), steps)
         assert list(read) == [wanted[step] for step in steps]
-    others = (pickle.loads(fresh), pickle.loads(pickle.dumps(plan)), plan)
-    for other in others:
+    for other in (pickle.loads(fresh), pickle.loads(pickle.dumps(plan)), plan):
         assert other.hash == shared.hash == plan.hash
         assert [rows_or_refusal(other, step) for step in steps] == [wanted[s] for s in steps]
     # Also of a plan that was never asked for anything else.
