@@ -92,8 +92,8 @@ def test_a_burst_starts_at_its_phase():
 
 
 def test_a_window_is_even_inside_and_nothing_outside():
-    built = schedule(kind="window", rate="1/2", start=3, stop=9)
-    assert counts(built, 12) == [0, 0, 0, 0, 1, 0, 1, 0, 1, 0, 0, 0]
+    built = schedule(kind="window", rate="1/2", start=3, stop=8)
+    assert counts(built, 12) == [0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0]
     assert schedule(kind="window", rate=2, start=3).before(1000) == 2 * 997
 
 
