@@ -280,7 +280,7 @@ def test_every_key_is_right_on_any_reader_over_several_epochs(
     check(loaders, reconstruct(train, plan), keys=batch_keys(*KEYS))
 
 
-@pytest.mark.parametrize("window", [B, PositionDataset.WINDOW])
+@pytest.mark.parametrize("window", [3 * B, PositionDataset.WINDOW])
 @pytest.mark.parametrize("start_step", [0, 3, 4])
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (1, 2), (2, 2)])
 def test_persistent_workers_pass_every_epoch_border_each_time_they_are_asked(
