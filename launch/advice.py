@@ -18,6 +18,7 @@ from olmo.config import SchedulerUnits
 from data_injection.config import TaskConfig
 from data_injection.corpus import Manifest
 from data_injection.scan import CorpusScan
+from eval.plots import number
 from olmo_ext.build import Stream
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.cost import Cost
@@ -36,6 +37,9 @@ the task is no guest in the host text any more."""
 
 MOST_EPOCHS = 1.0
 """Epochs over the corpus: repeated host text is memorised too and takes capacity of its own."""
+
+UNSEEN = 3
+"""Occurrences that a sample without one still allows, at 95% (the rule of three)."""
 
 GPU_BYTES = 80e9
 """Memory of an A100 or H100, the largest that the ladder's files assume."""
@@ -172,6 +176,17 @@ def _of_scan(stream: Stream, scan: CorpusScan, index: int) -> Iterator[Advice]:
             "and wrong places among them",
             "choose another, so that other symbols are drawn",
         )
+    elif injected and sample:
+        tokens_read = stream.num_positions * stream.plan.geometry.seq_len
+        enough = math.ceil(UNSEEN * tokens_read / (MOST_NATURAL * injected))
+        if scan.num_scanned < enough:
+            yield Advice(
+                "--scan-tokens",
+                f"{scan.num_scanned:,}",
+                f"so small a sample cannot show that natural examples of {task.name} are below "
+                f"{MOST_NATURAL:.0%} of its {injected:,} injected ones",
+                f"scan {min(enough, scan.num_tokens):,} tokens",
+            )
 
 
 def _of_stream(
@@ -196,10 +211,10 @@ def _of_stream(
         yield Advice(
             "train.max_duration",
             f"{steps:,} steps",
-            f"the corpus is read {epochs:.3g} times, and repeated host text is learned by heart",
+            f"the corpus is read {number(epochs)} times: repeated host text is learned by heart",
             f"prepare a larger corpus, or train at most {most:,} steps",
         )
-    if manifest is None and plan.tasks:
+    if manifest is None and plan.tasks and not experiment.injection.exclude_tokens:
         yield Advice(
             "corpus",
             "null",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,11 @@ def preflight(
     Raises:
         ConfigError: as `train` would, or an option out of its range.
     """
-    # What it logs of a task without instances is said with its remedy.
-    logging.getLogger("olmo_ext.build").setLevel(logging.ERROR)
     callbacks = build_callbacks(experiment.callbacks)
     manifest = complete(experiment)
-    stream = compile_stream(experiment, manifest=manifest)
+    # What it logs of a task without instances is said here with its remedy.
+    with _logging("olmo_ext.build", logging.ERROR):
+        stream = compile_stream(experiment, manifest=manifest)
     for callback in callbacks.values():
         callback.check(stream.plan, experiment.train, num_steps=stream.num_steps)
     cost = run_cost(
@@ -95,8 +96,7 @@ def _scan(
     total = sum(Path(path).stat().st_size for path in data.paths)
     if not logging.getLogger().handlers:  # the Meter's lines where there is no terminal
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("data_injection.shards").setLevel(logging.INFO)
-    with Meter() as meter:
+    with _logging("data_injection.shards", logging.INFO), Meter() as meter:
         wanted = total if max_tokens is None else min(total, max_tokens * dtype.itemsize)
         meter.start("scanning the corpus", total=wanted)
 
@@ -114,6 +114,18 @@ def _scan(
         )
 
 
+@contextmanager
+def _logging(name: str, level: int) -> Iterator[None]:
+    """A logger's level, for a while."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 # -- for people ----------------------------------------------------------------------------------
 
 
@@ -122,9 +134,10 @@ def show(found: Preflight, console: Console) -> None:
     stream, plan = found.stream, found.stream.plan
     console.print(_rates(stream))
     positions, epoch = stream.num_positions, stream.order.epoch_rows
+    epochs = number(positions / epoch)
     console.print(
         f"{stream.num_steps:,} steps of {stream.order.batch_size} rows x {plan.geometry.seq_len} "
-        f"tokens = {positions * plan.geometry.seq_len:,} tokens, {positions / epoch:.3g} epochs of "
+        f"tokens = {positions * plan.geometry.seq_len:,} tokens, {epochs} epochs of "
         f"the corpus ({epoch:,} rows); one exposure an example is one epoch over a task's train "
         f"split\nplan {plan.hash}"
     )
