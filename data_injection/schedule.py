@@ -406,8 +406,23 @@ def _distinct(num: int, span: int, *, seed: int, purpose: str) -> np.ndarray:
             counter, left = counter + 1, num + 64
             bits = word_stream(seed=seed, purpose=purpose, counter=counter)
         size = min(missing, left, 2**17)
-        words = bits.random_raw(size)
-        words %= np.uint64(span)  # the modulo's bias: span / 2^64
-        chosen[words.view(np.int64)] = True  # as they are, NumPy would convert them first
-        left, drawn = left - size, drawn + size
+        rows = _remainder(bits.random_raw(size), span)  # the modulo's bias: span / 2^64
+        left -= size
+        if (
+            drawn == 0 and missing * 128 < span
+        ):  # so few are sooner told apart than the mask counted
+            rows = np.unique(rows)
+            rows = rows[~chosen[rows]]
+            counted += len(rows)
+        else:
+            drawn += size
+        chosen[rows] = True
     return chosen
+
+
+def _remainder(words: np.ndarray, span: int) -> np.ndarray:
+    """words % span as int64, which indexes faster; NumPy divides by one number faster, too."""
+    quotients = words // np.uint64(span)
+    quotients *= np.uint64(span)
+    words -= quotients
+    return words.view(np.int64)
