@@ -118,45 +118,34 @@ def prepare(
 
 
 @app.command()
-def plan(experiment: ExperimentFile, override: Overrides = None) -> None:
-    """Compile the injection plan: exact counts, frequencies in all units, exposures, hash."""
-    from olmo_ext.build import compile_stream
-    from olmo_ext.callbacks import build_callbacks
-    from olmo_ext.config import complete, load_experiment
+def plan(
+    experiment: ExperimentFile,
+    override: Overrides = None,
+    scan: Annotated[bool, typer.Option(help="Look for the tasks' tokens in the corpus.")] = True,
+    scan_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Scan an evenly spread sample of so many tokens.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(help="World size of the estimate.")] = 1,
+    peak_tflops: Annotated[
+        float, typer.Option(help="Peak of one GPU; 989 is an H100 SXM in dense bf16.")
+    ] = 989.0,
+    mfu: Annotated[float, typer.Option(help="Share of the peak that the model uses.")] = 0.4,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
+) -> None:
+    """Before you pay for a run: exposures, what the corpus holds already, cost, warnings."""
+    from launch.preflight import preflight, show, write_json
+    from olmo_ext.config import load_experiment
 
     config = load_experiment(experiment, override)
-    callbacks = build_callbacks(config.callbacks)
-    stream = compile_stream(config, manifest=complete(config))
-    for callback in callbacks.values():
-        callback.check(stream.plan, config.train, num_steps=stream.num_steps)
-    compiled, steps = stream.plan, stream.num_steps
-    table = Table("task", box=box.SIMPLE_HEAD, padding=(0, 1))
-    titles = (
-        "instances",
-        "per\nstep",
-        "per\nrow",
-        "per\ntoken",
-        "tokens\n/token",
-        "exposures\n/example",
-    )
-    for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
-    for index, (task, schedule) in enumerate(zip(compiled.tasks, compiled.schedules, strict=True)):
-        rates = compiled.rates(index)
-        units = ("per_step", "per_sequence", "per_token", "task_tokens_per_token")
-        table.add_row(
-            f"{task.name}\n{task.family}\n{task.bits:.0f} bits, {schedule.label}",
-            f"{compiled.instances(index, steps):,}",
-            *(f"{rates[unit]:.3g}" for unit in units),
-            f"{compiled.exposures_per_example(index, steps):.3g}",
-        )
-    console.print(table)
-    positions, epoch = stream.num_positions, stream.order.epoch_rows
-    console.print(
-        f"{steps:,} steps of {stream.order.batch_size} rows x {compiled.geometry.seq_len} tokens = "
-        f"{positions * compiled.geometry.seq_len:,} tokens, {positions / epoch:.3g} epochs of the "
-        f"corpus ({epoch:,} rows)\nplan {compiled.hash}"
-    )
+    cost = {"peak_tflops": peak_tflops, "mfu": mfu}
+    try:
+        found = preflight(config, scan=scan, scan_tokens=scan_tokens, gpus=gpus, **cost)
+    except KeyboardInterrupt:
+        errors.print("interrupted; --no-scan or --scan-tokens takes less time")
+        raise typer.Exit(130) from None
+    show(found, console)
+    if json is not None:
+        write_json(found, json)
 
 
 @app.command()
