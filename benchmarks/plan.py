@@ -3,8 +3,9 @@
     python benchmarks/plan.py --out plan.md
 
 Status 1 if a promise is broken. Times are CPU seconds of one thread (time.process_time), since the
-machines are shared, but for the ledger's, which waits for the disk; each is the median over its repeats. The scan is a ratio: it and a
-np.bincount over chunks of the same memmaps in turns, both warm, the median over the pairs.
+machines are shared, but for the ledger's, which waits for the disk; each is the median over its
+repeats. The scan is a ratio: it and a np.bincount over chunks of the same memmaps in turns, both
+warm, the median over the pairs.
 """
 
 from __future__ import annotations
