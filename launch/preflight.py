@@ -154,7 +154,8 @@ def show(found: Preflight, console: Console) -> None:
 
 
 def _table(titles: Sequence[str]) -> Table:
-    table = Table("task", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("task", no_wrap=True)
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     return table
@@ -164,15 +165,14 @@ def _rates(stream: Stream) -> Table:
     """Frequencies in all units; an exposure is an epoch over the task's train split."""
     plan, steps = stream.plan, stream.num_steps
     titles = ["instances", *("per\n" + unit for unit in ("step", "row", "token"))]
-    table = _table([*titles, "tokens\n/token", "train\nexamples", "exposures\n/example"])
+    table = _table([*titles, "tokens\n/token", "exposures\n/example"])
     for index, (task, schedule) in enumerate(zip(plan.tasks, plan.schedules, strict=True)):
         rates = plan.rates(index)
         table.add_row(
             f"{task.name}\n{task.family}\n{task.bits:.0f} bits, {schedule.label}",
             f"{plan.instances(index, steps):,}",
             *(f"{rates[unit]:.3g}" for unit in UNITS),
-            f"{len(task.train):,}",
-            f"{plan.exposures_per_example(index, steps):.3g}",
+            f"{plan.exposures_per_example(index, steps):.3g}\nof {len(task.train):,}",
         )
     return table
 
