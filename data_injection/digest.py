@@ -1,7 +1,7 @@
 """Digests of tokens: of rows at their places in the stream, and of files without a manifest.
 
-    rows_digest(ids_BT, positions)          # every rank adds its own; `olmo-ext audit` adds again
-    fingerprint(["a.npy", "b.npy"])
+rows_digest(ids_BT, positions)          # every rank adds its own; `olmo-ext audit` adds again
+fingerprint(["a.npy", "b.npy"])
 """
 
 from __future__ import annotations

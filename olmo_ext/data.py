@@ -19,8 +19,8 @@ from olmo.data.collator import DataCollator
 from olmo.util import file_size, get_bytes_range, is_url
 from torch.utils.data import DataLoader
 
-from data_injection import digest
 from data_injection.config import ConfigError
+from data_injection.digest import fingerprint as fingerprint_files
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan
 from data_injection.splice import SplicedStream
@@ -106,7 +106,7 @@ def check_memmaps(train: TrainConfig) -> None:
 
 def fingerprint(paths: Sequence[str]) -> str:
     """Identity of files that have no manifest, wherever the engine can read them."""
-    return digest.fingerprint(paths, size=file_size, read=get_bytes_range)
+    return fingerprint_files(paths, size=file_size, read=get_bytes_range)
 
 
 def data_seed(train: TrainConfig) -> int:
