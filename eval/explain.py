@@ -1,4 +1,4 @@
-"""One step of a run in detail: which example stood where, over which text, for the how many-th time.
+"""One step of a run in detail: which example stood where, over which text, and how often before.
 
     explain_step("runs/w32", 17).rows[0]
 
@@ -19,7 +19,7 @@ from eval.audit_stream import check_corpus
 from eval.decode import load_decoder
 from eval.host import HostRows
 from eval.ledger import STATES, RunLedger, trace_ledger
-from eval.verdict import open_run
+from eval.verdict import OK, open_run
 
 CONTEXT = 12
 """Tokens shown after an example."""
@@ -75,7 +75,7 @@ class Explanation:
     """Rows of the ledger at this step that the plan has not."""
 
     corpus: str | None
-    """Why the host's tokens are not shown."""
+    """Why the host's tokens are not shown, or may be others than those replaced; else None."""
 
 
 def explain_step(
@@ -96,7 +96,7 @@ def explain_step(
     plan = subject.trained_plan()
     if plan is None:
         raise ConfigError(
-            f"{run}: the plan that it was trained on cannot be recompiled; `olmo-ext audit` says why"
+            f"{run}: the plan that it was trained on cannot be recompiled; run `olmo-ext audit {run}`"
         )
     ledger = trace_ledger(subject.segments, subject.audited) if subject.segments else None
     last = max(_last_step(ledger), subject.step - 1)
@@ -148,7 +148,7 @@ def explain_step(
         rows=tuple(rows),
         num_rows=len(planned),
         unplanned=sum(len(where) for key, where in entries.items() if key not in known),
-        corpus=verdict.said if host is None else None,
+        corpus=None if verdict.status == OK else verdict.said,
     )
 
 

@@ -187,32 +187,34 @@ def ledger_table(ledger: RunLedger, plan: Mapping[str, Any]) -> pd.DataFrame:
     )
 
 
-def export_ledger(
-    run: str | Path, target: str, *, checkpoint: int | None = None, command: str = ""
-) -> Path:
-    """Write `read_ledger` as "parquet" or "csv" into the run's folder, or into a file so named.
-
-    Parquet carries run, plan_hash, commit (that the run was trained with) and command as metadata.
-    Raises ConfigError for another ending, before anything is read.
-    """
-    run = Path(run)
-    path = run / f"{FOLDER}.{target}" if target in ("parquet", "csv") else Path(target)
+def export_path(run: str | Path, target: str) -> Path:
+    """Where "parquet", "csv" or a file so named goes; ConfigError for another ending."""
+    path = Path(run) / f"{FOLDER}.{target}" if target in ("parquet", "csv") else Path(target)
     if path.suffix not in (".parquet", ".csv"):
         raise ConfigError(
             f"--export must be parquet, csv, or a file that ends so, got {target!r}; for example "
             "--export ledger.parquet"
         )
+    return path
+
+
+def export_ledger(
+    run: str | Path, path: Path, *, checkpoint: int | None = None, command: str = ""
+) -> None:
+    """Write `read_ledger` to a .parquet or .csv file, to a temporary name first.
+
+    Parquet carries run, plan_hash, commit (that the run was trained with) and command as metadata.
+    """
     table = read_ledger(run, checkpoint=checkpoint)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.suffix == ".csv":
             table.to_csv(temporary, index=False)
         else:
-            _write_parquet(table, temporary, _origin(run) | {"command": command})
+            _write_parquet(table, temporary, _origin(Path(run)) | {"command": command})
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def _write_parquet(table: pd.DataFrame, path: Path, metadata: dict[str, str]) -> None:

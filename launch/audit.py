@@ -48,7 +48,9 @@ def show_audit(audit: Audit, console: Console) -> None:
 def show_explanation(explained: Explanation, console: Console) -> None:
     """A paragraph for each injected row of a step."""
     if explained.corpus is not None:
-        _say(console, f"the host text is not shown: {explained.corpus}")
+        shown = any(row.replaced is not None for row in explained.rows)
+        said = "may be another than was replaced" if shown else "is not shown"
+        _say(console, f"the host text {said}: {explained.corpus}")
     _say(
         console,
         f"step {explained.step} (counted from 0): {explained.num_rows} of {explained.batch_size} "

@@ -293,7 +293,7 @@ def audit(
 
     from eval.audit import audit_run
     from eval.explain import explain_step
-    from eval.ledger import export_ledger
+    from eval.ledger import export_ledger, export_path
     from eval.records import replace_file
     from launch.audit import progress_bar, show_audit, show_explanation
 
@@ -301,6 +301,7 @@ def audit(
         explained = explain_step(run, explain, checkpoint=step, corpus=corpus, most=rows)
         show_explanation(explained, console)
         return
+    target = export_path(run, export) if export is not None else None
     try:
         with progress_bar(errors) as progress:
             found = audit_run(
@@ -310,11 +311,15 @@ def audit(
         errors.print("interrupted; nothing was written")
         raise typer.Exit(130) from None
     show_audit(found, console)
-    if json is not None:
-        replace_file(json, (dumps(found.as_json(), indent=1) + "\n").encode())
-    if export is not None:
-        command = " ".join(["olmo-ext", *sys.argv[1:]])
-        console.print(str(export_ledger(run, export, checkpoint=step, command=command)))
+    try:
+        if json is not None:
+            replace_file(json, (dumps(found.as_json(), indent=1) + "\n").encode())
+        if target is not None:
+            command = " ".join(["olmo-ext", *sys.argv[1:]])
+            export_ledger(run, target, checkpoint=step, command=command)
+            console.print(str(target), soft_wrap=True, highlight=False)
+    except OSError as error:
+        raise ConfigError(f"{error}; give --json and --export files that can be written") from None
     if found.status:
         raise typer.Exit(found.status)
 
