@@ -96,6 +96,8 @@ def check_rows(
             f"in all {count(total.lacking, 'row')} of the plan not in the ledger, "
             f"{count(total.surplus, 'row')} of the ledger not in the plan"
         )
+        # Without a segment nothing tells where the steps before it were taken.
+        problems += [f"the lineage is broken: {problem}" for problem in ledger.line.problems]
     problems += strays
     steps = count(subject.step - start, "step")
     agreed = f"{count(total.found, 'row')} in {steps} are the plan's, each once"

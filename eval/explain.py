@@ -96,7 +96,7 @@ def explain_step(
     plan = subject.trained_plan()
     if plan is None:
         raise ConfigError(
-            f"{run}: the plan that it was trained on cannot be recompiled; run `olmo-ext audit {run}`"
+            f"{run}: the plan that it was trained on cannot be recompiled; see `olmo-ext audit`"
         )
     ledger = trace_ledger(subject.segments, subject.audited) if subject.segments else None
     last = max(_last_step(ledger), subject.step - 1)

@@ -205,7 +205,7 @@ def _compile(
         plan = compile_saved_plan(folder, identity)
     except FileNotFoundError:
         return {}, None, "experiment.yaml is missing"
-    except (OmegaConfBaseException, YAMLError, ValueError, KeyError, TypeError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         found = experiment if isinstance(experiment, dict) else {}
         return found, None, f"experiment.yaml compiles to no plan ({reason})"

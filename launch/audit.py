@@ -98,7 +98,8 @@ def progress_bar(console: Console) -> Iterator[Progress]:
     try:
         yield progress
     finally:
-        bars.stop()
+        if shown:  # stopped unstarted, it prints an empty line
+            bars.stop()
 
 
 def _text(text: Text) -> str:
