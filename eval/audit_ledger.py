@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,16 +74,16 @@ def check_rows(
     # Only a run that began before there was a ledger may lack its first steps: its digest, too.
     known = subject.audited is None or "stream_digest" in subject.audited.place
     start = 0 if known else ledger.line.first_step
+    edges = [*range(start, subject.step, BLOCK_STEPS), subject.step]
     parts = [
-        _by_step(ledger.segments[s.segment].rows, ledger.segments[s.segment], s)
-        for s in ledger.line.stretches
+        _blocks(ledger.segments[stretch.segment], stretch, edges)
+        for stretch in ledger.line.stretches
     ]
     total = _Count()
     exposures = [np.zeros(len(task.tokens), dtype=np.int64) for task in plan.tasks]
-    for first in range(start, subject.step, BLOCK_STEPS):
+    for block, (first, end) in enumerate(pairwise(edges)):
         progress("ledger", first - start, subject.step - start)
-        end = min(first + BLOCK_STEPS, subject.step)
-        found = np.concatenate([np.zeros(0, dtype=ROW), *(_between(p, first, end) for p in parts)])
+        found = np.concatenate([np.zeros(0, dtype=ROW), *(part(block) for part in parts)])
         _compare(total, found, planned_rows(plan, range(first, end)), plan, decode)
         for index, seen in enumerate(exposures):
             examples = found["example"][found["task"] == index]
@@ -135,21 +136,22 @@ def planned_rows(plan: InjectionPlan, steps: range | list[int]) -> NDArray[np.vo
     return np.concatenate([np.zeros(0, dtype=ROW), *parts])
 
 
-def _by_step(rows: NDArray[np.void], segment: Segment, stretch: Stretch) -> NDArray[np.void]:
-    """The rows of a stretch in the order of their steps: a view where they are."""
+def _blocks(
+    segment: Segment, stretch: Stretch, edges: list[int]
+) -> Callable[[int], NDArray[np.void]]:
+    """A function from i to the rows of a stretch in steps edges[i] .. edges[i+1]-1."""
     inside = is_effective(segment, (stretch,))
     num = int(inside.sum())
     first = int(inside.argmax()) if num else 0
-    chosen = rows[first : first + num] if inside[first : first + num].all() else rows[inside]
-    if (chosen["step"][1:] < chosen["step"][:-1]).any():
-        chosen = chosen[np.argsort(chosen["step"], kind="stable")]
-    return chosen
-
-
-def _between(rows: NDArray[np.void], first: int, end: int) -> NDArray[np.void]:
-    # Bounds of the steps' own type: with others the whole column would be converted each time.
-    bounds = np.array([first, end], dtype=rows["step"].dtype)
-    return rows[slice(*np.searchsorted(rows["step"], bounds))]
+    # A view where they stand together, as they do unless the segment is damaged.
+    together = bool(inside[first : first + num].all())
+    rows = segment.rows[first : first + num] if together else segment.rows[inside]
+    steps = np.ascontiguousarray(rows["step"])
+    if (steps[1:] < steps[:-1]).any():
+        order = np.argsort(steps, kind="stable")
+        rows, steps = rows[order], steps[order]
+    bounds = np.searchsorted(steps, np.array(edges, dtype=np.uint32)).tolist()
+    return lambda block: rows[bounds[block] : bounds[block + 1]]
 
 
 def _compare(
@@ -164,6 +166,8 @@ def _compare(
     """Add the differences of two multisets of rows; without `all_planned` rows may be lacking."""
     total.found += len(found)
     total.planned += len(planned)
+    if found.tobytes() == planned.tobytes():  # written in the plan's order: no need to sort
+        return
     ours, theirs = _sorted(found), _sorted(planned)
     if len(ours) == len(theirs) and np.array_equal(ours, theirs):
         return

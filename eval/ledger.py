@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,28 +162,39 @@ def read_ledger(run: str | Path, *, checkpoint: int | None = None) -> pd.DataFra
 
 def ledger_table(ledger: RunLedger, plan: Mapping[str, Any]) -> pd.DataFrame:
     """The frame of `read_ledger`; `plan` is the canonical plan, as in plan.json."""
-    segments = list(ledger.segments.values())
-    rows = np.concatenate([segment.rows for segment in segments])
-    states = np.concatenate([ledger.states(segment) for segment in segments])
     names = sorted(plan["tasks"], key=lambda name: plan["tasks"][name]["index"])
-    # A task that the plan has not is not a number (NaN): `olmo-ext audit` says more.
-    codes = np.where(rows["task"] < len(names), rows["task"].astype(np.int64), -1)
-    slots = rows["slot"].astype(np.int64)
+    segments = list(ledger.segments.values())
+
+    def column(dtype: type, values: Callable[[Segment], Any]) -> NDArray:
+        # Segment by segment into place: no second copy of the whole ledger.
+        filled: NDArray = np.empty(sum(len(segment.rows) for segment in segments), dtype=dtype)
+        end = 0
+        for segment in segments:
+            end += len(segment.rows)
+            filled[end - len(segment.rows) : end] = values(segment)
+        return filled
+
+    def code(segment: Segment) -> NDArray[np.int64]:
+        # A task that the plan has not is missing (NaN): `olmo-ext audit` says more.
+        tasks = segment.rows["task"].astype(np.int64)
+        return np.where(tasks < len(names), tasks, -1)
+
+    steps = column(np.uint32, lambda segment: segment.rows["step"])
+    slots = column(np.uint32, lambda segment: segment.rows["slot"])
+    states = column(np.int8, ledger.states)
     return pd.DataFrame(
         {
-            "step": rows["step"],
-            "slot": rows["slot"],
-            "position": rows["step"].astype(np.int64) * plan["batch_size"] + slots,
-            "task": pd.Categorical.from_codes(codes, categories=names),
-            "task_index": rows["task"],
-            "example": rows["example"],
-            "segment": np.repeat(
-                np.array([segment.number for segment in segments], dtype=np.uint32),
-                [len(segment.rows) for segment in segments],
-            ),
+            "step": steps,
+            "slot": slots,
+            "position": steps.astype(np.int64) * plan["batch_size"] + slots,
+            "task": pd.Categorical.from_codes(column(np.int16, code), categories=names),
+            "task_index": column(np.uint16, lambda segment: segment.rows["task"]),
+            "example": column(np.uint32, lambda segment: segment.rows["example"]),
+            "segment": column(np.uint32, lambda segment: segment.number),
             "effective": states == EFFECTIVE,
             "state": pd.Categorical.from_codes(states, categories=list(STATES)),
-        }
+        },
+        copy=False,
     )
 
 

@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -174,6 +176,26 @@ def test_a_healthy_run_agrees_in_every_check(
     assert audit.status == 0
     assert audit.step == 12
     assert verdict(audit, "ledger").numbers["planned"] == 30  # 12 steps at rates 2 and 1/2
+
+
+@pytest.mark.slow
+def test_a_run_resumed_on_two_ranks_agrees(bare_run: Path, copy: Callable[[Path], Path]) -> None:
+    run = copy(bare_run)
+    shutil.rmtree(run / "step12-unsharded")
+    bin_folder = Path(sys.executable).parent
+    command = [bin_folder / "torchrun", "--standalone", "--nproc-per-node=2", "--no-python"]
+    command += [bin_folder / "olmo-ext", "train", bare_run / "experiment.yaml"]
+    done = subprocess.run(
+        [*map(str, command), "-o", f"train.save_folder={run}", "--resume"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    audit = audited(run, full=True)
+    assert differing(audit) == []
+    assert verdict(audit, "segments").said.endswith("1 restart, world size 1, 2")
 
 
 def test_an_audit_changes_nothing_in_the_run(
