@@ -267,6 +267,65 @@ def report(
 
 
 @app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint; default: the latest.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="All files of all checkpoints, all tokens of the stream.")
+    ] = False,
+    sample: Annotated[int, typer.Option(min=0, help="Steps read again without --full.")] = 64,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Where the token files are now, if they were moved.")
+    ] = None,
+    explain: Annotated[
+        int | None, typer.Option(help="Show what a step (from 0) injected, audit nothing.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows shown by --explain.")] = 10,
+    export: Annotated[
+        str | None, typer.Option(help="Write the ledger: parquet, csv, or a file of that ending.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
+) -> None:
+    """Hold plan, checkpoints, ledger and text of a run against each other; status 1 if one differs.
+
+    Writes nothing into the run's folder but what --export asks for.
+    """
+    from json import dumps
+
+    from eval.audit import audit_run
+    from eval.explain import explain_step
+    from eval.ledger import export_ledger, export_path
+    from eval.records import replace_file
+    from launch.audit import progress_bar, show_audit, show_explanation
+
+    if explain is not None:
+        explained = explain_step(run, explain, checkpoint=step, corpus=corpus, most=rows)
+        show_explanation(explained, console)
+        return
+    target = export_path(run, export) if export is not None else None
+    try:
+        with progress_bar(errors) as progress:
+            found = audit_run(
+                run, step=step, corpus=corpus, full=full, sample=sample, progress=progress
+            )
+    except KeyboardInterrupt:
+        errors.print("interrupted; nothing was written")
+        raise typer.Exit(130) from None
+    show_audit(found, console)
+    try:
+        if json is not None:
+            replace_file(json, (dumps(found.as_json(), indent=1) + "\n").encode())
+        if target is not None:
+            command = " ".join(["olmo-ext", *sys.argv[1:]])
+            export_ledger(run, target, checkpoint=step, command=command)
+            console.print(str(target), soft_wrap=True, highlight=False)
+    except OSError as error:
+        raise ConfigError(f"{error}; give --json and --export files that can be written") from None
+    if found.status:
+        raise typer.Exit(found.status)
+
+
+@app.command()
 def doctor() -> None:
     """Look at Python, packages, devices and launchers; status 1 if a run cannot work here."""
     from launch.doctor import examine
