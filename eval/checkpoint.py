@@ -59,7 +59,7 @@ def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
 
 def write_checksums(folder: Path) -> None:
     """Write CHECKSUMS for all files of a folder that is about to become a checkpoint."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != CHECKSUMS)
     lines = [f"{sha}  {name}\n" for name, sha in _sha256(folder, names).items()]
     (folder / CHECKSUMS).write_text("".join(lines))
 
