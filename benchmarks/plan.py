@@ -151,9 +151,9 @@ def measure_scan(args: argparse.Namespace) -> Iterator[Cell]:
         for family, num_tasks, paths, vocab_size in (
             ("comparison", 1, [str(path)], VOCAB_SIZE),
             ("comparison", 5, [str(path)], VOCAB_SIZE),
-            ("comparison", 1, embedded * 4, manifest.vocab_size),
-            ("comparison", 5, embedded * 4, manifest.vocab_size),
-            ("modular_addition", 5, embedded * 4, manifest.vocab_size),
+            ("comparison", 1, embedded * 8, manifest.vocab_size),
+            ("comparison", 5, embedded * 8, manifest.vocab_size),
+            ("modular_addition", 5, embedded * 8, manifest.vocab_size),
         ):
             yield scan_cell(family, num_tasks, paths, vocab_size, pairs=2 * args.repeats + 1)
 

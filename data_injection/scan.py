@@ -171,15 +171,17 @@ class _Counter:
         for length, patterns in self.patterns.items():
             starts = self._candidates(owners, length, num=min(num, len(ids) - length + 1))
             if len(starts):
-                self._match(tokens, starts, length, patterns)
+                # Sooner looked up than a key.
+                labels = np.take(patterns.is_label, ids[starts + length - 1], mode="clip")
+                self._match(tokens, starts[labels], length, patterns)
 
     def _candidates(self, owners: NDArray[Any], length: int, *, num: int) -> IntArray:
         """Which of the first `num` places begin a run of tokens of one task; most do not."""
         if num <= 0:
             return np.zeros(0, dtype=np.int64)
         common, mask = self._common[:num], self._mask[:num]
-        np.copyto(common, owners[:num])
-        for column in range(1, min(length, LOOKED_AT)):
+        np.bitwise_and(owners[:num], owners[length - 1 :][:num], out=common)
+        for column in range(1, min(length - 1, LOOKED_AT - 1)):
             common &= owners[column : column + num]
         np.not_equal(common, 0, out=mask)
         return np.flatnonzero(mask)
@@ -211,6 +213,9 @@ class _Patterns:
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         rows = np.concatenate([task.tokens for task in tasks])
+        self.is_label = np.zeros(int(rows.max()) + 2, dtype=bool)
+        """Whether an example may end in a token; the last entry stands for all larger ones."""
+        self.is_label[rows[:, -1]] = True
         attempt = 0
         while True:
             self._factors = raw_words(rows.shape[1], seed=attempt, purpose="scan/keys")
