@@ -27,7 +27,7 @@ import pytest
 import torch
 import xxhash
 
-from data_injection.ledger import effective_rows, lineage, position_from, read_segments
+from data_injection.ledger import ROW, effective_rows, lineage, position_from, read_segments
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan
 from eval.checkpoint import find_checkpoints, load_plan, verify_checkpoint
@@ -38,6 +38,8 @@ Write = Callable[..., Path]
 
 FAULTS = int(os.environ.get("FAULTS", "0"))
 """0: the handful that CI runs."""
+
+ROWS_A_STEP = 2.5
 
 STEPS_A_FAULT = 12
 """The run is made so long that all faults find it still running."""
@@ -128,6 +130,8 @@ class Life:
     fault: str
     """A signal, "SIGKILL of one rank", or "none"."""
     at_startup: bool = False
+    steps: int = 0
+    """Steps it was let take at least, if not at startup."""
     step: int | None = None
     """The latest checkpoint afterwards."""
     unfinished_save: bool = False
@@ -155,6 +159,11 @@ class Run:
     def segments(self) -> int:
         return len(list((self.folder / "ledger").glob("segment-*.bin")))
 
+    def rows(self) -> int:
+        """Rows in the newest segment, roughly: its seals are counted too."""
+        newest = max((self.folder / "ledger").glob("segment-*.bin"))
+        return newest.stat().st_size // ROW.itemsize
+
     def finish(self, *, ranks: int, workers: int = 0) -> None:
         process = self.start(ranks=ranks, workers=workers)
         assert process.wait(120) == 0, self.folder.with_suffix(".log").read_text()[-3000:]
@@ -166,10 +175,14 @@ class Run:
         if life.at_startup:
             time.sleep(rng.uniform(0.0, 1.5))
         else:
-            deadline = time.monotonic() + 90
-            while self.segments() == before and process.alive() and time.monotonic() < deadline:
-                time.sleep(0.005)
-            time.sleep(rng.uniform(0.0, 0.6))
+            # So many steps of this life, told by the rows in its segment, and some time more.
+            life.steps = rng.randrange(0, 3 * STEPS_A_FAULT // 2)
+            deadline = time.monotonic() + 120
+            while process.alive() and time.monotonic() < deadline:
+                if self.segments() > before and self.rows() >= ROWS_A_STEP * life.steps:
+                    break
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0.0, 0.1))
         life.finished_first = not process.alive()
         process.hurt(life.fault)
         status = process.wait(120)
