@@ -176,6 +176,8 @@ def test_a_healthy_run_agrees_in_every_check(
     assert audit.status == 0
     assert audit.step == 12
     assert verdict(audit, "ledger").numbers["planned"] == 30  # 12 steps at rates 2 and 1/2
+    stream = verdict(audit, "stream").numbers
+    assert stream == {"steps_read": 12, "unplanned_rows": 66, "natural_examples": {}}
 
 
 @pytest.mark.slow
@@ -590,6 +592,29 @@ def test_the_order_within_a_step_says_nothing(bare_run: Path, copy: Callable[[Pa
     )
     assert segment_file(run).read_bytes() != before
     assert differing(audited(run)) == []
+
+
+def test_rows_in_no_order_that_a_run_writes_are_found(
+    bare_run: Path, copy: Callable[[Path], Path]
+) -> None:
+    """All there, each once, all checksums right: only their order shows a forger."""
+    run = copy(bare_run)
+    forge(segment_file(run), lambda rows: rows[::-1])
+    audit = audited(run)
+    assert differing(audit) == ["segments"]
+    assert "segment 0: step 2 stands after step 3" in said(audit, "segments")
+
+
+def test_a_damaged_seal_that_looks_like_a_row_is_found(
+    bare_run: Path, copy: Callable[[Path], Path]
+) -> None:
+    run = copy(bare_run)
+    path = segment_file(run)
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1  # the last record is the seal of step 12
+    path.write_bytes(data)
+    audit = audited(run)
+    assert "step12-unsharded: segment 0 has no seal at record" in said(audit, "segments")
 
 
 def test_an_unplanned_row_without_effect_is_found(
