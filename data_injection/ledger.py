@@ -69,16 +69,24 @@ class LedgerWriter:
         parent: where the checkpoint stands that the run goes on from; None for a new run, and for a
             checkpoint from before there was a ledger.
         header: further JSON values for the segment's first line (plan hash, world size, ...).
+        above: number of a segment that was once there, which must not be given again.
 
     Raises OSError with the file's name where the disk refuses; what was written before stays.
     """
 
     def __init__(
-        self, folder: Path, *, start_step: int, parent: Position | None, header: Mapping[str, Any]
+        self,
+        folder: Path,
+        *,
+        start_step: int,
+        parent: Position | None,
+        header: Mapping[str, Any],
+        above: int = -1,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # By number and not by time: clocks go backwards.
-        self.segment = max((number for number, _ in _segment_files(folder)), default=-1) + 1
+        numbers = [number for number, _ in _segment_files(folder)]
+        self.segment = max([*numbers, above, parent.segment if parent else -1]) + 1
         self.path = folder / f"segment-{self.segment:05d}.bin"
         values = {
             "segment": self.segment,
