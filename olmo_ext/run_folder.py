@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -140,12 +141,26 @@ def _read_identity(checkpoint: Path) -> dict[str, Any] | None:
     return {key: value for key, value in identity.items() if key not in ("step", "ledger")}
 
 
-def start_ledger(
-    folder: Path, checkpoint: Path | None, *, header: dict[str, Any], new_ledger: bool = False
-) -> tuple[LedgerWriter, int | None]:
-    """A new segment that goes on from a checkpoint, and the digest of the stream before it.
+@dataclass(frozen=True)
+class LedgerStart:
+    """Where the next segment of the ledger begins."""
 
-    The digest is None where the checkpoint is from before there was a ledger.
+    step: int
+    parent: Position | None
+    above: int
+    """Number of a segment that was once there."""
+
+    digest: int | None
+    """Of the stream before; None where the checkpoint is from before there was a ledger."""
+
+    lost: tuple[str, ...] = ()
+    """What the ledger does not hold any more of the steps before."""
+
+
+def find_ledger_start(
+    folder: Path, checkpoint: Path | None, *, new_ledger: bool = False
+) -> LedgerStart:
+    """What a segment that goes on from a checkpoint (None: from nothing) must know.
 
     Args:
         new_ledger: go on although the ledger has lost what the checkpoint was trained on.
@@ -153,32 +168,44 @@ def start_ledger(
     Raises:
         ConfigError: it has lost it.
     """
-    saved = json.loads((checkpoint / IDENTITY_FILE).read_text()) if checkpoint else {}
-    place = saved.get("ledger")
-    step = int(saved["step"]) if place else _step(checkpoint)
-    parent = position_from(place, where=f"{checkpoint}/{IDENTITY_FILE}") if place else None
-    above = parent.segment if parent is not None else -1
-    if parent is not None and (problems := _lost(folder / LEDGER, parent, step)):
-        if not new_ledger:
-            raise ConfigError(
-                f"{folder / LEDGER} no longer holds what {checkpoint} was trained on "
-                f"({'; '.join(problems)}); restore it from a copy, or pass --new-ledger to go on "
-                "with a ledger that knows nothing of the steps before"
-            )
-        log.warning("the ledger begins anew at step %d: %s", step, "; ".join(problems))
-        parent, header = None, header | {"lost": problems}
-    header = header | {"checkpoint": checkpoint.name if checkpoint else None}
-    writer = LedgerWriter(
-        folder / LEDGER, start_step=step, parent=parent, header=header, above=above
-    )
     if checkpoint is None:
-        return writer, 0
-    digest = (place or {}).get("stream_digest")
-    return writer, int(digest, 16) if digest else None
+        return LedgerStart(step=0, parent=None, above=-1, digest=0)
+    place = json.loads((checkpoint / IDENTITY_FILE).read_text()).get("ledger")
+    step = _step(checkpoint)
+    parent = position_from(place, where=f"{checkpoint}/{IDENTITY_FILE}")
+    if parent is None:
+        return LedgerStart(step=step, parent=None, above=-1, digest=None)
+    digest = place.get("stream_digest")
+    start = LedgerStart(step, parent, parent.segment, int(digest, 16) if digest else None)
+    problems = _lost(folder / LEDGER, parent, step)
+    if not problems:
+        return start
+    if not new_ledger:
+        raise ConfigError(
+            f"{folder / LEDGER} no longer holds what {checkpoint} was trained on "
+            f"({'; '.join(problems)}); restore it from a copy, or pass --new-ledger to go on "
+            "with a ledger that knows nothing of the steps before"
+        )
+    log.warning("the ledger begins anew at step %d: %s", step, "; ".join(problems))
+    return replace(start, parent=None, lost=tuple(problems))
 
 
-def _step(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.split("-")[0].removeprefix("step")) if checkpoint else 0
+def start_ledger(
+    folder: Path, start: LedgerStart, checkpoint: Path | None, *, header: dict[str, Any]
+) -> LedgerWriter:
+    """The new segment; `header` as for LedgerWriter."""
+    header = header | {"checkpoint": checkpoint.name if checkpoint else None}
+    return LedgerWriter(
+        folder / LEDGER,
+        start_step=start.step,
+        parent=start.parent,
+        header=header | ({"lost": start.lost} if start.lost else {}),
+        above=start.above,
+    )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[0].removeprefix("step"))
 
 
 def _lost(ledger: Path, position: Position, step: int) -> list[str]:

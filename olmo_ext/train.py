@@ -52,6 +52,7 @@ from olmo_ext.run_folder import (
     check_folder,
     clear_unfinished,
     explain_disk,
+    find_ledger_start,
     start_ledger,
     write_marker,
     write_run_files,
@@ -127,9 +128,10 @@ def train(
                 "tasks": [task.name for task in stream.plan.tasks],
                 "world_size": get_world_size(),
             }
-            ledger, digest = start_ledger(folder, checkpoint, header=header, new_ledger=new_ledger)
-            ledgers.append((stack.enter_context(ledger), digest))
+            start = find_ledger_start(folder, checkpoint, new_ledger=new_ledger)
             write_run_files(asked, stream, identity, fields, manifest, resumed_from=checkpoint)
+            ledger = start_ledger(folder, start, checkpoint, header=header)
+            ledgers.append((stack.enter_context(ledger), start.digest))
             return checkpoint
 
         checkpoint = _agree(claim)
