@@ -40,6 +40,9 @@ ROW = np.dtype([("step", "<u4"), ("slot", "<u4"), ("example", "<u4"), ("task", "
 
 SEAL = 0xFFFF
 
+LEDGER_FOLDER = "ledger"
+"""Where a run keeps its segments."""
+
 MAX_BLOCK_ROWS = 2**16
 """Rows after which a block is sealed even without a checkpoint: what one flipped bit can spoil."""
 
@@ -379,7 +382,12 @@ def position_from(value: Any, *, where: str) -> Position | None:
     """The position that a checkpoint keeps as JSON; ConfigError if it is none."""
     if value is None:
         return None
-    try:
-        return Position(segment=int(value["segment"]), records=int(value["records"]))
-    except (TypeError, KeyError, ValueError) as error:
-        raise ConfigError(f"{where} holds no place in the ledger ({error!r})") from None
+    found: list[Any] = []
+    if isinstance(value, dict):
+        found = [value.get(key) for key in ("segment", "records")]
+    if not found or any(type(number) is not int or number < 0 for number in found):
+        raise ConfigError(
+            f"{where} holds no place in the ledger: {json.dumps(value)[:200]} has no segment and "
+            "records in whole numbers"
+        )
+    return Position(*found)

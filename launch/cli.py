@@ -295,7 +295,10 @@ def audit(
     full: Annotated[
         bool, typer.Option("--full", help="All files of all checkpoints, all tokens of the stream.")
     ] = False,
-    sample: Annotated[int, typer.Option(min=0, help="Steps read again without --full.")] = 64,
+    sample: Annotated[
+        int | None,
+        typer.Option(help="Steps read again without --full; default: those of 268M tokens."),
+    ] = None,
     corpus: Annotated[
         Path | None, typer.Option(help="Where the token files are now, if they were moved.")
     ] = None,
