@@ -32,6 +32,7 @@ from olmo.torch_util import get_world_size
 from data_injection.config import ConfigError
 from data_injection.corpus import Manifest
 from data_injection.ledger import (
+    LEDGER_FOLDER,
     LedgerWriter,
     Position,
     lineage,
@@ -44,8 +45,6 @@ from olmo_ext.compat import link_latest
 from olmo_ext.config import FILE_NAME, ExperimentConfig, save_experiment
 
 log = logging.getLogger(__name__)
-
-LEDGER = "ledger"
 
 MARKER = "requeue.marker"
 """Written when a signal or the time limit has ended a run before its last step: what a batch script
@@ -177,12 +176,12 @@ def find_ledger_start(
         return LedgerStart(step=step, parent=None, above=-1, digest=None)
     digest = place.get("stream_digest")
     start = LedgerStart(step, parent, parent.segment, int(digest, 16) if digest else None)
-    problems = _lost(folder / LEDGER, parent, step)
+    problems = _lost(folder / LEDGER_FOLDER, parent, step)
     if not problems:
         return start
     if not new_ledger:
         raise ConfigError(
-            f"{folder / LEDGER} no longer holds what {checkpoint} was trained on "
+            f"{folder / LEDGER_FOLDER} no longer holds what {checkpoint} was trained on "
             f"({'; '.join(problems)}); restore it from a copy, or pass --new-ledger to go on "
             "with a ledger that knows nothing of the steps before"
         )
@@ -196,7 +195,7 @@ def start_ledger(
     """The new segment; `header` as for LedgerWriter."""
     header = header | {"checkpoint": checkpoint.name if checkpoint else None}
     return LedgerWriter(
-        folder / LEDGER,
+        folder / LEDGER_FOLDER,
         start_step=start.step,
         parent=start.parent,
         header=header | ({"lost": start.lost} if start.lost else {}),
