@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,14 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
     state = torch.load(path / "model.pt", map_location=device, weights_only=True)
     model.load_state_dict(state, strict=True)
     return model.eval()
+
+
+def load_model_config(path: str | Path) -> dict[str, Any]:
+    """The engine's ModelConfig of a checkpoint as plain values, with the engine's defaults."""
+    from olmo.config import ModelConfig
+
+    config = ModelConfig.load(Path(path) / "config.yaml", key="model", validate_paths=False)
+    return json.loads(json.dumps(asdict(config)))
 
 
 def load_identity(folder: str | Path) -> dict[str, Any]:

@@ -278,6 +278,32 @@ def report(
 
 
 @app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A checkpoint or a run; for olmo a HF folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    to: Annotated[str, typer.Option(help="hf (stock LlamaForCausalLM) or olmo, back.")] = "hf",
+    step: Annotated[int | None, typer.Option(help="Of a run; default: its latest.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="tokenizer.json or dolma-v1_5; default: the corpus's.")
+    ] = None,
+    no_tokenizer: Annotated[bool, typer.Option("--no-tokenizer", help="Token ids alone.")] = False,
+    dtype: Annotated[str, typer.Option(help="fp32, exact, or bf16, rounded.")] = "fp32",
+) -> None:
+    """Write a checkpoint for transformers and lm-evaluation-harness, or read one back."""
+    from eval.export_hf import export_hf, import_hf
+
+    if to == "olmo":
+        console.print(f"{import_hf(source, out)}: config.yaml and model.pt, as eval reads them")
+        return
+    if to != "hf":
+        raise ConfigError(f"--to must be hf or olmo, got {to!r}")
+    done = export_hf(
+        source, out, step=step, tokenizer=tokenizer, no_tokenizer=no_tokenizer, dtype=dtype
+    )
+    console.print(f"{out}: {done.provenance.path}, {done.num_params:,} parameters in {dtype}")
+
+
+@app.command()
 def doctor() -> None:
     """Look at Python, packages, devices and launchers; status 1 if a run cannot work here."""
     from launch.doctor import examine
