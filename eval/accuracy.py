@@ -104,9 +104,7 @@ def score_task(
     return score_answers(answer(last_logits, task, indices, batch_rows=batch_rows), task, indices)
 
 
-def score_answers(
-    answers: Answers, task: Task, indices: NDArray[np.int64]
-) -> list[dict[str, Any]]:
+def score_answers(answers: Answers, task: Task, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
     """The rows of `score_task` from the answers to the instances of a split."""
     subsets = {"all": np.ones(len(indices), dtype=bool)}
     mirrored = task.mirror_in_train()[indices]

@@ -44,9 +44,9 @@ def _per_label(answers: Answers, task: Task, split: str) -> list[dict[str, Any]]
         part = answers[indices[task.tokens[indices, -1] == label]]
         if len(part.loss) == 0:
             continue
-        share, fields = float(part.label_correct.mean()), {"subset": f"label={label}"}
-        fields |= {"n": len(part.loss)}
-        rows.append(_share("label_accuracy", share, len(part.loss)) | fields)
+        fields = {"subset": f"label={label}", "n": len(part.loss)}
+        right = float(part.label_correct.mean())
+        rows.append(_share("label_accuracy", right, len(part.loss)) | fields)
         rows.append({"metric": "label_loss", "value": float(part.loss.mean())} | fields)
     return rows
 

@@ -104,7 +104,7 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
     """The OLMo model of a checkpoint in evaluation mode, on one device, fp32.
 
     Unsharded, or sharded as stock OLMo's FSDP runs write them (`eval.sharded`). model.pt is read
-    with weights_only and mapped, not copied: nothing in it can run, and pages come as they are used.
+    with weights_only and mapped, not copied: nothing in it can run, and no byte is held twice.
 
     Raises:
         FileNotFoundError: no checkpoint of OLMo there.
@@ -117,8 +117,8 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
     kind = checkpoint_kind(path)
     if kind is None or kind == "hf":
         raise FileNotFoundError(
-            f"{path} holds no model.pt with its config.yaml; give an unsharded checkpoint, a folder "
-            "step*-unsharded, or a sharded one of torch_new or olmo_core"
+            f"{path} holds no model.pt with its config.yaml; give an unsharded checkpoint, a "
+            "folder step*-unsharded, or a sharded one of torch_new or olmo_core"
         )
     if problems := verify_checkpoint(path, names=("model.pt", "config.yaml")):
         raise ConfigError(

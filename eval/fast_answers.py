@@ -32,7 +32,7 @@ ROWS_AT_ONCE = 2048
 """Rows of one pass through the layers."""
 
 BLOCKS = {"cpu": (512, 1024), "cuda": (8192, 8192)}
-"""Rows and vocabulary entries of one block of logits: 2 MiB on a CPU, half of a core's cache here."""
+"""Rows and vocabulary entries of one block of logits: 2 MiB on a CPU, a core's cache."""
 
 SAFE = (1e-25, 1e30)
 """Sums of unshifted exponentials in here lost nothing to overflow or underflow in fp32."""
@@ -133,7 +133,9 @@ def _read_head(
     device = states_BD.device
     num, rows_at_once, block = len(states_BD), *BLOCKS[device.type]
     buffer = torch.empty(rows_at_once * block, device=device)
-    target_B, labels_L = (torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (target, labels))
+    target_B, labels_L = (
+        torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (target, labels)
+    )
     top_B = torch.full((num,), -torch.inf, device=device)
     top_block_B = torch.zeros(num, dtype=torch.int64, device=device)
     # The arg max inside the block that holds the row's label; elsewhere it is not asked.

@@ -113,7 +113,6 @@ class Inert:
         self.__dict__.update(state if isinstance(state, dict) else {"state": state})
 
 
-
 METADATA_CLASSES = {
     ("torch.distributed.checkpoint.metadata", name)
     for name in (

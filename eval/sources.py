@@ -1,7 +1,7 @@
 """What `olmo-ext eval` was given: runs, folders of runs, single checkpoints, Hugging Face folders.
 
-    for source in find_sources("runs/w32"):
-        print(source.path, source.kind, source.step, source.run)
+for source in find_sources("runs/w32"):
+    print(source.path, source.kind, source.step, source.run)
 """
 
 from __future__ import annotations
@@ -98,9 +98,10 @@ def check_belongs(source: Source) -> None:
             f"{source.path}/{IDENTITY_FILE} cannot be read; restore it or use another checkpoint"
         ) from None
     theirs = {key: value for key, value in theirs.items() if key not in ("step", "ledger")}
-    if lines := differences(theirs, load_identity(source.run), sides=("here", "in the run")):
+    if lines := differences(theirs, load_identity(source.run)):
         raise ConfigError(
-            f"{source.path} was trained as another run than {source.run}/plan.json says:\n  "
+            f"{source.path} was trained as another run than {source.run}/plan.json says (now: the "
+            "checkpoint, before: the run):\n  "
             + "\n  ".join(lines)
             + "\nMove it back to its own run's folder, or out of any and name its plan with --plan."
         )

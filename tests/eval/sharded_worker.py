@@ -53,8 +53,10 @@ def main(out: Path, kinds: list[str]) -> None:
     with FSDP.summon_full_params(model, writeback=False):
         if dist.get_rank() == 0:
             (out / "unsharded").mkdir(parents=True)
-            state = {name.replace("_fsdp_wrapped_module.", ""): p.clone()
-                     for name, p in model.named_parameters()}
+            state = {
+                name.replace("_fsdp_wrapped_module.", ""): p.clone()
+                for name, p in model.named_parameters()
+            }
             torch.save(state, out / "unsharded" / "model.pt")
             config.save(out / "unsharded" / "config.yaml")
     dist.barrier()
