@@ -30,6 +30,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+os.environ["TQDM_DISABLE"] = "1"  # read when it is imported
+
 import numpy as np
 import torch
 import yaml
@@ -225,7 +227,6 @@ def main() -> int:
     if args.measure:
         measure_alone(args.measure)
         return 0
-    os.environ["TQDM_DISABLE"] = "1"
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as name:
         result = compare(Path(name), rounds=args.rounds, batch_sizes=args.batch_sizes)

@@ -31,8 +31,8 @@ Past = list[tuple[torch.Tensor, torch.Tensor]]
 ROWS_AT_ONCE = 2048
 """Rows of one pass through the layers."""
 
-BLOCKS = {"cpu": (512, 1024), "cuda": (8192, 8192)}
-"""Rows and vocabulary entries of one block of logits: 2 MiB on a CPU, a core's cache."""
+BLOCKS = {"cpu": (256, 1024), "cuda": (8192, 8192)}
+"""Rows and vocabulary entries of one block of logits: 1 MiB on a CPU, a core's cache."""
 
 SAFE = (1e-25, 1e30)
 """Sums of unshifted exponentials in here lost nothing to overflow or underflow in fp32."""
@@ -138,7 +138,7 @@ def _read_head(
     )
     top_B = torch.full((num,), -torch.inf, device=device)
     top_block_B = torch.zeros(num, dtype=torch.int64, device=device)
-    # The arg max inside the block that holds the row's label; elsewhere it is not asked.
+    # The arg max inside the block that holds the row's label, where it may be the label.
     top_there_B = torch.full((num,), -1, dtype=torch.int64, device=device)
     total_B = torch.zeros(num, dtype=torch.float64, device=device)
     logits_BL = torch.empty(num, len(labels_L), device=device)
@@ -158,15 +158,21 @@ def _read_head(
             top_block_B[rows] = torch.where(higher_B, start, top_block_B[rows])
             if has_label:
                 logits_BL[rows, here_L] = logits_BV[:, columns]
-                asking = (target_B[rows] // block == start // block).nonzero()[:, 0]
+                # Only a label that no logit exceeds can be the arg max: few, or all, are asked.
+                column_B = (target_B[rows] - start).clamp(0, shape[1] - 1)
+                label_B = logits_BV.gather(1, column_B[:, None])[:, 0]
+                inside_B = column_B == target_B[rows] - start
+                asking = (inside_B & (label_B == most_B)).nonzero()[:, 0]
                 top_there_B[first + asking] = logits_BV[asking].argmax(dim=-1) + start
             total_B[rows] += logits_BV.exp_().sum(dim=-1)
-    logsumexp_B = total_B.log()
+    place_B = torch.searchsorted(labels_L, target_B)
+    label_B = logits_BL.gather(1, place_B[:, None])
+    loss_B = total_B.log() - label_B[:, 0].double()
     unsafe = ((total_B < SAFE[0]) | ~(total_B < SAFE[1])).nonzero()[:, 0]
     for some in unsafe.split(64):
-        logsumexp_B[some] = (states_BD[some] @ unembedding_VD.T).logsumexp(dim=-1).double()
-    place_B = torch.searchsorted(labels_L, target_B)
-    loss_B = logsumexp_B - logits_BL.gather(1, place_B[:, None])[:, 0].double()
+        # Label first: what is left is of the size of the loss, whatever the size of the logits.
+        beside_BV = states_BD[some] @ unembedding_VD.T - label_B[some]
+        loss_B[some] = beside_BV.logsumexp(dim=-1).double()
     choice_B = labels_L[logits_BL.argmax(dim=-1)]
     correct_B = (top_block_B == target_B // block * block) & (top_there_B == target_B)
     fields = (correct_B, choice_B == target_B, loss_B, choice_B)
