@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_injection.tasks.base import Task
 from eval.accuracy import Answers
@@ -30,6 +31,9 @@ Past = list[tuple[torch.Tensor, torch.Tensor]]
 
 ROWS_AT_ONCE = 2048
 """Rows of one pass through the layers."""
+
+SHORT = 16
+"""Tokens of an example below which plain attention is the faster one."""
 
 BLOCKS = {"cpu": (256, 1024), "cuda": (8192, 8192)}
 """Rows and vocabulary entries of one block of logits: 1 MiB on a CPU, a core's cache."""
@@ -98,17 +102,18 @@ def fast_answer(model: CutModel, task: Task, indices: NDArray[np.int64]) -> Answ
     """Ask the model for the label of each instance, as `eval.accuracy.answer` does."""
     order = np.lexsort(task.tokens[indices, :-1].T[::-1])
     tokens = task.tokens[indices[order]]
-    parts = [_states(model, tokens[i : i + ROWS_AT_ONCE, :-1]) for i in _starts(len(tokens))]
+    # The fused attention of a CPU is made for long rows: on two tokens it is the slowest part.
+    with sdpa_kernel(SDPBackend.MATH) if tokens.shape[1] < SHORT else nullcontext():
+        parts = [
+            _states(model, tokens[i : i + ROWS_AT_ONCE, :-1])
+            for i in range(0, len(tokens), ROWS_AT_ONCE)
+        ]
     found = _read_head(
         torch.cat(parts), model.unembedding_VD, tokens[:, -1], labels=task.label_tokens
     )
     back = np.empty(len(order), dtype=np.int64)
     back[order] = np.arange(len(order))
     return found[back]
-
-
-def _starts(num: int) -> range:
-    return range(0, num, ROWS_AT_ONCE)
 
 
 def _states(model: CutModel, ids: NDArray[np.int64]) -> torch.Tensor:
@@ -130,50 +135,46 @@ def _read_head(
     *,
     labels: NDArray[np.int64],
 ) -> Answers:
+    """Answers from the last states: blocks of the vocabulary outside, of the rows inside."""
     device = states_BD.device
     num, rows_at_once, block = len(states_BD), *BLOCKS[device.type]
-    buffer = torch.empty(rows_at_once * block, device=device)
-    target_B, labels_L = (
-        torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (target, labels)
-    )
-    top_B = torch.full((num,), -torch.inf, device=device)
-    top_block_B = torch.zeros(num, dtype=torch.int64, device=device)
-    # The arg max inside the block that holds the row's label, where it may be the label.
-    top_there_B = torch.full((num,), -1, dtype=torch.int64, device=device)
-    total_B = torch.zeros(num, dtype=torch.float64, device=device)
+    target_B, labels_L = (torch.tensor(ids, device=device) for ids in (target, labels))
+    place_B = torch.searchsorted(labels_L, target_B)
+    starts = range(0, len(unembedding_VD), block)
+    # N numbers the blocks: the largest logit of each, and the sum of its exponentials.
+    top_NB, sum_NB = torch.empty(2, len(starts), num, device=device)
     logits_BL = torch.empty(num, len(labels_L), device=device)
-    for start in range(0, len(unembedding_VD), block):
+    # The arg max inside the block that holds the row's label, where that may be the label.
+    best_there_B = torch.full_like(target_B, -1)
+    buffer = torch.empty(rows_at_once * block, device=device)
+    for n, start in enumerate(starts):
         weight_DV = unembedding_VD[start : start + block].T
         here_L = (labels_L >= start) & (labels_L < start + block)
-        columns, has_label = labels_L[here_L] - start, bool(here_L.any())
+        columns = labels_L[here_L] - start
         for first in range(0, num, rows_at_once):
             rows = slice(first, min(first + rows_at_once, num))
             shape = rows.stop - first, weight_DV.shape[1]
             logits_BV = buffer[: shape[0] * shape[1]].view(shape)
             torch.mm(states_BD[rows], weight_DV, out=logits_BV)
-            most_B = logits_BV.amax(dim=-1)
-            # Strictly: of equal logits the first is the arg max.
-            higher_B = most_B > top_B[rows]
-            top_B[rows] = torch.where(higher_B, most_B, top_B[rows])
-            top_block_B[rows] = torch.where(higher_B, start, top_block_B[rows])
-            if has_label:
+            torch.amax(logits_BV, dim=-1, out=top_NB[n, rows])
+            if len(columns):
                 logits_BL[rows, here_L] = logits_BV[:, columns]
-                # Only a label that no logit exceeds can be the arg max: few, or all, are asked.
-                column_B = (target_B[rows] - start).clamp(0, shape[1] - 1)
-                label_B = logits_BV.gather(1, column_B[:, None])[:, 0]
-                inside_B = column_B == target_B[rows] - start
-                asking = (inside_B & (label_B == most_B)).nonzero()[:, 0]
-                top_there_B[first + asking] = logits_BV[asking].argmax(dim=-1) + start
-            total_B[rows] += logits_BV.exp_().sum(dim=-1)
-    place_B = torch.searchsorted(labels_L, target_B)
-    label_B = logits_BL.gather(1, place_B[:, None])
-    loss_B = total_B.log() - label_B[:, 0].double()
+                # Only a label that nothing in its block exceeds can be the arg max.
+                label_B = logits_BL[rows].gather(1, place_B[rows, None])[:, 0]
+                inside_B = target_B[rows] // block == n
+                asking = (inside_B & (label_B == top_NB[n, rows])).nonzero()[:, 0]
+                best_there_B[first + asking] = logits_BV[asking].argmax(dim=-1) + start
+            torch.sum(logits_BV.exp_(), dim=-1, out=sum_NB[n, rows])
+    total_B = sum_NB.sum(dim=0, dtype=torch.float64)
+    label_B1 = logits_BL.gather(1, place_B[:, None])
+    loss_B = total_B.log() - label_B1[:, 0].double()
     unsafe = ((total_B < SAFE[0]) | ~(total_B < SAFE[1])).nonzero()[:, 0]
     for some in unsafe.split(64):
         # Label first: what is left is of the size of the loss, whatever the size of the logits.
-        beside_BV = states_BD[some] @ unembedding_VD.T - label_B[some]
+        beside_BV = states_BD[some] @ unembedding_VD.T - label_B1[some]
         loss_B[some] = beside_BV.logsumexp(dim=-1).double()
     choice_B = labels_L[logits_BL.argmax(dim=-1)]
-    correct_B = (top_block_B == target_B // block * block) & (top_there_B == target_B)
+    # Of equal logits the first is the arg max: of blocks too.
+    correct_B = (top_NB.argmax(dim=0) == target_B // block) & (best_there_B == target_B)
     fields = (correct_B, choice_B == target_B, loss_B, choice_B)
     return Answers(*(field.cpu().numpy() for field in fields))
