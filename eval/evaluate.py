@@ -338,7 +338,7 @@ def results(sources: Sequence[Source], done: Sequence[Done], choice: Choice) -> 
         keep &= rows.split.isin([*choice.splits, ""])
         if choice.tasks is not None:
             keep &= rows.task.isin(list(choice.tasks))
-        rows = rows[keep]
+        rows = rows[keep].sort_values(["step", "task"], kind="stable")
         parts.append(rows.assign(checkpoint=rows.step.map(paths)))
     if not parts:
         return pd.DataFrame(columns=["checkpoint", "step", "task", "split", "metric", "value"])

@@ -28,9 +28,9 @@ def print_scores(table: pd.DataFrame, console: Console) -> None:
         scores = scores[scores.step == scores.step.groupby(runs).transform("max")]
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for name in ("checkpoint", "task", "split"):
-        shown.add_column(name)
+        shown.add_column(name, overflow="fold")
     for name in (*SHOWN, "memorised gap", "mirror gap"):
-        shown.add_column(name.replace("_", "\n").replace(" ", "\n"), justify="right")
+        shown.add_column(name.replace("_", "\n").replace(" ", "\n"), justify="right", no_wrap=True)
     for (path, task, split), group in scores.groupby(["checkpoint", "task", "split"], sort=False):
         rows = group.set_index("metric")
         gaps = whole[(whole.checkpoint == path) & (whole.task == task)].set_index("metric")
@@ -41,7 +41,7 @@ def print_scores(table: pd.DataFrame, console: Console) -> None:
         score = _with_interval(rows.loc["score"])
         loss = f"{rows.loc['label_loss'].value:.3f}"
         shares = (f"{rows.loc[name].value:.3f}" for name in ("accuracy", "label_accuracy"))
-        where = "/".join(Path(str(path)).parts[-2:])
+        where = "/".join(Path(str(path)).parts[-2:]).removesuffix("-unsharded")
         shown.add_row(where, str(task), str(split), *shares, score, loss, *beside)
     console.print(shown)
     if last:
