@@ -41,7 +41,7 @@ def print_scores(table: pd.DataFrame, console: Console) -> None:
         score = _with_interval(rows.loc["score"])
         loss = f"{rows.loc['label_loss'].value:.3f}"
         shares = (f"{rows.loc[name].value:.3f}" for name in ("accuracy", "label_accuracy"))
-        where = "/".join(Path(str(path)).parts[-2:]).removesuffix("-unsharded")
+        where = "\n".join(Path(str(path)).parts[-2:]).removesuffix("-unsharded")
         shown.add_row(where, str(task), str(split), *shares, score, loss, *beside)
     console.print(shown)
     if last:
