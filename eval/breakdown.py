@@ -77,7 +77,7 @@ def _consistency(answers: Answers, task: Task, split: str) -> list[dict[str, Any
     here = is_train if split == "train" else ~is_train
     number = np.arange(len(task.tokens))
     other = task.mirror
-    paired = here & (other >= 0) & (other != number)
+    paired = here & (other >= 0)
     same_split = paired & (is_train[other] == is_train)
     subsets = {
         "mirror_in_train" if split == "train" else "no_mirror": same_split & (number < other)

@@ -12,11 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from data_injection.config import ConfigError
+from data_injection.tasks.comparison import Comparison
 from eval.checkpoint import load_model
+from eval.evaluate import Done, TaskSet, evaluate
 from eval.sharded import InertUnpickler, checkpoint_kind
 
 KINDS = ("torch_new", "olmo_core")
@@ -69,6 +72,22 @@ def test_a_sharded_checkpoint_is_the_unsharded_model(kind: str, stock: Path) -> 
     # The ranks' parts are unlike, so that a part in the wrong place would show.
     assert not torch.equal(expected[0], expected[1])
     assert len(expected.unique()) > 1000
+
+
+def test_a_folder_of_stock_checkpoints_is_evaluated_but_for_what_cannot_be_read(
+    stock: Path,
+) -> None:
+    task = Comparison("cmp", symbols=10 + np.arange(20), labels=np.array([240, 7, 99]), seed=0)
+    done: dict[str, Done] = {}
+    with pytest.raises(ConfigError, match=r"1 of 4 checkpoints .*\n.*torch_legacy.*unshard\.py"):
+        done.update((d.source.kind, d) for d in evaluate(stock, asked=TaskSet((task,), 250)))
+    expected = [row["value"] for row in done["unsharded"].rows]
+    assert len(expected) > 30
+    for kind in KINDS:
+        assert [row["value"] for row in done[kind].rows] == expected
+        assert {row["checkpoint"] for row in done[kind].rows} == {str(stock / kind)}
+    with pytest.raises(ConfigError, match=r"vocab_size 250, .* vocabulary of 256"):
+        list(evaluate(stock / "olmo_core", asked=TaskSet((task,), vocab_size=256)))
 
 
 def test_what_cannot_be_read_without_trust_is_refused_by_name_with_the_remedy(
