@@ -17,12 +17,14 @@ import yaml
 from olmo.config import ModelConfig
 from olmo.model import OLMo
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import eval.export_hf
 import eval.llama
 from data_injection.config import ConfigError
 from data_injection.encoder import tokenizer_path
+from data_injection.manifest import VERSION, Manifest
 from eval.accuracy import answer
 from eval.checkpoint import load_model, load_model_config, load_plan
 from eval.export_hf import export_hf, import_hf, load_hf
@@ -450,7 +452,7 @@ def test_bf16_rounds_and_says_so(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "step1")
     out = export_hf(checkpoint, tmp_path / "hf", no_tokenizer=True, dtype="bf16").folder
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
-    assert "no longer agree" in (out / "README.md").read_text()
+    assert "logits no longer agree" in (out / "README.md").read_text()
     back = torch.load(import_hf(out, tmp_path / "olmo") / "model.pt", weights_only=True)
     original = torch.load(checkpoint / "model.pt", weights_only=True)
     for name, tensor in original.items():
@@ -484,12 +486,26 @@ def test_a_runs_export_carries_plan_exposures_scores_and_tables(run: Path, tmp_p
         assert f"{value:.3f} [" in card
     assert str(tmp_path) not in card
     assert [t.digest() for t in load_tasks(out)] == [t.digest() for t in plan.tasks]
-    assert (
-        "## Tasks"
-        in (
-            export_hf(run, tmp_path / "0", step=0, no_tokenizer=True).folder / "README.md"
-        ).read_text()
+
+
+def test_the_tokenizer_of_the_runs_corpus_goes_along_and_that_of_another_does_not(
+    write_experiment: Write, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    Tokenizer(WordLevel({f"word{i}": i for i in range(256)})).save(str(corpus / "tokenizer.json"))
+    overrides = [f"train.tokenizer.identifier={corpus}/tokenizer.json", "train.max_duration=1"]
+    run = train(load_experiment(write_experiment(), overrides))
+    out = export_hf(run, tmp_path / "hf").folder
+    assert (out / "tokenizer.json").read_bytes() == (corpus / "tokenizer.json").read_bytes()
+    config = json.loads((out / "tokenizer_config.json").read_text())
+    assert (config["eos_token"], config["pad_token"]) == ("word0", "word1")
+    other = Manifest(
+        *("other", "tokenizer.json", "", 256, 0, 1, (), (), "uint16", 0, 0, (), ()), version=VERSION
     )
+    (corpus / "manifest.json").write_text(json.dumps(asdict(other)))
+    with pytest.raises(ConfigError, match=r"the corpus there .* is not the one .* --no-tokenizer"):
+        export_hf(run, tmp_path / "again")
 
 
 def test_an_exported_folder_is_scored_as_the_original_item_by_item(
@@ -571,3 +587,5 @@ def test_the_command_exports_and_reads_back(
     assert all(torch.equal(tensor, again[name]) for name, tensor in original.items())
     assert olmo_ext("export", run, "--to", "gguf", "--out", tmp_path / "x") == 2
     assert "--to must be hf or olmo, got 'gguf'" in capsys.readouterr().err
+    assert olmo_ext("export", hf, "--to", "olmo", "--out", tmp_path / "x", "--dtype", "bf16") == 2
+    assert "--dtype are for --to hf alone" in capsys.readouterr().err

@@ -156,7 +156,7 @@ def test_the_files_say_what_they_are(tmp_path: Path) -> None:
     folder = tmp_path / "harness"
     write_harness(folder, plan)
     (task,) = plan.tasks
-    lines = [json.loads(line) for line in (folder / "add_greedy.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "add.jsonl").read_text().splitlines()]
     assert [line["example"] for line in lines] == task.test.tolist()
     labels = task.label_tokens
     for line in lines:
