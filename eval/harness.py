@@ -101,6 +101,8 @@ def write_tokenizer_config(folder: Path, names: dict[str, str], **more: Any) -> 
     """Beside a tokenizer.json: the class that loads it as it is, and its special tokens."""
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, **more}
     config["clean_up_tokenization_spaces"] = False
+    # transformers 4 would add token_type_ids, which a LLaMA's generate refuses.
+    config["model_input_names"] = ["input_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
