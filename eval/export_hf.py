@@ -190,7 +190,9 @@ def _write_weights(folder: Path, provenance: Provenance, dtype: str) -> int:
         name: tensor.to(DTYPES[dtype]).contiguous()
         for name, tensor in llama_weights(provenance.model, state).items()
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "model.safetensors"
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(folder.stat().st_mode & 0o666)  # as any other file: save_file's is its owner's alone
     return sum(tensor.numel() for tensor in tensors.values())
 
 

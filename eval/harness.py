@@ -56,8 +56,11 @@ def write_harness(folder: Path, plan: InjectionPlan) -> None:
         # A name is any text; in a file's and a harness task's only these characters are safe.
         name = quote(task.name, safe="")
         chosen = choice_items(task)
-        _write_items(folder / f"{name}_greedy.jsonl", task, task.test)
-        _write_items(folder / f"{name}_choice.jsonl", task, chosen)
+        whole = part = f"{name}.jsonl"
+        _write_items(folder / whole, task, task.test)
+        if len(chosen) < len(task.test):
+            part = f"{name}_subset.jsonl"
+            _write_items(folder / part, task, chosen)
         greedy = {
             "output_type": "loglikelihood",
             "doc_to_target": "{{label}}",
@@ -69,8 +72,8 @@ def write_harness(folder: Path, plan: InjectionPlan) -> None:
             "doc_to_target": "answer",
             "metadata": _metadata(plan, task, chosen, ours="label_accuracy"),
         }
-        for kind, fields in (("greedy", greedy), ("choice", choice)):
-            config = _common(f"{name}_{kind}") | fields
+        for kind, items, fields in (("greedy", whole, greedy), ("choice", part, choice)):
+            config = _common(f"{name}_{kind}", items=items) | fields
             text = yaml.safe_dump(config, sort_keys=False, default_flow_style=None, width=100)
             (folder / f"{name}_{kind}.yaml").write_text(text)
 
@@ -98,6 +101,8 @@ def write_tokenizer_config(folder: Path, names: dict[str, str], **more: Any) -> 
     """Beside a tokenizer.json: the class that loads it as it is, and its special tokens."""
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, **more}
     config["clean_up_tokenization_spaces"] = False
+    # transformers 4 would add token_type_ids, which a LLaMA's generate refuses.
+    config["model_input_names"] = ["input_ids", "attention_mask"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
@@ -111,13 +116,13 @@ def _write_items(path: Path, task: Task, indices: IntArray) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _common(name: str) -> dict[str, Any]:
+def _common(name: str, *, items: str) -> dict[str, Any]:
     return {
         "task": name,
         "tag": TAG,
         "dataset_path": "json",
         # Looked up from where lm_eval is started: the exported folder, wherever it is by then.
-        "dataset_kwargs": {"data_files": {"test": f"{FOLDER}/{name}.jsonl"}},
+        "dataset_kwargs": {"data_files": {"test": f"{FOLDER}/{items}"}},
         "test_split": "test",
         "num_fewshot": 0,
         "doc_to_text": "{{prompt}}",

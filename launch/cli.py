@@ -321,6 +321,8 @@ def export(
     """Write a checkpoint for transformers and lm-evaluation-harness, or read one back."""
     from eval.export_hf import export_hf, import_hf
 
+    if to == "olmo" and (step, tokenizer, no_tokenizer, dtype) != (None, None, False, "fp32"):
+        raise ConfigError("--step, --tokenizer, --no-tokenizer and --dtype are for --to hf alone")
     if to == "olmo":
         console.print(f"{import_hf(source, out)}: config.yaml and model.pt, as eval reads them")
         return
