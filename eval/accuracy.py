@@ -42,6 +42,14 @@ class Answers:
     loss: NDArray[np.float64]
     """Cross-entropy of the label over the whole vocabulary, nats."""
 
+    choice: NDArray[np.int64]
+    """The arg max over the task's labels, a token id."""
+
+    def __getitem__(self, keep: NDArray) -> Answers:
+        """Those of some instances, by their positions or a mask."""
+        chosen = (self.correct, self.label_correct, self.loss, self.choice)
+        return Answers(*(field[keep] for field in chosen))
+
 
 @torch.no_grad()
 def answer(
@@ -61,7 +69,7 @@ def answer(
         raise ValueError(f"batch_rows must be at least 0, got {batch_rows}; 0 chooses the number")
     tokens = torch.from_numpy(task.tokens[indices])
     labels_L = torch.from_numpy(task.label_tokens)
-    correct, label_correct, loss = [], [], []
+    correct, label_correct, loss, choice = [], [], [], []
     start, rows = 0, batch_rows or 64
     while start < len(tokens):
         part = tokens[start : start + rows]
@@ -75,10 +83,9 @@ def answer(
         correct.append((logits_BV.argmax(dim=-1) == target_B).cpu())
         label_correct.append((choice_B == target_B).cpu())
         loss.append(F.cross_entropy(logits_BV, target_B, reduction="none").cpu().double())
+        choice.append(choice_B.cpu())
         start += len(part)
-    return Answers(
-        torch.cat(correct).numpy(), torch.cat(label_correct).numpy(), torch.cat(loss).numpy()
-    )
+    return Answers(*(torch.cat(parts).numpy() for parts in (correct, label_correct, loss, choice)))
 
 
 def score_task(
@@ -94,7 +101,11 @@ def score_task(
         Wilson interval over items, and majority.
     """
     indices = task.split(split)
-    answers = answer(last_logits, task, indices, batch_rows=batch_rows)
+    return score_answers(answer(last_logits, task, indices, batch_rows=batch_rows), task, indices)
+
+
+def score_answers(answers: Answers, task: Task, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """The rows of `score_task` from the answers to the instances of a split."""
     subsets = {"all": np.ones(len(indices), dtype=bool)}
     mirrored = task.mirror_in_train()[indices]
     if mirrored.any() and not mirrored.all():

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from omegaconf import OmegaConf
 
 from data_injection.config import ConfigError, InjectionConfig
 from data_injection.plan import InjectionPlan, compile_plan
+from eval.sharded import READABLE, RESTORE, checkpoint_kind, first_line, read_sharded
 
 IDENTITY_FILE = "olmo_ext.json"
 """Beside the engine's files in every checkpoint: the stream that it was trained on, under "ledger"
@@ -110,33 +112,75 @@ def _sha256(folder: Path, names: Collection[str]) -> dict[str, str]:
 
 
 def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
-    """The OLMo model of an unsharded checkpoint in evaluation mode, on one device, fp32.
+    """The OLMo model of a checkpoint in evaluation mode, on one device, fp32.
 
-    The file is read with weights_only: nothing in it can run.
+    Unsharded, or sharded as stock OLMo's FSDP runs write them (`eval.sharded`). model.pt is read
+    with weights_only and mapped, not copied: nothing in it can run, and no byte is held twice.
 
     Raises:
-        FileNotFoundError: no unsharded checkpoint there.
-        ConfigError: a file is not the one that was written.
+        FileNotFoundError: no checkpoint of OLMo there.
+        ConfigError: a file is not the one that was written, or not of this model.
     """
     from olmo.config import ModelConfig
     from olmo.model import OLMo
 
     path = Path(path)
-    if not (path / "model.pt").is_file():
+    kind = checkpoint_kind(path)
+    if kind is None or kind == "hf":
         raise FileNotFoundError(
-            f"{path} holds no model.pt; give an unsharded checkpoint, a folder step*-unsharded"
+            f"{path} holds no model.pt with its config.yaml; give an unsharded checkpoint, a "
+            "folder step*-unsharded, or a sharded one of torch_new or olmo_core"
         )
     if problems := verify_checkpoint(path, names=("model.pt", "config.yaml")):
         raise ConfigError(
             f"{path} is damaged: {'; '.join(problems)}; use another checkpoint of the run"
         )
-    config = ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)
-    config.init_device, config.precision = device, "fp32"
+    if kind not in READABLE:
+        read_sharded(path, kind, {})  # says why not
+    try:
+        config = ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)
+    except Exception as error:  # the engine's and YAML's own, of many kinds
+        raise ConfigError(
+            f"{path}/config.yaml holds no model of OLMo: {first_line(error)}; {RESTORE}"
+        ) from error
+    config.init_device, config.precision = "meta", "fp32"
     config.flash_attention = False  # it takes half precision alone
     model = OLMo(config, init_params=False)
-    state = torch.load(path / "model.pt", map_location=device, weights_only=True)
-    model.load_state_dict(state, strict=True)
-    return model.eval()
+    if kind == "unsharded":
+        state = _read_weights(path / "model.pt")
+    else:
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        state = read_sharded(path, kind, shapes)
+    try:
+        state = {name: tensor.float() for name, tensor in state.items()}
+        model.load_state_dict(state, strict=True, assign=True)
+    except Exception as error:
+        said = " ".join(str(error).split())[:400]
+        raise ConfigError(
+            f"{path}: the weights are not those of the model in config.yaml ({said}); give the "
+            "config.yaml that was saved with them"
+        ) from error
+    return model.requires_grad_(False).to(device).eval()
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        # Only the zip format can be mapped; torch has written it since 1.6.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:
+        raise ConfigError(
+            f"{path} cannot be read as tensors alone (cut off, or it holds code, which is not "
+            f"run): {first_line(error)}; {RESTORE}"
+        ) from error
+
+
+def load_model_config(path: str | Path) -> dict[str, Any]:
+    """The engine's ModelConfig of a checkpoint as plain values, with the engine's defaults."""
+    from olmo.config import ModelConfig
+
+    config = ModelConfig.load(Path(path) / "config.yaml", key="model", validate_paths=False)
+    return json.loads(json.dumps(asdict(config)))
 
 
 def load_identity(folder: str | Path) -> dict[str, Any]:

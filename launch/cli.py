@@ -17,10 +17,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -28,6 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import ConfigError
+
+if TYPE_CHECKING:
+    from eval.evaluate import TaskSet
 
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 """The disk's own reasons: no defect of the program, so that a traceback would only hide them."""
@@ -262,16 +265,42 @@ def confirm(
 
 @app.command("eval")
 def evaluate(
-    sources: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Runs, folders of runs, checkpoints, HF folders.")
+    ],
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="train or test; default both.")] = None,
+    step: Annotated[list[int] | None, typer.Option(help="Only this step; repeatable.")] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Run or experiment.yaml whose tasks checkpoints outside runs are asked."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    jobs: Annotated[int, typer.Option(min=1, help="Checkpoints side by side.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Table of all rows: .csv or .parquet.")] = None,
 ) -> None:
     """Score every checkpoint on every task and split; what is in the records is skipped."""
+    from eval.evaluate import Choice, Done, check_out, chosen_sources, results, write_table
     from eval.evaluate import evaluate as run
+    from eval.score_table import print_scores
 
-    for source in sources:
-        for folder, checkpoint, num in run(source, device=device):
-            done = f"{num} records" if num else "already there"
-            console.print(f"{folder.name} step {checkpoint.step}: {done}")
+    if out is not None:
+        check_out(out)
+    _check_device(device)
+    choice = Choice(task, split or ("train", "test"), step)
+    found = chosen_sources(sources, choice)
+    asked = _tasks_of(plan) if plan is not None else None
+    done: list[Done] = []
+    with _bar(len(found)) as advance:
+        for one in run(sources, choice=choice, asked=asked, device=device, jobs=jobs):
+            done.append(one)
+            said = one.problem or (f"{len(one.rows)} rows" if one.rows else "already there")
+            advance(f"{one.source.path}: {said}")
+    table = results(found, done, choice)
+    print_scores(table, console)
+    if out is not None:
+        write_table(table, out)
+        console.print(f"{out}: {len(table):,} rows", highlight=False)
 
 
 @app.command()
@@ -351,6 +380,34 @@ def audit(
 
 
 @app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A checkpoint or a run; for olmo a HF folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    to: Annotated[str, typer.Option(help="hf (stock LlamaForCausalLM) or olmo, back.")] = "hf",
+    step: Annotated[int | None, typer.Option(help="Of a run; default: its latest.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="tokenizer.json or dolma-v1_5; default: the corpus's.")
+    ] = None,
+    no_tokenizer: Annotated[bool, typer.Option("--no-tokenizer", help="Token ids alone.")] = False,
+    dtype: Annotated[str, typer.Option(help="fp32, exact, or bf16, rounded.")] = "fp32",
+) -> None:
+    """Write a checkpoint for transformers and lm-evaluation-harness, or read one back."""
+    from eval.export_hf import export_hf, import_hf
+
+    if to == "olmo" and (step, tokenizer, no_tokenizer, dtype) != (None, None, False, "fp32"):
+        raise ConfigError("--step, --tokenizer, --no-tokenizer and --dtype are for --to hf alone")
+    if to == "olmo":
+        console.print(f"{import_hf(source, out)}: config.yaml and model.pt, as eval reads them")
+        return
+    if to != "hf":
+        raise ConfigError(f"--to must be hf or olmo, got {to!r}")
+    done = export_hf(
+        source, out, step=step, tokenizer=tokenizer, no_tokenizer=no_tokenizer, dtype=dtype
+    )
+    console.print(f"{out}: {done.provenance.path}, {done.num_params:,} parameters in {dtype}")
+
+
+@app.command()
 def doctor() -> None:
     """Look at Python, packages, devices and launchers; status 1 if a run cannot work here."""
     from launch.doctor import examine
@@ -380,6 +437,45 @@ def _training() -> Iterator[None]:
     except RunFailed as error:
         errors.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from None
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device must be cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here; leave it out or see doctor")
+
+
+def _tasks_of(plan: Path) -> TaskSet:
+    """The tasks of a run's folder or of an experiment file."""
+    from eval.evaluate import TaskSet, tasks_of_run
+
+    if plan.is_dir():
+        return tasks_of_run(plan)
+    from olmo_ext.build import compile_stream
+    from olmo_ext.config import complete, load_experiment
+
+    config = load_experiment(plan)
+    stream = compile_stream(config, manifest=complete(config))
+    return TaskSet(tuple(stream.plan.tasks), config.train.model.vocab_size)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar on stderr; what it is called with is printed above it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("checkpoints"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
+        bar = progress.add_task("", total=total)
+
+        def advance(line: str) -> None:
+            errors.print(line, markup=False, highlight=False, soft_wrap=True)
+            progress.advance(bar)
+
+        yield advance
 
 
 def _is_rank_zero() -> bool:

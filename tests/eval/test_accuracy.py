@@ -307,7 +307,7 @@ def test_only_one_number_a_row_is_moved_to_the_cpu() -> None:
     task = comparison(test=TEST)
     with Spy():
         answer(says(task, lambda k: STRAY), task, task.test)
-    assert moved == [len(TEST)] * 3
+    assert moved == [len(TEST)] * 4
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -400,16 +400,15 @@ def test_offline_evaluation_agrees_with_the_callback_and_adds_nothing_twice(
     one_rank: Path, tmp_path: Path
 ) -> None:
     inside = read_records(one_rank).query("step == 12 and task != ''")
-    assert sum(n for _, _, n in evaluate(one_rank)) == 0
+    assert not {row["metric"] for done in evaluate(one_rank) for row in done.rows} & {"score"}
+    assert not any(done.rows for done in evaluate(one_rank))
     # The same checkpoints with no records yet: everything is measured again.
     (one_rank / "records.jsonl").unlink()
-    written = {c.step: n for _, c, n in evaluate(one_rank)}
-    assert set(written) == {0, 6, 12}
-    assert min(written.values()) > 0
+    assert {done.source.step for done in evaluate(one_rank) if done.rows} == {0, 6, 12}
     outside = read_records(one_rank).query("step == 12")
     key = ["task", "split", "subset", "metric"]
     both = inside.merge(outside, on=key, suffixes=("_in", "_out"))
-    assert len(both) == len(inside) == len(outside)
+    assert len(both) == len(inside)
     assert both.value_in.to_numpy() == pytest.approx(both.value_out.to_numpy(), abs=1e-6)
     assert (both.exposures_per_example_in == both.exposures_per_example_out).all()
 
