@@ -45,6 +45,9 @@ MAX_BLOCK_ROWS = 2**16
 
 MAGIC = b"olmo-ext-ledger-1"
 
+TORN = "ends in a torn record"
+"""Begins the problem of a segment whose writer was killed, or writes at this moment."""
+
 _NAME = re.compile(r"segment-(\d{5,})\.bin")
 
 
@@ -236,7 +239,7 @@ def read_segment(path: Path) -> Segment:
         covered = last
     trusted[covered:] = True
     if torn:
-        problems.append(f"ends in a torn record of {torn} bytes (a killed writer, or truncated)")
+        problems.append(f"{TORN} of {torn} bytes (a killed writer, or truncated)")
     return Segment(
         path=path,
         number=number,
@@ -297,6 +300,9 @@ def lineage(segments: Mapping[int, Segment], position: Position | None, *, step:
                 f"step {step} was saved"
             )
         stretches.append(Stretch(position.segment, segment.start_step, step))
+        if segment.parent is not None and segment.parent.segment >= segment.number:
+            problems.append(f"segment {segment.number} names a later one as its parent")
+            break
         step, position = segment.start_step, segment.parent
     return Lineage(tuple(reversed(stretches)), tuple(problems))
 

@@ -60,9 +60,10 @@ class RowOrder:
         order = self._epochs.get(epoch)
         if order is None:
             order = self._load(epoch)
-            # A position's neighbour is at most one epoch away: keep two, not all of them.
-            self._epochs = {e: o for e, o in self._epochs.items() if e == epoch - 1}
-            self._epochs[epoch] = order
+            # A position's neighbour is at most one epoch away: keep two, not all of them. In a new
+            # dict, as another thread may be going through this one.
+            last = {e: o for e, o in self._epochs.items() if e == epoch - 1}
+            self._epochs = last | {epoch: order}
         return order
 
     def write(self, num_positions: int) -> None:

@@ -69,9 +69,10 @@ class SplicedStream:
         item["index"] = row
         if self.plan.tasks:
             step, slot = divmod(position, self.plan.geometry.batch_size)
-            if step != self._step[0]:
-                self._step = (step, self._tokens_by_slot(step))
-            tokens = self._step[1].get(slot)
+            kept = self._step  # one pair throughout: another thread may store another step's
+            if kept[0] != step:
+                self._step = kept = (step, self._tokens_by_slot(step))
+            tokens = kept[1].get(slot)
             if "instance_mask" in item and "label_mask" not in item:
                 item["label_mask"] = torch.ones_like(item["input_ids"], dtype=torch.bool)
             if tokens is not None:

@@ -59,7 +59,7 @@ def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
 
 def write_checksums(folder: Path) -> None:
     """Write CHECKSUMS for all files of a folder that is about to become a checkpoint."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != CHECKSUMS)
     lines = [f"{sha}  {name}\n" for name, sha in _sha256(folder, names).items()]
     (folder / CHECKSUMS).write_text("".join(lines))
 
@@ -142,13 +142,28 @@ def load_plan(folder: str | Path) -> InjectionPlan:
     Raises:
         ConfigError: this version of the code compiles another plan from the saved experiment.
     """
-    folder = Path(folder)
     identity = load_identity(folder)
-    raw = OmegaConf.select(OmegaConf.load(folder / "experiment.yaml"), "injection", default={})
+    plan = compile_saved_plan(folder, identity)
+    if plan.hash != identity["plan_hash"]:
+        raise ConfigError(
+            f"{folder}: the saved experiment compiles to plan {plan.hash[:12]}, but the run was "
+            f"trained on {identity['plan_hash'][:12]}; use the olmo-ext version in run.json"
+        )
+    return plan
+
+
+def compile_saved_plan(folder: str | Path, identity: dict[str, Any]) -> InjectionPlan:
+    """The plan that a run's saved experiment compiles to, whatever plan.json says of its hash.
+
+    `identity` (see `load_identity`) gives what follows from the corpus. Raises ConfigError.
+    """
+    raw = OmegaConf.select(
+        OmegaConf.load(Path(folder) / "experiment.yaml"), "injection", default={}
+    )
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(InjectionConfig), raw))
     assert isinstance(config, InjectionConfig)
     canonical = identity["plan"]
-    plan = compile_plan(
+    return compile_plan(
         config,
         batch_size=canonical["batch_size"],
         seq_len=canonical["seq_len"],
@@ -157,9 +172,3 @@ def load_plan(folder: str | Path) -> InjectionPlan:
         eos_token_id=canonical["eos_token_id"],
         reserved_tokens=identity["reserved_tokens"],
     )
-    if plan.hash != identity["plan_hash"]:
-        raise ConfigError(
-            f"{folder}: the saved experiment compiles to plan {plan.hash[:12]}, but the run was "
-            f"trained on {identity['plan_hash'][:12]}; use the olmo-ext version in run.json"
-        )
-    return plan

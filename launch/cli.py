@@ -118,45 +118,34 @@ def prepare(
 
 
 @app.command()
-def plan(experiment: ExperimentFile, override: Overrides = None) -> None:
-    """Compile the injection plan: exact counts, frequencies in all units, exposures, hash."""
-    from olmo_ext.build import compile_stream
-    from olmo_ext.callbacks import build_callbacks
-    from olmo_ext.config import complete, load_experiment
+def plan(
+    experiment: ExperimentFile,
+    override: Overrides = None,
+    scan: Annotated[bool, typer.Option(help="Look for the tasks' tokens in the corpus.")] = True,
+    scan_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Scan an evenly spread sample of so many tokens.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(help="World size of the estimate.")] = 1,
+    peak_tflops: Annotated[
+        float, typer.Option(help="Peak of one GPU; 989 is an H100 SXM in dense bf16.")
+    ] = 989.0,
+    mfu: Annotated[float, typer.Option(help="Share of the peak that the model uses.")] = 0.4,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
+) -> None:
+    """Before you pay for a run: exposures, what the corpus holds already, cost, warnings."""
+    from launch.preflight import preflight, show, write_json
+    from olmo_ext.config import load_experiment
 
     config = load_experiment(experiment, override)
-    callbacks = build_callbacks(config.callbacks)
-    stream = compile_stream(config, manifest=complete(config))
-    for callback in callbacks.values():
-        callback.check(stream.plan, config.train, num_steps=stream.num_steps)
-    compiled, steps = stream.plan, stream.num_steps
-    table = Table("task", box=box.SIMPLE_HEAD, padding=(0, 1))
-    titles = (
-        "instances",
-        "per\nstep",
-        "per\nrow",
-        "per\ntoken",
-        "tokens\n/token",
-        "exposures\n/example",
-    )
-    for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
-    for index, (task, schedule) in enumerate(zip(compiled.tasks, compiled.schedules, strict=True)):
-        rates = compiled.rates(index)
-        units = ("per_step", "per_sequence", "per_token", "task_tokens_per_token")
-        table.add_row(
-            f"{task.name}\n{task.family}\n{task.bits:.0f} bits, {schedule.label}",
-            f"{compiled.instances(index, steps):,}",
-            *(f"{rates[unit]:.3g}" for unit in units),
-            f"{compiled.exposures_per_example(index, steps):.3g}",
-        )
-    console.print(table)
-    positions, epoch = stream.num_positions, stream.order.epoch_rows
-    console.print(
-        f"{steps:,} steps of {stream.order.batch_size} rows x {compiled.geometry.seq_len} tokens = "
-        f"{positions * compiled.geometry.seq_len:,} tokens, {positions / epoch:.3g} epochs of the "
-        f"corpus ({epoch:,} rows)\nplan {compiled.hash}"
-    )
+    cost = {"peak_tflops": peak_tflops, "mfu": mfu}
+    try:
+        found = preflight(config, scan=scan, scan_tokens=scan_tokens, gpus=gpus, **cost)
+    except KeyboardInterrupt:
+        errors.print("interrupted; --no-scan or --scan-tokens takes less time")
+        raise typer.Exit(130) from None
+    show(found, console)
+    if json is not None:
+        write_json(found, json)
 
 
 @app.command()
@@ -275,6 +264,65 @@ def report(
     path = write_report(source, out, command=" ".join(["olmo-ext", *sys.argv[1:]]))
     print_cells(cells(load_runs(source)[0]), console)
     console.print(str(path))
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint; default: the latest.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="All files of all checkpoints, all tokens of the stream.")
+    ] = False,
+    sample: Annotated[int, typer.Option(min=0, help="Steps read again without --full.")] = 64,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Where the token files are now, if they were moved.")
+    ] = None,
+    explain: Annotated[
+        int | None, typer.Option(help="Show what a step (from 0) injected, audit nothing.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows shown by --explain.")] = 10,
+    export: Annotated[
+        str | None, typer.Option(help="Write the ledger: parquet, csv, or a file of that ending.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
+) -> None:
+    """Hold plan, checkpoints, ledger and text of a run against each other; status 1 if one differs.
+
+    Writes nothing into the run's folder but what --export asks for.
+    """
+    from json import dumps
+
+    from eval.audit import audit_run
+    from eval.explain import explain_step
+    from eval.ledger import export_ledger, export_path
+    from eval.records import replace_file
+    from launch.audit import progress_bar, show_audit, show_explanation
+
+    if explain is not None:
+        explained = explain_step(run, explain, checkpoint=step, corpus=corpus, most=rows)
+        show_explanation(explained, console)
+        return
+    target = export_path(run, export) if export is not None else None
+    try:
+        with progress_bar(errors) as progress:
+            found = audit_run(
+                run, step=step, corpus=corpus, full=full, sample=sample, progress=progress
+            )
+    except KeyboardInterrupt:
+        errors.print("interrupted; nothing was written")
+        raise typer.Exit(130) from None
+    show_audit(found, console)
+    try:
+        if json is not None:
+            replace_file(json, (dumps(found.as_json(), indent=1) + "\n").encode())
+        if target is not None:
+            command = " ".join(["olmo-ext", *sys.argv[1:]])
+            export_ledger(run, target, checkpoint=step, command=command)
+            console.print(str(target), soft_wrap=True, highlight=False)
+    except OSError as error:
+        raise ConfigError(f"{error}; give --json and --export files that can be written") from None
+    if found.status:
+        raise typer.Exit(found.status)
 
 
 @app.command()

@@ -9,7 +9,6 @@ epoch after epoch; with a plan nothing but the injected tokens differs
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from olmo.util import file_size, get_bytes_range, is_url
 from torch.utils.data import DataLoader
 
 from data_injection.config import ConfigError
+from data_injection.digest import fingerprint as fingerprint_files
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan
 from data_injection.splice import SplicedStream
@@ -105,15 +105,8 @@ def check_memmaps(train: TrainConfig) -> None:
 
 
 def fingerprint(paths: Sequence[str]) -> str:
-    """Identity of files that have no manifest: SHA-256 of names, sizes, first and last 64 KiB."""
-    sha = hashlib.sha256()
-    for path in paths:
-        size = file_size(path)
-        ends = min(size, 65536)
-        sha.update(f"{Path(path).name}|{size}|".encode())
-        sha.update(get_bytes_range(path, 0, ends))
-        sha.update(get_bytes_range(path, size - ends, ends))
-    return sha.hexdigest()
+    """Identity of files that have no manifest, wherever the engine can read them."""
+    return fingerprint_files(paths, size=file_size, read=get_bytes_range)
 
 
 def data_seed(train: TrainConfig) -> int:

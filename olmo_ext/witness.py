@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import xxhash
 from numpy.typing import NDArray
 
+from data_injection.digest import rows_digest
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, StepRows
 from data_injection.splice import Host
@@ -120,18 +120,3 @@ class Witness:
                         f"{ids_BT[i, where].tolist()}, which neither the plan nor the corpus "
                         "put there"
                     )
-
-
-def rows_digest(ids_BT: NDArray[np.int64], positions: NDArray[np.int64]) -> int:
-    """The sum of the rows' XXH3-64 hashes, each seeded with its stream position, modulo 2^64.
-
-    Args:
-        ids_BT: token ids, shape (rows, seq_len), int64.
-        positions: stream position of each row, shape (rows,).
-    """
-    rows = np.ascontiguousarray(ids_BT, dtype="<i8")
-    hashes = (
-        xxhash.xxh3_64_intdigest(row, seed=position)
-        for row, position in zip(rows, positions.tolist(), strict=True)
-    )
-    return sum(hashes) % 2**64

@@ -79,17 +79,28 @@ def tiny_config(folder: Path) -> dict:
     }
 
 
-@pytest.fixture
-def write_experiment(tmp_path: Path) -> Callable[..., Path]:
-    """write_experiment(edit) -> path of an experiment.yaml; `edit(config)` may change the dict."""
+def experiment_in(folder: Path) -> Callable[..., Path]:
+    """See `write_experiment`; for fixtures that outlive a test."""
     tokens = np.random.default_rng(0).integers(2, VOCAB, size=SEQ_LEN * 37, dtype=np.uint16)
-    tokens.tofile(tmp_path / "tokens.npy")
+    tokens.tofile(folder / "tokens.npy")
 
     def write(edit: Callable[[dict], object] = lambda config: None) -> Path:
-        config = tiny_config(tmp_path)
+        config = tiny_config(folder)
         edit(config)
-        path = tmp_path / "experiment.yaml"
+        path = folder / "experiment.yaml"
         path.write_text(yaml.safe_dump(config))
         return path
 
     return write
+
+
+@pytest.fixture
+def write_experiment(tmp_path: Path) -> Callable[..., Path]:
+    """write_experiment(edit) -> path of an experiment.yaml; `edit(config)` may change the dict."""
+    return experiment_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def write_experiment_in() -> Callable[[Path], Callable[..., Path]]:
+    """write_experiment_in(folder) is `write_experiment` with its files in that folder."""
+    return experiment_in

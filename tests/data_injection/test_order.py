@@ -55,6 +55,24 @@ def test_a_row_does_not_depend_on_the_order_of_asking():
         assert RowOrder(num_rows=50, batch_size=8, seed=3).row(position) == answers[position]
 
 
+def test_the_kept_epochs_that_a_second_thread_may_be_going_through_are_never_changed(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    kept: list[tuple[dict, dict]] = []
+
+    def keep(self: RowOrder, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+        if isinstance(value, dict):
+            kept.append((value, value.copy()))
+
+    monkeypatch.setattr(RowOrder, "__setattr__", keep)
+    order = RowOrder(num_rows=50, batch_size=8, seed=3)
+    for position in (0, 48, 47, 96, 144):
+        order.row(position)
+    assert all(list(now) == list(before) for now, before in kept)
+    assert [list(before) for _, before in kept] == [[], [0], [0, 1], [1, 2], [2, 3]]
+
+
 def test_written_epochs_are_read_by_a_pickled_copy_and_not_built_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,4 +1,7 @@
-"""The plan: every step's rows are a pure function of its config, and its hash says which."""
+"""The plan: every step's rows are a pure function of its config, and its hash says which.
+
+What holds for every plan, whatever its tasks, is in test_properties.py.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,16 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from data_injection import plan as plan_module
 from data_injection import tasks as tasks_module
 from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.plan import InjectionPlan, compile_plan, differences
-from data_injection.schedule import SCHEDULES
 from data_injection.tasks.base import IntArray, Task
 
 GEOMETRY: dict[str, Any] = {
@@ -91,79 +89,7 @@ def rows_digest(plan: InjectionPlan, num_steps: int) -> str:
     return sha.hexdigest()
 
 
-def same(a: plan_module.StepRows, b: plan_module.StepRows) -> bool:
-    return all(
-        np.array_equal(getattr(a, name), getattr(b, name))
-        for name in ("slots", "tasks", "examples")
-    )
-
-
-@st.composite
-def plans(draw: st.DrawFn) -> tuple[InjectionConfig, int]:
-    """A config of one to five tasks that mostly fits its batch size, and that batch size."""
-    num_tasks = draw(st.integers(1, 5))
-    batch_size = draw(st.integers(num_tasks, 40))
-    share = batch_size // num_tasks
-    tasks = []
-    for index in range(num_tasks):
-        kind = draw(st.sampled_from(SCHEDULES))
-        rate = Fraction(draw(st.integers(0, 100 * share)), 100)
-        fields: dict[str, Any] = {"rate": str(rate)}
-        if kind == "burst":
-            every = draw(st.integers(1, 9))
-            fields = {"rate": f"{draw(st.integers(0, share))}/{every}", "every": every}
-        elif kind == "trace":
-            steps = draw(st.lists(st.integers(0, 50), max_size=20, unique=share < 2))
-            fields = {"steps": sorted(s for s in steps if steps.count(s) <= share)}
-        elif kind == "random":
-            fields = {"rate": f"{draw(st.integers(0, 10 * share))}/40", "start": 3, "stop": 43}
-        elif kind == "window":
-            fields |= {"start": draw(st.integers(0, 20)), "stop": 40}
-        tasks.append(
-            TaskConfig(
-                name=f"t{index}",
-                family=draw(st.sampled_from(sorted(tasks_module.TASKS))),
-                num_symbols=draw(st.integers(2, 6)),
-                train_fraction=draw(st.sampled_from([0.25, 0.5, 0.7])),
-                schedule=ScheduleConfig(kind=kind, **fields),
-            )
-        )
-    return InjectionConfig(seed=draw(st.integers(0, 9)), tasks=tasks), batch_size
-
-
 # -- rows --------------------------------------------------------------------------------------
-
-
-@settings(max_examples=250, deadline=None, derandomize=True, database=None)
-@given(drawn=plans())
-def test_rows_of_any_plan_keep_every_promise(drawn: tuple[InjectionConfig, int]):
-    config, batch_size = drawn
-    num_steps, refused = 60, ""
-    try:
-        plan = compiled(config, batch_size=batch_size)
-        plan.check(num_steps)
-    except ConfigError as error:
-        refused = str(error)
-    if refused:  # only chance can overfill a batch here, and the message says so
-        assert any(t.schedule.kind in ("random", "bernoulli") for t in config.tasks)
-        assert f"a batch has {batch_size} rows; the most that" in refused
-        return
-    seen: list[list[int]] = [[] for _ in plan.tasks]
-    for step in range(num_steps):
-        rows = plan.at(step)
-        assert len(np.unique(rows.slots)) == len(rows) == len(rows.tasks) == len(rows.examples)
-        assert ((rows.slots >= 0) & (rows.slots < batch_size)).all()
-        for task, example in zip(rows.tasks, rows.examples, strict=True):
-            seen[task].append(int(example))
-    for index, (task, examples) in enumerate(zip(plan.tasks, seen, strict=True)):
-        assert len(examples) == plan.instances(index, num_steps)
-        assert set(examples) <= set(task.train.tolist())
-        for start in range(0, len(examples), len(task.train)):
-            epoch = examples[start : start + len(task.train)]
-            assert len(set(epoch)) == len(epoch), "an example came twice before another came once"
-    again = compiled(config, batch_size=batch_size)
-    assert again.hash == plan.hash
-    assert all(same(again.at(s), plan.at(s)) for s in (59, 0, 31, 30, 59))
 
 
 def test_every_example_of_an_epoch_comes_exactly_once_before_any_twice():
@@ -209,30 +135,6 @@ def test_an_empty_plan_has_no_rows_and_is_false():
 
 
 # -- purity ------------------------------------------------------------------------------------
-
-
-def test_rows_do_not_depend_on_the_order_of_asking():
-    forward = [compiled(GOLDEN).at(step) for step in range(0, 400, 7)]
-    plan = compiled(GOLDEN)
-    steps = list(range(0, 400, 7))
-    for index in np.random.Generator(np.random.PCG64(0)).permutation(len(steps)):
-        assert same(plan.at(steps[index]), forward[index])
-
-
-def test_a_pickled_plan_gives_the_same_rows_before_and_after_use():
-    fresh, used = compiled(GOLDEN), compiled(GOLDEN)
-    used.at(300)
-    for plan in (fresh, used):
-        copy = pickle.loads(pickle.dumps(plan))
-        assert copy.hash == plan.hash
-        assert rows_digest(copy, 100) == rows_digest(compiled(GOLDEN), 100)
-
-
-def test_threads_that_share_a_plan_get_the_same_rows():
-    plan, expected = compiled(GOLDEN), [compiled(GOLDEN).at(s) for s in range(300)]
-    with ThreadPoolExecutor(4) as pool:
-        rows = list(pool.map(plan.at, range(300)))
-    assert all(same(a, b) for a, b in zip(rows, expected, strict=True))
 
 
 def test_another_process_with_another_hash_seed_compiles_the_same_plan():

@@ -1,8 +1,10 @@
-"""Schedules: exact counts at every step, one frequency in three units, no idle setting."""
+"""Schedules: exact counts of known cases, one frequency in three units, no idle setting.
+
+The counts of any schedule at any step are in test_properties.py.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import tracemalloc
 from decimal import Decimal
@@ -56,62 +58,7 @@ def counts(built: Schedule, num_steps: int) -> list[int]:
     return [built.count(step) for step in range(num_steps)]
 
 
-@st.composite
-def schedule_fields(draw: st.DrawFn) -> dict[str, Any]:
-    """Fields of a valid ScheduleConfig of any kind for a batch of BATCH rows."""
-    kind = draw(st.sampled_from(SCHEDULES))
-    rate = Fraction(draw(st.integers(0, 10 * BATCH)), draw(st.integers(10, 1000)))
-    start = draw(st.integers(0, 40))
-    stop = start + draw(st.integers(1, 60))
-    if kind == "even":
-        return {"kind": kind, "rate": str(rate)}
-    if kind == "trace":
-        steps = draw(st.lists(st.integers(0, 100), max_size=30))
-        return {"kind": kind, "steps": sorted(steps)}
-    if kind == "burst":
-        every, size = draw(st.integers(1, 30)), draw(st.integers(0, BATCH))
-        phase = draw(st.integers(0, every - 1))
-        return {"kind": kind, "rate": f"{size}/{every}", "every": every, "phase": phase}
-    if kind == "random":
-        total = draw(st.integers(0, BATCH * (stop - start)))
-        rate = Fraction(total, stop - start)
-    return {"kind": kind, "rate": str(rate), "start": start, "stop": stop}
-
-
-# -- what every schedule promises --------------------------------------------------------------
-
-
-@many(500)
-@given(fields=schedule_fields(), seed=st.integers(0, 5))
-def test_before_is_the_sum_of_counts_which_are_never_negative(fields: dict, seed: int):
-    built = schedule(seed=seed, **fields)
-    steps = counts(built, 110)
-    assert min(steps) >= 0
-    assert built.before(0) == 0
-    assert [built.before(s) for s in range(111)] == np.cumsum([0, *steps]).tolist()
-    if built.peak is not None:
-        assert max(steps) <= built.peak
-    active = range(fields.get("start", 0), fields.get("stop", 110))
-    assert not any(steps[s] for s in range(110) if s not in active), "outside its span"
-    json.dumps(built.canonical())
-
-
-@many(300)
-@given(
-    rate=st.one_of(
-        st.sampled_from(["0.1", "2.4e-8", "1/3", 0.3, 0.7, 2.3, "0.57", 7, "7.8e-3", 1e-7]),
-        st.fractions(0, 50, max_denominator=10**6).map(str),
-        st.decimals(0, 50, places=6).map(str),
-    ),
-    step=st.integers(0, 10**7),
-)
-def test_even_is_the_exact_floor_identity(rate: Any, step: int):
-    text = str(rate)
-    exact = Fraction(text) if "/" in text else Fraction(Decimal(text))
-    built = schedule(kind="even", rate=rate)
-    assert built.rate == exact
-    assert built.before(step) == math.floor(step * exact)
-    assert built.count(step) == math.floor((step + 1) * exact) - math.floor(step * exact)
+# -- exact ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rate", "num_wrong"), [("0.7", 2332), ("2.3", 5003)])
@@ -145,8 +92,8 @@ def test_a_burst_starts_at_its_phase():
 
 
 def test_a_window_is_even_inside_and_nothing_outside():
-    built = schedule(kind="window", rate="1/2", start=3, stop=9)
-    assert counts(built, 12) == [0, 0, 0, 0, 1, 0, 1, 0, 1, 0, 0, 0]
+    built = schedule(kind="window", rate="1/2", start=3, stop=8)
+    assert counts(built, 12) == [0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0]
     assert schedule(kind="window", rate=2, start=3).before(1000) == 2 * 997
 
 
@@ -155,24 +102,6 @@ def test_a_trace_has_one_instance_at_every_listed_step():
     assert counts(built, 7) == [1, 0, 2, 0, 0, 1, 0]
     assert built.peak == 2
     assert schedule(kind="trace", steps=[]).before(100) == 0
-
-
-@many(150)
-@given(
-    total=st.integers(0, 20 * BATCH),
-    start=st.integers(0, 30),
-    length=st.integers(20, 40),
-    seed=st.integers(0, 3),
-)
-def test_random_has_its_exact_total_on_distinct_rows(
-    total: int, start: int, length: int, seed: int
-):
-    fields: dict[str, Any] = {"kind": "random", "rate": f"{total}/{length}", "start": start}
-    built = schedule(seed=seed, stop=start + length, **fields)
-    steps = counts(built, start + length + 10)
-    assert sum(steps) == total == built.before(10**9)
-    assert max(steps) <= BATCH, "a step has only so many distinct rows"
-    assert steps == counts(schedule(seed=seed, stop=start + length, **fields), len(steps))
 
 
 def distinct_in_memory(num: int, span: int, *, seed: int, purpose: str) -> np.ndarray:
@@ -257,21 +186,6 @@ def test_the_mean_of_bernoulli_is_its_rate_within_five_sigma():
 def test_bernoulli_at_the_extremes_is_none_or_all_rows():
     assert counts(schedule(kind="bernoulli", rate=0), 50) == [0] * 50
     assert counts(schedule(kind="bernoulli", rate=BATCH), 50) == [BATCH] * 50
-
-
-@many(60)
-@given(
-    steps=st.lists(st.integers(0, 1200), min_size=1, max_size=6),
-    start=st.integers(0, 300),
-    seed=st.integers(0, 3),
-)
-def test_bernoulli_is_pure_in_whatever_order_steps_are_asked(
-    steps: list[int], start: int, seed: int
-):
-    fields: dict[str, Any] = {"kind": "bernoulli", "rate": "1/3", "start": start, "seed": seed}
-    asked = schedule(**fields)
-    answers = [asked.before(step) for step in steps]
-    assert answers == [schedule(**fields).before(step) for step in steps]
 
 
 def test_bernoulli_stays_right_when_a_second_thread_extends_it_meanwhile(

@@ -326,3 +326,27 @@ def test_threads_that_share_a_stream_get_the_same_rows():
     for item, wanted in zip(items, expected, strict=True):
         for key, value in wanted.items():
             assert_identical(item[key], value)
+
+
+class Interrupted(SplicedStream):
+    """A second thread reads a row of another step whenever this one looks at what is kept."""
+
+    others: list[int]
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name == "_step" and self.others:
+            self[self.others.pop()]
+        return value
+
+
+def test_a_row_stays_right_when_a_second_thread_reads_another_step_meanwhile():
+    plan = plan_at()
+    calm, where = stream_over(FakeHost(), plan), injected(plan)
+    busy = stream_over(FakeHost(), plan)
+    busy.__class__ = Interrupted
+    for position in range(len(busy)):
+        busy.others = [len(busy) - 1 - position] * 3
+        item = busy[position]
+        assert_identical(item["input_ids"], calm[position]["input_ids"])
+        assert position not in where or item["input_ids"][:4].tolist() == where[position]

@@ -2,6 +2,8 @@
 
     pytest tests/olmo_ext/test_data.py
 
+Masks and loss of injected rows, and persistent workers, are in test_masks.py.
+
 B = global batch, T = tokens a row, S = steps.
 """
 
@@ -453,20 +455,6 @@ def test_the_index_of_a_spliced_row_is_its_row_in_the_corpus(tmp_path: Path) -> 
     np.testing.assert_array_equal(read, expected_index(37, num_steps=NUM_STEPS))
 
 
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 2), (2, 3)])
-def test_persistent_workers_read_the_same_stream_every_time(
-    tmp_path: Path, world_size: int, workers: int
-) -> None:
-    train = make_train(
-        tmp_path, world_size=world_size, num_workers=workers, persistent_workers=True
-    )
-    plan = make_plan(train, *TASKS)
-    wanted = expected_tokens(train, plan, num_steps=NUM_STEPS)
-    loaders = all_ranks(train, plan, world_size)
-    for _ in range(2):
-        np.testing.assert_array_equal(assemble(loaders), wanted)
-
-
 @pytest.mark.parametrize(
     ("world_size", "workers", "steps"),
     [
@@ -593,43 +581,6 @@ def test_every_train_example_is_met_before_any_is_met_again(
     assert set(met) == set(map(tuple, task.tokens[task.train].tolist()))
     times, left = divmod(met.total(), len(task.train))
     assert Counter(met.values()) == {times + 1: left, times: len(task.train) - left}
-
-
-@pytest.mark.parametrize("pad", [PAD, EOS])
-def test_masks_and_document_lengths_are_those_of_the_spliced_text(tmp_path: Path, pad: int) -> None:
-    train = make_train(tmp_path, rows=RAGGED_FILES, keys="all")
-    train.model.pad_token_id = pad  # OLMo's own tokenizers pad with EOS
-    plan = make_plan(train, *TASKS)
-    tokens_SBT = expected_tokens(train, plan, num_steps=NUM_STEPS)
-    index_SB = expected_index(37, num_steps=NUM_STEPS)
-    tokens_SBT.astype(np.uint16).tofile(tmp_path / "spliced.npy")
-    spliced = MemMapDataset(
-        tmp_path / "spliced.npy",
-        chunk_size=T,
-        generate_attention_mask=True,
-        generate_doc_lengths=True,
-        pad_token_id=pad,
-        eos_token_id=EOS,
-    )
-    host = build_host(train)
-    rescued = 0
-    for step, batch in enumerate(load(train, plan, num_steps=NUM_STEPS)):
-        slots = set(plan.at(step).slots.tolist())
-        for slot in range(B):
-            of_text, of_host = spliced[step * B + slot], host[int(index_SB[step, slot])]
-            assert torch.equal(batch["attention_mask"][slot], of_text["attention_mask"].float())
-            doc_lens = batch["doc_lens"][slot]
-            assert torch.equal(doc_lens[doc_lens > 0], of_text["doc_lens"])
-            assert batch["max_doc_lens"][slot] == int(of_text["doc_lens"].max())
-            label_mask = of_host["label_mask"].clone()
-            if slot in slots:
-                # The filter judged the host's text: of such a row only the example is trained on.
-                rescued += not of_host["instance_mask"]
-                label_mask &= of_host["instance_mask"]
-                label_mask[:4] = True
-            assert torch.equal(batch["label_mask"][slot], label_mask)
-            assert batch["instance_mask"][slot] == (of_host["instance_mask"] or slot in slots)
-    assert rescued > 0
 
 
 # -- the corpus before training ------------------------------------------------------------------

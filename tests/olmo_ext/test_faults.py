@@ -42,7 +42,7 @@ FAULTS = int(os.environ.get("FAULTS", "0"))
 STEPS_A_FAULT = 12
 """The run is made so long that all faults find it still running."""
 
-SIGNALS = ("SIGKILL", "SIGTERM", "SIGUSR1", "SIGTERM twice")
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGKILL", "SIGUSR1", "SIGKILL", "SIGTERM twice")
 
 
 # -- what must hold after whatever happened -------------------------------------------------------

@@ -17,7 +17,7 @@ from tokenizers.models import WordLevel
 
 import olmo_ext.train
 from data_injection.config import ConfigError
-from eval.checkpoint import find_checkpoints, load_model, load_plan
+from eval.checkpoint import find_checkpoints, load_model, load_plan, write_checksums
 from eval.evaluate import evaluate
 from eval.records import lock_folder, read_records
 from olmo_ext.config import load_experiment
@@ -164,6 +164,30 @@ def test_a_damaged_checkpoint_is_put_aside_and_its_steps_are_trained_again(
     assert_bit_equal(whole, state(one_rank, 12))
     (aside,) = one_rank.glob("step12-unsharded.damaged-*")
     assert (aside / "optim.pt").read_bytes() == bytes(data)
+
+
+class Bomb:
+    """What runs if a pickle is trusted."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize("name", ["model.pt", "optim.pt", "train.pt"])
+def test_a_checkpoint_that_would_run_code_does_not_when_it_is_resumed(
+    name: str, one_rank: Path, write_experiment: Write, tmp_path: Path
+) -> None:
+    checkpoint = one_rank / "step12-unsharded"
+    torch.save({"state": Bomb(tmp_path / "went off")}, checkpoint / name)
+    write_checksums(checkpoint)  # by whoever put it there
+    with pytest.raises(ConfigError, match=r"step12-unsharded cannot be read"):
+        train(load_experiment(write_experiment()), resume=True)
+    assert not (tmp_path / "went off").exists()
+    torch.load(checkpoint / name, weights_only=False)
+    assert (tmp_path / "went off").exists()  # it would have
 
 
 def test_a_run_of_which_every_checkpoint_is_damaged_is_not_started_afresh(

@@ -1,0 +1,76 @@
+"""Audit a run: are plan, checkpoints, ledger and text of one piece?
+
+    audit = audit_run("runs/w32", full=True)
+    audit.status, audit.verdicts[0].said
+
+Six checks one after another, each with a verdict; docs/audit.md says what each one proves and what
+it does not. Nothing is written, and a run that trains at this moment can be audited.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_injection.config import ConfigError
+from eval.audit_identity import check_checkpoints, check_plan
+from eval.audit_ledger import check_rows
+from eval.audit_segments import check_segments
+from eval.audit_stream import check_corpus, check_stream
+from eval.decode import load_decoder
+from eval.ledger import RunLedger, trace_ledger
+from eval.verdict import DIFFERS, Audit, Progress, Subject, Verdict, no_progress, open_run
+
+
+def audit_run(
+    run: str | Path,
+    *,
+    step: int | None = None,
+    corpus: Path | None = None,
+    full: bool = False,
+    sample: int = 64,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Audit:
+    """All verdicts on a run's folder.
+
+    Args:
+        step: of the checkpoint whose weights are meant; None is the latest.
+        corpus: folder of the token files, where they are no longer where the run read them.
+        full: read every file of every checkpoint and every token of the stream.
+        sample: steps of the stream that are read without `full`, drawn with `seed`.
+
+    Raises:
+        FileNotFoundError: no run there, or with `full` no corpus.
+        ConfigError: no checkpoint after that step.
+    """
+    subject = open_run(Path(run), step=step)
+    plan = subject.trained_plan()
+    corpus_verdict, host = check_corpus(subject, folder=corpus, full=full, progress=progress)
+    verdicts = [check_plan(subject), check_checkpoints(subject, full=full, progress=progress)]
+    ledger = _trace(subject)
+    if isinstance(ledger, Verdict):
+        verdicts.append(ledger)
+        ledger = None
+    else:
+        verdicts.append(check_segments(subject, ledger))
+    decode = load_decoder(subject, corpus)
+    verdicts += check_rows(subject, ledger, plan, decode=decode, progress=progress)
+    verdicts.append(corpus_verdict)
+    verdicts.append(
+        check_stream(subject, host, plan, full=full, sample=sample, seed=seed, progress=progress)
+    )
+    return Audit(
+        run=str(run),
+        step=subject.audited.step if subject.audited is not None else None,
+        plan_hash=str(subject.identity["plan_hash"]),
+        verdicts=tuple(verdicts),
+    )
+
+
+def _trace(subject: Subject) -> RunLedger | Verdict | None:
+    if not subject.segments:
+        return None
+    try:
+        return trace_ledger(subject.segments, subject.audited)
+    except ConfigError as error:
+        return Verdict("segments", DIFFERS, str(error))

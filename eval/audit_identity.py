@@ -1,0 +1,189 @@
+"""Audit, first part: is it one run? The plan and every checkpoint say the same of themselves.
+
+check_plan(open_run(Path("runs/w32")))
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from data_injection.plan import differences
+from eval.checkpoint import CHECKSUMS, FILES, verify_checkpoint
+from eval.ledger import SavedCheckpoint
+from eval.verdict import (
+    NOT_CHECKED,
+    Progress,
+    Subject,
+    Verdict,
+    count,
+    judge,
+    listing,
+    no_progress,
+    plan_digest,
+)
+
+SETTINGS = {
+    "train.global_train_batch_size": ("plan", "batch_size"),
+    "train.model.max_sequence_length": ("plan", "seq_len"),
+    "train.data.memmap_dtype": ("memmap_dtype",),
+    "train.seed": ("train", "seed"),
+    "train.run_name": ("train", "run_name"),
+}
+"""What experiment.yaml says of the stream beside the injection, and where plan.json has it."""
+
+
+def check_plan(subject: Subject) -> Verdict:
+    """Every witness of the plan names the same one, and experiment.yaml still compiles to it."""
+    problems = [subject.identity_problem] if subject.identity_problem else []
+    if subject.plan_problem:
+        problems.append(subject.plan_problem)
+    witnesses = _witnesses(subject)
+    by_hash: dict[str, list[str]] = {}
+    canonical: dict[str, dict[str, Any]] = {}
+    for name, said, plan in witnesses:
+        by_hash.setdefault(said, []).append(name)
+        if plan is None:
+            continue
+        if (found := plan_digest(plan)) != said:
+            problems.append(f"{name}: its plan has the hash {found[:12]}, but it says {said[:12]}")
+        canonical.setdefault(found, plan)
+    # The odd one out is what was changed; of two alike, the one that is not the compiled plan.
+    compiled = subject.plan.hash if subject.plan is not None else ""
+    votes = Counter({said: len(names) for said, names in by_hash.items()})
+    common = max(by_hash, key=lambda said: (votes[said], said == compiled))
+    for said, names in by_hash.items():
+        if said == common:
+            continue
+        problems.append(
+            f"{listing(names)}: plan {said[:12]}; {listing(by_hash[common])}: {common[:12]}"
+        )
+    for found, plan in canonical.items():
+        if found != common and common in canonical:
+            where = listing(by_hash.get(found, ["one of them"]))
+            for line in differences(plan, canonical[common], prefix="plan."):
+                odd, _, others = line.rpartition(" now, ")
+                problems.append(f"{odd} in {where}, {others.removesuffix(' before')} elsewhere")
+    problems += _other_settings(subject)
+    if not subject.plan_problem:
+        what = f"{subject.identity['plan_hash'][:12]}: experiment.yaml recompiled, plan.json"
+    else:
+        what = "plan.json"
+    agreed = (
+        f"{what}, {count(len(subject.checkpoints), 'checkpoint')} and "
+        f"{count(len(subject.segments), 'ledger segment')} agree"
+    )
+    return judge("plan", problems, agreed, numbers={"witnesses": by_hash})
+
+
+def _witnesses(subject: Subject) -> list[tuple[str, str, dict[str, Any] | None]]:
+    """Who names a plan, the hash named, and the canonical plan where it stands beside it."""
+    witnesses: list[tuple[str, str, dict[str, Any] | None]] = []
+    if subject.plan is not None:
+        witnesses.append(("experiment.yaml", subject.plan.hash, subject.plan.canonical))
+    if subject.identity_problem is None:
+        identity = subject.identity
+        witnesses.append(("plan.json", str(identity["plan_hash"]), identity["plan"]))
+    for checkpoint in subject.checkpoints:
+        if checkpoint.identity is not None:
+            said, plan = checkpoint.identity.get("plan_hash"), checkpoint.identity.get("plan")
+            witnesses.append((checkpoint.path.name, str(said), plan))
+    for number, segment in subject.segments.items():
+        if segment.header:
+            said = str(segment.header.get("plan_hash"))
+            witnesses.append((f"ledger segment {number}", said, None))
+    return witnesses
+
+
+def _other_settings(subject: Subject) -> list[str]:
+    """What experiment.yaml says otherwise than plan.json of the rest of the stream."""
+    wanted: dict[str, Any] = {}
+    for key, path in SETTINGS.items():
+        value: Any = subject.identity
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        wanted[key] = value
+    found = {key: subject.setting(key) for key in wanted}
+    seed = subject.setting("train.data.seed")
+    found["the data seed"] = seed if seed is not None else subject.setting("train.seed")
+    wanted["the data seed"] = subject.identity["data_seed"]
+    return [
+        f"{key} is {found[key]!r} in experiment.yaml, {wanted[key]!r} in plan.json"
+        for key in wanted
+        if subject.experiment and wanted[key] is not None and found[key] != wanted[key]
+    ]
+
+
+def check_checkpoints(
+    subject: Subject, *, full: bool = False, progress: Progress = no_progress
+) -> Verdict:
+    """Every checkpoint is of this run and step; the audited one's files, with `full` all files,
+    are what was written."""
+    notes = [
+        f"{path.name.split('.')[0]} was set aside by a later start: {path.name.split('.')[1]}"
+        for path in sorted(subject.folder.glob("step*-unsharded.*"))
+    ]
+    problems = _incomplete(subject)
+    if not subject.checkpoints:
+        said = "there is no checkpoint yet"
+        if problems:
+            return judge("checkpoints", problems, said, notes=notes)
+        return Verdict("checkpoints", NOT_CHECKED, said, notes=tuple(notes))
+    verified = []
+    for number, checkpoint in enumerate(subject.checkpoints):
+        progress("checkpoints", number, len(subject.checkpoints))
+        problems += [f"{checkpoint.path.name}: {said}" for said in _identity(subject, checkpoint)]
+        if full or checkpoint == subject.audited or checkpoint.identity is None:
+            wrong = _files(checkpoint)
+            # A run that trains may have removed it meanwhile: then it is no finding.
+            if wrong and checkpoint.path.is_dir():
+                problems += [f"{checkpoint.path.name}: {said}" for said in wrong]
+            verified.append(checkpoint.path.name)
+    agreed = (
+        f"{count(len(subject.checkpoints), 'checkpoint')} of this run; SHA256SUMS hold for "
+        f"{listing(verified)}"
+    )
+    if not full and len(verified) < len(subject.checkpoints):
+        notes.append("the files of the other checkpoints are read with --full")
+    return judge("checkpoints", problems, agreed, notes=notes, numbers={"verified": verified})
+
+
+def _identity(subject: Subject, checkpoint: SavedCheckpoint) -> list[str]:
+    """What a checkpoint says of itself otherwise than its name or plan.json (plans apart)."""
+    if checkpoint.identity is None:
+        return ["olmo_ext.json cannot be read"]
+    # One from before the ledger holds no step.
+    inside = checkpoint.identity.get("step", checkpoint.step)
+    problems = []
+    if inside != checkpoint.step:
+        problems.append(f"step {inside} stands inside")
+    apart = {"step", "ledger", "plan", "plan_hash"}
+    ours = {key: value for key, value in checkpoint.identity.items() if key not in apart}
+    theirs = {key: value for key, value in subject.identity.items() if key not in apart}
+    for key in sorted({*ours, *theirs}):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys = [k for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+            problems += [f"{key}.{k} is {a.get(k)!r}, {b.get(k)!r} in plan.json" for k in keys]
+        elif a != b:
+            problems.append(f"{key} is {a!r}, {b!r} in plan.json")
+    return problems
+
+
+def _files(checkpoint: SavedCheckpoint) -> list[str]:
+    # Checksums are as old as the ledger: with a place in it but without them something is gone.
+    if checkpoint.place and not (checkpoint.path / CHECKSUMS).is_file():
+        return [f"{CHECKSUMS} is missing"]
+    return verify_checkpoint(checkpoint.path)
+
+
+def _incomplete(subject: Subject) -> list[str]:
+    complete = {checkpoint.path for checkpoint in subject.checkpoints}
+    problems = []
+    for path in sorted(subject.folder.glob("step*-unsharded")):
+        if path in complete or path.is_symlink():
+            continue
+        missing = [name for name in FILES if not (path / name).exists()]
+        if missing:  # else it was renamed into place just now
+            problems.append(f"{path.name} is incomplete: {', '.join(missing)} missing")
+    return problems

@@ -1,0 +1,176 @@
+"""What a run costs: floating-point operations, memory a GPU, hours.
+
+    cost = run_cost(experiment.train, num_steps=50_000, gpus=8)
+    cost.flops, cost.memory.total, cost.hours
+
+Nothing is allocated: the parameters are counted on a model on the meta device. Memory and hours are
+estimates, reckoned as in configs/olmo_4M_to_4B/README.md; no run has confirmed them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from olmo.config import DistributedStrategy, TrainConfig
+from olmo.model import OLMo
+from torch.distributed.fsdp import ShardingStrategy
+
+from data_injection.config import ConfigError
+
+PEAK_TFLOPS = 989.0
+"""H100 SXM, dense bf16: half of the 1,979 "with sparsity" of NVIDIA's data sheet."""
+
+MFU = 0.4
+"""Share of the peak that goes into the model: what runs of 1B and more reach with care. Small
+models reach far less, since their operations are too small to fill a GPU."""
+
+GPUS_A_NODE = 8
+
+OPTIMIZER_BYTES = {"adamw": 8, "lionw": 4}
+"""Bytes a parameter: two moments in fp32, or one."""
+
+LOGIT_BYTES = 12
+"""Bytes a logit at the peak: fp32 log-probabilities, their gradient, the gradient of the logits."""
+
+BLOCK_BYTES = {"fp32": (50, 8), "amp_bf16": (34, 4)}
+"""Bytes a token, layer and unit of d_model that a block keeps for its backward pass: the first
+number and the second times mlp_ratio. Counted with saved_tensors_hooks on SwiGLU blocks without
+dropout whose attention never holds a matrix of seq_len x seq_len (flash or SDPA)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each GPU, at the peak of a step."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    working_copies: float
+    """DDP: its buckets for gradients, and the bf16 copy of the weights. FSDP: the whole model in
+    fp32, which each rank builds at the start; more than what a step gathers later."""
+
+    activations: float
+    """Estimate: micro-batch tokens x layers x d_model x `BLOCK_BYTES`."""
+
+    logits: float
+    """Estimate: micro-batch tokens x embedding_size x `LOGIT_BYTES`."""
+
+    @property
+    def state(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.working_copies
+
+    @property
+    def total(self) -> float:
+        return self.state + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One run on `gpus` GPUs."""
+
+    num_params: int
+    """Without the input embedding, as the engine counts in its forward operations."""
+
+    num_params_total: int
+    num_tokens: int
+    flops: float
+    """Of the whole run, as the engine counts them: attention included, and 4 a parameter with the
+    input embedding in the backward pass, which overstates models that are mostly embedding."""
+
+    flops_6nd: float
+    """6 x `num_params` x `num_tokens`."""
+
+    gpus: int
+    peak_tflops: float
+    mfu: float
+    microbatch: int
+    """Rows a GPU computes at once."""
+
+    memory: Memory
+
+    @property
+    def hours(self) -> float:
+        return self.flops / (self.gpus * self.peak_tflops * 1e12 * self.mfu) / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.hours * self.gpus
+
+
+def run_cost(
+    train: TrainConfig,
+    *,
+    num_steps: int,
+    gpus: int = 1,
+    peak_tflops: float = PEAK_TFLOPS,
+    mfu: float = MFU,
+) -> Cost:
+    """Reckon a run of `num_steps` steps; the measures of the callbacks are not in it.
+
+    Args:
+        gpus: world size, a divisor of the global batch.
+        peak_tflops: of one GPU, in 1e12 operations a second.
+        mfu: model FLOPs utilisation, in (0, 1].
+
+    Raises:
+        ConfigError: an option out of its range.
+    """
+    batch = train.global_train_batch_size
+    if gpus < 1 or batch % gpus:
+        raise ConfigError(
+            f"--gpus must divide train.global_train_batch_size {batch}, got {gpus}; choose a "
+            "divisor"
+        )
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"--mfu must be in (0, 1], got {mfu:g}; 0.4 is usual at 1B and above")
+    if not peak_tflops > 0:
+        raise ConfigError(f"--peak-tflops must be positive, got {peak_tflops:g}; an H100 has 989")
+    model = OLMo(train.model.update_with(init_device="meta"))
+    tokens = num_steps * batch * train.model.max_sequence_length
+    microbatch = min(train.device_train_microbatch_size, batch // gpus)
+    num_params = model.num_params(include_embedding=False)
+    return Cost(
+        num_params=num_params,
+        num_params_total=model.num_params(),
+        num_tokens=tokens,
+        flops=float((model.num_fwd_flops + model.num_bck_flops) * tokens),
+        flops_6nd=float(6 * num_params * tokens),
+        gpus=gpus,
+        peak_tflops=peak_tflops,
+        mfu=mfu,
+        microbatch=microbatch,
+        memory=step_memory(train, num_params=model.num_params(), gpus=gpus, microbatch=microbatch),
+    )
+
+
+def step_memory(train: TrainConfig, *, num_params: int, gpus: int, microbatch: int) -> Memory:
+    """Bytes a GPU needs for the state of `num_params` parameters and one micro-batch of rows."""
+    model, shards = train.model, num_shards(train, gpus=gpus)
+    fsdp = train.distributed_strategy == DistributedStrategy.fsdp
+    mixed = train.precision == "amp_bf16"
+    copies = 4 if fsdp else 4 + 2 * mixed
+    fixed, per_ratio = BLOCK_BYTES["amp_bf16" if mixed else "fp32"]
+    ratio = model.mlp_hidden_size / model.d_model if model.mlp_hidden_size else model.mlp_ratio
+    tokens = microbatch * model.max_sequence_length
+    return Memory(
+        weights=4 * num_params / shards,
+        gradients=4 * num_params / shards,
+        optimizer=OPTIMIZER_BYTES[str(train.optimizer.name)] * num_params / shards,
+        working_copies=float(copies * num_params),
+        activations=tokens * model.n_layers * model.d_model * (fixed + per_ratio * ratio),
+        logits=float(tokens * (model.embedding_size or model.vocab_size) * LOGIT_BYTES),
+    )
+
+
+def num_shards(train: TrainConfig, *, gpus: int) -> int:
+    """Over how many GPUs the state is spread: 1 under DDP, all under FSDP, a node's if hybrid."""
+    if train.distributed_strategy != DistributedStrategy.fsdp:
+        return 1
+    assert train.fsdp is not None
+    strategy = train.fsdp.sharding_strategy
+    if strategy == ShardingStrategy.NO_SHARD:
+        return 1
+    if strategy in (ShardingStrategy.HYBRID_SHARD, ShardingStrategy._HYBRID_SHARD_ZERO2):
+        replicas = train.fsdp.hybrid_sharding_num_model_replicas
+        return max(gpus // replicas, 1) if replicas else min(gpus, GPUS_A_NODE)
+    return gpus
