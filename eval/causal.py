@@ -14,6 +14,7 @@ Axes: N pairs, D width, L labels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -161,9 +162,13 @@ def _logits(
             found.append(label_logits(model, part, labels_L))
             continue
         given_BD = states_ND[start : start + ROWS_AT_ONCE]
-        with patched(model, site, lambda _, given_BD=given_BD: given_BD):
+        with patched(model, site, partial(_given, given_BD)):
             found.append(label_logits(model, part, labels_L))
     return torch.cat(found).double().cpu().numpy()
+
+
+def _given(given_BD: torch.Tensor, hidden_BD: torch.Tensor) -> torch.Tensor:
+    return given_BD
 
 
 def _difference(logits_NL: FloatArray, one: IntArray, other: IntArray) -> FloatArray:

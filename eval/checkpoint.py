@@ -107,7 +107,6 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
         FileNotFoundError: no unsharded checkpoint there.
         ConfigError: a file is not the one that was written.
     """
-    from olmo.config import ModelConfig
     from olmo.model import OLMo
 
     path = Path(path)
@@ -119,13 +118,32 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
         raise ConfigError(
             f"{path} is damaged: {'; '.join(problems)}; use another checkpoint of the run"
         )
-    config = ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)
-    config.init_device, config.precision = device, "fp32"
-    config.flash_attention = False  # it takes half precision alone
-    model = OLMo(config, init_params=False)
+    model = OLMo(_model_config(path, device), init_params=False)
     state = torch.load(path / "model.pt", map_location=device, weights_only=True)
     model.load_state_dict(state, strict=True)
     return model.eval()
+
+
+def random_model(path: str | Path, *, seed: int, device: str = "cpu") -> torch.nn.Module:
+    """A model of a checkpoint's configuration with new weights of the same distribution.
+
+    A pure function of the configuration and the seed; the global generators are put back.
+    """
+    from olmo.model import OLMo
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return OLMo(_model_config(Path(path), "cpu")).to(device).eval()
+
+
+def _model_config(path: Path, device: str) -> Any:
+    """The engine's ModelConfig of a checkpoint, for fp32 on one device."""
+    from olmo.config import ModelConfig
+
+    config = ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)
+    config.init_device, config.precision = device, "fp32"
+    config.flash_attention = False  # it takes half precision alone
+    return config
 
 
 def load_identity(folder: str | Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     pairs = draw_pairs(task, "tok1", among=task.train, num=2048, seed=0)
     bases_SDK = learn_subspaces(model, task, pairs, Site(1, 0), rank=1, seeds=[0, 1, 2])
-    interchange(model, task, held_out, Site(1, 0), bases_SDK)     # (S, N): is it the target's label?
+    interchange(model, task, held_out, Site(1, 0), bases_SDK)    # (S, N): the target's label?
 
 Geiger, Wu, Potts, Icard and Goodman 2024 (arXiv 2303.02536): learn the rank-K subspace for which
 swapping a source example's coordinates in it into a base example gives the label of the
