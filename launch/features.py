@@ -5,8 +5,9 @@ measure_features([Path("runs/w64")], das=True, console=console, errors=errors)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -23,7 +24,7 @@ from eval.records import FILE_NAME, read_records, write_table
 
 CONTROLS = {
     "das": "DAS", "random_subspace": "random\nsubspace", "random_model": "random\nmodel",
-    "full_vector": "full\nvector", "no_patch": "no\npatch", "own_answer": "own\nanswer",
+    "full_vector": "full\nvector",
 }  # fmt: skip
 
 
@@ -75,67 +76,66 @@ def _rows_of(job: Job) -> pd.DataFrame:
     return frame[ours & chosen & (frame.step == job.checkpoint.step)]
 
 
-def _tables(rows: pd.DataFrame) -> list[Table]:
-    """A table for each kind of measure that is there."""
-    tables = [_probes(rows)]
-    if (rows.metric == METRIC).any():
-        tables += [_effects(rows), _alignment(rows)]
-    return tables
+def _tables(rows: pd.DataFrame) -> Iterator[Table]:
+    """Of the probes one; of what --das adds two for each run, step and task."""
+    yield _probes(rows[rows.split == ""])
+    answered = rows[rows.metric.isin(METRICS) & (rows.subset == "answered")]
+    for (run, step, task), part in answered.groupby(["run", "step", "task"]):
+        title = f"{run}, step {step}, {task}"
+        yield _effects(part, title)
+        yield _alignment(part[part.metric == METRIC], title)
 
 
 def _probes(rows: pd.DataFrame) -> Table:
     table = _table(
-        "Probes", "run", "step", "task", "target", right=("best R²", "null 99%", "units")
+        "Probes", "run", "step", "task", "target", right=("R²", "layer", "null", "units")
     )
-    probed = rows[rows.split == ""]
-    for (run, step, task, group), part in probed.groupby(["run", "step", "task", "group"]):
+    for (run, step, task, group), part in rows.groupby(["run", "step", "task", "group"]):
         r2 = part[part.metric == f"{group}_r2"].set_index("layer").value
         null = part[part.metric == f"{group}_r2_null99"].set_index("layer").value
-        count = part[part.metric.isin([*COUNTS.values(), "probe_count"]) & part.layer.isna()].iloc[
-            -1
-        ]
-        best = f"{r2.max():.2f} (layer {int(r2.idxmax())})"
+        counts = part[part.metric.isin([*COUNTS.values(), "probe_count"]) & part.layer.isna()]
+        best, count = int(r2.idxmax()), counts.iloc[-1]
         units = f"{count.value:.0f} of {count.units:.0f}"
-        table.add_row(run, f"{step}", task, group, best, f"{null[r2.idxmax()]:.2f}", units)
+        row = (f"{r2[best]:.2f}", str(best), f"{null[best]:.2f}", units)
+        table.add_row(run, str(step), task, group, *row)
+    table.caption = "the best layer; null: its 99th percentile over permuted symbols"
     return table
 
 
-def _effects(rows: pd.DataFrame) -> Table:
-    """The places by how much of the logit difference patching them brings, largest first."""
-    table = _table(
-        "Causal effect of whole states: pairs that the model answers rightly",
-        *("run", "step", "task", "variable", "component", "layer", "token"),
-        right=("recovered", "flipped"),
-    )
-    answered = rows[(rows.subset == "answered") & rows.component.notna()]
-    place = ["run", "step", "task", "variable", "component", "layer", "position"]
-    both = answered[answered.metric.isin(["causal_recovered", "causal_share"])]
-    for key, part in both.groupby(place):
+def _effects(rows: pd.DataFrame, title: str) -> Table:
+    columns = ("variable", "component", "layer", "token")
+    table = _table(f"{title}: causal effect of whole states", *columns, right=("moved", "flipped"))
+    both = rows[rows.metric.isin(["causal_recovered", "causal_share"])]
+    for key, part in both.groupby(["variable", "component", "layer", "position"]):
         by_metric = part.set_index("metric")
-        text = [str(int(x)) if isinstance(x, float) else str(x) for x in key]
-        table.add_row(
-            *text,
-            *(_interval(by_metric.loc[name]) for name in ("causal_recovered", "causal_share")),
-        )
+        metrics = ("causal_recovered", "causal_share")
+        table.add_row(*_text(key), *(_interval(by_metric.loc[name]) for name in metrics))
+    table.caption = (
+        "of pairs that the model answers rightly: share of the logit difference that the patch "
+        "brings, and of pairs whose answer becomes the target's, with 95% intervals"
+    )
     return table
 
 
-def _alignment(rows: pd.DataFrame) -> Table:
-    table = _table(
-        "Interchange accuracy on held-out pairs: pairs that the model answers rightly",
-        *("run", "step", "task", "variable", "layer", "token", "held out", "rank", "n"),
-        right=tuple(CONTROLS.values()),
-    )
-    answered = rows[(rows.metric == METRIC) & (rows.subset == "answered")]
-    place = ["run", "step", "task", "variable", "layer", "position", "held_out", "rank", "n"]
-    for key, part in answered.groupby(place):
+def _alignment(rows: pd.DataFrame, title: str) -> Table:
+    columns = ("variable", "layer", "token", "held out", "rank", "n")
+    right = (*CONTROLS.values(), "naming\nmajority")
+    table = _table(f"{title}: interchange accuracy", *columns, right=right)
+    place = ["variable", "layer", "position", "held_out", "rank", "n"]
+    for key, part in rows.groupby(place):
         by_control = part.set_index("control")
-        text = [str(int(x)) if isinstance(x, float) else str(x) for x in key]
         values = [f"{by_control.value[name]:.2f}" for name in CONTROLS]
         values[1] += f" ({by_control.most['random_subspace']:.2f})"
-        table.add_row(*text, *values)
-    table.caption = "in brackets the best of the random subspaces; all records: records.jsonl"
+        table.add_row(*_text(key), *values, f"{part.majority.iloc[0]:.2f}")
+    table.caption = (
+        "on held-out pairs that the model answers rightly; in brackets the best of the random "
+        "subspaces. All pairs, intervals and draws: records.jsonl"
+    )
     return table
+
+
+def _text(key: tuple[Any, ...]) -> list[str]:
+    return [str(int(one)) if isinstance(one, float) else str(one) for one in key]
 
 
 def _interval(row: pd.Series) -> str:
