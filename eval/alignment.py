@@ -110,13 +110,14 @@ def score_alignment(
         score over naming the commonest target label.
     """
     known = {} if known is None else known
+    drawn: dict[tuple[str, str], tuple[Pairs, Pairs]] = {}
     for place in places(model, task):
         if place in skip:
             continue
         variable, site, held_out = place
-        learn, test = _examples(task, held_out, seed=seed)
-        train = draw_pairs(task, variable, among=learn, num=TRAIN_PAIRS, seed=seed)
-        pairs = draw_pairs(task, variable, among=test, num=TEST_PAIRS, seed=seed)
+        if (variable, held_out) not in drawn:
+            drawn[variable, held_out] = _draw(task, variable, held_out, seed=seed)
+        train, pairs = drawn[variable, held_out]
         if not len(train) or not len(pairs):
             log.warning("%s is too small to hold out %s for %s", task.name, held_out, variable)
             continue
@@ -156,6 +157,15 @@ def score_alignment(
             for control, right_SN in right.items()
             for subset, keep in (("all", np.ones_like(answered)), ("answered", answered))
         ]
+
+
+def _draw(task: Task, variable: str, held_out: str, *, seed: int) -> tuple[Pairs, Pairs]:
+    """The pairs to learn from and those to count on."""
+    learn, test = _examples(task, held_out, seed=seed)
+    return (
+        draw_pairs(task, variable, among=learn, num=TRAIN_PAIRS, seed=seed),
+        draw_pairs(task, variable, among=test, num=TEST_PAIRS, seed=seed),
+    )
 
 
 def _examples(task: Task, held_out: str, *, seed: int) -> tuple[IntArray, IntArray]:

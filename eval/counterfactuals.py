@@ -122,7 +122,8 @@ def _replace(task: Task, base: IntArray, source: IntArray, variable: str) -> Int
 
 def _first(rows: NDArray[np.int64], labels: IntArray, quota: int) -> NDArray[np.int64]:
     """The first distinct rows, at most `quota` of each label of the target, in their order."""
-    _, first = np.unique(rows, axis=0, return_index=True)
+    # A base and a source have one target: two numbers say which row it is.
+    _, first = np.unique(rows[:, 0] * len(labels) + rows[:, 1], return_index=True)
     rows = rows[np.sort(first)]
     kept = [np.flatnonzero(labels[rows[:, 2]] == label)[:quota] for label in np.unique(labels)]
     return rows[np.sort(np.concatenate(kept))]

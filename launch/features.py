@@ -23,7 +23,7 @@ from eval.features import COUNTS
 from eval.records import FILE_NAME, read_records, write_table
 
 CONTROLS = {
-    "das": "DAS", "random_subspace": "random\nsubspace", "random_model": "random\nmodel",
+    "das": "DAS", "random_subspace": "random\nspace", "random_model": "random\nmodel",
     "full_vector": "full\nvector",
 }  # fmt: skip
 
@@ -119,17 +119,17 @@ def _effects(rows: pd.DataFrame, title: str) -> Table:
 
 def _alignment(rows: pd.DataFrame, title: str) -> Table:
     columns = ("variable", "layer", "token", "held out", "rank", "n")
-    right = (*CONTROLS.values(), "naming\nmajority")
+    right = (*CONTROLS.values(), "major-\nity")
     table = _table(f"{title}: interchange accuracy", *columns, right=right)
     place = ["variable", "layer", "position", "held_out", "rank", "n"]
     for key, part in rows.groupby(place):
         by_control = part.set_index("control")
         values = [f"{by_control.value[name]:.2f}" for name in CONTROLS]
-        values[1] += f" ({by_control.most['random_subspace']:.2f})"
+        values[1] += f"\n({by_control.most['random_subspace']:.2f})"
         table.add_row(*_text(key), *values, f"{part.majority.iloc[0]:.2f}")
     table.caption = (
         "on held-out pairs that the model answers rightly; in brackets the best of the random "
-        "subspaces. All pairs, intervals and draws: records.jsonl"
+        "subspaces; majority: naming the commonest label. Intervals and draws: records.jsonl"
     )
     return table
 
@@ -143,9 +143,9 @@ def _interval(row: pd.Series) -> str:
 
 
 def _table(title: str, *left: str, right: tuple[str, ...]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=0, pad_edge=False)
     for name in left:
-        table.add_column(name)
+        table.add_column(name.replace(" ", "\n"))
     for name in right:
         table.add_column(name, justify="right")
     return table

@@ -111,7 +111,7 @@ def test_every_place_has_its_controls_in_the_records_and_in_the_table(run: Path)
     for _, part in aligned.groupby([*place, "subset"]):
         assert set(part.control) == controls
         assert len(part) == len(controls)
-    assert len(aligned[place].drop_duplicates()) == 6 * 2  # of one block, each way of holding out
+    assert len(aligned[place].drop_duplicates()) == 5 * 2  # of one block, each way of holding out
     exported = pd.read_csv(table)
     assert set(exported.metric) >= {*METRICS, "order_r2", "probe_count"}
     assert set(exported.step) == {12}
