@@ -129,7 +129,8 @@ def test_a_rank_that_the_width_does_not_have_is_refused(planted: Make, ranks: Ta
 def test_pyvene_finds_the_same_direction_and_counts_the_same_answers(
     planted: Make, ranks: Task
 ) -> None:
-    pyvene = pytest.importorskip("pyvene")
+    import pyvene
+
     model, (train, test) = planted(ranks), pairs_of(ranks, "tok1")
     model.config, model.device = None, torch.device("cpu")  # pyvene looks for them
     torch.manual_seed(0)
