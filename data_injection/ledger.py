@@ -40,6 +40,9 @@ ROW = np.dtype([("step", "<u4"), ("slot", "<u4"), ("example", "<u4"), ("task", "
 
 SEAL = 0xFFFF
 
+LEDGER_FOLDER = "ledger"
+"""Where a run keeps its segments."""
+
 MAX_BLOCK_ROWS = 2**16
 """Rows after which a block is sealed even without a checkpoint: what one flipped bit can spoil."""
 
@@ -69,16 +72,24 @@ class LedgerWriter:
         parent: where the checkpoint stands that the run goes on from; None for a new run, and for a
             checkpoint from before there was a ledger.
         header: further JSON values for the segment's first line (plan hash, world size, ...).
+        above: number of a segment that was once there, which must not be given again.
 
     Raises OSError with the file's name where the disk refuses; what was written before stays.
     """
 
     def __init__(
-        self, folder: Path, *, start_step: int, parent: Position | None, header: Mapping[str, Any]
+        self,
+        folder: Path,
+        *,
+        start_step: int,
+        parent: Position | None,
+        header: Mapping[str, Any],
+        above: int = -1,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # By number and not by time: clocks go backwards.
-        self.segment = max((number for number, _ in _segment_files(folder)), default=-1) + 1
+        numbers = [number for number, _ in _segment_files(folder)]
+        self.segment = max([*numbers, above, parent.segment if parent else -1]) + 1
         self.path = folder / f"segment-{self.segment:05d}.bin"
         values = {
             "segment": self.segment,
@@ -371,7 +382,12 @@ def position_from(value: Any, *, where: str) -> Position | None:
     """The position that a checkpoint keeps as JSON; ConfigError if it is none."""
     if value is None:
         return None
-    try:
-        return Position(segment=int(value["segment"]), records=int(value["records"]))
-    except (TypeError, KeyError, ValueError) as error:
-        raise ConfigError(f"{where} holds no place in the ledger ({error!r})") from None
+    found: list[Any] = []
+    if isinstance(value, dict):
+        found = [value.get(key) for key in ("segment", "records")]
+    if not found or any(type(number) is not int or number < 0 for number in found):
+        raise ConfigError(
+            f"{where} holds no place in the ledger: {json.dumps(value)[:200]} has no segment and "
+            "records in whole numbers"
+        )
+    return Position(*found)

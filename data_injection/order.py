@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class RowOrder:
         batch_size: global batch size.
         seed: the engine's data seed (data.seed, or else the run's seed).
         folder: where epochs are kept as memory maps shared by all processes of a node (4 bytes a
-            row); None keeps them in each process's memory.
+            row, and their CRC-32 at the end); None keeps them in each process's memory.
     """
 
     def __init__(
@@ -71,14 +72,25 @@ class RowOrder:
         assert self.folder is not None
         for epoch in range(-(-num_positions // self.epoch_rows)):
             path = self._path(epoch)
-            if path.exists() and path.stat().st_size == 4 * self.num_rows:
+            if self._is_whole(path):
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             # Of this process alone: nodes that share the folder may all write.
             temporary = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.tmp")
+            rows = self._build(epoch).astype("<u4").data
             with temporary.open("wb") as file:
-                self._build(epoch).tofile(file)
+                file.write(rows)
+                file.write(zlib.crc32(rows).to_bytes(4, "little"))
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(path)
+
+    def _is_whole(self, path: Path) -> bool:
+        """Whether a file of an earlier start is what was written: all ranks believe it."""
+        if not path.exists() or path.stat().st_size != 4 * self.num_rows + 4:
+            return False
+        words = np.memmap(path, dtype="<u4", mode="r")
+        return zlib.crc32(words[:-1].data) == int(words[-1])
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_epochs": {}}
@@ -89,7 +101,7 @@ class RowOrder:
 
     def _load(self, epoch: int) -> NDArray[np.uint32]:
         if self.folder is not None and self._path(epoch).exists():
-            return np.memmap(self._path(epoch), dtype=np.uint32, mode="r")
+            return np.memmap(self._path(epoch), dtype="<u4", mode="r", shape=(self.num_rows,))
         return self._build(epoch)
 
     def _build(self, epoch: int) -> NDArray[np.uint32]:

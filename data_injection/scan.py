@@ -34,6 +34,9 @@ WINDOW = 2**16
 DENSE = 20
 """Counting every token is faster than picking out the tasks' own from one in so many on."""
 
+KEPT = 2**16
+"""Candidates that are looked at together."""
+
 LOOKED_AT = 4
 """Tokens of a longer example that the first, rough look compares."""
 
@@ -171,29 +174,30 @@ class _Counter:
         for length, patterns in self.patterns.items():
             starts = self._candidates(owners, length, num=min(num, len(ids) - length + 1))
             if len(starts):
-                self._match(tokens, starts, length, patterns)
+                # Sooner looked up than a key.
+                labels = np.take(patterns.is_label, ids[starts + length - 1], mode="clip")
+                self._match(tokens, starts[labels], length, patterns)
 
     def _candidates(self, owners: NDArray[Any], length: int, *, num: int) -> IntArray:
         """Which of the first `num` places begin a run of tokens of one task; most do not."""
         if num <= 0:
             return np.zeros(0, dtype=np.int64)
         common, mask = self._common[:num], self._mask[:num]
-        np.copyto(common, owners[:num])
-        for column in range(1, min(length, LOOKED_AT)):
+        np.bitwise_and(owners[:num], owners[length - 1 :][:num], out=common)
+        for column in range(1, min(length - 1, LOOKED_AT - 1)):
             common &= owners[column : column + num]
         np.not_equal(common, 0, out=mask)
         return np.flatnonzero(mask)
 
     def _match(self, tokens: Tokens, starts: IntArray, length: int, patterns: _Patterns) -> None:
-        """Count the candidates that are examples."""
-        found = patterns.find(tokens[starts[:, None] + np.arange(length)])
-        starts, found = starts[found >= 0], found[found >= 0]
-        patterns.count(found)
-        inside = starts + length < len(tokens)  # the file may end here
-        starts, found = starts[inside], found[inside]
-        patterns.count(found[tokens[starts + length] == self.eos_token_id], before_eos=True)
+        """Keep the candidates, with the token after each, for looking at many together."""
+        after = np.minimum(starts + length, len(tokens) - 1)
+        ends = (tokens[after] == self.eos_token_id) & (after == starts + length)
+        patterns.keep(tokens[starts[:, None] + np.arange(length)], before_eos=ends)
 
     def result(self, tasks: Sequence[Task]) -> tuple[TaskCounts, ...]:
+        for patterns in self.patterns.values():
+            patterns.count()
         return tuple(
             TaskCounts(
                 name=task.name,
@@ -211,6 +215,9 @@ class _Patterns:
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         rows = np.concatenate([task.tokens for task in tasks])
+        self.is_label = np.zeros(int(rows.max()) + 2, dtype=bool)
+        """Whether an example may end in a token; the last entry stands for all larger ones."""
+        self.is_label[rows[:, -1]] = True
         attempt = 0
         while True:
             self._factors = raw_words(rows.shape[1], seed=attempt, purpose="scan/keys")
@@ -227,6 +234,8 @@ class _Patterns:
         self._index = dict(zip(names, np.split(inverse, ends), strict=True))
         """Which pattern each example of a task is; two tasks may share some."""
         self._counts = np.zeros((2, len(self._keys)), dtype=np.int64)
+        self._kept: list[tuple[NDArray[Any], NDArray[np.bool_]]] = []
+        self._num_kept = 0
 
     def _key(self, rows: NDArray[Any]) -> NDArray[np.uint64]:
         return (rows.astype(np.uint64) * self._factors).sum(axis=1, dtype=np.uint64)
@@ -237,8 +246,22 @@ class _Patterns:
         found = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return np.where((self._rows[found] == rows).all(axis=1), found, -1)
 
-    def count(self, patterns: IntArray, *, before_eos: bool = False) -> None:
-        np.add.at(self._counts[int(before_eos)], patterns, 1)  # few of many: no bincount
+    def keep(self, rows: NDArray[Any], *, before_eos: NDArray[np.bool_]) -> None:
+        """Rows that may be patterns; a piece has so few that the calls cost more than the rows."""
+        self._kept.append((rows, before_eos))
+        self._num_kept += len(rows)
+        if self._num_kept >= KEPT:
+            self.count()
+
+    def count(self) -> None:
+        """Count those kept that are patterns."""
+        if not self._kept:
+            return
+        rows, before_eos = (np.concatenate(part) for part in zip(*self._kept, strict=True))
+        self._kept, self._num_kept = [], 0
+        found = self.find(rows)
+        for index, patterns in enumerate((found[found >= 0], found[(found >= 0) & before_eos])):
+            self._counts[index] += np.bincount(patterns, minlength=len(self._keys))
 
     def of(self, task: Task, *, before_eos: bool) -> IntArray:
         """Occurrences of each example of a task."""

@@ -12,13 +12,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_injection.config import ConfigError
+from eval.audit_corpus import check_corpus
 from eval.audit_identity import check_checkpoints, check_plan
 from eval.audit_ledger import check_rows
 from eval.audit_segments import check_segments
-from eval.audit_stream import check_corpus, check_stream
+from eval.audit_stream import check_stream
 from eval.decode import load_decoder
 from eval.ledger import RunLedger, trace_ledger
-from eval.verdict import DIFFERS, Audit, Progress, Subject, Verdict, no_progress, open_run
+from eval.verdict import Audit, Progress, Subject, no_progress, open_run
 
 
 def audit_run(
@@ -27,7 +28,7 @@ def audit_run(
     step: int | None = None,
     corpus: Path | None = None,
     full: bool = False,
-    sample: int = 64,
+    sample: int | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Audit:
@@ -37,24 +38,24 @@ def audit_run(
         step: of the checkpoint whose weights are meant; None is the latest.
         corpus: folder of the token files, where they are no longer where the run read them.
         full: read every file of every checkpoint and every token of the stream.
-        sample: steps of the stream that are read without `full`, drawn with `seed`.
+        sample: steps of the stream that may be read without `full`, drawn with `seed`; None is
+            those of `SAMPLE_TOKENS` tokens.
 
     Raises:
         FileNotFoundError: no run there, or with `full` no corpus.
-        ConfigError: no checkpoint after that step.
+        ConfigError: no checkpoint after that step, or a sample of less than one.
     """
+    if sample is not None and sample < 1:
+        raise ConfigError(
+            f"--sample must be at least 1, got {sample}; leave it out for the default"
+        )
     subject = open_run(Path(run), step=step)
     plan = subject.trained_plan()
     corpus_verdict, host = check_corpus(subject, folder=corpus, full=full, progress=progress)
     verdicts = [check_plan(subject), check_checkpoints(subject, full=full, progress=progress)]
-    ledger = _trace(subject)
-    if isinstance(ledger, Verdict):
-        verdicts.append(ledger)
-        ledger = None
-    else:
-        verdicts.append(check_segments(subject, ledger))
+    verdicts.append(check_segments(subject))
     decode = load_decoder(subject, corpus)
-    verdicts += check_rows(subject, ledger, plan, decode=decode, progress=progress)
+    verdicts += check_rows(subject, _trace(subject), plan, decode=decode, progress=progress)
     verdicts.append(corpus_verdict)
     verdicts.append(
         check_stream(subject, host, plan, full=full, sample=sample, seed=seed, progress=progress)
@@ -67,10 +68,6 @@ def audit_run(
     )
 
 
-def _trace(subject: Subject) -> RunLedger | Verdict | None:
-    if not subject.segments:
-        return None
-    try:
-        return trace_ledger(subject.segments, subject.audited)
-    except ConfigError as error:
-        return Verdict("segments", DIFFERS, str(error))
+def _trace(subject: Subject) -> RunLedger | None:
+    lost = subject.audited is not None and subject.audited.place_problem is not None
+    return None if lost or not subject.segments else trace_ledger(subject.segments, subject.audited)

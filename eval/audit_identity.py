@@ -6,6 +6,7 @@ check_plan(open_run(Path("runs/w32")))
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from data_injection.plan import differences
@@ -31,6 +32,9 @@ SETTINGS = {
     "train.run_name": ("train", "run_name"),
 }
 """What experiment.yaml says of the stream beside the injection, and where plan.json has it."""
+
+
+REMOVED = "a later one is whole: a run that keeps its last ones removes it, or died as it did"
 
 
 def check_plan(subject: Subject) -> Verdict:
@@ -119,11 +123,14 @@ def check_checkpoints(
 ) -> Verdict:
     """Every checkpoint is of this run and step; the audited one's files, with `full` all files,
     are what was written."""
-    notes = [
-        f"{path.name.split('.')[0]} was set aside by a later start: {path.name.split('.')[1]}"
-        for path in sorted(subject.folder.glob("step*-unsharded.*"))
-    ]
-    problems = _incomplete(subject)
+    notes = _set_aside(subject)
+    problems: list[str] = []
+    for path, lacks in _incomplete(subject):
+        said = f"{path.name} is incomplete: {', '.join(lacks)} missing"
+        if _is_older(subject, path):
+            notes.append(f"{said}; {REMOVED}")
+        else:
+            problems.append(said)
     if not subject.checkpoints:
         said = "there is no checkpoint yet"
         if problems:
@@ -135,9 +142,13 @@ def check_checkpoints(
         problems += [f"{checkpoint.path.name}: {said}" for said in _identity(subject, checkpoint)]
         if full or checkpoint == subject.audited or checkpoint.identity is None:
             wrong = _files(checkpoint)
-            # A run that trains may have removed it meanwhile: then it is no finding.
-            if wrong and checkpoint.path.is_dir():
-                problems += [f"{checkpoint.path.name}: {said}" for said in wrong]
+            files = [*FILES, CHECKSUMS] if checkpoint.in_ledger else FILES
+            removed = not all((checkpoint.path / name).exists() for name in files)
+            if removed and _is_older(subject, checkpoint.path):
+                # A run that trains removes it at this moment, or has: what it was is no finding.
+                notes.append(f"{checkpoint.path.name} was not verified; {REMOVED}")
+                continue
+            problems += [f"{checkpoint.path.name}: {said}" for said in wrong]
             verified.append(checkpoint.path.name)
     agreed = (
         f"{count(len(subject.checkpoints), 'checkpoint')} of this run; SHA256SUMS hold for "
@@ -154,7 +165,7 @@ def _identity(subject: Subject, checkpoint: SavedCheckpoint) -> list[str]:
         return ["olmo_ext.json cannot be read"]
     # One from before the ledger holds no step.
     inside = checkpoint.identity.get("step", checkpoint.step)
-    problems = []
+    problems = [checkpoint.digest_problem] if checkpoint.digest_problem is not None else []
     if inside != checkpoint.step:
         problems.append(f"step {inside} stands inside")
     apart = {"step", "ledger", "plan", "plan_hash"}
@@ -172,18 +183,40 @@ def _identity(subject: Subject, checkpoint: SavedCheckpoint) -> list[str]:
 
 def _files(checkpoint: SavedCheckpoint) -> list[str]:
     # Checksums are as old as the ledger: with a place in it but without them something is gone.
-    if checkpoint.place and not (checkpoint.path / CHECKSUMS).is_file():
+    if checkpoint.in_ledger and not (checkpoint.path / CHECKSUMS).is_file():
         return [f"{CHECKSUMS} is missing"]
-    return verify_checkpoint(checkpoint.path)
+    try:
+        return verify_checkpoint(checkpoint.path)
+    except FileNotFoundError as error:  # removed while it was read
+        return [f"{Path(error.filename).name} is missing"]
 
 
-def _incomplete(subject: Subject) -> list[str]:
+def _set_aside(subject: Subject) -> list[str]:
+    """What is said of folders that no start of the run takes for a checkpoint."""
+    notes = []
+    for path in sorted(subject.folder.glob("step*-unsharded.*")):
+        name, _, why = path.name.partition(".")
+        notes.append(f"{name} was set aside by a later start: {why}")
+    for path in sorted(subject.folder.glob("step*-tmp")):
+        notes.append(f"{path.name} was not finished: a killed writer, or one at work")
+    return notes
+
+
+def _is_older(subject: Subject, path: Path) -> bool:
+    """Whether a checkpoint's folder is of a step before the latest that can be read."""
+    whole = [c.step for c in subject.checkpoints if c.identity is not None]
+    step = path.name.removeprefix("step").removesuffix("-unsharded")
+    return step.isdecimal() and int(step) < max(whole, default=0)
+
+
+def _incomplete(subject: Subject) -> list[tuple[Path, list[str]]]:
+    """Folders with the name of a checkpoint, and the files that each lacks."""
     complete = {checkpoint.path for checkpoint in subject.checkpoints}
-    problems = []
+    found = []
     for path in sorted(subject.folder.glob("step*-unsharded")):
         if path in complete or path.is_symlink():
             continue
         missing = [name for name in FILES if not (path / name).exists()]
         if missing:  # else it was renamed into place just now
-            problems.append(f"{path.name} is incomplete: {', '.join(missing)} missing")
-    return problems
+            found.append((path, missing))
+    return found

@@ -72,7 +72,8 @@ def check_rows(
     assert ledger is not None
     assert plan is not None
     # Only a run that began before there was a ledger may lack its first steps: its digest, too.
-    known = subject.audited is None or "stream_digest" in subject.audited.place
+    audited = subject.audited
+    known = audited is None or audited.digest is not None or audited.digest_problem is not None
     start = 0 if known else ledger.line.first_step
     edges = [*range(start, subject.step, BLOCK_STEPS), subject.step]
     parts = [
@@ -112,6 +113,10 @@ def check_rows(
 def _nothing_to_compare(
     subject: Subject, ledger: RunLedger | None, plan: InjectionPlan | None
 ) -> str | None:
+    if subject.audited is not None and subject.audited.place_problem is not None:
+        return (
+            f"{subject.audited.path.name} does not say where in the ledger it stands (see segments)"
+        )
     if ledger is None:
         return "there is no ledger"
     if subject.audited is not None and subject.audited.position is None:

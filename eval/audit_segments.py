@@ -1,6 +1,6 @@
 """Audit, second part: is the ledger whole? Every segment there, of this run, unharmed and sealed.
 
-    check_segments(subject, ledger)
+    check_segments(subject)
 
 What is damaged is told, and the rest is read all the same. A torn end is no damage: the process
 was killed there, or is writing at this moment.
@@ -13,20 +13,19 @@ from collections.abc import Mapping
 import numpy as np
 
 from data_injection.ledger import TORN, Position, Segment
-from eval.ledger import RunLedger
 from eval.verdict import DIFFERS, NOT_CHECKED, Subject, Verdict, count, judge, listing
 
 
-def check_segments(subject: Subject, ledger: RunLedger | None) -> Verdict:
+def check_segments(subject: Subject) -> Verdict:
     """Every segment can be read, none is missing, all are of this run, and every place that a
     checkpoint or a later segment names is there and sealed."""
-    if ledger is None:
-        if any(checkpoint.place for checkpoint in subject.checkpoints):
+    segments = subject.segments
+    if not segments:
+        if any(checkpoint.in_ledger for checkpoint in subject.checkpoints):
             said = f"{subject.folder}/ledger has no segment, but checkpoints name places in it"
             return Verdict("segments", DIFFERS, said)
         said = "the run has no ledger: it is from before there was one, or took no step"
         return Verdict("segments", NOT_CHECKED, said)
-    segments = ledger.segments
     missing = sorted(set(range(max(segments) + 1)) - set(segments))
     named = [
         (checkpoint.path.name, checkpoint.step, checkpoint.position)
@@ -38,7 +37,8 @@ def check_segments(subject: Subject, ledger: RunLedger | None) -> Verdict:
         if segment.header
     ]
     needed = {position.segment for _, _, position in named if position is not None}
-    problems = [f"segment {number} is missing" for number in missing]
+    problems = [c.place_problem for c in subject.checkpoints if c.place_problem is not None]
+    problems += [f"segment {number} is missing" for number in missing]
     notes: list[str] = []
     for number, segment in segments.items():
         if not segment.header and number not in needed and not segment.path.stat().st_size:

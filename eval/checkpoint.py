@@ -67,10 +67,10 @@ def write_checksums(folder: Path) -> None:
 def verify_checkpoint(path: Path, *, names: Collection[str] | None = None) -> list[str]:
     """What is wrong with a checkpoint's files (all, or those named), empty if nothing is.
 
-    Nothing can be said of a checkpoint without checksums (stock OLMo's, or ours from before).
+    Nothing can be said of a checkpoint that never had checksums: stock OLMo's, or ours from before.
     """
     if not (path / CHECKSUMS).is_file():
-        return []
+        return [f"{CHECKSUMS} is missing"] if _had_checksums(path) else []
     expected = {}
     for line in (path / CHECKSUMS).read_text(errors="replace").splitlines():
         sha, _, name = line.partition("  ")
@@ -84,9 +84,20 @@ def verify_checkpoint(path: Path, *, names: Collection[str] | None = None) -> li
         for name in present
         if found[name] != expected[name]
     ]
-    if names is None and not set(FILES) <= set(expected):
-        problems.append(f"{CHECKSUMS} does not name all files")
+    if unnamed := set(FILES if names is None else names) - set(expected):
+        problems.append(f"{CHECKSUMS} does not name {', '.join(sorted(unnamed))}")
     return problems
+
+
+def _had_checksums(path: Path) -> bool:
+    """Whether a checkpoint was written with them: with a place in the ledger, or no one can say."""
+    identity = path / IDENTITY_FILE
+    if not identity.is_file():
+        return False
+    try:
+        return "ledger" in json.loads(identity.read_text())
+    except ValueError:
+        return True
 
 
 def _sha256(folder: Path, names: Collection[str]) -> dict[str, str]:

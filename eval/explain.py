@@ -14,8 +14,8 @@ import numpy as np
 
 from data_injection.config import ConfigError
 from data_injection.plan import InjectionPlan
+from eval.audit_corpus import check_corpus
 from eval.audit_ledger import planned_rows
-from eval.audit_stream import check_corpus
 from eval.decode import load_decoder
 from eval.host import HostRows
 from eval.ledger import STATES, RunLedger, trace_ledger

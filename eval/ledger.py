@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from data_injection.config import ConfigError
 from data_injection.ledger import (
+    LEDGER_FOLDER,
     Lineage,
     Position,
     Segment,
@@ -34,11 +36,10 @@ from data_injection.ledger import (
 )
 from eval.checkpoint import IDENTITY_FILE, find_checkpoints, load_identity
 
-FOLDER = "ledger"
-"""Where a run keeps its segments."""
-
 STATES = ("effective", "abandoned", "pending")
 EFFECTIVE, ABANDONED, PENDING = range(3)
+
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 NO_END = 2**63 - 1
 """A step later than any: the present end of the run's last segment."""
@@ -55,16 +56,43 @@ class SavedCheckpoint:
     identity: dict[str, Any] | None
     """Its olmo_ext.json; None if that cannot be read."""
 
-    @property
-    def place(self) -> dict[str, Any]:
-        """Its place in the ledger and stream digest; empty for one from before the ledger."""
-        value = (self.identity or {}).get("ledger")
-        return value if isinstance(value, dict) else {}
+    position: Position | None = None
+    """Where in the ledger its weights stand; None if it is from before the ledger, or damaged."""
+
+    place_problem: str | None = None
+    """Why what stands there is no place in the ledger."""
+
+    digest: int | None = None
+    """Of the stream until then; None if the run began before it kept one, or damaged."""
+
+    digest_problem: str | None = None
+    """Why what stands there is no digest."""
 
     @property
-    def position(self) -> Position | None:
-        """Where in the ledger its weights stand. Raises ConfigError if that is no place."""
-        return position_from(self.place or None, where=f"{self.path}/{IDENTITY_FILE}")
+    def in_ledger(self) -> bool:
+        """Whether it says, or said before it was damaged, where in a ledger it stands."""
+        return self.position is not None or self.place_problem is not None
+
+
+def saved_checkpoint(path: Path, step: int, identity: dict[str, Any] | None) -> SavedCheckpoint:
+    """What a checkpoint says of itself, its place and its digest as values or as problems."""
+    found = SavedCheckpoint(path, step, identity)
+    if identity is None or "ledger" not in identity:
+        return found
+    place, where = identity["ledger"], f"{path.name}/{IDENTITY_FILE}"
+    try:
+        if place is None:
+            raise ConfigError(f"{where} holds no place in the ledger: null")
+        found = replace(found, position=position_from(place, where=where))
+    except ConfigError as error:
+        found = replace(found, place_problem=str(error))
+    if not isinstance(place, dict) or "stream_digest" not in place:
+        return found
+    digest = place["stream_digest"]
+    if isinstance(digest, str) and _DIGEST.fullmatch(digest):
+        return replace(found, digest=int(digest, 16))
+    said = f"{where} holds no stream digest: {json.dumps(digest)[:200]} is not 16 hex digits"
+    return replace(found, digest_problem=said)
 
 
 def read_checkpoints(run: Path) -> list[SavedCheckpoint]:
@@ -78,7 +106,7 @@ def read_checkpoints(run: Path) -> list[SavedCheckpoint]:
         except ValueError:
             identity = None
         readable = identity if isinstance(identity, dict) else None
-        found.append(SavedCheckpoint(checkpoint.path, checkpoint.step, readable))
+        found.append(saved_checkpoint(checkpoint.path, checkpoint.step, readable))
     return found
 
 
@@ -123,7 +151,14 @@ class RunLedger:
 
 
 def trace_ledger(segments: Mapping[int, Segment], checkpoint: SavedCheckpoint | None) -> RunLedger:
-    """Tell which rows made the weights of a checkpoint (None: there is none yet)."""
+    """Tell which rows made the weights of a checkpoint (None: there is none yet).
+
+    Raises ConfigError if what the checkpoint names is no place in the ledger.
+    """
+    if checkpoint is not None and checkpoint.place_problem is not None:
+        raise ConfigError(
+            f"{checkpoint.place_problem}; nothing tells its rows: use another checkpoint"
+        )
     position = checkpoint.position if checkpoint is not None else None
     step = checkpoint.step if checkpoint is not None else 0
     line = lineage(segments, position, step=step)
@@ -152,12 +187,12 @@ def read_ledger(run: str | Path, *, checkpoint: int | None = None) -> pd.DataFra
 
     Raises:
         FileNotFoundError: no run, or no ledger.
-        ConfigError: no such checkpoint.
+        ConfigError: no such checkpoint, or one whose place in the ledger is damaged.
     """
     run = Path(run)
     plan = load_identity(run)["plan"]
     chosen = choose_checkpoint(read_checkpoints(run), run=run, step=checkpoint)
-    return ledger_table(trace_ledger(read_segments(run / FOLDER), chosen), plan)
+    return ledger_table(trace_ledger(read_segments(run / LEDGER_FOLDER), chosen), plan)
 
 
 def ledger_table(ledger: RunLedger, plan: Mapping[str, Any]) -> pd.DataFrame:
@@ -200,7 +235,7 @@ def ledger_table(ledger: RunLedger, plan: Mapping[str, Any]) -> pd.DataFrame:
 
 def export_path(run: str | Path, target: str) -> Path:
     """Where "parquet", "csv" or a file so named goes; ConfigError for another ending."""
-    path = Path(run) / f"{FOLDER}.{target}" if target in ("parquet", "csv") else Path(target)
+    path = Path(run) / f"{LEDGER_FOLDER}.{target}" if target in ("parquet", "csv") else Path(target)
     if path.suffix not in (".parquet", ".csv"):
         raise ConfigError(
             f"--export must be parquet, csv, or a file that ends so, got {target!r}; for example "

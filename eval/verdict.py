@@ -21,10 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data_injection.config import ConfigError
-from data_injection.ledger import Segment, read_segments
+from data_injection.ledger import LEDGER_FOLDER, Segment, read_segments
 from data_injection.plan import InjectionPlan
 from eval.checkpoint import compile_saved_plan, load_identity
-from eval.ledger import FOLDER, SavedCheckpoint, choose_checkpoint, read_checkpoints
+from eval.ledger import SavedCheckpoint, choose_checkpoint, read_checkpoints
 
 OK, DIFFERS, NOT_CHECKED = "ok", "differs", "not checked"
 
@@ -155,7 +155,7 @@ def open_run(folder: Path, *, step: int | None = None) -> Subject:
     audited = choose_checkpoint(checkpoints, run=folder, step=step)
     identity, problem = _read_identity(folder, audited)
     try:
-        segments = read_segments(folder / FOLDER)
+        segments = read_segments(folder / LEDGER_FOLDER)
     except FileNotFoundError:
         segments = {}
     experiment, plan, plan_problem = _compile(folder, identity)

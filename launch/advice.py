@@ -236,13 +236,21 @@ def _of_stream(
 def _of_cost(experiment: ExperimentConfig, cost: Cost) -> Iterator[Advice]:
     """What does not fit."""
     train, memory = experiment.train, cost.memory
-    if memory.total > GPU_BYTES:
+    if memory.start > GPU_BYTES:
+        yield Advice(
+            "rung",
+            str(experiment.rung),
+            f"each rank builds the whole model in fp32, {memory.start / 1e9:.0f} GB before it is "
+            f"sharded, more than the {GPU_BYTES / 1e9:.0f} of an H100",
+            "choose a smaller one: neither more GPUs nor smaller micro-batches change that",
+        )
+    if memory.step > GPU_BYTES:
         per_row = (memory.activations + memory.logits) / cost.microbatch
         rows = int((GPU_BYTES - memory.state) // per_row)
         yield Advice(
             "train.device_train_microbatch_size",
             str(train.device_train_microbatch_size),
-            f"a GPU would need about {memory.total / 1e9:.0f} GB, more than the "
+            f"a GPU would need about {memory.step / 1e9:.0f} GB, more than the "
             f"{GPU_BYTES / 1e9:.0f} of an H100",
             f"set it to {rows} or less"
             if rows >= 1

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -155,14 +155,35 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the folder's latest checkpoint.")
     ] = False,
+    new_ledger: Annotated[
+        bool, typer.Option("--new-ledger", help="Resume although the ledger is damaged.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, train nothing.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The engine's log too.")] = False,
 ) -> None:
     """Train one experiment; under torchrun on all its ranks."""
+    from olmo_ext.signals import StopSignals
+
+    with StopSignals() as signals:  # before what takes seconds to import
+        _train(
+            experiment,
+            override,
+            verbose=verbose,
+            resume=resume,
+            dry_run=dry_run,
+            new_ledger=new_ledger,
+            signals=signals,
+        )
+
+
+def _train(
+    experiment: Path, override: list[str] | None, *, verbose: bool, dry_run: bool, **settings: Any
+) -> None:
     import torch.distributed as dist
 
+    from eval.checkpoint import find_checkpoints
     from olmo_ext.config import load_experiment
     from olmo_ext.run_folder import MARKER
     from olmo_ext.train import train as run
@@ -172,7 +193,7 @@ def train(
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
     try:
-        folder = run(load_experiment(experiment, override), resume=resume, dry_run=dry_run)
+        folder = run(load_experiment(experiment, override), dry_run=dry_run, **settings)
     except KeyboardInterrupt:
         errors.print("interrupted; --resume goes on from the last checkpoint")
         raise typer.Exit(130) from None
@@ -185,11 +206,12 @@ def train(
     elif (marker := folder / MARKER).exists():
         told = json.loads(marker.read_text())
         console.print(
-            f"{folder}: stopped by {told['signal']}, saved at step {told['step']} of "
+            f"{folder}: stopped by {told['reason']}, saved at step {told['step']} of "
             f"{told['num_steps']}; --resume goes on ({marker.name} is for the batch script)"
         )
     else:
-        console.print(f"{folder}: done")
+        steps = json.loads((folder / "run.json").read_text())["num_steps"]
+        console.print(f"{folder}: trained to step {find_checkpoints(folder)[-1].step} of {steps}")
 
 
 @app.command()
@@ -297,7 +319,10 @@ def audit(
     full: Annotated[
         bool, typer.Option("--full", help="All files of all checkpoints, all tokens of the stream.")
     ] = False,
-    sample: Annotated[int, typer.Option(min=0, help="Steps read again without --full.")] = 64,
+    sample: Annotated[
+        int | None,
+        typer.Option(help="Steps read again without --full; default: those of 268M tokens."),
+    ] = None,
     corpus: Annotated[
         Path | None, typer.Option(help="Where the token files are now, if they were moved.")
     ] = None,

@@ -262,14 +262,14 @@ def natural_counts(stream: Stream, scan: CorpusScan, index: int) -> dict[str, An
 def _cost_lines(found: Preflight) -> list[str]:
     cost, memory, train = found.cost, found.cost.memory, found.experiment.train
     gb = {name: f"{size / 1e9:.3g}" for name, size in asdict(memory).items()}
-    total, state = f"{memory.total / 1e9:.3g}", f"{memory.state / 1e9:.3g}"
+    step, state = f"{memory.step / 1e9:.3g}", f"{memory.state / 1e9:.3g}"
     gpus = f"{cost.gpus} GPU{'s' if cost.gpus > 1 else ''}"
     device = ", an H100 SXM in dense bf16," if cost.peak_tflops == PEAK_TFLOPS else ""
     lines = [
         f"cost: {count(cost.num_params)} parameters ({count(cost.num_params_total)} with the input "
         f"embedding), {count(cost.num_tokens)} tokens: {cost.flops:.3g} FLOPs as the engine "
         f"counts, {cost.flops_6nd:.3g} by 6ND",
-        f"memory a GPU, estimated: {total} GB = {state} of state in {train.precision} under "
+        f"memory a GPU, estimated: {step} GB = {state} of state in {train.precision} under "
         f"{train.distributed_strategy} on {gpus} (weights {gb['weights']}, gradients "
         f"{gb['gradients']}, optimizer {gb['optimizer']}, working copies {gb['working_copies']}), "
         f"{gb['activations']} of activations and {gb['logits']} of logits for {cost.microbatch} "
@@ -278,6 +278,11 @@ def _cost_lines(found: Preflight) -> list[str]:
         f"{cost.peak_tflops:g} TFLOP/s{device} and MFU {cost.mfu:g}; without callbacks and "
         "checkpoints, and a small model reaches far less",
     ]
+    if memory.start > memory.step:
+        lines.append(
+            f"at the start {gb['start']} GB, as each rank builds the whole model in fp32: that is "
+            "the peak, not a step"
+        )
     if train.precision == "fp32" and device:
         lines.append("train.precision is fp32: give --peak-tflops of your device for the hours")
     if train.activation_checkpointing is not None:
@@ -332,7 +337,7 @@ def as_json(found: Preflight) -> dict[str, Any]:
             "hours": cost.hours,
             "gpu_hours": cost.gpu_hours,
             "memory": asdict(cost.memory)
-            | {"state": cost.memory.state, "total": cost.memory.total},
+            | {name: getattr(cost.memory, name) for name in ("state", "step", "total")},
         },
         "warnings": [asdict(advice) for advice in found.advice],
     }

@@ -321,8 +321,8 @@ def train_all(runs: list[Run], *, jobs: int, console: Console) -> None:
                     finished += run.num_tokens
                     if status == 0 and not run.finished:
                         raise RunFailed(
-                            f"run {run.name} was stopped by a signal and saved; the same command "
-                            "goes on"
+                            f"run {run.name} was stopped early and saved ({run.log} says why); the "
+                            "same command goes on"
                         )
                     if status != 0:
                         tail = "\n".join(run.log.read_text().splitlines()[-15:])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from olmo.config import DistributedStrategy, TrainConfig
 from olmo.model import OLMo
 from torch.distributed.fsdp import ShardingStrategy
@@ -40,14 +41,13 @@ dropout whose attention never holds a matrix of seq_len x seq_len (flash or SDPA
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each GPU, at the peak of a step."""
+    """Bytes on each GPU, at the peak of a step and, in `start`, before the first one."""
 
     weights: float
     gradients: float
     optimizer: float
     working_copies: float
-    """DDP: its buckets for gradients, and the bf16 copy of the weights. FSDP: the whole model in
-    fp32, which each rank builds at the start; more than what a step gathers later."""
+    """DDP: its buckets for gradients, and the bf16 copy of the weights. FSDP: see `gathered`."""
 
     activations: float
     """Estimate: micro-batch tokens x layers x d_model x `BLOCK_BYTES`."""
@@ -55,13 +55,22 @@ class Memory:
     logits: float
     """Estimate: micro-batch tokens x embedding_size x `LOGIT_BYTES`."""
 
+    start: float
+    """The whole model in fp32, which each rank builds, and under FSDP a second copy of the unit
+    that is being flattened. It is gone before a step needs anything."""
+
     @property
     def state(self) -> float:
         return self.weights + self.gradients + self.optimizer + self.working_copies
 
     @property
-    def total(self) -> float:
+    def step(self) -> float:
         return self.state + self.activations + self.logits
+
+    @property
+    def total(self) -> float:
+        """The larger of two peaks that are never at once."""
+        return max(self.start, self.step)
 
 
 @dataclass(frozen=True)
@@ -139,16 +148,18 @@ def run_cost(
         peak_tflops=peak_tflops,
         mfu=mfu,
         microbatch=microbatch,
-        memory=step_memory(train, num_params=model.num_params(), gpus=gpus, microbatch=microbatch),
+        memory=run_memory(train, model, gpus=gpus, microbatch=microbatch),
     )
 
 
-def step_memory(train: TrainConfig, *, num_params: int, gpus: int, microbatch: int) -> Memory:
-    """Bytes a GPU needs for the state of `num_params` parameters and one micro-batch of rows."""
+def run_memory(train: TrainConfig, built: OLMo, *, gpus: int, microbatch: int) -> Memory:
+    """Bytes a GPU needs for a model (its parameters are counted) and one micro-batch of rows."""
     model, shards = train.model, num_shards(train, gpus=gpus)
-    fsdp = train.distributed_strategy == DistributedStrategy.fsdp
-    mixed = train.precision == "amp_bf16"
-    copies = 4 if fsdp else 4 + 2 * mixed
+    num_params, mixed = built.num_params(), train.precision == "amp_bf16"
+    if train.distributed_strategy == DistributedStrategy.fsdp:
+        copies, flattened = gathered(train, built), max(wrapped_units(train, built))
+    else:
+        copies, flattened = (4 + 2 * mixed) * num_params, 0
     fixed, per_ratio = BLOCK_BYTES["amp_bf16" if mixed else "fp32"]
     ratio = model.mlp_hidden_size / model.d_model if model.mlp_hidden_size else model.mlp_ratio
     tokens = microbatch * model.max_sequence_length
@@ -156,10 +167,59 @@ def step_memory(train: TrainConfig, *, num_params: int, gpus: int, microbatch: i
         weights=4 * num_params / shards,
         gradients=4 * num_params / shards,
         optimizer=OPTIMIZER_BYTES[str(train.optimizer.name)] * num_params / shards,
-        working_copies=float(copies * num_params),
+        working_copies=float(copies),
         activations=tokens * model.n_layers * model.d_model * (fixed + per_ratio * ratio),
         logits=float(tokens * (model.embedding_size or model.vocab_size) * LOGIT_BYTES),
+        start=float(4 * (num_params + flattened)),
     )
+
+
+def gathered(train: TrainConfig, model: OLMo) -> int:
+    """Bytes of what FSDP has unsharded at the peak of a step.
+
+    Weights, in the precision of the compute: where they are sharded between forward and backward
+    (FULL_SHARD, HYBRID_SHARD) two units, the one at work and the next, which is prefetched, and
+    what belongs to no unit (by_block: embeddings and the last norm; torch keeps the root gathered);
+    else, as under SHARD_GRAD_OP, the whole model. Gradients of one unit and the root until they are
+    scattered: as the backward pass made them and, in another precision, as they are reduced.
+    """
+    unit, root = wrapped_units(train, model)
+    num_params, precision = model.num_params(), train.fsdp_precision
+    weight = reduced = 4
+    if precision is not None:
+        assert precision.param_dtype is not None
+        assert precision.reduce_dtype is not None
+        weight, reduced = precision.param_dtype.itemsize, precision.reduce_dtype.itemsize
+    assert train.fsdp is not None
+    again = (ShardingStrategy.FULL_SHARD, ShardingStrategy.HYBRID_SHARD)
+    resharded = train.fsdp.sharding_strategy in again
+    num_gathered = min(root + 2 * unit, num_params) if resharded else num_params
+    gradient = weight + (reduced if reduced != weight else 0)
+    return weight * num_gathered + gradient * (root + unit)
+
+
+def wrapped_units(train: TrainConfig, model: OLMo) -> tuple[int, int]:
+    """Parameters of the largest unit that FSDP gathers by itself, and of what is left to the root.
+
+    As torch wraps: from the inside outwards, asking the engine's policy (`build.wrap`).
+    """
+    assert train.fsdp is not None
+    policy = model.get_fsdp_wrap_policy(train.fsdp.wrapping_strategy)
+    units = [0]
+
+    def left(module: torch.nn.Module) -> int:
+        """Parameters of a module that are in none of its units."""
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        for child in module.children():
+            num = left(child)
+            if policy is not None and policy(child, recurse=False, nonwrapped_numel=num):
+                units.append(num)
+            else:
+                own += num
+        return own
+
+    root = left(model)
+    return max(units), root
 
 
 def num_shards(train: TrainConfig, *, gpus: int) -> int:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,14 @@ from olmo.torch_util import get_world_size
 
 from data_injection.config import ConfigError
 from data_injection.corpus import Manifest
-from data_injection.ledger import LedgerWriter, position_from
+from data_injection.ledger import (
+    LEDGER_FOLDER,
+    LedgerWriter,
+    Position,
+    lineage,
+    position_from,
+    read_segments,
+)
 from eval.checkpoint import IDENTITY_FILE, Checkpoint, find_checkpoints, verify_checkpoint
 from olmo_ext.build import Stream, check_same_run
 from olmo_ext.compat import link_latest
@@ -38,14 +46,16 @@ from olmo_ext.config import FILE_NAME, ExperimentConfig, save_experiment
 
 log = logging.getLogger(__name__)
 
-LEDGER = "ledger"
-
 MARKER = "requeue.marker"
-"""Written when a signal has ended a run before its last step: what a batch script decides by."""
+"""Written when a signal or the time limit has ended a run before its last step: what a batch script
+decides by."""
+
+NO_SPACE = 64 * 2**20
+"""Free bytes below which a write that failed without a reason is taken to have filled the disk."""
 
 
-def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from, or None to start; ConfigError if the folder is in use."""
+def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> None:
+    """Raise ConfigError if the folder is in use, or is another run's."""
     # A start that died before plan.json was whole has left its temporary name, and no work.
     used = folder.is_dir() and any(
         p.name != "logs" and p.suffix != ".tmp"
@@ -53,7 +63,7 @@ def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Pat
         if not p.name.startswith(".")
     )
     if not used:
-        return None
+        return
     if not resume:
         raise ConfigError(
             f"train.save_folder {folder} is in use by an earlier run; pass --resume to go on with "
@@ -65,24 +75,24 @@ def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Pat
             f"train.save_folder {folder} holds files but no plan.json, so it is not a run of "
             "olmo-ext; choose another folder"
         )
-    check_same_run(identity, json.loads(plan_file.read_text()), where=str(folder))
-    checkpoints = find_checkpoints(folder)
-    if not checkpoints:
-        return None
-    latest = checkpoints[-1].path
-    if (theirs := _read_identity(latest)) is not None:
-        check_same_run(identity, theirs, where=str(latest))
-    return latest
+    try:
+        before = json.loads(plan_file.read_text())
+    except ValueError as error:
+        raise ConfigError(
+            f"{plan_file} cannot be read ({error}); restore it from a checkpoint's {IDENTITY_FILE} "
+            "(without its `step` and `ledger`)"
+        ) from None
+    check_same_run(identity, before, where=str(folder))
 
 
-def clear_unfinished(folder: Path) -> Path | None:
+def clear_unfinished(folder: Path, identity: dict[str, Any]) -> Path | None:
     """Put aside what an earlier start left that is not whole; the lock must be held.
 
     Checkpoints that a killed writer had not renamed into place yet are removed, those that lack a
     file or are not what was written (SHA256SUMS) are renamed, never deleted; the run goes on from
     the latest whole one, which is returned, and trains the steps after it again.
 
-    Raises ConfigError if there were checkpoints and all are damaged.
+    Raises ConfigError if there were checkpoints and all are damaged, or if it is another run's.
     """
     for path in folder.glob("step*-unsharded-tmp"):
         log.warning("%s was never finished; removed", path)
@@ -97,9 +107,12 @@ def clear_unfinished(folder: Path) -> Path | None:
     while checkpoints:
         latest = checkpoints[-1]
         problems = verify_checkpoint(latest.path)
-        if not problems and _read_identity(latest.path) is None:
+        theirs = _read_identity(latest.path)
+        if theirs is None and not problems:
             problems = [f"{IDENTITY_FILE} cannot be read"]
         if not problems:
+            assert theirs is not None
+            check_same_run(identity, theirs, where=str(latest.path))
             link_latest(latest.path)  # a kill between renaming and linking left it behind
             return latest.path
         _set_aside(latest.path, "damaged", "; ".join(problems))
@@ -127,56 +140,115 @@ def _read_identity(checkpoint: Path) -> dict[str, Any] | None:
     return {key: value for key, value in identity.items() if key not in ("step", "ledger")}
 
 
-def start_ledger(
-    folder: Path, checkpoint: Path | None, *, header: dict[str, Any]
-) -> tuple[LedgerWriter, int | None]:
-    """A new segment that goes on from a checkpoint, and the digest of the stream before it.
+@dataclass(frozen=True)
+class LedgerStart:
+    """Where the next segment of the ledger begins."""
 
-    The digest is None where the checkpoint is from before there was a ledger.
+    step: int
+    parent: Position | None
+    above: int
+    """Number of a segment that was once there."""
+
+    digest: int | None
+    """Of the stream before; None where the checkpoint is from before there was a ledger."""
+
+    lost: tuple[str, ...] = ()
+    """What the ledger does not hold any more of the steps before."""
+
+
+def find_ledger_start(
+    folder: Path, checkpoint: Path | None, *, new_ledger: bool = False
+) -> LedgerStart:
+    """What a segment that goes on from a checkpoint (None: from nothing) must know.
+
+    Args:
+        new_ledger: go on although the ledger has lost what the checkpoint was trained on.
+
+    Raises:
+        ConfigError: it has lost it.
     """
-    saved = json.loads((checkpoint / IDENTITY_FILE).read_text()) if checkpoint else {}
-    place = saved.get("ledger")
-    parent = position_from(place, where=f"{checkpoint}/{IDENTITY_FILE}") if place else None
-    header |= {"checkpoint": checkpoint.name if checkpoint else None}
-    step = int(checkpoint.name.split("-")[0].removeprefix("step")) if checkpoint else 0
-    writer = LedgerWriter(folder / LEDGER, start_step=step, parent=parent, header=header)
     if checkpoint is None:
-        return writer, 0
-    digest = (place or {}).get("stream_digest")
-    return writer, int(digest, 16) if digest else None
+        return LedgerStart(step=0, parent=None, above=-1, digest=0)
+    place = json.loads((checkpoint / IDENTITY_FILE).read_text()).get("ledger")
+    step = _step(checkpoint)
+    parent = position_from(place, where=f"{checkpoint}/{IDENTITY_FILE}")
+    if parent is None:
+        return LedgerStart(step=step, parent=None, above=-1, digest=None)
+    digest = place.get("stream_digest")
+    start = LedgerStart(step, parent, parent.segment, int(digest, 16) if digest else None)
+    problems = _lost(folder / LEDGER_FOLDER, parent, step)
+    if not problems:
+        return start
+    if not new_ledger:
+        raise ConfigError(
+            f"{folder / LEDGER_FOLDER} no longer holds what {checkpoint} was trained on "
+            f"({'; '.join(problems)}); restore it from a copy, or pass --new-ledger to go on "
+            "with a ledger that knows nothing of the steps before"
+        )
+    log.warning("the ledger begins anew at step %d: %s", step, "; ".join(problems))
+    return replace(start, parent=None, lost=tuple(problems))
 
 
-def write_marker(folder: Path, *, step: int, num_steps: int, signal: str | None) -> None:
-    """Say that the run was stopped by a signal, is saved at `step` and wants to be resumed."""
-    value = {"step": step, "num_steps": num_steps, "signal": signal}
+def start_ledger(
+    folder: Path, start: LedgerStart, checkpoint: Path | None, *, header: dict[str, Any]
+) -> LedgerWriter:
+    """The new segment; `header` as for LedgerWriter."""
+    header = header | {"checkpoint": checkpoint.name if checkpoint else None}
+    return LedgerWriter(
+        folder / LEDGER_FOLDER,
+        start_step=start.step,
+        parent=start.parent,
+        header=header | ({"lost": start.lost} if start.lost else {}),
+        above=start.above,
+    )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[0].removeprefix("step"))
+
+
+def _lost(ledger: Path, position: Position, step: int) -> list[str]:
+    """What of the lineage of a checkpoint the ledger does not hold any more."""
+    try:
+        return list(lineage(read_segments(ledger), position, step=step).problems)
+    except FileNotFoundError:
+        return ["there is no segment"]
+
+
+def write_marker(folder: Path, *, step: int, num_steps: int, reason: str) -> None:
+    """Say that the run was stopped for a reason, is saved at `step` and wants to be resumed."""
+    value = {"step": step, "num_steps": num_steps, "reason": reason}
     _write_json(folder / MARKER, value)
 
 
 @contextmanager
-def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turn whatever a full disk (or quota) makes the engine and torch raise into plain words."""
+def explain_disk(folder: Path) -> Iterator[None]:
+    """Turn whatever a disk that does not take files makes the engine and torch raise into words."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if not _is_full_disk(error):
-            raise
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        number = _refusal(error, free=free)
+        if number is None:
+            raise
         raise OSError(
-            errno.ENOSPC,
-            f"No space left on the disk ({free / 2**20:,.0f} MiB free). Checkpoints, records and "
-            "ledger written so far are whole: free space and go on with --resume",
+            number,
+            f"{os.strerror(number)} ({free / 2**20:,.0f} MiB free). Checkpoints, records and "
+            "ledger written so far are whole: mend it and go on with --resume",
             str(folder),
         ) from error
 
 
-def _is_full_disk(error: BaseException) -> bool:
+def _refusal(error: BaseException, *, free: int) -> int | None:
+    """The error number of a disk that refused, None if something else went wrong."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        refusals = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+        return error.errno if error.errno in refusals else None
     # torch tells of a failed write without its reason, in several ways.
-    said = ("PytorchStreamWriter", "inline_container", "iostream error")
+    said = ("PytorchStreamWriter", "unexpected pos", "iostream error")
     if isinstance(error, RuntimeError) and any(text in str(error) for text in said):
-        return True
-    return error.__context__ is not None and _is_full_disk(error.__context__)
+        return errno.ENOSPC if free < NO_SPACE else errno.EIO
+    return None if error.__context__ is None else _refusal(error.__context__, free=free)
 
 
 def write_run_files(
@@ -230,7 +302,13 @@ def write_run_files(
 
 def _earlier_starts(folder: Path) -> list[dict[str, Any]]:
     path = folder / "run.json"
-    return json.loads(path.read_text())["starts"] if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        return json.loads(path.read_text())["starts"]
+    except (ValueError, KeyError):
+        _set_aside(path, "damaged", "it is no account of a run")  # not worth stopping for
+        return []
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -4,20 +4,21 @@
         ...
         if signals.on_any_rank(device): ...
 
-A handler only takes note; the trainer looks after every step. SLURM signals every process of a job
-step, the loader's workers too: those ignore it and end with their parent.
+A handler only takes note; the trainer looks after every step. It imports nothing heavy, so that the
+command line can take note from its first moment on. SLURM signals every process of a job step, the
+loader's workers too: those ignore it and end with their parent.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from olmo.torch_util import get_world_size
+if TYPE_CHECKING:
+    import torch
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -30,7 +31,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        """Name of the first one that this process was sent."""
+        """Name of the first one that this process was sent, or, once asked, any rank."""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -48,14 +49,32 @@ class StopSignals:
 
     def on_any_rank(self, device: torch.device) -> bool:
         """Whether any rank was sent one; all ranks must call, and all get the same answer."""
-        if get_world_size() == 1:
-            return self.received is not None
-        flag = torch.tensor(int(self.received is not None), device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+        import torch
+        import torch.distributed as dist
+
+        if dist.get_world_size() > 1:
+            number = signal.Signals[self.received] if self.received else 0
+            largest = torch.tensor(int(number), device=device)
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+            if largest.item():
+                self.received = signal.Signals(int(largest.item())).name
+        return self.received is not None
 
 
 def ignore_in_worker(worker: int) -> None:
-    """The loader's worker_init_fn: let the parent save first, which then ends the worker."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    """The loader's worker_init_fn: whoever sends a signal, only the parent may end the worker.
+
+    The parent saves first and then ends it, with SIGTERM if need be (a worker that hangs in a
+    read): so the sender is looked at.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
+            os._exit(128 + signal.SIGTERM)

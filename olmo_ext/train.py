@@ -34,6 +34,7 @@ from olmo.optim import build_optimizer, build_scheduler
 from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size
 
 from data_injection.config import ConfigError
+from data_injection.ledger import LedgerWriter
 from eval.records import FILE_NAME as RECORDS_FILE
 from eval.records import RecordWriter, lock_folder
 from olmo_ext.build import (
@@ -50,13 +51,14 @@ from olmo_ext.data import build_host, build_train_dataloader
 from olmo_ext.run_folder import (
     check_folder,
     clear_unfinished,
-    explain_full_disk,
+    explain_disk,
+    find_ledger_start,
     start_ledger,
     write_marker,
     write_run_files,
 )
 from olmo_ext.signals import StopSignals
-from olmo_ext.trainer import ExperimentTrainer
+from olmo_ext.trainer import ENGINE, ExperimentTrainer
 from olmo_ext.witness import Witness
 
 log = logging.getLogger(__name__)
@@ -66,12 +68,21 @@ ORPHANS = 15.0
 they notice, up to five seconds later (torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL)."""
 
 
-def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool = False) -> Path:
+def train(
+    experiment: ExperimentConfig,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    new_ledger: bool = False,
+    signals: StopSignals | None = None,
+) -> Path:
     """Train an experiment to its end and return the run's folder.
 
     Args:
         resume: go on from the folder's latest complete checkpoint; start afresh if it has none.
         dry_run: check everything, build the model, take no step and write nothing.
+        new_ledger: resume although the ledger has lost what the checkpoint was trained on.
+        signals: what has taken note of signals so far; by default noting begins here.
 
     Raises:
         ConfigError: before any work starts and before anything is written.
@@ -90,7 +101,9 @@ def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool =
     check_interval = cfg.canceled_check_interval
     _fill_engine_config(cfg, stream)
     folder = Path(cfg.save_folder)
-    with StopSignals() as signals, explain_full_disk(folder), ExitStack() as stack:
+    with explain_disk(folder), ExitStack() as stack:
+        signals = signals or stack.enter_context(StopSignals())
+        ledgers: list[tuple[LedgerWriter, int | None]] = []
 
         def claim() -> Path | None:
             try:
@@ -102,13 +115,23 @@ def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool =
                 ) from error
 
         def claim_folder() -> Path | None:
-            checkpoint = check_folder(folder, resume=resume, identity=identity)
-            if not dry_run:
-                stack.enter_context(lock_folder(folder, patience=ORPHANS))
-                # Now that nobody else writes there, look again.
-                check_folder(folder, resume=resume, identity=identity)
-                checkpoint = clear_unfinished(folder)
-                write_run_files(asked, stream, identity, fields, manifest, resumed_from=checkpoint)
+            check_folder(folder, resume=resume, identity=identity)
+            if dry_run:
+                return None
+            stack.enter_context(lock_folder(folder, patience=ORPHANS))
+            # Now that nobody else writes there, look again.
+            check_folder(folder, resume=resume, identity=identity)
+            checkpoint = clear_unfinished(folder, identity)
+            header = {
+                "run": cfg.run_name,
+                "plan_hash": stream.plan.hash,
+                "tasks": [task.name for task in stream.plan.tasks],
+                "world_size": get_world_size(),
+            }
+            start = find_ledger_start(folder, checkpoint, new_ledger=new_ledger)
+            write_run_files(asked, stream, identity, fields, manifest, resumed_from=checkpoint)
+            ledger = start_ledger(folder, start, checkpoint, header=header)
+            ledgers.append((stack.enter_context(ledger), start.digest))
             return checkpoint
 
         checkpoint = _agree(claim)
@@ -121,15 +144,8 @@ def train(experiment: ExperimentConfig, *, resume: bool = False, dry_run: bool =
         trainer = _build_trainer(experiment, stream, callbacks, device, identity, fields, stack)
         trainer.signals = signals
         trainer.check_interval = check_interval
-        if get_global_rank() == 0:
-            header = {
-                "run": cfg.run_name,
-                "plan_hash": stream.plan.hash,
-                "tasks": [task.name for task in stream.plan.tasks],
-                "world_size": get_world_size(),
-            }
-            ledger, trainer.digest_before = start_ledger(folder, checkpoint, header=header)
-            trainer.ledger = stack.enter_context(ledger)
+        if ledgers:
+            ((trainer.ledger, trainer.digest_before),) = ledgers
         _fit(trainer, checkpoint)
     return folder
 
@@ -146,18 +162,25 @@ def _fit(trainer: ExperimentTrainer, checkpoint: Path | None) -> None:
         for callback in trainer.callbacks.values():
             callback.on_start(trainer)
         if trainer.global_step < trainer.last_step:
-            # Told to stop while it was still starting: all there is has been saved.
-            trainer.stopped = trainer.signals.on_any_rank(trainer.device)
-            if not trainer.stopped:
+            if trainer.signals.on_any_rank(trainer.device):
+                # Told to stop while it was still starting: all there is has been saved.
+                trainer.stop_reason = trainer.signals.received
+            else:
                 trainer.fit()
+            _leave_marker(trainer)
         for callback in trainer.callbacks.values():
             callback.on_end(trainer)
-    if trainer.stopped and get_global_rank() == 0:
+
+
+def _leave_marker(trainer: ExperimentTrainer) -> None:
+    """Before anything that may take long (W&B's last upload): the machine may be gone by then."""
+    unfinished = trainer.global_step < trainer.last_step
+    if unfinished and trainer.stop_reason not in (None, ENGINE) and get_global_rank() == 0:
         write_marker(
-            Path(cfg.save_folder),
+            Path(trainer.cfg.save_folder),
             step=trainer.global_step,
             num_steps=trainer.last_step,
-            signal=trainer.signals.received,
+            reason=str(trainer.stop_reason),
         )
 
 
@@ -182,6 +205,7 @@ def _fill_engine_config(cfg: TrainConfig, stream: Stream) -> None:
     cfg.stop_at = min(cfg.stop_at or stream.num_steps, stream.num_steps)
     # Signals are looked at after every step; the engine's reasons at the interval asked for.
     cfg.canceled_check_interval = 1
+    cfg.extra_steps_after_cancel = 0
 
 
 def _build_trainer(

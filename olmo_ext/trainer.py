@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -39,6 +40,10 @@ from olmo_ext.signals import StopSignals
 from olmo_ext.witness import Witness
 
 log = logging.getLogger(__name__)
+
+TIME_LIMIT = "train.time_limit"
+
+ENGINE = "the engine (early stopping or a W&B tag)"
 
 
 @dataclass
@@ -75,8 +80,8 @@ class ExperimentTrainer(Trainer):
     """Steps between two looks at the engine's own reasons to stop (time limit, W&B tag); signals
     are looked at after every step."""
 
-    stopped: bool = False
-    """Whether a signal ended the run before its last step."""
+    stop_reason: str | None = None
+    """What ended the run early: a signal's name, TIME_LIMIT or ENGINE."""
 
     @property
     def last_step(self) -> int:
@@ -142,11 +147,23 @@ class ExperimentTrainer(Trainer):
         """Called after every step. A run that stops saves this step and takes no other: the engine
         would train ten more after its last checkpoint, which would be lost."""
         if self.signals.on_any_rank(self.device):
-            self.stopped = self.global_step < self.last_step
-            log.warning("%s: saving step %d", self.signals.received, self.global_step)
-            return True, 0
-        due = self.global_step % self.check_interval == 0
-        return due and super().check_if_cancelled()[0], 0
+            self.stop_reason = self.signals.received
+        elif self.global_step % self.check_interval == 0 and super().check_if_cancelled()[0]:
+            limit = self.cfg.time_limit
+            late = limit is not None and time.time() - self._start_time >= limit
+            self.stop_reason = TIME_LIMIT if late else ENGINE
+        if self.stop_reason is not None:
+            log.warning("%s: saving step %d", self.stop_reason, self.global_step)
+        return self.stop_reason is not None, 0
+
+    def remove_unsharded_checkpoint(self, idx: int = 0) -> None:
+        """As the engine, but a kill in its middle leaves nothing that looks like a checkpoint."""
+        path = self.unsharded_checkpoints[idx]
+        if get_global_rank() == 0 and path.is_dir():
+            doomed = path.with_name(f"{path.name}-tmp")
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+        super().remove_unsharded_checkpoint(idx)
 
     def _finish_files(self, folder: Path, digest: int) -> None:
         """What is ours in a checkpoint, on rank 0, before it is renamed into place."""

@@ -97,7 +97,11 @@ def reckoned_gb(preset: str, rung: str) -> float:
     cfg = raw(f"{preset}/{rung}")
     d_model, layers = cfg["train.model.d_model"], cfg["train.model.n_layers"]
     rows = cfg["train.device_train_microbatch_size"]
-    state = {"ddp": 22, "fsdp": 6}[cfg["train.distributed_strategy"]] * counts(rung)[1]
+    if cfg["train.distributed_strategy"] == "ddp":
+        state = 22 * counts(rung)[1]
+    else:
+        block, embeddings = 16 * d_model**2 + 2 * d_model, 2 * 50304 * d_model + d_model
+        state = 2 * counts(rung)[1] + 2 * (embeddings + 2 * block) + 6 * (embeddings + block)
     return (state + rows * 2048 * (12 * 50304 + 66 * d_model * layers)) / 1e9
 
 

@@ -168,3 +168,15 @@ def test_two_examples_with_one_key_are_told_apart(monkeypatch: pytest.MonkeyPatc
     tasks = comparison()
     files = [[*tasks[0].tokens[1], *tasks[0].tokens[1], EOS, *tasks[0].tokens[2]]]
     assert counts(scan(files, tasks), 0) == brute_force(files, tasks[0])
+
+
+def test_a_run_of_tokens_with_an_examples_key_is_no_example(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    factors = np.array([1, 64, 2**20], dtype=np.uint64)
+    monkeypatch.setattr(scan_module, "raw_words", lambda num, *, seed, purpose: factors)
+    tasks = tasks_of(TaskConfig(name="cmp", symbols=[2, 3, 66], labels=[5, 6, 7]), vocab_size=100)
+    assert [2, 3, 5] in tasks[0].tokens.tolist()
+    assert [66, 2, 5] not in tasks[0].tokens.tolist()
+    found = scan([[66, 2, 5, 39, 2, 3, 5]], tasks).tasks[0]
+    assert found.occurrences.sum() == 1

@@ -176,6 +176,10 @@ def test_a_healthy_run_agrees_in_every_check(
     assert audit.status == 0
     assert audit.step == 12
     assert verdict(audit, "ledger").numbers["planned"] == 30  # 12 steps at rates 2 and 1/2
+    stream = verdict(audit, "stream").numbers
+    assert stream == {
+        "steps_read": 12, "steps_compared": 12, "unplanned_rows": 66, "natural_examples": {},
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -326,13 +330,65 @@ def test_a_changed_token_is_found_by_the_digest_where_only_it_can_tell(
     tokens = run.parent / "tokens.npy"
     step, slot = inside_rows(run, tokens, injected=injected)
     change_token(run, [tokens], step=step, slot=slot, column=9)
-    assert differing(audited(run)) == []
-    assert "cannot find a token" in verdict(audited(run), "stream").notes[0]
-    audit = audited(run, full=True)
-    assert differing(audit) == ["stream"]
-    assert "differ from those trained on somewhere in steps 4 to 7" in said(audit, "stream")
-    assert "step8-unsharded says" in said(audit, "stream")
-    assert len(verdict(audit, "stream").details) == 0, "later intervals agree"
+    for full in (False, True):  # so small a run is within the budget
+        audit = audited(run, full=full)
+        assert differing(audit) == ["stream"]
+        assert "differ from those trained on somewhere in steps 4 to 7" in said(audit, "stream")
+        assert "step8-unsharded says" in said(audit, "stream")
+        assert len(verdict(audit, "stream").details) == 0, "later intervals agree"
+
+
+def test_a_sample_compares_whole_intervals_and_says_how_much_it_did_not_see(
+    bare_run: Path, copy: Callable[[Path], Path]
+) -> None:
+    """Of three intervals of 4 steps a budget of 7 holds one: the seed says which."""
+    run = copy(bare_run)
+    tokens = run.parent / "tokens.npy"
+    step, slot = inside_rows(run, tokens, injected=False)
+    change_token(run, [tokens], step=step, slot=slot, column=9)
+    found = []
+    for seed in range(20):
+        audit = audited(run, sample=7, seed=seed)
+        stream = verdict(audit, "stream")
+        found.append(stream.status)
+        assert stream == verdict(audited(run, sample=7, seed=seed), "stream")
+        assert (stream.numbers["steps_read"], stream.numbers["steps_compared"]) == (7, 4)
+        if stream.status == OK:
+            assert "the digests hold for 4 steps of 12" in stream.said
+            assert "a token changed in the 8 other steps" in stream.notes[0]
+            assert "--full" in stream.notes[0]
+    assert {OK, DIFFERS} == set(found)
+
+
+def test_a_sample_smaller_than_every_interval_compares_nothing_and_says_so(
+    bare_run: Path, copy: Callable[[Path], Path]
+) -> None:
+    audit = audit_run(bare_run, sample=3)
+    stream = verdict(audit, "stream")
+    assert (stream.status, audit.status) == (NOT_CHECKED, 0)
+    assert (stream.numbers["steps_read"], stream.numbers["steps_compared"]) == (3, 0)
+    assert "at least 4 steps apart" in stream.said
+    assert "--sample 4 or more, or --full" in stream.said
+    # What needs no digest is found all the same.
+    run = copy(bare_run)
+    for order in (run / "train_data").glob("*.u32"):
+        order.write_bytes(bytes(order.stat().st_size))
+    assert differing(audited(run, sample=3)) == ["stream"]
+
+
+def test_the_default_sample_is_a_budget_of_tokens(
+    bare_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.audit_stream.SAMPLE_TOKENS", 5 * 8 * 16)
+    assert verdict(audit_run(bare_run), "stream").numbers["steps_read"] == 5
+    monkeypatch.setattr("eval.audit_stream.SAMPLE_TOKENS", 1)
+    assert verdict(audit_run(bare_run), "stream").numbers["steps_read"] == 1
+
+
+@pytest.mark.parametrize("sample", [0, -1])
+def test_a_sample_of_nothing_is_bad_input(sample: int, bare_run: Path) -> None:
+    with pytest.raises(ConfigError, match=f"--sample must be at least 1, got {sample}"):
+        audit_run(bare_run, sample=sample)
 
 
 def test_a_changed_token_beneath_an_example_is_in_no_digest_but_in_the_manifest(
@@ -363,7 +419,7 @@ def test_a_changed_token_of_a_prepared_corpus_is_found_in_its_file(
     paths = sorted((run.parent / "corpus").glob("*.npy"))
     slot = next(s for s in range(8) if s not in load_plan(run).at(1).slots)
     path = change_token(run, paths, step=1, slot=slot, column=9)
-    assert differing(audited(run)) == []
+    assert differing(audited(run)) == ["stream"]
     audit = audited(run, full=True)
     assert differing(audit) == ["corpus", "stream"]
     assert f"{path} has sha256" in said(audit, "corpus")
@@ -392,7 +448,7 @@ def test_two_corpus_files_in_each_others_place_are_found(
     first, second = one.read_bytes(), two.read_bytes()
     one.write_bytes(second)
     two.write_bytes(first)
-    assert differing(audited(run)) == []  # of equal size: only reading them tells
+    assert differing(audited(run)) == ["stream"]  # of equal size: only reading them tells
     audit = audited(run, full=True)
     assert differing(audit) == ["corpus", "stream"]
     assert one.name in verdict(audit, "corpus").said
@@ -409,8 +465,8 @@ def test_another_corpus_with_a_manifest_of_its_own_is_found_at_once(
     one.write_bytes(one.read_bytes()[::-1])
     value["files"][0]["sha256"] = hashlib.sha256(one.read_bytes()).hexdigest()
     manifest.write_text(json.dumps(value))
-    audit = audited(run, sample=0)
-    assert differing(audit) == ["corpus"]
+    audit = audited(run)
+    assert differing(audit) == ["corpus", "stream"]
     assert "is the corpus" in verdict(audit, "corpus").said
 
 
@@ -459,6 +515,7 @@ def test_a_wild_token_id_is_found_by_the_sample(
     audit = audited(run)
     assert differing(audit) == ["stream"]
     assert f"step {step}, slot {slot}: token id 300" in verdict(audit, "stream").said
+    assert "steps 4 to 7" in verdict(audit, "stream").details[0]
     assert f"token {offset + 3}" in verdict(audit, "stream").said
 
 
@@ -592,6 +649,29 @@ def test_the_order_within_a_step_says_nothing(bare_run: Path, copy: Callable[[Pa
     assert differing(audited(run)) == []
 
 
+def test_rows_in_no_order_that_a_run_writes_are_found(
+    bare_run: Path, copy: Callable[[Path], Path]
+) -> None:
+    """All there, each once, all checksums right: only their order shows a forger."""
+    run = copy(bare_run)
+    forge(segment_file(run), lambda rows: rows[::-1])
+    audit = audited(run)
+    assert differing(audit) == ["segments"]
+    assert "segment 0: step 2 stands after step 3" in said(audit, "segments")
+
+
+def test_a_damaged_seal_that_looks_like_a_row_is_found(
+    bare_run: Path, copy: Callable[[Path], Path]
+) -> None:
+    run = copy(bare_run)
+    path = segment_file(run)
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1  # the last record is the seal of step 12
+    path.write_bytes(data)
+    audit = audited(run)
+    assert "step12-unsharded: segment 0 has no seal at record" in said(audit, "segments")
+
+
 def test_an_unplanned_row_without_effect_is_found(
     resumed_run: Path, copy: Callable[[Path], Path]
 ) -> None:
@@ -637,7 +717,7 @@ def test_every_flipped_bit_of_a_segment_is_noticed(
     def noticed() -> bool:
         now = replace(subject, segments=read_segments(run / "ledger"))
         ledger = trace_ledger(now.segments, now.audited)
-        found = [check_plan(now), check_segments(now, ledger), *check_rows(now, ledger, plan)]
+        found = [check_plan(now), check_segments(now), *check_rows(now, ledger, plan)]
         return any(one.status == DIFFERS for one in found)
 
     assert not noticed()
@@ -873,7 +953,44 @@ def test_a_checkpoint_that_lost_files_or_its_checksums_is_found(
     audit = audited(run)
     assert differing(audit) == ["checkpoints"]
     assert "step12-unsharded: SHA256SUMS is missing" in said(audit, "checkpoints")
+    shutil.rmtree(run / "step12-unsharded")
+    audit = audited(run)
+    assert differing(audit) == ["checkpoints"]
+    assert (audit.step, verdict(audit, "checkpoints").details) == (4, ())
     assert "step8-unsharded is incomplete: optim.pt missing" in said(audit, "checkpoints")
+
+
+@pytest.mark.parametrize("gone", [["optim.pt"], ["SHA256SUMS"], ["olmo_ext.json"], "all"])
+def test_a_checkpoint_that_is_half_removed_while_a_later_one_is_whole_is_a_note(
+    gone: list[str] | str, bare_run: Path, copy: Callable[[Path], Path]
+) -> None:
+    """As a run that keeps its last checkpoints leaves it, killed or audited as it removes one."""
+    run = copy(bare_run)
+    for path in sorted((run / "step4-unsharded").iterdir()):
+        if gone == "all" or path.name in gone:
+            path.unlink()
+    audit = audited(run, full=True)
+    assert differing(audit) == []
+    (note,) = verdict(audit, "checkpoints").notes
+    assert note.startswith("step4-unsharded ")
+    assert "a later one is whole" in note
+
+
+def test_a_checkpoint_removed_while_its_files_are_read_is_a_note(
+    bare_run: Path, copy: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy(bare_run)
+
+    def verify(path: Path) -> list[str]:
+        if path.name == "step4-unsharded":
+            (path / "model.pt").unlink()
+            raise FileNotFoundError(2, "No such file", str(path / "model.pt"))
+        return []
+
+    monkeypatch.setattr("eval.audit_identity.verify_checkpoint", verify)
+    audit = audited(run, full=True)
+    assert differing(audit) == []
+    assert verdict(audit, "checkpoints").notes[0].startswith("step4-unsharded was not verified")
 
 
 def test_an_unreadable_identity_is_found_and_the_checkpoint_before_it_audited(
@@ -894,6 +1011,15 @@ def test_a_checkpoint_set_aside_is_mentioned(bare_run: Path, copy: Callable[[Pat
     assert differing(audit) == []
     note = "step8-unsharded was set aside by a later start: damaged-abc123"
     assert note in verdict(audit, "checkpoints").notes
+    (run / "step4-unsharded").rename(run / "step4-unsharded.incomplete-abc123")
+    (run / "step16-unsharded-tmp").mkdir()
+    audit = audited(run)
+    assert differing(audit) == []
+    assert verdict(audit, "checkpoints").notes[:3] == (
+        "step4-unsharded was set aside by a later start: incomplete-abc123",
+        "step8-unsharded was set aside by a later start: damaged-abc123",
+        "step16-unsharded-tmp was not finished: a killed writer, or one at work",
+    )
 
 
 @pytest.mark.parametrize(
@@ -902,7 +1028,8 @@ def test_a_checkpoint_set_aside_is_mentioned(bare_run: Path, copy: Callable[[Pat
         ({"records": 5}, "step12-unsharded: segment 0: record"),
         ({"records": 99}, "step12-unsharded: segment 0 is truncated"),
         ({"segment": 3}, "step12-unsharded: segment 3 is missing"),
-        ({"segment": "x"}, "holds no place in the ledger"),
+        ({"segment": "x"}, "step12-unsharded/olmo_ext.json holds no place in the ledger"),
+        ({"records": -1}, "step12-unsharded/olmo_ext.json holds no place in the ledger"),
     ],
 )
 def test_a_checkpoint_that_names_another_place_in_the_ledger_is_found(
@@ -913,6 +1040,46 @@ def test_a_checkpoint_that_names_another_place_in_the_ledger_is_found(
     audit = audited(run)
     assert "segments" in differing(audit)
     assert named in said(audit, "segments")
+
+
+@pytest.mark.parametrize("name", ["step4-unsharded", "step12-unsharded"])
+@pytest.mark.parametrize("ledger", [None, [], "x", {}, {"segment": 0, "records": True}])
+def test_a_damaged_place_in_any_checkpoint_is_told_and_the_rest_is_audited(
+    ledger: object, name: str, bare_run: Path, copy: Callable[[Path], Path]
+) -> None:
+    run = copy(bare_run)
+    edit_identity(run / name, lambda identity: identity.update(ledger=ledger))
+    audit = audited(run)
+    assert differing(audit) == ["segments"]
+    assert verdict(audit, "segments").said.startswith(f"{name}/olmo_ext.json holds no place")
+    lost = name == "step12-unsharded"
+    assert verdict(audit, "ledger").status == (NOT_CHECKED if lost else OK)
+    if lost:
+        assert "does not say where in the ledger it stands" in verdict(audit, "ledger").said
+        with pytest.raises(ConfigError, match="use another checkpoint"):
+            explain_step(run, 3)
+    assert differing(audited(run, step=8)) == ["segments"]
+    assert verdict(audited(run, step=8), "ledger").status == OK
+
+
+@pytest.mark.parametrize("name", ["step4-unsharded", "step12-unsharded"])
+@pytest.mark.parametrize("digest", [None, 7, "0x12", "xyz", "-" + "1" * 15])
+def test_a_damaged_digest_is_told_and_the_steps_around_it_are_compared(
+    digest: object, name: str, bare_run: Path, copy: Callable[[Path], Path]
+) -> None:
+    run = copy(bare_run)
+    edit_identity(run / name, lambda identity: identity["ledger"].update(stream_digest=digest))
+    for full in (False, True):
+        audit = audited(run, full=full)
+        assert differing(audit) == ["checkpoints"]
+        found = verdict(audit, "checkpoints").said
+        assert found.startswith(f"{name}: {name}/olmo_ext.json holds no stream digest")
+        stream = verdict(audit, "stream")
+        if name == "step4-unsharded":
+            assert (stream.status, stream.numbers["steps_compared"]) == (OK, 12)
+        else:
+            assert (stream.status, stream.numbers["steps_compared"]) == (NOT_CHECKED, 8)
+            assert "after step 8 no checkpoint holds a digest" in stream.said
 
 
 def test_a_changed_digest_in_a_checkpoint_is_found(

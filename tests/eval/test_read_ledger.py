@@ -19,8 +19,7 @@ from eval.ledger import SavedCheckpoint, export_ledger, export_path, read_ledger
 
 def states(folder: Path, position: Position | None, step: int) -> dict[int, list[str]]:
     """State of every row by segment, for a checkpoint at a position."""
-    place = {"segment": position.segment, "records": position.records} if position else None
-    checkpoint = SavedCheckpoint(folder / "step", step, {"ledger": place})
+    checkpoint = SavedCheckpoint(folder / "step", step, {}, position=position)
     ledger = trace_ledger(read_segments(folder), checkpoint)
     names = np.array(["effective", "abandoned", "pending"])
     return {n: names[ledger.states(s)].tolist() for n, s in ledger.segments.items()}

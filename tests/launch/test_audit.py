@@ -90,6 +90,7 @@ def test_status_1_where_something_differs_and_the_json_has_all_of_it(
         (["nowhere"], "there is no folder nowhere"),
         ([".", "--sample", "3"], "no plan.json"),
         (["RUN", "--step", "5"], "no checkpoint after step 5"),
+        (["RUN", "--sample", "0"], "--sample must be at least 1, got 0"),
         (["RUN", "--explain", "12"], "--explain must be a step that was taken"),
         (["RUN", "--export", "xlsx"], "--export must be parquet, csv"),
         (["RUN", "--corpus", "nowhere"], "--corpus nowhere is no folder"),

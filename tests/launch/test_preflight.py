@@ -259,6 +259,9 @@ def test_what_does_not_fit_a_gpu_is_warned_of_with_the_rows_that_do(
     assert "train.device_train_microbatch_size" not in keys(smaller)
     monkeypatch.setattr(advice, "GPU_BYTES", memory["state"])
     assert "distributed_strategy=fsdp" in plan(file)[1]
+    assert "rung" not in keys(plan(file)[2])
+    monkeypatch.setattr(advice, "GPU_BYTES", memory["start"] - 1)
+    assert "rung" in keys(plan(file)[2]), "nothing that a step does would help"
 
 
 @pytest.mark.parametrize(("value", "rounded"), [(2.0, 2.0), (2.0833, 2.09), (1.234e-9, 1.24e-9)])

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def test_a_signal_saves_the_step_it_came_in_and_the_run_goes_on_bit_for_bit(
     folder = train(stopped)
     assert saved(folder) == [0, 4]
     marker = json.loads((folder / "requeue.marker").read_text())
-    assert marker == {"step": 4, "num_steps": 12, "signal": names.split()[0]}
+    assert marker == {"step": 4, "num_steps": 12, "reason": names.split()[0]}
     train(load_experiment(experiment), resume=True)
     assert saved(folder) == [0, 4, 6, 12]
     assert not (folder / "requeue.marker").exists()
@@ -100,6 +101,33 @@ def test_a_signal_while_a_run_still_starts_ends_it_before_a_step(write_experimen
     train(load_experiment(experiment, ["callbacks.sender={during: start}"]), resume=True)
     assert saved(folder) == [0, 6]
     assert json.loads((folder / "requeue.marker").read_text())["step"] == 6
+
+
+def test_a_time_limit_leaves_the_marker_too(
+    write_experiment: Write, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"time_limit": 0.0, "canceled_check_interval": 4}
+    experiment = write_experiment(lambda c: c["train"].update(settings))
+    train_verb(experiment)
+    said = " ".join(capfd.readouterr().out.split())
+    assert "stopped by train.time_limit, saved at step 4 of 12; --resume goes on" in said
+    assert saved(experiment.parent / "run") == [0, 4]
+
+
+@pytest.mark.usefixtures("sender")
+def test_the_marker_is_there_before_a_kill_in_the_runs_last_words(
+    write_experiment: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's last upload may take minutes, which a signal does not leave."""
+
+    def never_ends(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("olmo_ext.trainer.finish_wandb", never_ends)
+    experiment = write_experiment()
+    with pytest.raises(KeyboardInterrupt):
+        train(load_experiment(experiment, ["callbacks.sender={at: 4}"]))
+    assert (experiment.parent / "run" / "requeue.marker").exists()
 
 
 @pytest.mark.usefixtures("sender")
@@ -144,17 +172,24 @@ def test_handlers_are_put_back_and_only_taken_where_python_can() -> None:
 def _worker(ready: multiprocessing.synchronize.Event, done: multiprocessing.synchronize.Event):
     ignore_in_worker(0)
     ready.set()
-    done.wait(20)
+    done.wait(60)
 
 
-def test_a_loader_worker_outlives_the_signals_that_slurm_sends_to_every_process() -> None:
+@pytest.mark.parametrize("sender", ["SLURM", "the parent"])
+def test_a_loader_worker_ends_on_its_parents_signal_and_on_nobody_elses(sender: str) -> None:
+    """SLURM signals every process of a job step; a worker that hangs must still go in the end."""
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     worker = context.Process(target=_worker, args=(ready, done))
     worker.start()
     assert ready.wait(20)
-    for number in SIGNALS:
-        os.kill(worker.pid, number)
-    done.set()
+    if sender == "SLURM":
+        for name in ("TERM", "USR1", "TERM"):
+            subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+        worker.join(1)
+        assert worker.is_alive()
+        done.set()
+    else:
+        worker.terminate()
     worker.join(20)
-    assert worker.exitcode == 0
+    assert worker.exitcode == (0 if sender == "SLURM" else 128 + signal.SIGTERM)

@@ -99,7 +99,7 @@ def test_a_full_disk_is_one_sentence_on_the_command_line(
     process.join(60)
     assert process.exitcode == 1
     said = " ".join(log.read_text().split())
-    assert "No space left on the disk (0 MiB free)" in said
+    assert "No space left on device (0 MiB free). Checkpoints, records and ledger" in said
     assert "go on with --resume" in said
     assert "Traceback" not in said
 

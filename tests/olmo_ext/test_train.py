@@ -17,6 +17,7 @@ from tokenizers.models import WordLevel
 
 import olmo_ext.train
 from data_injection.config import ConfigError
+from data_injection.ledger import read_segments
 from eval.checkpoint import find_checkpoints, load_model, load_plan, write_checksums
 from eval.evaluate import evaluate
 from eval.records import lock_folder, read_records
@@ -204,9 +205,108 @@ def test_a_damaged_file_without_checksums_is_named_with_the_way_out(
 ) -> None:
     path = one_rank / "step12-unsharded" / "optim.pt"
     path.write_bytes(path.read_bytes()[:1000])
-    (path.parent / "SHA256SUMS").unlink()
+    make_old(path.parent)
     with pytest.raises(ConfigError, match=r"step12-unsharded cannot be read .* move it away"):
         train(load_experiment(write_experiment()), resume=True)
+
+
+def make_old(checkpoint: Path) -> None:
+    """As it was written before there were a ledger and checksums."""
+    (checkpoint / "SHA256SUMS").unlink()
+    identity = json.loads((checkpoint / "olmo_ext.json").read_text())
+    del identity["ledger"], identity["step"]
+    (checkpoint / "olmo_ext.json").write_text(json.dumps(identity))
+
+
+def test_a_run_from_before_the_ledger_goes_on_bit_for_bit(
+    one_rank: Path, write_experiment: Write, tmp_path: Path
+) -> None:
+    old = train(load_experiment(write_experiment(), [f"train.save_folder={tmp_path / 'old'}"]))
+    shutil.rmtree(old / "step12-unsharded")
+    shutil.rmtree(old / "ledger")
+    for checkpoint in find_checkpoints(old):
+        make_old(checkpoint.path)
+    train(load_experiment(write_experiment(), [f"train.save_folder={old}"]), resume=True)
+    assert_bit_equal(state(one_rank, 12), state(old, 12))
+
+
+@pytest.mark.parametrize("damage", ["no sums", "empty sums", "identity", "identity's bytes"])
+def test_nothing_around_a_damaged_checkpoint_hides_the_damage(
+    damage: str, one_rank: Path, write_experiment: Write
+) -> None:
+    whole = state(one_rank, 12)
+    checkpoint = one_rank / "step12-unsharded"
+    if damage == "no sums":
+        (checkpoint / "SHA256SUMS").unlink()
+    elif damage == "empty sums":
+        (checkpoint / "SHA256SUMS").write_text("")
+    else:
+        text = (checkpoint / "olmo_ext.json").read_text()
+        at = text.index('"corpus_hash": "') + 20
+        flipped = text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :]
+        (checkpoint / "olmo_ext.json").write_text(flipped if damage == "identity" else text[:50])
+    if "sums" in damage:
+        with pytest.raises(ConfigError, match="SHA256SUMS"):
+            load_model(checkpoint)
+    train(load_experiment(write_experiment()), resume=True)
+    assert len(list(one_rank.glob("step12-unsharded.damaged-*"))) == 1
+    assert_bit_equal(whole, state(one_rank, 12))
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_ledger_that_lost_what_was_trained_is_not_gone_on_with_unasked(
+    damage: str, one_rank: Path, write_experiment: Write
+) -> None:
+    segment = one_rank / "ledger" / "segment-00000.bin"
+    if damage == "gone":
+        shutil.rmtree(segment.parent)
+    else:
+        segment.write_bytes(segment.read_bytes()[:-70])
+    longer = ["train.max_duration=14"]
+    with pytest.raises(ConfigError, match=r"no longer holds what .*step12.*--new-ledger"):
+        train(load_experiment(write_experiment(), longer), resume=True)
+    train(load_experiment(write_experiment(), longer), resume=True, new_ledger=True)
+    segments = read_segments(one_rank / "ledger")
+    newest = segments[max(segments)]
+    # Its number was never another's, and it claims nothing of the steps before.
+    assert newest.number == 1
+    assert (newest.start_step, newest.parent) == (12, None)
+    assert newest.header["lost"]
+
+
+def test_files_of_an_earlier_start_that_cannot_be_read_are_named(
+    one_rank: Path, write_experiment: Write
+) -> None:
+    (one_rank / "run.json").write_text("{")
+    train(load_experiment(write_experiment(), ["train.max_duration=13"]), resume=True)
+    assert len(list(one_rank.glob("run.json.damaged-*"))) == 1
+    (one_rank / "plan.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"plan\.json cannot be read .*restore it from a check"):
+        train(load_experiment(write_experiment(), ["train.max_duration=14"]), resume=True)
+
+
+def test_a_checkpoint_on_its_way_out_is_never_taken_for_one(
+    write_experiment: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keeping the latest alone: a kill in the middle of a removal must leave no half of one."""
+    rotating = write_experiment(
+        lambda c: c["train"].update(
+            save_interval_unsharded=3, save_num_unsharded_checkpoints_to_keep=1
+        )
+    )
+    removed = []
+    remove = shutil.rmtree
+
+    def watch(path: Path, *args: object, **kwargs: object) -> None:
+        if Path(path).name.startswith("step"):
+            removed.append(Path(path).name)
+        remove(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", watch)
+    folder = train(load_experiment(rotating))
+    assert [c.step for c in find_checkpoints(folder)] == [12]
+    assert removed
+    assert all(name.endswith("-tmp") for name in removed)
 
 
 def test_measuring_changes_nothing(one_rank: Path, write_experiment: Write, tmp_path: Path) -> None:
