@@ -121,7 +121,6 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
         FileNotFoundError: no checkpoint of OLMo there.
         ConfigError: a file is not the one that was written, or not of this model.
     """
-    from olmo.config import ModelConfig
     from olmo.model import OLMo
 
     path = Path(path)
@@ -137,15 +136,7 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
         )
     if kind not in READABLE:
         read_sharded(path, kind, {})  # says why not
-    try:
-        config = ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)
-    except Exception as error:  # the engine's and YAML's own, of many kinds
-        raise ConfigError(
-            f"{path}/config.yaml holds no model of OLMo: {first_line(error)}; {RESTORE}"
-        ) from error
-    config.init_device, config.precision = "meta", "fp32"
-    config.flash_attention = False  # it takes half precision alone
-    model = OLMo(config, init_params=False)
+    model = OLMo(_model_config(path, "meta"), init_params=False)
     if kind == "unsharded":
         state = _read_weights(path / "model.pt")
     else:
@@ -181,6 +172,33 @@ def load_model_config(path: str | Path) -> dict[str, Any]:
 
     config = ModelConfig.load(Path(path) / "config.yaml", key="model", validate_paths=False)
     return json.loads(json.dumps(asdict(config)))
+
+
+def random_model(path: str | Path, *, seed: int, device: str = "cpu") -> torch.nn.Module:
+    """A model of a checkpoint's configuration with new weights of the same distribution.
+
+    A pure function of the configuration and the seed; the global generators are put back.
+    """
+    from olmo.model import OLMo
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return OLMo(_model_config(Path(path), "cpu")).to(device).eval()
+
+
+def _model_config(path: Path, device: str) -> Any:
+    """The engine's ModelConfig of a checkpoint, for fp32 on one device."""
+    from olmo.config import ModelConfig
+
+    try:
+        config = ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)
+    except Exception as error:  # the engine's and YAML's own, of many kinds
+        raise ConfigError(
+            f"{path}/config.yaml holds no model of OLMo: {first_line(error)}; {RESTORE}"
+        ) from error
+    config.init_device, config.precision = device, "fp32"
+    config.flash_attention = False  # it takes half precision alone
+    return config
 
 
 def load_identity(folder: str | Path) -> dict[str, Any]:

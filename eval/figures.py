@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from data_injection.config import ConfigError
+from eval.das_plots import alignment, causal_map
 from eval.feature_plots import features
 from eval.grid import cells
 from eval.interference_plots import interference
@@ -86,6 +87,27 @@ FIGURES = (
         "symbols on held-out symbols, over training and against the test score. Null: dashed, the "
         "99th percentile of the largest R² that permuted symbols reach at any unit and layer; "
         "below it nothing was found. R² is clipped at 0 here, not in the records.",
+    ),
+    Drawing(
+        "alignment.png",
+        "Where the task's variables are",
+        alignment,
+        "Interchange accuracy by layer: how often swapping one learnt subspace of the state at a "
+        "token from another example gives the label that the swapped variable asks for, on symbols "
+        "that the search never saw. Nulls: the same search in a model with random weights, random "
+        "subspaces of the same rank, and, dashed, naming the commonest label. Ceiling: dotted, the "
+        "whole state swapped (at a token that holds several variables it brings them all). Of the "
+        "pairs that the model answers rightly, so that doing nothing gives 0.",
+    ),
+    Drawing(
+        "causal.png",
+        "Which layer does it",
+        causal_map,
+        "Share of the difference in logit(target's label) - logit(base's label) that is brought by "
+        "giving one part of the model, at one token, what it computes for the target, which "
+        "differs from the base in one symbol. Residual at layer l: the stream after block l, 0 the "
+        "embedding. Attention and MLP: what they add in block l. Null: 0; shares of parts do not "
+        "add up to 1, since later parts read earlier ones.",
     ),
     Drawing(
         "interference.png",

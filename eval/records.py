@@ -53,6 +53,7 @@ KEY = (
     *("run", "rung", "seed", "learning_rate", "plan_hash", "protocol"),
     *("step", "task", "split", "subset", "metric", "layer", "group", "other_task"),
     *("burst", "lag"),
+    *("position", "component", "variable", "held_out", "control"),
 )
 """What tells two measurements apart; a later row with the same key replaces an earlier one."""
 
@@ -172,6 +173,13 @@ def replace_file(path: Path, data: bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def write_table(path: Path, table: pd.DataFrame) -> Path:
+    """Write a table as .csv, or as .parquet; beside the target, then renamed."""
+    if path.suffix == ".csv":
+        return replace_file(path, table.to_csv(index=False).encode())
+    return replace_file(path, table.to_parquet(index=False))
 
 
 def _ends_with_newline(path: Path) -> bool:

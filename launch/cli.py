@@ -304,6 +304,30 @@ def evaluate(
 
 
 @app.command()
+def features(
+    sources: Annotated[list[Path], typer.Argument(help="Runs, checkpoints, or folders of runs.")],
+    das: Annotated[
+        bool, typer.Option("--das", help="Also alignment search, its controls, causal effects.")
+    ] = False,
+    task: Annotated[list[str] | None, typer.Option(help="These tasks only; repeatable.")] = None,
+    step: Annotated[list[int] | None, typer.Option(help="These steps only; repeatable.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Of subspaces; default: of what the probes found.")
+    ] = None,
+    search_steps: Annotated[int, typer.Option(min=1, help="Of a subspace's search.")] = 200,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    export: Annotated[Path | None, typer.Option(help="Table of all rows: .csv, .parquet.")] = None,
+) -> None:
+    """What the tasks' symbols hide, and which layer uses it; what is in the records is skipped."""
+    from launch.features import measure_features
+
+    measure_features(
+        sources, das=das, tasks=task or (), steps=step or (), rank=rank, search_steps=search_steps,
+        device=device, export=export, console=console, errors=errors,
+    )  # fmt: skip
+
+
+@app.command()
 def report(
     source: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; default: the source.")] = None,

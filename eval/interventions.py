@@ -1,0 +1,154 @@
+"""Read and replace what a model computes at one place, without touching its weights.
+
+    site = Site(layer=1, position=0)
+    states_BD = read_states(model, input_ids_BT, [site])[site]
+    with patched(model, site, lambda hidden_BD: states_BD):
+        logits_BL = label_logits(model, input_ids_BT, labels_L)
+
+Works on an OLMo, or on any module with `transformer.blocks` whose blocks return (state, cache) and
+have `attn_out` and `ff_out`. Forward hooks alone: nothing of the engine is copied.
+
+Axes: B rows, T tokens of an example without its label, D width, V vocabulary, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from data_injection.config import ConfigError
+
+Component = Literal["residual", "attention", "mlp"]
+COMPONENTS: tuple[Component, ...] = ("residual", "attention", "mlp")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a model's computation."""
+
+    layer: int
+    """Residual: 0 is the embedding's output, l the stream after block l. Attention and MLP: what
+    they add to the stream in block l, counted from 1."""
+
+    position: int
+    """Token of the example, counted from 0."""
+
+    component: Component = "residual"
+
+
+def num_blocks(model: nn.Module) -> int:
+    """Number of blocks; ConfigError if the model hides them in groups."""
+    transformer = model.transformer
+    if "blocks" not in transformer._modules:  # type: ignore[union-attr]
+        raise ConfigError(
+            "interventions need a model whose blocks can be reached; train with "
+            "train.model.block_group_size 1"
+        )
+    return len(transformer.blocks)  # type: ignore[arg-type, union-attr]
+
+
+@contextmanager
+def _changed(
+    model: nn.Module, site: Site, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """While open, states_BTD that pass the site are replaced by `change` of them."""
+    blocks: Any = model.transformer.blocks  # type: ignore[union-attr]
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):  # a block also returns its cache
+            return change(output[0]), *output[1:]
+        return change(output)
+
+    if site.component == "residual" and site.layer == 0:
+        handle = blocks[0].register_forward_pre_hook(
+            lambda module, inputs: (change(inputs[0]), *inputs[1:])
+        )
+    else:
+        module = _module(blocks[site.layer - 1], site.component)
+        handle = module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _module(block: Any, component: Component) -> nn.Module:
+    """The module whose output is added to the stream (before dropout), or the block itself."""
+    if component == "residual":
+        return block
+    # With norm_after the norm stands between the component and the stream (model.py:705, 733).
+    norm_after = getattr(getattr(block, "config", None), "norm_after", False)
+    names = {"attention": ("attn_out", "attn_norm"), "mlp": ("ff_out", "ff_norm")}
+    return getattr(block, names[component][bool(norm_after)])
+
+
+@torch.no_grad()
+def read_states(
+    model: nn.Module, input_ids_BT: torch.Tensor, sites: Sequence[Site]
+) -> dict[Site, torch.Tensor]:
+    """The states_BD that pass the sites, in one forward pass."""
+    found: dict[Site, torch.Tensor] = {}
+
+    def keep(site: Site) -> Callable[[torch.Tensor], torch.Tensor]:
+        def note(hidden_BTD: torch.Tensor) -> torch.Tensor:
+            found[site] = hidden_BTD[:, site.position].clone()
+            return hidden_BTD
+
+        return note
+
+    with ExitStack() as stack:
+        for site in sites:
+            stack.enter_context(_changed(model, site, keep(site)))
+        model(input_ids_BT, last_logits_only=True)
+    return found
+
+
+@contextmanager
+def patched(
+    model: nn.Module, site: Site, replace: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """While open, the state_BD at a site is `replace` of what the model computed there."""
+
+    def change(hidden_BTD: torch.Tensor) -> torch.Tensor:
+        changed_BTD = hidden_BTD.clone()
+        changed_BTD[:, site.position] = replace(hidden_BTD[:, site.position])
+        return changed_BTD
+
+    with _changed(model, site, change):
+        yield
+
+
+def label_logits(
+    model: nn.Module, input_ids_BT: torch.Tensor, labels_L: torch.Tensor
+) -> torch.Tensor:
+    """Logits of some tokens after the rows' last, shape (B, L).
+
+    Of an untied model only those rows of the unembedding are computed: with the vocabulary of the
+    ladder all others together cost more than the rest of its smallest model.
+    """
+    head = getattr(model.transformer, "ff_out", None)
+    if head is None:  # tied: the same matrix embeds
+        return model(input_ids_BT, last_logits_only=True).logits[:, -1, labels_L]
+    rows = {f"transformer.ff_out.{name}": p[labels_L] for name, p in head.named_parameters()}
+    output = functional_call(model, rows, (input_ids_BT,), {"last_logits_only": True})
+    return output.logits[:, -1]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """While open, no gradient is computed for the model's own parameters, and dropout is off."""
+    asked = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    training = model.training
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter, flag in asked.items():
+            parameter.requires_grad_(flag)
