@@ -144,7 +144,7 @@ class TokenText:
 
     @cached_property
     def distances(self) -> tuple[list[int], list[int]]:
-        """How many tokens behind "than" or "equal" a number stands; behind "sum", "max", "larger"."""
+        """Tokens from "than" or "equal" to the number behind; from "sum", "max" and the like."""
         of, between, to = (1 + len(self.encode(word)) for word in (" of", " between", " to"))
         return [1, to], sorted({2, of, between})
 

@@ -133,6 +133,9 @@ FORMS = {
     # "the sum of 2 and 3 is 5"
     "sum": ("R_add", rf"{_any(('sum',))} of {_A} and {_B}(?: {_IS} |{_S}=){_S}{_C}"),
 }
+INFIX = ("sign", "than")
+"""Forms in which the relation stands between its operands."""
+
 _FORMS = {
     # Only at the start of a word or number; _is_whole would refuse any other, but later.
     name: (task, re.compile((r"(?<![\w.,])(?=[\dA-Za-z])" + form).encode()))
@@ -178,7 +181,7 @@ def _read(task: str, form: str, match: re.Match[bytes]) -> Statement | None:
     part = {k: v.decode() for k, v in match.groupdict().items()}
     a, b = value_of(part["a"]), value_of(part["b"])
     relation = part.get("relation", "+").lower().replace(" than", "")
-    infix = form in ("sign", "than")
+    infix = form in INFIX
     if infix:
         correct = HOLDS[relation](a, b)
     else:
@@ -218,8 +221,8 @@ def foil(statement: Statement, *, seed: int) -> str | None:
     """
     a, b = map(value_of, statement.operands)
     text = statement.text.encode()
-    if statement.form in ("sign", "than"):
-        opposite = _opposite(statement.relation)
+    if statement.form in INFIX:
+        opposite = opposite_of(statement.relation)
         if HOLDS[opposite](a, b) == statement.correct:
             return None
         rest = text[statement.choice - statement.start :].decode()
@@ -230,7 +233,8 @@ def foil(statement: Statement, *, seed: int) -> str | None:
     return _off_by_one(statement.answer, up=zlib.crc32(text, seed) % 2 == 0)
 
 
-def _opposite(relation: str) -> str:
+def opposite_of(relation: str) -> str:
+    """The relation that a comparison's foil has instead."""
     word, joint, rest = relation.partition(" or ")
     return SWAPPED[word] + joint + rest
 
@@ -251,8 +255,8 @@ def _off_by_one(number: str, *, up: bool) -> str:
 
 FRESH = {
     "R_cmp": ("{a} < {b}", "{b} > {a}", "{a} is less than {b}", "{b} is greater than {a}"),
-    "R_add": ("{a} + {b} = {c}", "{a}+{b}={c}", "{a} plus {b} is {c}", "the sum of {a} and {b} is {c}"),
-}  # fmt: skip
+    "R_add": ("{a} + {b} = {c}", "{a}+{b}={c}", "{a} plus {b} is {c}", "sum of {a} and {b} is {c}"),
+}
 """Templates of fresh statements; those of R_cmp in turns, so that either relation is half."""
 
 FRESH_BELOW = 100
