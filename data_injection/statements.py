@@ -142,6 +142,7 @@ _FORMS = {
     for name, (task, form) in FORMS.items()
 }
 
+_ANY_NUMBER = re.compile(_NUMBER.encode())
 _STUCK_BEFORE = re.compile(rb"[\w.,$#@:\\)\]\x80-\xff]\Z")
 _OPERATOR_BEFORE = re.compile(
     rb"(?:[-+*/^%<>=!&~]|\xe2\x88\x92|\xc3\x97|\xc3\xb7|\xc2\xb1|\xe2\x89.)[ \t]*\Z"
@@ -231,6 +232,12 @@ def foil(statement: Statement, *, seed: int) -> str | None:
     if statement.form == "extreme":
         return None if a == b else next(n for n in statement.operands if n != statement.answer)
     return _off_by_one(statement.answer, up=zlib.crc32(text, seed) % 2 == 0)
+
+
+def shape_before(statement: Statement) -> str:
+    """The statement up to where its foil parts from it, with # for its numbers."""
+    part = statement.text.encode()[: statement.choice - statement.start]
+    return _ANY_NUMBER.sub(b"#", part).decode()
 
 
 def opposite_of(relation: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from data_injection.config import ConfigError
 from data_injection.manifest import load_manifest
@@ -33,7 +34,14 @@ from eval.decode import tokenizer_file
 from eval.host import HostRows
 from eval.records import FILE_NAME, RecordWriter, lock_folder, read_records
 from eval.reference_list import FOLDER, list_name, load_scan, save_scan
-from eval.reference_tasks import Item, fresh_item, natural_item, natural_rates, score_statements
+from eval.reference_tasks import (
+    Item,
+    Logits,
+    fresh_item,
+    natural_item,
+    natural_rates,
+    score_statements,
+)
 from eval.verdict import Subject, open_run
 
 FAMILY = "reference"
@@ -151,31 +159,28 @@ def evaluate_reference(
     folder = found.subject.folder
     run_fields = json.loads((folder / "run.json").read_text())["record_fields"]
     host = _host(found)
-    mark = f"{found.name}/{most}/{seed}"
+    mark, eos = f"{found.name}/{most}/{seed}", found.subject.identity["plan"]["eos_token_id"]
     done = _done(folder, mark)
     with lock_folder(folder), RecordWriter(folder / FILE_NAME) as writer:
         for checkpoint in find_checkpoints(folder):
             if checkpoint.step in done:
                 yield checkpoint, 0
                 continue
-            model = load_model(checkpoint.path, device=device)
+            logits = _logits(load_model(checkpoint.path, device=device), device)
             seen = _rows_read(host, checkpoint.step)
             rows: list[dict[str, Any]] = []
             for task in TASKS:
                 common = run_fields | _fields(found, task, checkpoint.step) | {"reference": mark}
                 rows += [common | row for row in _counts(found, task)]
                 for split, items in _items(found, task, host, seen, most=most, seed=seed).items():
-                    rows += [
-                        common | {"split": split} | row
-                        for row in score_statements(
-                            lambda ids, model=model: model(ids.to(device)).logits,
-                            items,
-                            pad=found.subject.identity["plan"]["eos_token_id"],
-                            seed=seed,
-                        )
-                    ]
+                    scores = score_statements(logits, items, pad=eos, seed=seed)
+                    rows += [common | {"split": split} | score for score in scores]
             writer.write(rows)
             yield checkpoint, len(rows)
+
+
+def _logits(model: torch.nn.Module, device: str) -> Logits:
+    return lambda ids_BT: model(ids_BT.to(device)).logits
 
 
 def _done(folder: Path, mark: str) -> set[int]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from data_injection.philox import permutation
 from data_injection.reference import Place, TokenText
 from data_injection.schedule import Geometry, rate_in_all_units
-from data_injection.statements import INFIX, Statement, foil, opposite_of
+from data_injection.statements import INFIX, Statement, foil, opposite_of, shape_before
 from eval.accuracy import LOGITS_AT_ONCE, wilson
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
@@ -158,15 +158,17 @@ def _false(
 
 
 def exchanged(items: Sequence[Item], *, seed: int) -> list[Item]:
-    """Every item behind what stands before another one of its form: the null.
+    """Every item behind what stands before another one like it: the null.
 
-    A seeded cycle through the items of each form; one that is alone of its form is left out. A
-    model's preference for some answers stays, what the operands say of them is gone.
+    A seeded cycle through the items that are written alike up to their numbers, since "2+3=" and
+    "two plus three is" are not followed by the same spelling of 5; one without its like is left
+    out. A model's preference for some answers stays, what the operands say of them is gone.
     """
     result: list[Item] = []
-    for form in dict.fromkeys(item.statement.form for item in items):
-        alike = [item for item in items if item.statement.form == form]
-        order = permutation(len(alike), seed=seed, purpose=f"reference/null/{form}").tolist()
+    shapes = [(item.statement.form, shape_before(item.statement)) for item in items]
+    for shape in dict.fromkeys(shapes):
+        alike = [item for item, own in zip(items, shapes, strict=True) if own == shape]
+        order = permutation(len(alike), seed=seed, purpose=f"reference/null/{shape}").tolist()
         for index, other in zip(order, [*order[1:], *order[:1]], strict=True):
             if index != other:
                 result.append(replace(alike[index], before=alike[other].before))
@@ -213,7 +215,10 @@ def score_statements(
     """
     rows: list[dict[str, Any]] = []
     bare = [replace(item, before=item.bare) for item in items]
-    for suffix, version in (("", items), ("_bare", bare), ("_null", exchanged(items, seed=seed))):
+    versions = {"": list(items), "_null": exchanged(items, seed=seed)}
+    if bare != list(items):  # fresh statements have no context
+        versions["_bare"] = bare
+    for suffix, version in versions.items():
         measured = _measure(logits, version, pad=pad)
         for subset, keep in _subsets(version).items():
             chosen = [measured[i] for i in keep]
@@ -262,7 +267,7 @@ def _rows(
     pairs = [(m, i) for m, i in zip(measured, items, strict=True) if m.prefers_truth is not None]
     if not pairs:
         return
-    choices = [one.prefers_truth for one, _ in pairs]
+    choices = [bool(one.prefers_truth) for one, _ in pairs]
     value = float(np.mean(choices))
     low, high = wilson(value, len(choices))
     yield {

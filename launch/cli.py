@@ -265,8 +265,8 @@ def reference(
     """Natural comparisons and additions of the corpus: their frequency, and loss by checkpoint."""
     from launch.reference import reference as run
 
-    options = {"corpus": corpus, "sample_tokens": sample_tokens, "device": device}
-    run(sources, most=most, console=console, errors=errors, **options)
+    scan = {"corpus": corpus, "sample_tokens": sample_tokens}
+    run(sources, scan=scan, most=most, device=device, console=console, errors=errors)
 
 
 @app.command()

@@ -6,7 +6,9 @@ reference([Path("runs/w64")], console=Console())
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -25,8 +27,7 @@ EXAMPLES = 5
 def reference(
     sources: list[Path],
     *,
-    corpus: Path | None = None,
-    sample_tokens: int | None = None,
+    scan: dict[str, Any],
     most: int,
     seed: int = 0,
     device: str = "cpu",
@@ -37,12 +38,7 @@ def reference(
     shown: set[object] = set()
     for folder in [folder for source in sources for folder in run_folders(source)]:
         with progress_bar(errors) as bar:
-            found = find_reference(
-                folder,
-                corpus=corpus,
-                sample_tokens=sample_tokens,
-                progress=lambda done, total: bar("scanning", done, total),
-            )
+            found = find_reference(folder, progress=partial(bar, "scanning"), **scan)
         if (found.name, found.geometry) not in shown:
             shown.add((found.name, found.geometry))
             show_frequencies(found, console)
