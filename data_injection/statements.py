@@ -145,12 +145,12 @@ _FORMS = {
 _ANY_NUMBER = re.compile(_NUMBER.encode())
 _STUCK_BEFORE = re.compile(rb"[\w.,$#@:\\)\]\x80-\xff]\Z")
 _OPERATOR_BEFORE = re.compile(
-    rb"(?:[-+*/^%<>=!&~]|\xe2\x88\x92|\xc3\x97|\xc3\xb7|\xc2\xb1|\xe2\x89.)[ \t]*\Z"
+    rb"(?:[-+*/^%<>=&~]|\xe2\x88\x92|\xc3\x97|\xc3\xb7|\xc2\xb1|\xe2\x89.)[ \t]*\Z"
     rb"|(?i:\b(?:times|plus|minus|by|over|mod|than|no|any|this|that|each|every|which))[ \t]+\Z"
 )
 _STUCK_AFTER = re.compile(rb"[\w%$\x80-\xff(\[]|[.,:]\d|-\w")
 _OPERATOR_AFTER = re.compile(
-    rb"[ \t]*(?:[-+*/^%<>=!&]|\xe2\x88\x92|\xc3\x97|\xc3\xb7|\xe2\x89.)"
+    rb"[ \t]*(?:[-+*/^%<>=&]|!=|\xe2\x88\x92|\xc3\x97|\xc3\xb7|\xe2\x89.)"
     rb"|[ \t]+(?i:hundred|thousand|million|billion|trillion|dozen|percent|per cent|times|plus|minus"
     rb"|divided|squared|cubed|point)\b"
 )

@@ -22,7 +22,7 @@ from eval.plots import FAINT, INK, THRESHOLD, count, number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {"R_cmp": "#b3402a", "R_add": "#2a6fb3"}
+COLOURS = {"R_cmp": "#b3402a", "R_add": "#7a3fb3"}
 
 
 def natural_frequencies(frame: pd.DataFrame) -> pd.DataFrame:
