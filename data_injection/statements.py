@@ -146,8 +146,11 @@ _ANY_NUMBER = re.compile(_NUMBER.encode())
 _STUCK_BEFORE = re.compile(rb"[\w.,$#@:\\)\]\x80-\xff]\Z")
 _OPERATOR_BEFORE = re.compile(
     rb"(?:[-+*/^%<>=&~]|\xe2\x88\x92|\xc3\x97|\xc3\xb7|\xc2\xb1|\xe2\x89.)[ \t]*\Z"
-    rb"|(?i:\b(?:times|plus|minus|by|over|mod|than|no|any|this|that|each|every|which))[ \t]+\Z"
+    rb"|(?i:\b(?:times|plus|minus|by|over|mod|than))[ \t]+\Z"
 )
+_PRONOUN_BEFORE = re.compile(rb"(?i:\b(?:no|any|this|that|each|every|which|some))[ \t]+\Z")
+"""Before "one", which is no number then."""
+
 _STUCK_AFTER = re.compile(rb"[\w%$\x80-\xff(\[]|[.,:]\d|-\w")
 _OPERATOR_AFTER = re.compile(
     rb"[ \t]*(?:[-+*/^%<>=&]|!=|\xe2\x88\x92|\xc3\x97|\xc3\xb7|\xe2\x89.)"
@@ -174,6 +177,8 @@ def find_statements(text: bytes) -> Iterator[Statement]:
 def _is_whole(text: bytes, start: int, stop: int) -> bool:
     before, after = text[max(start - BORDER, 0) : start], text[stop : stop + BORDER]
     if stop - start > MOST_BYTES or _STUCK_BEFORE.search(before) or _STUCK_AFTER.match(after):
+        return False
+    if text[start : start + 4].lower() == b"one " and _PRONOUN_BEFORE.search(before):
         return False
     return not (_OPERATOR_BEFORE.search(before) or _OPERATOR_AFTER.match(after))
 

@@ -16,6 +16,8 @@ from data_injection.statements import (
 )
 
 STATEMENTS = [
+    ("We know that 0 < 3 and so on", "R_cmp", "0 < 3", "3", True),
+    ("that 3 is not equal to 3", "R_cmp", "3 is not equal to 3", "3", False),
     ("so 3 < 5 holds", "R_cmp", "3 < 5", "5", True),
     ("12>7", "R_cmp", "12>7", "7", True),
     ("(5 <= 3)", "R_cmp", "5 <= 3", "3", False),
@@ -39,6 +41,8 @@ STATEMENTS = [
 ]  # fmt: skip
 
 NO_STATEMENTS = [
+    ("We know that 0 < 3 and so on", "R_cmp", "0 < 3", "3", True),
+    ("that 3 is not equal to 3", "R_cmp", "3 is not equal to 3", "3", False),
     *(
         "i < 10",
         "x3 < 5",

@@ -122,7 +122,8 @@ def test_losses_are_those_of_the_tokens_that_follow_whatever_the_padding() -> No
 def test_a_model_that_knows_every_statement_has_no_loss_and_the_null_takes_it_away(
     task: str,
 ) -> None:
-    items = fresh(task, 24)
+    # It cannot know two statements that begin alike.
+    items = list({item.before: item for item in fresh(task, 24)}.values())
     found = values(score_statements(Reader(items), items, pad=EOS, seed=0))
     assert found["answer_loss"] < 1e-6
     assert found["choice_accuracy"] == 1

@@ -50,7 +50,7 @@ def reference(*args: object) -> Result:
 def test_every_checkpoint_is_measured_once_and_what_was_planted_is_counted(run: Path) -> None:
     first = reference(run)
     assert first.exit_code == 0, first.output
-    assert "R_cmp: '0 < 3' 1" in first.output
+    assert "R_cmp: '0 < 3' 1" in first.output, first.output
     frame = read_records(run)
     counts = frame[(frame.metric == "natural_count") & (frame.step == 12)].set_index("task")
     assert counts.value.to_dict() == {"R_cmp": 8, "R_add": 8}
