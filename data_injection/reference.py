@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 REACH = MOST_BYTES + BORDER
-"""Tokens on either side of an anchor that are decoded: a token has a byte at least."""
+"""Bytes, and so tokens at most, on either side of an anchor that are decoded."""
 
 NUMBER_STARTS, NUMBER_ENDS, SKIPPED, SIGN, EQUALS, PLUS, THAN, WORD, MAYBE = (
     1 << n for n in range(9)
@@ -334,30 +334,37 @@ class _Finder:
 
     def read(self, tokens: Tokens, anchor: int, *, file: int) -> Iterator[tuple[Place, int]]:
         """The statements that an anchor is part of, each with its byte in its first token."""
-        low = max(anchor - REACH, 0)
-        around = tokens[low : anchor + REACH + 1].tolist()
-        ends = [i + low for i, token in enumerate(around) if token == self.eos_token_id]
-        low = max([low, *(end + 1 for end in ends if end < anchor)])
-        ids = tokens[low : min([anchor + REACH + 1, *(e for e in ends if e > anchor)])].tolist()
+        low = anchor - self._reach(tokens[max(anchor - REACH, 0) : anchor][::-1].tolist())
+        stop = anchor + 1 + self._reach(tokens[anchor + 1 : anchor + 1 + REACH].tolist())
+        ids = tokens[low:stop].tolist()
         ends_of = self.text.ends(ids)
 
         def token_at(byte: int) -> int:
             return low + int(np.searchsorted(ends_of, byte, side="right"))
 
         for statement in find_statements(self.text.join(ids)):
-            start, stop = token_at(statement.start), token_at(statement.stop - 1) + 1
-            if start <= anchor < stop:
+            start, after = token_at(statement.start), token_at(statement.stop - 1) + 1
+            if start <= anchor < after:
                 place = Place(
                     statement=statement,
                     file=file,
                     start=start,
                     choice=token_at(statement.choice),
                     answer=token_at(statement.answer_start),
-                    stop=stop,
+                    stop=after,
                     document=self._document(tokens, start),
                 )
                 first_byte = int(ends_of[start - low]) - len(self.text.bytes_of[ids[start - low]])
                 yield place, statement.start - first_byte
+
+    def _reach(self, ids: Sequence[int]) -> int:
+        """How many of the tokens beside an anchor can matter: REACH bytes, and none past an EOS."""
+        num_bytes, size = 0, len(self.text.bytes_of)
+        for num, token in enumerate(ids):
+            if token == self.eos_token_id or num_bytes >= REACH:
+                return num
+            num_bytes += len(self.text.bytes_of[token]) if token < size else 0
+        return len(ids)
 
     def _document(self, tokens: Tokens, at: int) -> int:
         low = max(at - DOCUMENT_BACK, 0)

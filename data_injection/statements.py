@@ -142,6 +142,15 @@ _FORMS = {
     for name, (task, form) in FORMS.items()
 }
 
+_NEEDED = {
+    "sign": tuple(sign.encode() for sign in ("<", ">", "≤", "≥", "==", "!=")),
+    "than": (b" than ", b" equal to "),
+    "extreme": tuple(form.encode() for word in EXTREMES for form in spelled(word)),
+    "plus": (b"+", b" plus ", b" Plus "),
+    "sum": (b"um of ",),
+}
+"""What a text has if it has a statement of the form: sooner looked for than the statement."""
+
 _ANY_NUMBER = re.compile(_NUMBER.encode())
 _STUCK_BEFORE = re.compile(rb"[\w.,$#@:\\)\]\x80-\xff]\Z")
 _OPERATOR_BEFORE = re.compile(
@@ -166,6 +175,8 @@ def find_statements(text: bytes) -> Iterator[Statement]:
     statement does not matter.
     """
     for name, (task, form) in _FORMS.items():
+        if not any(part in text for part in _NEEDED[name]):
+            continue
         match = form.search(text)
         while match is not None:
             statement = _read(task, name, match)

@@ -41,8 +41,6 @@ STATEMENTS = [
 ]  # fmt: skip
 
 NO_STATEMENTS = [
-    ("We know that 0 < 3 and so on", "R_cmp", "0 < 3", "3", True),
-    ("that 3 is not equal to 3", "R_cmp", "3 is not equal to 3", "3", False),
     *(
         "i < 10",
         "x3 < 5",
