@@ -135,7 +135,12 @@ def byte_token_ids(encoder: Encoder) -> tuple[int, ...]:
     from tokenizers import pre_tokenizers
 
     spec = json.loads(encoder.tokenizer_json)
-    if "ByteLevel" not in json.dumps([spec["pre_tokenizer"], spec["decoder"]]):
+    if not is_byte_level(spec):
         return ()
     ids = map(encoder.tokenizer.token_to_id, pre_tokenizers.ByteLevel.alphabet())
     return tuple(sorted(i for i in ids if i is not None))
+
+
+def is_byte_level(spec: Mapping[str, Any]) -> bool:
+    """Whether the tokens of a tokenizer file are strings of bytes, each by itself."""
+    return "ByteLevel" in json.dumps([spec["pre_tokenizer"], spec["decoder"]])

@@ -99,7 +99,7 @@ def scan_corpus(
     total = sum(lengths)
     counter = _Counter(tasks, eos_token_id=eos_token_id, room=min(piece, total))
     num_scanned, opened = 0, -1
-    for index, start, stop in _pieces(lengths, max_tokens=max_tokens, piece=piece):
+    for index, start, stop in pieces(lengths, max_tokens=max_tokens, piece=piece):
         if index != opened:
             file, opened = files[index], index
             # An empty file cannot be mapped, and has no piece either.
@@ -112,7 +112,7 @@ def scan_corpus(
     return CorpusScan(num_tokens=total, num_scanned=num_scanned, tasks=counter.result(tasks))
 
 
-def _pieces(
+def pieces(
     lengths: Sequence[int], *, max_tokens: int | None, piece: int
 ) -> Iterator[tuple[int, int, int]]:
     """(file, start, stop) of every stretch to scan, cut at file ends and into pieces."""

@@ -69,7 +69,9 @@ def rate_per_step(config: ScheduleConfig, geometry: Geometry, *, key: str) -> Fr
     return rate
 
 
-def rate_in_all_units(rate: Fraction, geometry: Geometry, *, tokens_per_instance: int) -> dict:
+def rate_in_all_units(
+    rate: Fraction, geometry: Geometry, *, tokens_per_instance: int | Fraction
+) -> dict:
     """A rate per step in every unit the field uses.
 
     Returns floats: per_step, per_sequence (rows), per_token (instances per token of the stream) and

@@ -29,12 +29,17 @@ def load_decoder(subject: Subject, corpus: Path | None = None) -> Callable[[list
     return decode
 
 
-def _load(subject: Subject, corpus: Path | None) -> Any:
+def tokenizer_file(subject: Subject, corpus: Path | None = None) -> Path | None:
+    """The run's tokenizer file: in the folder `corpus` by its name, or where the run read it."""
     identifier = Path(str(subject.setting("train.tokenizer.identifier") or ""))
     places = [identifier] if corpus is None else [corpus / identifier.name, identifier]
-    for path in places:
-        if path.is_file():
-            from tokenizers import Tokenizer
+    return next((path for path in places if path.is_file()), None)
 
-            return Tokenizer.from_file(str(path))
-    return None
+
+def _load(subject: Subject, corpus: Path | None) -> Any:
+    path = tokenizer_file(subject, corpus)
+    if path is None:
+        return None
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))

@@ -22,6 +22,7 @@ from eval.grid import cells
 from eval.interference_plots import interference
 from eval.matched_frequency import GROUP, matched_frequency
 from eval.plots import curves, heatmap, png
+from eval.reference_plots import beside_natural
 from eval.retention_plots import forgetting, gaps
 
 if TYPE_CHECKING:
@@ -78,6 +79,16 @@ FIGURES = (
         "Learning curves",
         curves,
         "Test score over training: a panel per size, a line per rate.",
+    ),
+    Drawing(
+        "reference.png",
+        "Beside natural tasks",
+        beside_natural,
+        "After the study's Fig. 6a: the final test score by frequency. Dashed: how often the "
+        "corpus itself makes a true comparison (R_cmp) or addition (R_add) in a form that the scan "
+        "knows, which is a lower bound; band: 95% interval of that rate. A natural statement "
+        "shares its words and numbers with the rest of the text, an injected one shares nothing: "
+        "an equal frequency is not an equal difficulty.",
     ),
     Drawing(
         "features.png",

@@ -77,6 +77,11 @@ class HostRows:
         file = int(self._files(np.array([row]))[0])
         return self.paths[file], (row - int(self._first[file])) * self.seq_len
 
+    def row_at(self, file: int, token: int) -> int | None:
+        """The row of the corpus that holds a token of a file, None behind the file's last row."""
+        row = int(self._first[file]) + token // self.seq_len
+        return row if row < self._first[file + 1] else None
+
     def _files(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self._first, rows, side="right") - 1
 

@@ -328,6 +328,23 @@ def features(
 
 
 @app.command()
+def reference(
+    sources: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
+    corpus: Annotated[Path | None, typer.Option(help="Where the token files are now.")] = None,
+    sample_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Scan an evenly spread sample of so many tokens.")
+    ] = None,
+    most: Annotated[int, typer.Option(min=2, help="Distinct statements measured a task.")] = 500,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Natural comparisons and additions of the corpus: their frequency, and loss by checkpoint."""
+    from launch.reference import reference as run
+
+    scan = {"corpus": corpus, "sample_tokens": sample_tokens}
+    run(sources, scan=scan, most=most, device=device, console=console, errors=errors)
+
+
+@app.command()
 def report(
     source: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; default: the source.")] = None,
