@@ -8,10 +8,10 @@ Geiger, Wu, Potts, Icard and Goodman 2024 (arXiv 2303.02536): learn the rank-K s
 swapping a source example's coordinates in it into a base example gives the label of the
 counterfactual; then count on pairs it never saw how often it does (interchange accuracy).
 
-Our own hundred lines instead of pyvene 0.1.8, which gives the same accuracies to within a point
-(tests/eval/test_das.py) but is a third party's 24 packages at run time, runs the source through the
-model in every step, one seed at a time, and computes the logits of the whole vocabulary: see
-docs/measurement.md for the times.
+Our own lines and not pyvene 0.1.8, which takes the engine's model by module path as well and gives
+the same accuracies (tests/eval/test_das.py): it would bring 28 packages into every install, runs
+the source through the model in every step, and learns one seed at a time, so that three searches
+take three times as long. docs/measurement.md has the times.
 
 Axes: S seeds (subspaces side by side), N pairs, B pairs of a batch, D width, K rank, L labels.
 """

@@ -27,10 +27,10 @@ from eval.alignment import METRIC, Place, feature_rank, score_alignment
 from eval.causal import causal_effects
 from eval.checkpoint import Checkpoint, find_checkpoints, load_model, load_plan, random_model
 from eval.das import STEPS
-from eval.evaluate import run_folders
 from eval.features import COUNTS, score_features
 from eval.interventions import Site, num_blocks
 from eval.records import FILE_NAME, RecordWriter, lock_folder, read_records, task_fields
+from eval.sources import run_folders
 
 METRICS = (METRIC, "causal_share", "causal_recovered", "ablation_drop")
 """What --das adds to the probes' metrics."""

@@ -52,7 +52,7 @@ def find_sources(path: str | Path) -> list[Source]:
     if checkpoint_kind(path) is not None:
         run = path.parent if (path.parent / "plan.json").is_file() else None
         return [_source(path, run)]
-    runs = sorted({file.parent for file in path.rglob("plan.json")})
+    runs = _runs(path)
     if runs:
         found = [
             Source(checkpoint.path, "unsharded", checkpoint.step, run)
@@ -73,6 +73,17 @@ def find_sources(path: str | Path) -> list[Source]:
             "transformers in it; give the folder of a run, of runs or of a checkpoint"
         )
     return sorted(sources, key=lambda source: (source.step or 0, source.path.name))
+
+
+def run_folders(path: str | Path) -> list[Path]:
+    """Folders of runs (with a plan.json) at or below a path, sorted; FileNotFoundError if none."""
+    if not (found := _runs(Path(path))):
+        raise FileNotFoundError(f"no run (a folder with plan.json) in or below {path}")
+    return found
+
+
+def _runs(path: Path) -> list[Path]:
+    return sorted({file.parent for file in path.rglob("plan.json")})
 
 
 def _source(path: Path, run: Path | None) -> Source:

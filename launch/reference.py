@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.statements import TASKS
-from eval.evaluate import run_folders
 from eval.plots import number
 from eval.reference_evaluate import Found, evaluate_reference, find_reference
 from eval.reference_tasks import natural_rates
+from eval.sources import run_folders
 from launch.audit import progress_bar
 
 EXAMPLES = 5

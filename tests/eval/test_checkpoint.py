@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_injection.config import ConfigError
-from eval.checkpoint import FILES, find_checkpoints, load_model, load_plan
+from eval.checkpoint import FILES, find_checkpoints, load_model, load_plan, random_model
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 
@@ -80,3 +81,19 @@ def test_a_plan_is_refused_when_the_saved_experiment_gives_another(
             load_plan(folder)
     saved.write_text(text)
     assert load_plan(folder).hash == trained_on
+
+
+def test_a_random_model_is_of_the_same_shape_with_weights_that_only_the_seed_decides(
+    write_experiment: Write,
+) -> None:
+    checkpoint = find_checkpoints(train(load_experiment(write_experiment())))[-1].path
+    trained = load_model(checkpoint).state_dict()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, same, other = (random_model(checkpoint, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {name: p.shape for name, p in one.items()} == {n: p.shape for n, p in trained.items()}
+    name = "transformer.wte.weight"
+    assert torch.equal(one[name], same[name])
+    assert not torch.equal(one[name], other[name])
+    assert not torch.equal(one[name], trained[name])

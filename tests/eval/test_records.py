@@ -99,3 +99,15 @@ def test_a_folder_gives_the_records_of_every_run_below_it(tmp_path):
 def test_a_folder_without_records_is_an_error_that_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         read_records(tmp_path)
+
+
+def test_places_variables_and_controls_tell_rows_apart_and_old_rows_do_without(tmp_path):
+    place = {"component": "mlp", "position": 0, "variable": "tok1", "held_out": "pairs"}
+    changes = [{}, {"component": "residual"}, {"position": 1}, {"variable": "tok2"}]
+    changes += [{"held_out": "symbols"}, {"control": "das"}]
+    write(tmp_path / "records.jsonl", record(), *(record(**place | change) for change in changes))
+    assert len(read_records(tmp_path)) == 1 + len(changes)
+    write(tmp_path / "records.jsonl", record(value=0.5), record(**place, value=0.75))
+    table = read_records(tmp_path)
+    assert len(table) == 1 + len(changes)
+    assert table.value.tolist()[-2:] == [0.5, 0.75]

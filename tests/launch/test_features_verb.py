@@ -11,12 +11,14 @@ from typing import Any
 import pandas as pd
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from data_injection.config import ConfigError
 from eval.alignment import METRIC
 from eval.checkpoint import find_checkpoints
 from eval.evaluate_features import METRICS
 from eval.records import lock_folder, read_records
+from launch.cli import app
 from launch.features import CONTROLS, measure_features
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
@@ -116,6 +118,13 @@ def test_every_place_has_its_controls_in_the_records_and_in_the_table(run: Path)
     assert set(exported.metric) >= {*METRICS, "order_r2", "probe_count"}
     assert set(exported.step) == {12}
     assert len(exported[exported.metric == METRIC]) == len(aligned)
+
+
+def test_the_command_shows_the_probes_and_says_what_it_wrote(run: Path) -> None:
+    done = CliRunner().invoke(app, ["features", str(run), "--step", "12"])
+    assert done.exit_code == 0, done.output
+    assert "Probes" in done.output
+    assert "everything was already there" in done.output
 
 
 @pytest.mark.parametrize(
