@@ -28,7 +28,7 @@ from data_injection.reference import (
 )
 from data_injection.schedule import Geometry
 from data_injection.statements import TASKS, fresh_statements
-from eval.audit_stream import Corpus, find_corpus
+from eval.audit_corpus import Corpus, find_corpus
 from eval.checkpoint import Checkpoint, find_checkpoints, load_model
 from eval.decode import tokenizer_file
 from eval.host import HostRows
