@@ -58,6 +58,9 @@ def test_train_eval_and_report_work_from_any_folder(
     assert "task_eval" in typo.stderr
     trained = olmo_ext("train", experiment, cwd=elsewhere)
     assert trained.returncode == 0, trained.stderr
+    # The first adds the breakdown that the callback leaves out, the second nothing.
+    evaluated = olmo_ext("eval", tmp_path / "run", cwd=elsewhere)
+    assert evaluated.returncode == 0, evaluated.stderr
     again = olmo_ext("eval", tmp_path / "run", cwd=elsewhere)
     assert again.stdout.count("already there") == 3, again.stdout + again.stderr
     report = olmo_ext("report", tmp_path / "run", "--out", tmp_path / "report", cwd=elsewhere)
