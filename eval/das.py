@@ -76,8 +76,8 @@ def learn_subspaces(
             logits_BL = _interchanged(
                 model, inputs_NT[rows], source_ND[rows], site, basis_SDK, labels_L.to(device)
             )
-            # Summed over seeds: none's gradient depends on how many there are.
-            loss = F.cross_entropy(logits_BL, answers_N.to(device)[rows]) * len(seeds)
+            # Adam does not see that each seed has a part of the mean only.
+            loss = F.cross_entropy(logits_BL, answers_N.to(device)[rows])
             optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
             optimizer.zero_grad()
             loss.backward()

@@ -194,6 +194,21 @@ def test_every_interchange_stands_beside_its_controls(planted: Make, ranks: Task
         assert answered == value
 
 
+def test_the_random_models_control_is_the_same_search_in_the_model_that_is_given(
+    planted: Make, ranks: Task
+) -> None:
+    model = planted(ranks)
+    skip = {place for place in places(model, ranks) if place != ("tok1", EMBEDDING, "pairs")}
+    options = {"rank": 1, "seed": 0, "skip": skip, "steps": 10, "known": {}}
+    (rows,) = score_alignment(model, ranks, untrained=model, **options)
+    measured = {
+        row["control"]: {name: row[name] for name in ("value", "least", "most", "draws")}
+        for row in rows
+    }
+    assert measured["random_model"] == measured["das"]
+    assert measured["das"]["value"] > 0.1
+
+
 def test_places_that_cannot_hold_a_variable_or_reach_the_answer_are_left_out(
     planted: Make, ranks: Task
 ) -> None:
