@@ -143,11 +143,11 @@ _FORMS = {
 }
 
 _NEEDED = {
-    "sign": tuple(sign.encode() for sign in ("<", ">", "≤", "≥", "==", "!=")),
-    "than": (b" than ", b" equal to "),
-    "extreme": tuple(form.encode() for word in EXTREMES for form in spelled(word)),
-    "plus": (b"+", b" plus ", b" Plus "),
-    "sum": (b"um of ",),
+    "sign": re.compile(b"[<>=]|\xe2\x89"),
+    "than": re.compile(rb" (?:than|equal to) "),
+    "extreme": re.compile(b"[mM](?:ax|in)|er (?:of|between) "),
+    "plus": re.compile(rb"\+| [pP]lus "),
+    "sum": re.compile(b"um of "),
 }
 """What a text has if it has a statement of the form: sooner looked for than the statement."""
 
@@ -175,7 +175,7 @@ def find_statements(text: bytes) -> Iterator[Statement]:
     statement does not matter.
     """
     for name, (task, form) in _FORMS.items():
-        if not any(part in text for part in _NEEDED[name]):
+        if not _NEEDED[name].search(text):
             continue
         match = form.search(text)
         while match is not None:

@@ -19,15 +19,10 @@ import torch
 from data_injection.config import ConfigError
 from data_injection.manifest import load_manifest
 from data_injection.philox import permutation
-from data_injection.reference import (
-    Place,
-    ReferenceScan,
-    TokenText,
-    scan_reference,
-    seen_operands,
-)
+from data_injection.reference import Place, ReferenceScan, scan_reference, seen_operands
 from data_injection.schedule import Geometry
 from data_injection.statements import TASKS, fresh_statements
+from data_injection.token_text import TokenText
 from eval.audit_corpus import Corpus, find_corpus
 from eval.checkpoint import Checkpoint, find_checkpoints, load_model
 from eval.decode import tokenizer_file

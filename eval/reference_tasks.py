@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from data_injection.philox import permutation
-from data_injection.reference import Place, TokenText
+from data_injection.reference import Place
 from data_injection.schedule import Geometry, rate_in_all_units
 from data_injection.statements import INFIX, Statement, foil, opposite_of, shape_before
+from data_injection.token_text import TokenText
 from eval.accuracy import LOGITS_AT_ONCE, wilson
 
 Logits = Callable[[torch.Tensor], torch.Tensor]

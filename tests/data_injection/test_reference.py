@@ -15,8 +15,9 @@ from tokenizers.models import WordLevel
 from data_injection.config import ConfigError
 from data_injection.embedded import train_tokenizer
 from data_injection.encoder import choose_encoder, parse_tokenizer, tokenizer_path
-from data_injection.reference import ReferenceScan, TokenText, scan_reference, seen_operands
+from data_injection.reference import ReferenceScan, scan_reference, seen_operands
 from data_injection.statements import find_statements
+from data_injection.token_text import TokenText
 
 PROSE = (
     "The answer is less than ten, and 3 is less than 5. Two plus three is five; 2 + 3 = 5 <= 6 >= "

@@ -40,7 +40,7 @@ def run(write_experiment: Write) -> Path:
 
     folder = train(load_experiment(write_experiment(edit)))
     checkpoint = folder / "step1-unsharded"
-    model = load_model(checkpoint)
+    model = load_model(checkpoint).requires_grad_(True)
     known = [task.tokens[np.r_[task.train, task.test[::2]]] for task in load_plan(folder).tasks]
     tokens = torch.from_numpy(np.concatenate(known))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

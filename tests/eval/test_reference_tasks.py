@@ -12,9 +12,10 @@ import torch
 
 from data_injection.config import ConfigError
 from data_injection.encoder import tokenizer_path
-from data_injection.reference import Place, ReferenceScan, TokenText, scan_reference
+from data_injection.reference import Place, ReferenceScan, scan_reference
 from data_injection.schedule import Geometry
 from data_injection.statements import find_statements, fresh_statements
+from data_injection.token_text import TokenText
 from eval.figures import draw_figures
 from eval.grid import cells
 from eval.records import RecordWriter, read_records
