@@ -115,7 +115,8 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
     """The OLMo model of a checkpoint in evaluation mode, on one device, fp32.
 
     Unsharded, or sharded as stock OLMo's FSDP runs write them (`eval.sharded`). model.pt is read
-    with weights_only and mapped, not copied: nothing in it can run, and no byte is held twice.
+    with weights_only, so that nothing in it can run, and through a map, so that the kernel may drop
+    what has been copied.
 
     Raises:
         FileNotFoundError: no checkpoint of OLMo there.
@@ -143,7 +144,8 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         state = read_sharded(path, kind, shapes)
     try:
-        state = {name: tensor.float() for name, tensor in state.items()}
+        # Copied out of the map: a file that is written over while it is mapped kills the process.
+        state = {name: tensor.to(torch.float32, copy=True) for name, tensor in state.items()}
         model.load_state_dict(state, strict=True, assign=True)
     except Exception as error:
         said = " ".join(str(error).split())[:400]
