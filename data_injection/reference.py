@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from data_injection.scan import PIECE, Tokens, pieces
+from data_injection.scan import PIECE, Tokens, file_lengths, pieces
 from data_injection.statements import BORDER, MOST_BYTES, Statement, find_statements, value_of
 from data_injection.token_text import (
     ANCHORS,
@@ -96,19 +96,13 @@ def scan_reference(
         piece: tokens at a time; what is found does not depend on it.
         progress: called with the number of tokens of every piece that is done.
     """
-    size = np.dtype(dtype).itemsize
-    lengths = [
-        len(f) if isinstance(f, np.ndarray) else Path(f).stat().st_size // size for f in files
-    ]
-    finder = _Finder(text, eos_token_id=eos_token_id, room=min(piece, sum(lengths)))
+    total = sum(file_lengths(files, dtype=dtype))
+    finder = _Finder(text, eos_token_id=eos_token_id, room=min(piece, total))
     found: dict[tuple[int, int, int, str], Place] = {}
-    num_scanned, opened = 0, -1
-    for index, start, stop in pieces(lengths, max_tokens=max_tokens, piece=piece):
-        if index != opened:
-            file, opened = files[index], index
-            tokens = (
-                file if isinstance(file, np.ndarray) else np.memmap(file, dtype=dtype, mode="r")
-            )
+    num_scanned = 0
+    for index, tokens, start, stop in pieces(
+        files, dtype=dtype, max_tokens=max_tokens, piece=piece
+    ):
         for anchor in finder.candidates(tokens, start, stop):
             for place, offset in finder.read(tokens, anchor, file=index):
                 # Two tokens of one statement can be anchors.
@@ -116,7 +110,7 @@ def scan_reference(
         num_scanned += stop - start
         progress(stop - start)
     places = tuple(found[key] for key in sorted(found))
-    return ReferenceScan(num_tokens=sum(lengths), num_scanned=num_scanned, places=places)
+    return ReferenceScan(num_tokens=total, num_scanned=num_scanned, places=places)
 
 
 class _Finder:

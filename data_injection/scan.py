@@ -92,27 +92,39 @@ def scan_corpus(
         piece: tokens at a time; the counts do not depend on it.
         progress: called with the number of tokens of every piece that is done.
     """
-    size = np.dtype(dtype).itemsize
-    lengths = [
-        len(f) if isinstance(f, np.ndarray) else Path(f).stat().st_size // size for f in files
-    ]
-    total = sum(lengths)
+    total = sum(file_lengths(files, dtype=dtype))
     counter = _Counter(tasks, eos_token_id=eos_token_id, room=min(piece, total))
-    num_scanned, opened = 0, -1
-    for index, start, stop in pieces(lengths, max_tokens=max_tokens, piece=piece):
-        if index != opened:
-            file, opened = files[index], index
-            # An empty file cannot be mapped, and has no piece either.
-            tokens = (
-                file if isinstance(file, np.ndarray) else np.memmap(file, dtype=dtype, mode="r")
-            )
+    num_scanned = 0
+    for _, tokens, start, stop in pieces(files, dtype=dtype, max_tokens=max_tokens, piece=piece):
         counter.add(tokens[start : stop + counter.reach], num=stop - start)
         num_scanned += stop - start
         progress(stop - start)
     return CorpusScan(num_tokens=total, num_scanned=num_scanned, tasks=counter.result(tasks))
 
 
+def file_lengths(files: Sequence[str | Path | Tokens], *, dtype: DTypeLike) -> list[int]:
+    """Tokens in each of some raw token files or arrays."""
+    size = np.dtype(dtype).itemsize
+    return [len(f) if isinstance(f, np.ndarray) else Path(f).stat().st_size // size for f in files]
+
+
 def pieces(
+    files: Sequence[str | Path | Tokens], *, dtype: DTypeLike, max_tokens: int | None, piece: int
+) -> Iterator[tuple[int, Tokens, int, int]]:
+    """(number of the file, its tokens, start, stop) of every stretch to scan, as `scan_corpus`."""
+    opened = -1
+    lengths = file_lengths(files, dtype=dtype)
+    for index, start, stop in _stretches(lengths, max_tokens=max_tokens, piece=piece):
+        if index != opened:
+            file, opened = files[index], index
+            # An empty file cannot be mapped, and has no stretch either.
+            tokens = (
+                file if isinstance(file, np.ndarray) else np.memmap(file, dtype=dtype, mode="r")
+            )
+        yield index, tokens, start, stop
+
+
+def _stretches(
     lengths: Sequence[int], *, max_tokens: int | None, piece: int
 ) -> Iterator[tuple[int, int, int]]:
     """(file, start, stop) of every stretch to scan, cut at file ends and into pieces."""
