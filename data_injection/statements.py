@@ -62,7 +62,6 @@ EXTREMES: dict[str, Callable[[Decimal, Decimal], Decimal]] = {
     **dict.fromkeys(("max", "maximum", "larger", "greater", "bigger", "higher"), max),
     **dict.fromkeys(("min", "minimum", "smaller", "lesser", "lower"), min),
 }
-SUMS = ("plus", "sum")
 
 
 @dataclass(frozen=True)
