@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -204,20 +205,17 @@ class Run:
         return int(found.split("=")[1])
 
 
-class Process:
+class Process(Protocol):
     """A started run."""
 
-    def alive(self) -> bool:
-        raise NotImplementedError
+    def alive(self) -> bool: ...
 
-    def hurt(self, fault: str) -> None:
-        raise NotImplementedError
+    def hurt(self, fault: str) -> None: ...
 
-    def wait(self, seconds: float) -> int:
-        raise NotImplementedError
+    def wait(self, seconds: float) -> int: ...
 
 
-class Forked(Process):
+class Forked:
     """On one rank, forked from a process that has imported the engine."""
 
     def __init__(self, arguments: list[str], log: Path, die_at: int | None = None) -> None:
@@ -242,7 +240,7 @@ class Forked(Process):
         return self.process.exitcode
 
 
-class Torchrun(Process):
+class Torchrun:
     """On several ranks, as docs/reliability.md says to start them."""
 
     def __init__(self, arguments: list[str], log: Path, ranks: int) -> None:
