@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import ConfigError
+from launch import scaling, theory
 
 if TYPE_CHECKING:
     from eval.evaluate import TaskSet
@@ -41,6 +42,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(theory.app, name="theory")
+app.add_typer(scaling.app, name="scaling")
 console = Console()
 errors = Console(stderr=True)
 
