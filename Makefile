@@ -2,6 +2,8 @@
 # Neither relies on anything installed by hand but Python 3.11 or 3.12 (PYTHON=... picks one).
 
 VENV ?= .venv
+# Of tests side by side; one core each, about 3 GB.
+JOBS ?= 2
 BIN := $(VENV)/bin
 SUPPORTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -25,7 +27,7 @@ faults: install
 	FAULTS=24 FAULTS_OUT=runs/faults.jsonl $(BIN)/pytest tests/olmo_ext/test_faults.py -k killed
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

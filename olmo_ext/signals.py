@@ -11,6 +11,7 @@ loader's workers too: those ignore it and end with their parent.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -75,6 +76,9 @@ def ignore_in_worker(worker: int) -> None:
 
 
 def _wait_for_parent() -> None:
+    # Not os.getppid(): under forkserver that is the fork server, which never sends anything.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
     while True:
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent.pid:
             os._exit(128 + signal.SIGTERM)
