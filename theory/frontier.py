@@ -5,8 +5,8 @@
 
 Hoffmann et al. 2022, approach 2, for any table: runs are grouped by compute; within a group the
 loss is a smooth curve in log N (a cubic, and terms v and u v for what differs in compute), whose
-minimum inside the group's sizes is a point of the frontier. A power law is fitted to the points, with
-a floor and without. The intervals repeat all of it on runs drawn with replacement.
+minimum inside the group's sizes is a point of the frontier. A power law is fitted to the points,
+with a floor and without. The intervals repeat all of it on runs drawn with replacement.
 
 S: resamples, the first being the runs themselves. G: groups. R: rows of a group.
 """
@@ -68,7 +68,7 @@ class Frontier:
     """By "params" and "compute": the floor is one more constant of the fit."""
 
     without_floor: dict[str, PowerLaw]
-    """The same with the floor at 0: the slope of log loss, as a straight line on log axes has it."""
+    """The same with the floor at 0: the slope of log loss, a straight line on log axes."""
 
     size_exponent: float
     """Compute-optimal N grows as C to this."""
@@ -87,14 +87,14 @@ def fit_frontier(
 ) -> Frontier:
     """Find the frontier's points and fit them.
 
-    Raises ValueError where the runs have no frontier to be found: too few of them at one compute, or
-    the least loss at the edge of the sizes.
+    Raises ValueError where the runs have no frontier to be found: too few of them at one compute,
+    or the least loss at the edge of the sizes.
     """
     groups = _groups(runs)
     if len(groups) < LEAST_POINTS:
         raise ValueError(
-            f"the runs have {len(groups)} ranges of compute with {LEAST_ROWS} runs of {LEAST_SIZES} "
-            f"sizes in them, a frontier needs {LEAST_POINTS}; train more sizes at equal compute"
+            f"the runs have {len(groups)} ranges of compute with {LEAST_ROWS} runs of "
+            f"{LEAST_SIZES} sizes in them, a frontier needs {LEAST_POINTS}; train more sizes at equal compute"
         )
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(
@@ -113,7 +113,8 @@ def fit_frontier(
     if real.sum() < LEAST_POINTS:
         raise ValueError(
             f"only {real.sum()} of {len(groups)} ranges of compute surely have their least loss "
-            f"inside their sizes, a frontier needs {LEAST_POINTS}; train smaller or larger models there"
+            f"inside their sizes, a frontier needs {LEAST_POINTS}; train smaller or larger models "
+            "there"
         )
     centre_G, size_SG, loss_SG = centre_G[real], size_SG[:, real], loss_SG[:, real]
     usable = np.isfinite(size_SG).sum(axis=1) >= LEAST_POINTS

@@ -1,6 +1,6 @@
 """L-BFGS for many small problems at once: one call, no Python loop over problems.
 
-    found = minimize(objective, starts_SP)      # objective(theta_SP, which_S) -> value_S, gradient_SP
+    found = minimize(objective, starts_SP)  # objective(theta_SP, which_S) -> value_S, gradient_SP
 
 A law is fitted from hundreds of starts and again for hundreds of resamples of its runs; one by one
 the overhead of each call would be most of the time.

@@ -118,10 +118,10 @@ def learnability(
     return Learnability(
         large=large,
         tokens=optimal,
-        optimal_loss=Estimate.of(law.compute_optimal_loss(large), draws.compute_optimal_loss(large)),
-        infinite_loss=Estimate.of(
-            law.infinite_data_loss(large), draws.infinite_data_loss(large)
+        optimal_loss=Estimate.of(
+            law.compute_optimal_loss(large), draws.compute_optimal_loss(large)
         ),
+        infinite_loss=Estimate.of(law.infinite_data_loss(large), draws.infinite_data_loss(large)),
         reach=Estimate.of(law.reach, draws.reach),
         outside=(*about_large, *_outside(runs, "its compute-optimal D", optimal.value, "tokens")),
         thresholds=tuple(_threshold(law, draws, runs, large, one) for one in eps),
@@ -156,4 +156,6 @@ def _outside(runs: Runs, what: str, value: float, column: str) -> tuple[str, ...
         return ()
     side, edge = ("above", high) if value > high else ("below", low)
     times = value / edge if value > high else edge / value
-    return (f"outside the data: {what} = {value:.3g} is {times:.3g} times {side} the runs' {edge:.3g}",)
+    return (
+        f"outside the data: {what} = {value:.3g} is {times:.3g} times {side} the runs' {edge:.3g}",
+    )

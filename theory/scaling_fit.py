@@ -194,7 +194,9 @@ class _Space:
         for alpha in EXPONENTS:
             for beta in EXPONENTS:
                 one, two = alpha * self.scale[0], beta * self.scale[1]
-                terms = np.stack([np.ones_like(self.x), np.exp(-one * self.x), np.exp(-two * self.y)])
+                terms = np.stack(
+                    [np.ones_like(self.x), np.exp(-one * self.x), np.exp(-two * self.y)]
+                )
                 scaled = (terms / self.runs.loss).T
                 amplitudes = np.linalg.lstsq(scaled, np.ones(len(self.x)), rcond=None)[0]
                 e, a, b = np.log(np.maximum(amplitudes, 0.02 * self.runs.loss.min()))
@@ -240,7 +242,13 @@ class _Space:
                 value = (pull * (residual - clipped / 2)).sum(axis=1)
                 pull /= total
                 p0, p1, p2 = pull * p0, pull * p1, pull * p2
-            columns = (p0.sum(axis=1), p1.sum(axis=1), -(p1 @ self.x), p2.sum(axis=1), -(p2 @ self.y))
+            columns = (
+                p0.sum(axis=1),
+                p1.sum(axis=1),
+                -(p1 @ self.x),
+                p2.sum(axis=1),
+                -(p2 @ self.y),
+            )
             gradient = np.stack(columns, axis=1)
             return value, gradient if basis is None else gradient @ basis
 
@@ -262,7 +270,7 @@ def _warnings(law: Law, draws: Law, runs: Runs) -> list[str]:
                 f"{name} is hardly identified ({low:.3g} to {high:.3g}); train runs over a wider "
                 f"range of {column}"
             )
-    if interval(draws.L0)[0] < 0.05 * law.L0 or law.L0 < 0.01 * runs.loss.min():
+    if interval(draws.L0)[0] < 0.05 * law.L0 or 0.01 * runs.loss.min() > law.L0:
         said.append(
             "L0 is not bounded away from 0: these runs are far above their irreducible loss, and "
             "every answer that rests on L0 or on L_inf is loose"

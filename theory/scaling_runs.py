@@ -57,7 +57,9 @@ class Runs:
         }
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) != 1 or (run is not None and len(run) != lengths["loss"]):
-            raise ValueError(f"params, tokens, loss and run must be as long as each other: {lengths}")
+            raise ValueError(
+                f"params, tokens, loss and run must be as long as each other: {lengths}"
+            )
         table = np.stack(list(columns.values()), axis=1)
         names = [str(one) for one in run] if run is not None else None
         order = sorted(
@@ -156,7 +158,11 @@ def _check_identified(runs: Runs) -> None:
     slope = float(np.cov(x, y)[0, 1] / x.var(ddof=1))
     if (y - y.mean() - slope * (x - x.mean())).std() < RAY:
         ratio = np.exp((y - x).mean())
-        what = f"tokens = {ratio:.3g} params" if abs(slope - 1) < 0.02 else f"tokens ~ params^{slope:.2f}"
+        what = (
+            f"tokens = {ratio:.3g} params"
+            if abs(slope - 1) < 0.02
+            else f"tokens ~ params^{slope:.2f}"
+        )
         raise ValueError(
             f"all runs lie on one ray, {what}: A/N^alpha and B/D^beta cannot be told apart; train "
             "some sizes for longer or shorter than others"
