@@ -45,7 +45,7 @@ def reach_figure(fitted: Fit, answers: Learnability) -> Figure:
     smaller = size <= answers.large
     axis.fill_between(
         size[smaller], infinite[smaller], optimal[smaller], color=DATA, linewidth=0, alpha=0.6,
-        label="within reach of data: L_C(N) to L_inf(N)",
+        label="what data gives: L_C(N) to L_inf(N)",
     )  # fmt: skip
     axis.fill_between(
         size, target, infinite, where=infinite > target, color=PARAMETERS, linewidth=0, alpha=0.7,

@@ -34,6 +34,7 @@ from theory.scaling import CONSTANTS, PAPER_GAMMA
 from theory.scaling_fit import Fit, fit_law
 from theory.scaling_runs import Runs
 
+MARK = "*"
 MOST_SIZES = 12
 """Smaller models shown; sizes.csv has all."""
 
@@ -159,29 +160,31 @@ def _frontier_table(frontier: Frontier) -> Table:
 
 
 def _show_answers(answers: Learnability, console: Console) -> None:
+    """Both definitions; what is outside the data carries a mark and is said below."""
     _say(
         console,
-        f"N_l = {count(answers.large)}: L_C {_text(answers.optimal_loss)} at D = "
+        f"N_l = {_short(answers.large)}: L_C {_text(answers.optimal_loss)} at D = "
         f"{_text(answers.tokens)}, L_inf {_text(answers.infinite_loss)}",
     )
-    table = _table(
-        "Def. 2: below N_s*(eps) only parameters help", "eps", "N_s*", "95% interval", ""
-    )
-    for one in answers.thresholds:
-        table.add_row(f"{one.eps:g}", *_cells(one.params), "; ".join(one.outside))
+    outside = list(answers.outside)
+    table = _table("Def. 2: below N_s*(eps) only parameters help", "eps", "N_s*", "95% interval")
+    for threshold in answers.thresholds:
+        value, interval = _cells(threshold.params)
+        table.add_row(f"{threshold.eps:g}", value + MARK * bool(threshold.outside), interval)
+        outside += threshold.outside
     console.print(table)
-    columns = ("N_s", "L_inf - L_C(N_l)", "95% interval", "the gap needs", "tokens to match", "")
+    columns = ("N_s", "L_inf - L_C(N_l)", "95% interval", "needs", "tokens to match")
     table = _table("Def. 1: can data close the gap to N_l?", *columns)
     sizes = answers.sizes
     chosen = np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), MOST_SIZES)).round())
     for size in (sizes[int(index)] for index in chosen):
         tokens = "none is enough" if np.isinf(size.tokens.value) else _text(size.tokens)
-        gap = _cells(size.infinite_gap)
-        flags = "; ".join(size.outside)
-        table.add_row(count(size.params), *gap, size.verdict, tokens, flags)
+        tokens += MARK * bool(size.outside)
+        table.add_row(_short(size.params), *_cells(size.infinite_gap), size.verdict, tokens)
+        outside += size.outside
     console.print(table)
-    for one in answers.outside:
-        console.print(f"[yellow]note:[/] {one}", highlight=False)
+    for said in outside:
+        console.print(f"[yellow]{MARK} outside the data:[/] {said}", highlight=False)
 
 
 def _write(
@@ -309,6 +312,10 @@ def _text(one: Estimate) -> str:
 def _short(value: float) -> str:
     if not np.isfinite(value):
         return str(value)
+    if value >= 1e15:
+        return f"{value:.3g}"
+    if value >= 1e12:
+        return f"{value / 1e12:.3g}T"
     return count(value) if value >= 1e4 else f"{value:.4g}"
 
 

@@ -94,7 +94,8 @@ def fit_frontier(
     if len(groups) < LEAST_POINTS:
         raise ValueError(
             f"the runs have {len(groups)} ranges of compute with {LEAST_ROWS} runs of "
-            f"{LEAST_SIZES} sizes in them, a frontier needs {LEAST_POINTS}; train more sizes at equal compute"
+            f"{LEAST_SIZES} sizes in them, a frontier needs {LEAST_POINTS}; train more "
+            "sizes at equal compute"
         )
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(

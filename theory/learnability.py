@@ -115,13 +115,15 @@ def learnability(
         raise ValueError(f"sizes must be positive and below large ({large:g}), got {wrong[0]:g}")
     about_large = _outside(runs, "N_l", large, "params")
     optimal = Estimate.of(law.optimal_tokens(large), draws.optimal_tokens(large))
+    optimal_loss, infinite_loss = (
+        Estimate.of(getattr(law, name)(large), getattr(draws, name)(large))
+        for name in ("compute_optimal_loss", "infinite_data_loss")
+    )
     return Learnability(
         large=large,
         tokens=optimal,
-        optimal_loss=Estimate.of(
-            law.compute_optimal_loss(large), draws.compute_optimal_loss(large)
-        ),
-        infinite_loss=Estimate.of(law.infinite_data_loss(large), draws.infinite_data_loss(large)),
+        optimal_loss=optimal_loss,
+        infinite_loss=infinite_loss,
         reach=Estimate.of(law.reach, draws.reach),
         outside=(*about_large, *_outside(runs, "its compute-optimal D", optimal.value, "tokens")),
         thresholds=tuple(_threshold(law, draws, runs, large, one) for one in eps),
@@ -150,12 +152,10 @@ def _size(law: Law, draws: Law, runs: Runs, large: float, small: float) -> Size:
 
 
 def _outside(runs: Runs, what: str, value: float, column: str) -> tuple[str, ...]:
-    """A sentence if a value is outside the range of a column of the runs."""
+    """What to say after "outside the data:", if a value is outside a column's range."""
     low, high = (float(f(getattr(runs, column))) for f in (np.min, np.max))
     if low / EDGE <= value <= high * EDGE:
         return ()
     side, edge = ("above", high) if value > high else ("below", low)
-    times = value / edge if value > high else edge / value
-    return (
-        f"outside the data: {what} = {value:.3g} is {times:.3g} times {side} the runs' {edge:.3g}",
-    )
+    times = max(value / edge, edge / value)
+    return (f"{what} = {value:.3g} is {times:.3g} times {side} the runs' {edge:.3g}",)

@@ -118,7 +118,7 @@ class Law:
         it reads. Args: large: N_l. eps: nats per token, at least 0. Raises ValueError for others.
         """
         if np.any(np.asarray(eps) < 0) or not np.all(np.isfinite(eps)):
-            raise ValueError(f"eps must be at least 0 nats per token, got {eps}")
+            raise ValueError(f"eps must be at least 0 nats per token, got {eps!r}")
         above = (1 + self.alpha / self.beta) * _power(self.log_A, self.alpha, large) + eps
         return _exp((self.log_A - np.log(above)) / self.alpha)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,9 +58,7 @@ class Runs:
         }
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) != 1 or (run is not None and len(run) != lengths["loss"]):
-            raise ValueError(
-                f"params, tokens, loss and run must be as long as each other: {lengths}"
-            )
+            raise ValueError(f"params, tokens, loss and run must be of one length, got {lengths}")
         table = np.stack(list(columns.values()), axis=1)
         names = [str(one) for one in run] if run is not None else None
         order = sorted(
@@ -71,7 +70,7 @@ class Runs:
         if names is not None:
             numbers: dict[str, int] = {}
             group = np.array([numbers.setdefault(names[row], len(numbers)) for row in order])
-        runs = cls(*table.T, group=group)
+        runs = cls(table[:, 0], table[:, 1], table[:, 2], group)
         _check_identified(runs)
         return runs
 
@@ -125,14 +124,13 @@ def _rows(rows: list[int]) -> str:
 
 
 def _check_twice(table: Array, order: list[int]) -> None:
-    pairs = zip(order, order[1:], strict=False)
-    twice = [(a + 1, b + 1) for a, b in pairs if (table[a] == table[b]).all()]
+    twice = [(a + 1, b + 1) for a, b in pairwise(order) if (table[a] == table[b]).all()]
     if twice:
         some = ", ".join(f"{a} and {b}" for a, b in twice[:3])
         raise ValueError(
-            f"{len(twice)} rows stand twice, with the same params, tokens and loss ({some}): counted "
-            "twice they would make the intervals too narrow; drop them (two seeds of one size are "
-            "two runs, and their losses differ)"
+            f"{len(twice)} rows stand twice, with the same params, tokens and loss ({some}): "
+            "counted twice they would make the intervals too narrow; drop them (two seeds of one "
+            "size are two runs, and their losses differ)"
         )
 
 
@@ -151,7 +149,7 @@ def _check_identified(runs: Runs) -> None:
         if len(sizes) < LEAST_SIZES:
             shown = ", ".join(f"{size:g}" for size in sizes)
             raise ValueError(
-                f"column {column} has {len(sizes)} different value{'s' * (len(sizes) > 1)} ({shown}), "
+                f"column {column} has only the value{'s' * (len(sizes) > 1)} {shown} in all runs, "
                 f"so that {terms} are not identified; {remedy}, {LEAST_SIZES} at least"
             )
     x, y = np.log(runs.params), np.log(runs.tokens)
