@@ -179,8 +179,9 @@ def _minimum(runs: Runs, rows: NDArray[np.int64], weight_SR: Array) -> tuple[Arr
     with np.errstate(invalid="ignore", divide="ignore"):
         root = np.sqrt(np.where(c2**2 - 3 * c1 * c3 >= 0, c2**2 - 3 * c1 * c3, np.nan))
         place = -c1 / (c2 + root)  # where the curvature is positive; stable as c3 goes to 0
-        present = np.where(weight_SR > 0, u, np.nan)
-        inside = (place > np.nanmin(present, axis=1)) & (place < np.nanmax(present, axis=1))
+        # A resample may have none of a group's runs: then nothing is inside.
+        least = np.where(weight_SR > 0, u, np.inf).min(axis=1)
+        inside = (place > least) & (place < np.where(weight_SR > 0, u, -np.inf).max(axis=1))
     place = np.where(inside & (c2 + root > 0), place, np.nan)
     return middle + half * place, c0 + c1 * place + c2 * place**2 + c3 * place**3
 
