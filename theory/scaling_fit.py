@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from theory.lbfgs import minimize
 from theory.scaling import Array, Law
@@ -25,8 +26,11 @@ DELTA = 1e-3
 """Of the Huber loss, in log-loss: far below the noise of runs, so nearly the absolute value."""
 
 RESAMPLES = 1000
-FEW_RUNS = 60
-"""Runs below which percentile intervals are said to be too narrow (docs/scaling.md, measured)."""
+FEW_RUNS = 20
+"""The fewest runs for which the intervals' coverage was measured (docs/scaling.md)."""
+
+LOW_FLOOR = 0.3
+"""Of the least loss: an L0 below it may be 0 in some resamples and not in others."""
 
 SAME = 1e-6
 """Starts whose objective is within this share of the best ended at the same optimum."""
@@ -135,7 +139,12 @@ def _refit(
 ) -> tuple[Array, int]:
     """The parameters of each resample, started from the fit to all runs."""
     rng, runs = np.random.default_rng(seed), space.runs
-    basis = space.whitened(theta, residuals)
+    origins = [theta]
+    if np.exp(theta[0]) < LOW_FLOOR * runs.loss.min():
+        # Where L0 is 0 the objective is flat in its logarithm, so that no resample would leave it:
+        # each is also started from the best law with a floor in sight.
+        origins.append(_with_floor(space, theta))
+    bases = [space.whitened(origin, residuals) for origin in origins]
     chunk = max(1, CELLS // len(runs))
     parts, unfinished = [np.zeros((0, 5))], 0
     even = np.full(runs.num_runs, 1 / runs.num_runs)
@@ -143,12 +152,31 @@ def _refit(
         num = min(chunk, resamples - done)
         # All rows of a run are drawn together: they share its seed and its data.
         weight_SR = rng.multinomial(runs.num_runs, even, size=num).astype(float)[:, runs.group]
-        objective = space.objective(weight_SR, origin=theta, basis=basis)
-        found = minimize(objective, np.zeros((num, 5)), tolerance=1e-8)
-        parts.append(theta + found.theta_SP @ basis.T)
-        unfinished += int((~found.converged_S).sum())
+        best_SP, best_S = np.zeros((num, 5)), np.full(num, np.inf)
+        finished = np.zeros(num, dtype=bool)
+        for origin, basis in zip(origins, bases, strict=True):
+            objective = space.objective(weight_SR, origin=origin, basis=basis)
+            found = minimize(objective, np.zeros((num, 5)), tolerance=1e-8)
+            better = found.value_S < best_S
+            best_SP[better] = (origin + found.theta_SP @ basis.T)[better]
+            best_S[better], finished[better] = found.value_S[better], found.converged_S[better]
+        parts.append(best_SP)
+        unfinished += int((~finished).sum())
         progress(done + num)
     return np.concatenate(parts), unfinished
+
+
+def _with_floor(space: Space, theta: Array) -> Array:
+    """The best parameters with L0 held at half the least loss."""
+    start = theta.copy()
+    start[0] = np.log(0.5 * space.runs.loss.min())
+    free = space.objective(np.ones((1, len(space.runs))))
+
+    def held(theta_SP: Array, which_S: NDArray[np.int64]) -> tuple[Array, Array]:
+        value, gradient = free(theta_SP, which_S)
+        return value, gradient * [0, 1, 1, 1, 1]
+
+    return minimize(held, start[None]).theta_SP[0]
 
 
 def _warnings(law: Law, draws: Law, runs: Runs) -> list[str]:
@@ -156,8 +184,8 @@ def _warnings(law: Law, draws: Law, runs: Runs) -> list[str]:
     said = []
     if runs.num_runs < FEW_RUNS:
         said.append(
-            f"{runs.num_runs} runs: below {FEW_RUNS} the intervals are too narrow as a rule; take "
-            "them as a lower bound of the uncertainty"
+            f"{runs.num_runs} runs: below {FEW_RUNS} it was not measured how often the intervals "
+            "cover the truth"
         )
     for name, column in (("alpha", "params"), ("beta", "tokens")):
         low, high = interval(getattr(draws, name))

@@ -287,3 +287,20 @@ def test_each_smaller_model_gets_the_definitions_answer() -> None:
     for one in ({"large": -1.0}, {"large": np.nan}, {"sizes": (5e9,), "large": 4e9}):
         with pytest.raises(ValueError, match="must be"):
             learnability(fitted, **one)
+
+
+def test_an_l0_that_fits_as_zero_keeps_an_interval_up_to_what_the_runs_allow() -> None:
+    # Losses of 4 to 7.6 over a floor of 1.5, as micro models have them: L0 is out of sight.
+    law = Law.of(L0=1.5, A=60.0, alpha=0.3, B=350.0, beta=0.39)
+    params, tokens = grid(np.geomspace(2e4, 2e5, 5), np.geomspace(2e5, 3e6, 5))
+    for seed in range(20):
+        errors = np.random.default_rng(seed).standard_normal(25)
+        runs = Runs.of(params, tokens, law.loss(params, tokens) * np.exp(0.01 * errors))
+        if fit_law(runs, resamples=0).law.L0 < 1e-3:
+            break
+    fitted = fit_law(runs, resamples=200)
+    assert fitted.law.L0 < 1e-3
+    low, high = fitted.interval("L0")
+    assert low < 0.01
+    assert high > 1
+    assert any("L0 is not bounded away from 0" in one for one in fitted.warnings)
