@@ -24,6 +24,7 @@ from olmo_ext.train import train
 from theory.learnability import learnability
 from theory.scaling_designs import PAPER, draw, grid
 from theory.scaling_fit import fit_law
+from theory.scaling_runs import Runs
 
 FILES = ("fit.json", "constants.csv", "draws.csv", "thresholds.csv", "sizes.csv", "runs.csv")
 
@@ -232,3 +233,27 @@ def test_the_figure_has_both_curves_both_bands_and_the_runs() -> None:
         assert tuple(np.round(to_rgb(band), 3)) in colours
     dots = max(axis.collections, key=lambda one: len(one.get_offsets()))
     assert len(dots.get_offsets()) == (fitted.runs.loss > fitted.law.L0).sum()
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "scaling"
+
+
+def test_the_documented_example_regenerates_from_its_table() -> None:
+    table = read_losses(DOCS / "synthetic.csv")
+    documented = json.loads((DOCS / "fit.json").read_text())
+    assert table.sha256 == documented["source"]["sha256"]
+    fitted = fit_law(Runs.of(table.frame.params, table.frame.tokens, table.frame.loss))
+    for name, one in documented["constants"].items():
+        assert getattr(fitted.law, name) == pytest.approx(one["value"], rel=1e-3)
+        assert fitted.interval(name) == pytest.approx((one["low"], one["high"]), rel=1e-2)
+
+
+def test_sixteen_real_runs_are_fitted_with_what_they_cannot_say(tmp_path: Path) -> None:
+    said = " ".join(fit(DOCS / "micro.jsonl", "--out", tmp_path / "out").split())
+    assert "16 runs" in said
+    assert "L0 is not bounded away from 0" in said
+    assert "No frontier" in said
+    found = json.loads((tmp_path / "out" / "fit.json").read_text())["constants"]
+    assert found["alpha"]["value"] == pytest.approx(0.136, abs=0.005)
+    assert found["L0"]["high"] > 1
+    assert not (tmp_path / "out" / "frontier.csv").exists()
