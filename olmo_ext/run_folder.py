@@ -16,7 +16,6 @@ import platform
 import secrets
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +39,7 @@ from data_injection.ledger import (
     read_segments,
 )
 from eval.checkpoint import IDENTITY_FILE, Checkpoint, find_checkpoints, verify_checkpoint
+from eval.commit import git_commit
 from olmo_ext.build import Stream, check_same_run
 from olmo_ext.compat import link_latest
 from olmo_ext.config import FILE_NAME, ExperimentConfig, save_experiment
@@ -324,24 +324,3 @@ def _device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def git_commit() -> str | None:
-    """Commit of the code that runs, "+changes" if the checkout is not clean; None outside git."""
-    here = Path(__file__).parent
-    try:
-        top, commit, status = (
-            subprocess.run(
-                ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for args in (
-                ["rev-parse", "--show-toplevel"],
-                ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "-uno"],
-            )
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    if Path(top) != here.parent:  # installed in an environment inside somebody else's checkout
-        return None
-    return commit + ("+changes" if status else "")
