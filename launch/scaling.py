@@ -5,8 +5,51 @@ olmo-ext scaling fit runs.csv
 
 from __future__ import annotations
 
-import typer
+import sys
+from pathlib import Path
+from typing import Annotated
 
+import typer
+from rich.console import Console
+
+console = Console()
 app = typer.Typer(
     help="Scaling laws and what they advise on size and mixture.", no_args_is_help=True
 )
+
+
+@app.command()
+def advise(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs, or a records.jsonl.")],
+    frequency: Annotated[
+        str | None, typer.Option(help="How often the task comes, e.g. 2, 1/10, 2.4e-8.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="A rung of the records, or parameters: 98.5K, 1B.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="per_step, per_sequence or per_token.")] = None,
+    gap: Annotated[
+        float | None, typer.Option(min=1, help="Steps between bursts, where gaps were varied.")
+    ] = None,
+    bits: Annotated[
+        float | None, typer.Option(min=0.001, help="Complexity; pools a protocol's families.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Only families that hold this.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="single or mixture.")] = None,
+    run: Annotated[str | None, typer.Option(help="Only runs of this name or glob.")] = None,
+    response: Annotated[
+        str, typer.Option(help="Fit learned (score >= .5, per run) or the score itself.")
+    ] = "learned",
+    out: Annotated[Path | None, typer.Option(help="Folder of advice.png; default: RUNS.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
+) -> None:
+    """Say which size a frequency needs, and which frequency a size needs; or why not."""
+    from launch.advise import Question
+    from launch.advise import advise as run_advise
+
+    question = Question(
+        frequency=frequency, size=size, unit=unit, gap=gap, bits=bits, family=family,
+        protocol=protocol, run=run, response=response,  # type: ignore[arg-type]
+    )  # fmt: skip
+    command = " ".join(["olmo-ext", *sys.argv[1:]])
+    run_advise(runs, question=question, out=out, as_json=json, command=command, console=console)

@@ -4,10 +4,10 @@
     print(threshold(surface, of="frequency", at={"params": 98_464}))
     print(threshold(surface, of="params", at={"frequency": 2.0}))
 
-The chance that a run learns a task is a logistic function of log size and log frequency, and of log
-gap and log complexity where these were varied. f*(N) and N*(f) are where it is one half. What the
-cells cannot say is not said: beyond the sizes or frequencies measured, without a cell on either side
-of the line, or where the slope's interval holds zero, there is a reason instead of a number.
+The chance that a run learns a task is a logistic function of log size and log frequency, and of
+log gap and log complexity where these were varied. f*(N) and N*(f) are where it is one half. What
+the cells cannot say is not said: beyond the sizes or frequencies measured, without a cell on either
+side of the line, or where the slope's interval holds zero, a reason stands in place of a number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pandas as pd
 from theory.logistic import leave_one_out, ratio_interval
 
 LEARNED_SCORE = 0.5
-"""As in eval.grid, which this room may not import; here of one run, there of the mean over seeds."""
+"""As in eval.grid, which this room may not import; here of a run, there of a mean over seeds."""
 
 RISES = {"params": True, "frequency": True, "gap": False, "bits": False}
 """Covariates, and whether learning should rise with them (a longer gap and more bits make it
@@ -144,10 +144,11 @@ def fit_surface(
 ) -> Surface:
     """The surface of a sweep, a row per run and task.
 
-    cells: the covariates (positive), `run` (or another column to cluster by), `learned` or `score`
-    (test score, learned from .5 on), and `seed` where known. response "score" fits the score itself,
-    cut to [0, 1], as a share (Papke and Wooldridge 1996): the line is then a mean score of .5, and
-    uses how far a cell is from it. Raises ValueError, with what to do, for what is no sweep.
+    cells: the covariates (positive), `run` (or another column to cluster by), `learned` or else
+    `score` (test score, learned from .5 on), and `seed` where known. response "score" fits the
+    score itself, cut to [0, 1], as a share (Papke and Wooldridge 1996): the line is then a mean
+    score of .5, and uses how far a cell is from it, at the price of a shape that may not fit
+    (`misplaced`). Raises ValueError, with what to do, for what is no sweep.
     """
     rows = _checked(cells, covariates, cluster)
     outcome = _outcome(rows, response)
@@ -174,9 +175,7 @@ def fit_surface(
         num_seeds=int(rows.seed.nunique()) if "seed" in rows else num_runs,
         num_cells=len(rows),
         num_learned=float((outcome >= LEARNED_SCORE).sum()),
-        ranges={
-            name: (float(rows[name].min()), float(rows[name].max())) for name in covariates
-        },
+        ranges={name: (float(rows[name].min()), float(rows[name].max())) for name in covariates},
     )
 
 
@@ -220,12 +219,12 @@ def threshold(surface: Surface, *, of: str, at: Mapping[str, float]) -> Threshol
         quantile=surface.quantile,
     )
     assert bounds is not None, "a slope whose interval leaves 0 out gives bounds"
-    return Threshold(of, at, "inside", "", value, _exp(centre + bounds[0]), _exp(centre + bounds[1]))
+    return Threshold(
+        of, at, "inside", "", value, _exp(centre + bounds[0]), _exp(centre + bounds[1])
+    )
 
 
-def exchange(
-    surface: Surface, *, change: str, start: float, stop: float, into: str
-) -> Exchange:
+def exchange(surface: Surface, *, change: str, start: float, stop: float, into: str) -> Exchange:
     """The factor on `into` that does as much for learning as taking `change` from start to stop.
 
     E.g. change="gap", start=25, stop=1, into="frequency": a factor of 3 says that the shorter gap
@@ -259,8 +258,27 @@ def exchange(
     return Exchange(*told, "inside", "", _exp(ratio * log_change), low, high)
 
 
+def misplaced(
+    surface: Surface, cells: pd.DataFrame, *, response: Literal["learned", "score"] = "learned"
+) -> pd.DataFrame:
+    """Cells (runs of equal covariates) whose mean outcome lies on the other side of the line.
+
+    Columns: the covariates, `fitted`, `measured`, `num_runs`. Many of them say that the surface,
+    linear in logarithms, is not the shape of these data. Arguments as in `fit_surface`.
+    """
+    names = list(surface.covariates)
+    table = cells.assign(measured=_outcome(cells, response)).groupby(names, as_index=False)
+    table = table.agg(measured=("measured", "mean"), num_runs=("measured", "size"))
+    table["fitted"] = [
+        surface.probability(dict(zip(names, point, strict=True)))
+        for point in table[names].itertuples(index=False)
+    ]
+    apart = (table.fitted - LEARNED_SCORE) * (table.measured - LEARNED_SCORE) < 0
+    return table.loc[apart, [*names, "fitted", "measured", "num_runs"]].reset_index(drop=True)
+
+
 def _checked(cells: pd.DataFrame, covariates: Sequence[str], cluster: str) -> pd.DataFrame:
-    if not covariates or (unknown := [name for name in covariates if name not in RISES]):
+    if not covariates or not set(covariates) <= set(RISES):
         raise ValueError(f"covariates must be of {', '.join(RISES)}, got {list(covariates)}")
     if missing := [name for name in (*covariates, cluster) if name not in cells]:
         raise ValueError(f"cells lack {', '.join(missing)}; a row is one run's task at one step")
@@ -284,8 +302,8 @@ def _checked(cells: pd.DataFrame, covariates: Sequence[str], cluster: str) -> pd
 def _outcome(cells: pd.DataFrame, response: str) -> np.ndarray:
     if response not in ("learned", "score"):
         raise ValueError(f"response must be 'learned' or 'score', got {response!r}")
-    column = "score" if "score" in cells else "learned"
-    if column not in cells or (response == "score" and column != "score"):
+    column = "learned" if response == "learned" and "learned" in cells else "score"
+    if column not in cells:
         raise ValueError(f"cells lack {response!r}; give the test score of each run and task")
     values = cells[column].to_numpy(float)
     if not np.all(np.isfinite(values)):
@@ -318,7 +336,9 @@ def _no_trend(surface: Surface, name: str) -> str:
             f"{high:.2g}], which holds 0"
         )
     if sign * value < 0:
-        return f"the trend with {name} has the wrong sign: slope {value:.2g} [{low:.2g}, {high:.2g}]"
+        return (
+            f"the trend with {name} has the wrong sign: slope {value:.2g} [{low:.2g}, {high:.2g}]"
+        )
     return ""
 
 

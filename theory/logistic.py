@@ -56,10 +56,12 @@ def _penalised(
     odds = beta @ design.T
     probability = 1 / (1 + np.exp(-np.clip(odds, -40, 40)))
     variance = weights * probability * (1 - probability)
-    information = np.einsum("bn,nk,nl->bkl", variance, design, design)
-    information = information + 1e-14 * np.eye(design.shape[1])
+    num_columns = design.shape[1]
+    outer = (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)
+    information = (variance @ outer).reshape(-1, num_columns, num_columns)
+    information = information + 1e-14 * np.eye(num_columns)
     inverse = np.linalg.inv(information)
-    leverage = variance * np.einsum("nk,bkl,nl->bn", design, inverse, design)
+    leverage = variance * (inverse.reshape(len(beta), -1) @ outer.T)
     slope = (weights * (outcome - probability) + leverage * (0.5 - probability)) @ design
     likelihood = (weights * (outcome * odds - np.logaddexp(0, odds))).sum(axis=1)
     value = likelihood + 0.5 * np.linalg.slogdet(information)[1]
