@@ -57,8 +57,8 @@ def joint_survives(
     """Whether a slot that holds a common feature is unstable towards a rare one in joint training.
 
     Linearisation at |u| |v| = sqrt(lambda_c): [[-pi_c v^2, pi_r sqrt(lambda_r)],
-    [pi_r sqrt(lambda_r), -pi_r u^2]]. Unstable iff pi_r lambda_r > pi_c lambda_c for any balance, so
-    the boundary is the same with trained decoders.
+    [pi_r sqrt(lambda_r), -pi_r u^2]]. Unstable iff pi_r lambda_r > pi_c lambda_c for any balance,
+    so the boundary is the same with trained decoders.
 
     Args:
         common, rare: (pi, lambda).

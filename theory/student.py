@@ -5,10 +5,10 @@
 
 yhat_k = V_k U^T x. Encoder and decoders start small and are trained together, which is the genuine
 test of the theory; orthogonal iteration (theory/orthogonal.py) takes optimal decoders for granted.
-Two modes. "exact": the gradient of the population loss over x, for the task shares of a drawn batch.
-"sampled": the gradient on a batch of drawn inputs. Gradients are written out, not traced. Several
-seeds share one batched product up to width LOOP_ABOVE; above it one after the other is as fast
-(benchmarks/theory.py). fp32; measures (theory/measures.py) are taken in fp64.
+Two modes. "exact": the gradient of the population loss over x, for the task shares of a drawn
+batch. "sampled": the gradient on a batch of drawn inputs. Gradients are written out, not traced.
+Several seeds share one batched product up to width LOOP_ABOVE; above it one after the other is as
+fast (benchmarks/theory.py). fp32; measures (theory/measures.py) are taken in fp64.
 
 Axes: E seeds, D inputs, F = K m features, N width, B batch. U_EDN, V_EFN; rows 0..F-1 of U are the
 features in the order (k, j).
@@ -34,7 +34,7 @@ DRAWN_AT_ONCE = 16
 
 
 class JointStudents:
-    """An ensemble over seeds of students of one width; a seed's student is the same in any ensemble.
+    """Students of one width, one a seed; a seed's student is the same in any ensemble.
 
     Args:
         phases: which tasks each step draws.
@@ -110,9 +110,13 @@ class JointStudents:
             _add_product(V, error.mT, hidden, -step)
             _add_product(U, X.mT, back, -step)
 
-    def batch_gradient(self) -> Tensor:
-        """dL/dU (E, D, N) of the batch that the next step will see; nothing moves on."""
-        if self.mode == "exact":
+    def batch_gradient(self, *, in_x: bool = False) -> Tensor:
+        """dL/dU (E, D, N) of the batch that the next step will see; nothing moves on.
+
+        Args:
+            in_x: of the batch's task shares, but with the expectation over inputs.
+        """
+        if self.mode == "exact" or in_x:
             share = self._tasks.shares(peek=True)
             return encoder_gradient(self.U_EDN, self.V_EFN, share, self.amplitude_F1)
         mask_EBF, X_EBD = self._tasks.masks(peek=True), self._inputs.next(peek=True)
@@ -211,7 +215,8 @@ class _Tasks:
         self._streams: list[Iterator[np.ndarray]] = [
             draw_tasks(phases, batch_size=batch_size, seed=seed) for seed in seeds
         ]
-        self._next, self._tasks, self._shares = CHUNK, np.empty(0), torch.empty(0)
+        self._next, self._shares = CHUNK, torch.empty(0)
+        self._tasks = np.empty((0, 0, 0), dtype=np.int64)
         self._eye = torch.eye(mixture.num_tasks).repeat_interleave(mixture.rank, dim=1)
 
     def shares(self, *, peek: bool = False) -> Tensor:
