@@ -53,3 +53,31 @@ def advise(
     )  # fmt: skip
     command = " ".join(["olmo-ext", *sys.argv[1:]])
     run_advise(runs, question=question, out=out, as_json=json, command=command, console=console)
+
+
+@app.command()
+def mixture(
+    tasks: Annotated[Path, typer.Argument(help="YAML: tasks, rungs, host, assumptions.")],
+    target: Annotated[str | None, typer.Option(help="Task to bring in.")] = None,
+    rung: Annotated[str | None, typer.Option(help="Size at which; default: the smallest.")] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Runs to read features per d_model off.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Of the runs to calibrate on.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Of the runs to calibrate on.")] = None,
+    run: Annotated[str | None, typer.Option(help="Name or glob of those runs.")] = None,
+    response: Annotated[str, typer.Option(help="learned or score, of those runs.")] = "learned",
+    json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
+) -> None:
+    """Say which tasks of a mixture fit at which size, and the cheapest way to bring one in."""
+    from launch.advise import Question
+    from launch.mixture import mixture as run_mixture
+
+    question = Question(
+        family=family, protocol=protocol, run=run, response=response,  # type: ignore[arg-type]
+    )  # fmt: skip
+    command = " ".join(["olmo-ext", *sys.argv[1:]])
+    run_mixture(
+        tasks, target=target, rung=rung, sweep=calibrate, question=question, as_json=json,
+        command=command, console=console,
+    )  # fmt: skip
