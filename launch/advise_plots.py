@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.plots import FAINT, INK, count
+from eval.plots import FAINT, INK, count, number
 from theory.advisor import threshold
 
 if TYPE_CHECKING:
@@ -58,11 +58,8 @@ def _panel(axis: Any, group: Group) -> None:
     sizes = np.geomspace(*surface.ranges["params"], POINTS)
     fixed = {name: value for name, value in group.asked.items() if name in ("gap", "bits")}
     fixed.pop(along, None)
-    if along == "gap":
-        found = []
-    else:
-        found = [threshold(surface, of=along, at={"params": size, **fixed}) for size in sizes]
-    inside = [(one, size) for one, size in zip(found, sizes, strict=False) if one.value > 0]
+    found = [threshold(surface, of=along, at={"params": size, **fixed}) for size in sizes]
+    inside = [(one, size) for one, size in zip(found, sizes, strict=True) if one.value > 0]
     if inside:
         size = [s for _, s in inside]
         low_edge, high_edge = surface.ranges[along]
@@ -80,6 +77,8 @@ def _panel(axis: Any, group: Group) -> None:
     axis.set_xlabel("gap (steps)" if along == "gap" else f"instances per {unit}", fontsize=9)
     ticks = rows[["params", "rung"]].drop_duplicates()
     axis.set_yticks(ticks.params, [f"{r.rung}\n{count(r.params)}" for r in ticks.itertuples()])
+    measured = sorted(set(rows[along]))
+    axis.set_xticks(measured, [number(value) for value in measured])
     axis.minorticks_off()
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
