@@ -33,6 +33,7 @@ from theory.advisor import (
     exchange,
     fit_surface,
     misplaced,
+    no_trend,
     threshold,
 )
 
@@ -333,7 +334,7 @@ def answer(group: Group, question: Question) -> None:
         _frequency_for(group, size, frequency, fixed)
     if frequency is not None:
         _size_for(group, frequency, fixed)
-    _gaps(group)
+    _worth(group)
     wrong = misplaced(surface, rows, response=question.response)
     num_cells = len(rows[list(surface.covariates)].drop_duplicates())
     if len(wrong):
@@ -382,6 +383,8 @@ def _frequency_for(
             said = f"  {who}: learned at every frequency measured: {found.reason}"
     else:
         said = f"  {who}: no advice: {found.reason}"
+    if found.status == "inside" and no_trend(group.surface, "params"):
+        said += "; size makes no clear difference in these records"
     group.lines.append(said)
     group.answers.append({"question": "frequency for a size", "params": size} | _told(found))
     if frequency is None or found.status not in ("inside", "provisional"):
@@ -429,23 +432,28 @@ def _size_for(group: Group, frequency: float, fixed: dict[str, float]) -> None:
     group.answers.append({"question": "size for a frequency", "given": frequency} | _told(found))
 
 
-def _gaps(group: Group) -> None:
-    """What shortening the gap is worth at equal long-run frequency."""
+def _worth(group: Group) -> None:
+    """What a shorter gap at equal long-run frequency, or a simpler task, is worth."""
     surface = group.surface
-    if "gap" not in surface.covariates:
-        return
-    start, stop = group.asked["gap"], surface.ranges["gap"][0]
-    for into in [name for name in ("frequency", "params") if name in surface.covariates]:
-        found: Exchange = exchange(surface, change="gap", start=start, stop=stop, into=into)
-        said = f"  a gap of {stop:g} steps in place of {start:g}, at equal frequency: "
-        if found.status in ("inside", "provisional"):
-            said += f"worth × {found.factor:.2g} the {_word(into)}"
-            if not math.isnan(found.low):
-                said += f" [{found.low:.2g}, {number(found.high)}]"
-        else:
-            said += f"worth in {_word(into)} not said: {found.reason}"
-        group.lines.append(said)
-        group.answers.append({"question": "gap"} | asdict(found))
+    words = {
+        "gap": "a gap of {stop:g} steps in place of {start:g}, at equal frequency",
+        "bits": "{stop:g} bits in place of {start:g}",
+    }
+    for change in [name for name in words if name in surface.covariates]:
+        start, stop = group.asked[change], surface.ranges[change][0]
+        if math.isclose(start, stop):
+            start, stop = stop, surface.ranges[change][1]
+        for into in [name for name in ("frequency", "params") if name in surface.covariates]:
+            found: Exchange = exchange(surface, change=change, start=start, stop=stop, into=into)
+            said = f"  {words[change].format(start=start, stop=stop)}: "
+            if found.status in ("inside", "provisional"):
+                said += f"worth × {found.factor:.2g} the {_word(into)}"
+                if not math.isnan(found.low):
+                    said += f" [{found.low:.2g}, {number(found.high)}]"
+            else:
+                said += f"worth in {_word(into)} not said: {found.reason}"
+            group.lines.append(said)
+            group.answers.append({"question": change} | asdict(found))
 
 
 def _word(covariate: str) -> str:

@@ -6,6 +6,7 @@ thresholds(groups, told).savefig("advice.png", dpi=180)
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,8 +43,8 @@ def thresholds(groups: list[Group], told: dict[str, Any]) -> Figure:
     seeds = f"{surface.num_seeds} seeds, {surface.num_runs} runs" if len(groups) == 1 else ""
     foot = [seeds, told["interval"], f"records {told['records_sha256'][:12]}"]
     foot += [f"commit {str(told['commit'])[:12]}"]
-    figure.supxlabel("; ".join(filter(None, foot)) + "\n" + told["command"], fontsize=6.5,
-                     color=FAINT)  # fmt: skip
+    lines = ["; ".join(filter(None, foot)), *textwrap.wrap(told["command"], 95 * abreast)]
+    figure.supxlabel("\n".join(lines), fontsize=6.5, color=FAINT)
     return figure
 
 

@@ -124,9 +124,19 @@ def load_plan(path: Path) -> MixturePlan:
     for key in ("tokens", "features_per_d_model", "eta"):
         if isinstance(read.get(key), str):  # YAML reads 1e9 as text
             read[key] = float(parse_rate(read[key], key=key))
+    _lacks_none(read.get("host"), "host", ("exponent", "features"))
+    for index, one in enumerate(tasks):
+        _lacks_none(one, f"tasks[{index}]", ("name", "frequency"))
+    for index, one in enumerate(rungs):
+        _lacks_none(one, f"rungs[{index}]", ("name", "d_model", "params"))
     read["rungs"] = [_rung(one) for one in rungs]
     read["tasks"] = [_task(one, index) for index, one in enumerate(tasks)]
     return from_mapping(MixturePlan, read)
+
+
+def _lacks_none(given: Any, where: str, needed: tuple[str, ...]) -> None:
+    if isinstance(given, dict) and (missing := [key for key in needed if key not in given]):
+        raise ConfigError(f"{where} lacks {', '.join(missing)}; there is no default for it")
 
 
 def _rung(given: Any) -> Any:

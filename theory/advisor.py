@@ -199,7 +199,7 @@ def threshold(surface: Surface, *, of: str, at: Mapping[str, float]) -> Threshol
             of, at, "outside", f"{said} learned, so that the line is nowhere in the data",
             beyond=beyond, edge=high_edge if beyond == "above" else low_edge,
         )  # fmt: skip
-    if why := _no_trend(surface, of):
+    if why := no_trend(surface, of):
         return Threshold(of, at, "no trend", why)
     intercept, slope = float(surface.coefficients @ row), float(surface.coefficients[index])
     centre = surface.centre[index - 1]
@@ -239,7 +239,7 @@ def exchange(surface: Surface, *, change: str, start: float, stop: float, into: 
             return Exchange(*told, "outside", why)
     if not 0 < surface.num_learned < surface.num_cells:
         return Exchange(*told, "outside", "all cells lie on one side of the line")
-    if why := _no_trend(surface, change) or _no_trend(surface, into):
+    if why := no_trend(surface, change) or no_trend(surface, into):
         return Exchange(*told, "no trend", why)
     unit = np.eye(len(surface.coefficients))
     numerator, denominator = (float(surface.coefficients[i]) for i in (first, second))
@@ -256,6 +256,24 @@ def exchange(surface: Surface, *, change: str, start: float, stop: float, into: 
     assert bounds is not None, "a slope whose interval leaves 0 out gives bounds"
     low, high = sorted(_exp(bound * log_change) for bound in bounds)
     return Exchange(*told, "inside", "", _exp(ratio * log_change), low, high)
+
+
+def no_trend(surface: Surface, name: str) -> str:
+    """Why a covariate's slope carries no advice, or "" if it is clear and of the right sign."""
+    value, low, high = surface.slope(name)
+    sign = 1 if RISES[name] else -1
+    if math.isnan(low):
+        return "" if sign * value > 0 else f"learning does not go with {name} as it should"
+    if low <= 0 <= high:
+        return (
+            f"no trend with {name}: its slope is {value:.2g} with 95% interval [{low:.2g}, "
+            f"{high:.2g}], which holds 0"
+        )
+    if sign * value < 0:
+        return (
+            f"the trend with {name} has the wrong sign: slope {value:.2g} [{low:.2g}, {high:.2g}]"
+        )
+    return ""
 
 
 def misplaced(
@@ -321,24 +339,6 @@ def _outside(surface: Surface, at: Mapping[str, float]) -> str:
         low, high = surface.ranges[name]
         if not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
             return f"{name} {value:,.6g} was not measured, only {low:,.6g} to {high:,.6g}"
-    return ""
-
-
-def _no_trend(surface: Surface, name: str) -> str:
-    """Why a covariate's slope carries no advice, or nothing."""
-    value, low, high = surface.slope(name)
-    sign = 1 if RISES[name] else -1
-    if math.isnan(low):
-        return "" if sign * value > 0 else f"learning does not go with {name} as it should"
-    if low <= 0 <= high:
-        return (
-            f"no trend with {name}: its slope is {value:.2g} with 95% interval [{low:.2g}, "
-            f"{high:.2g}], which holds 0"
-        )
-    if sign * value < 0:
-        return (
-            f"the trend with {name} has the wrong sign: slope {value:.2g} [{low:.2g}, {high:.2g}]"
-        )
     return ""
 
 
