@@ -437,7 +437,7 @@ def _worth(group: Group) -> None:
     surface = group.surface
     words = {
         "gap": "a gap of {stop:g} steps in place of {start:g}, at equal frequency",
-        "bits": "{stop:g} bits in place of {start:g}",
+        "bits": "{stop:.3g} bits in place of {start:.3g}",
     }
     for change in [name for name in words if name in surface.covariates]:
         start, stop = group.asked[change], surface.ranges[change][0]
