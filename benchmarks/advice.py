@@ -33,9 +33,7 @@ RESAMPLES = 200
 
 
 def main(draws: int = 100) -> None:
-    print(
-        "| design | slope | run's effect | answered | covered | octaves wide | bootstrap covered |"
-    )
+    print("| design | slope | run's effect | answered | covered | octaves | bootstrap covered |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for (name, design), slope, of_run in product(DESIGNS.items(), SLOPES, OF_RUN):
         answered, covered, octaves, boot = 0, 0, [], 0

@@ -218,6 +218,15 @@ def test_the_example_is_calibrated_on_the_committed_records() -> None:
     assert "largest params" in next(one.reason for one in found if one.task == "cmp_r1")
 
 
+def test_the_documents_plan_is_what_the_verb_prints() -> None:
+    text = (ROOT / "docs" / "advice.md").read_text()
+    done = call("mixture", TASKS, "--calibrate", QUICKSTART, "--target", "cmp_r2", "--rung", "w32")
+    lines = [line.strip() for line in done.output.splitlines() if "cmp_r" in line or "  - " in line]
+    assert len(lines) > 12
+    for line in lines:
+        assert line in text
+
+
 def test_the_ladder_is_that_of_the_configs() -> None:
     for name, (d_model, _) in LADDER.items():
         file = ROOT / "configs" / "olmo_4M_to_4B" / "ladder" / f"{name}.yaml"
