@@ -17,7 +17,7 @@ from theory.advisor import threshold
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from launch.advise import Group
+    from launch.advise_groups import Group
 
 POINTS = 60
 LINE = "#2b6cb0"

@@ -21,10 +21,10 @@ import yaml
 from data_injection.config import ConfigError
 from data_injection.schedule import parse_rate
 from eval.plots import count, number
+from launch.advise_groups import Question, load_groups, records_hash
 from theory.advisor import threshold
+from theory.mixture_plan import HOST, MixturePlan
 from theory.mixture_planner import (
-    HOST,
-    MixturePlan,
     Way,
     calibrated,
     learned_by_rung,
@@ -36,8 +36,6 @@ from theory.settings import from_mapping
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from launch.advise import Question
 
 LADDER: dict[str, tuple[int, float]] = {
     "4M": (64, 3.7e6),
@@ -100,6 +98,8 @@ def mixture(
             "commit": git_commit(),
             "plan": asdict(plan),
             "calibration": [asdict(one) for one in measured],
+            "calibrated_on": None if sweep is None else str(sweep),
+            "records_sha256": None if sweep is None else records_hash(sweep),
             "table": table.to_dict("records"),
             "target": target,
             "rung": where,
@@ -168,7 +168,6 @@ def calibrate(plan: MixturePlan, sweep: Path, question: Question) -> list[Calibr
     rungs of the sweep must be among the plan's. Where the factors disagree, room is not
     proportional to d_model, or the spectra are wrong.
     """
-    from launch.advise import load_groups
 
     groups, _ = load_groups(sweep, replace(question, unit="per_token"))
     if len(groups) > 1:

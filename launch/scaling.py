@@ -44,8 +44,8 @@ def advise(
     json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
 ) -> None:
     """Say which size a frequency needs, and which frequency a size needs; or why not."""
-    from launch.advise import Question
     from launch.advise import advise as run_advise
+    from launch.advise_groups import Question
 
     question = Question(
         frequency=frequency, size=size, unit=unit, gap=gap, bits=bits, family=family,
@@ -70,7 +70,7 @@ def mixture(
     json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
 ) -> None:
     """Say which tasks of a mixture fit at which size, and the cheapest way to bring one in."""
-    from launch.advise import Question
+    from launch.advise_groups import Question
     from launch.mixture import mixture as run_mixture
 
     question = Question(

@@ -10,9 +10,10 @@ import yaml
 from typer.testing import CliRunner
 
 from data_injection.config import ConfigError
-from eval.ordering import ordering_table
+from eval.ordering import ordering, ordering_table
 from eval.records import read_records
-from launch.advise import Question, answer, load_groups, parse_size, records_hash
+from launch.advise import answer
+from launch.advise_groups import Question, load_groups, parse_size, records_hash
 from launch.mixture import LADDER, calibrate, load_plan
 from launch.scaling import app
 
@@ -293,3 +294,13 @@ def test_runs_without_host_text_or_of_one_size_have_no_order() -> None:
         ordering_table(frame[frame.run.str.startswith("alone-")])
     with pytest.raises(ConfigError, match="no two sizes"):
         ordering_table(frame[frame.run.str.match("mixture-s.-w64")])
+
+
+def test_the_figure_of_an_order_says_its_difference_and_the_chance() -> None:
+    figure = ordering(read_records(QUICKSTART))
+    left, right = figure.axes
+    (row,) = ordering_table(read_records(QUICKSTART)).itertuples()
+    assert f"{row.difference:+.3f}" in right.get_title(loc="left")
+    assert f"{row.null_high:.3f}" in right.get_title(loc="left")
+    assert f"{row.rho_theory:.3f}" in left.get_xlabel()
+    assert sum(len(line.get_xdata()) for line in left.lines) >= row.rows
