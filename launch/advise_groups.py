@@ -21,8 +21,9 @@ import pandas as pd
 
 from data_injection.config import ConfigError
 from data_injection.schedule import UNITS
-from eval.grid import run_rows
-from eval.records import read_records, record_files
+from eval.grid import MIN_SEEDS, run_rows
+from eval.records import record_files
+from eval.report import load_runs
 from theory.surface import Surface, fit_surface
 
 SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
@@ -73,7 +74,7 @@ class Group:
 
 def load_groups(source: Path, question: Question) -> tuple[list[Group], list[str]]:
     """A surface for each protocol and family, and why the others have none."""
-    frame = read_records(source)
+    frame, _ = load_runs(source)
     if question.run is not None:
         # Before families are named: a rung's second learning rate would else join the name.
         kept = [fnmatch.fnmatchcase(str(name), question.run) for name in frame.run]
@@ -139,8 +140,8 @@ def _group(protocol: str, family: str, rows: pd.DataFrame, question: Question) -
             "frequency": rates[unit],
             "gap": rows.gap.astype(float) if "gap" in rows else math.nan,
             "bits": rows.bits.astype(float) if "bits" in rows else math.nan,
-            # Two folders may hold runs of one name; a seed of another size is another run anyway.
-            "run": rows.run.astype(str) + " " + rows.rung.astype(str) + " " + rows.seed.astype(str),
+            # Two folders may hold runs of one name, and a name may stand for several seeds.
+            "run": rows[["folder", "run", "rung", "seed"]].astype(str).agg(" ".join, axis=1),
             "seed": rows.seed,
             "score": rows.value,
         }
@@ -157,6 +158,8 @@ def _group(protocol: str, family: str, rows: pd.DataFrame, question: Question) -
     alike = table.assign(task=rows.task).groupby(["params", "frequency", *point, "seed", "task"])
     if alike.run.nunique().max() > 1:
         note += " some cells hold several runs of one seed: choose with --run if they differ;"
+    if surface.num_seeds < MIN_SEEDS:
+        note += f" fewer than {MIN_SEEDS} seeds: provisional;"
     units = {
         name: float((rates[name] / rates[unit]).mean())
         for name in UNITS

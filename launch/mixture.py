@@ -3,7 +3,7 @@
 olmo-ext scaling mixture tasks.yaml --target rare --rung 4M
 olmo-ext scaling mixture tasks.yaml --calibrate runs/quickstart
 
-The file's keys are the fields of theory.mixture_planner.MixturePlan; a rung of the ladder may be
+The file's keys are the fields of theory.mixture_plan.MixturePlan; a rung of the ladder may be
 given by its name alone. See docs/advice.md for one.
 """
 

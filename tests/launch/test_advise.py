@@ -154,7 +154,16 @@ def test_all_or_none_learned_and_one_seed_are_said(tmp_path: Path) -> None:
     every = write_runs(tmp_path / "every", value=0.9)
     assert any("every cell was learned" in line for line in ask(every, size="middle"))
     one = write_runs(tmp_path / "one", seeds=(0,))
-    assert any("provisional" in line for line in ask(one, size="middle"))
+    assert any("provisional: 3 runs are too few" in line for line in ask(one, size="middle"))
+    two = write_runs(tmp_path / "two", seeds=(0, 1))
+    assert "fewer than 3 seeds: provisional" in ask(two, size="middle")[0]
+
+
+def test_runs_of_one_name_in_two_folders_are_two_runs(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write_runs(tmp_path / folder)
+    (group,) = load_groups(tmp_path, Question())[0]
+    assert (group.surface.num_runs, group.surface.num_seeds) == (18, 3)
 
 
 @pytest.mark.parametrize(
