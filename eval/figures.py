@@ -21,6 +21,7 @@ from eval.feature_plots import features
 from eval.grid import cells
 from eval.interference_plots import interference
 from eval.matched_frequency import GROUP, matched_frequency
+from eval.ordering import ordering
 from eval.plots import curves, heatmap, png
 from eval.reference_plots import beside_natural
 from eval.retention_plots import forgetting, gaps
@@ -149,6 +150,16 @@ FIGURES = (
         "the gain that is kept. Null: dashed, the control run that leaves this burst out; drift "
         "moves the loss too, so shares net of it count. Where the gain is within its spread over "
         "seeds the share is undefined, not 0.",
+    ),
+    Drawing(
+        "ordering.png",
+        "Does the theory order the cells?",
+        ordering,
+        "Test score of every run and task against the theory's margin log N / N_crit, and against "
+        "width x rate, which anything that rises with both resembles. Null: how far the two rank "
+        "correlations differ when the predictors change places at random, run by run. The theory "
+        "says more than size and frequency do only where its lead is above that; of twenty such "
+        "sets one is, by chance. Nothing in the prediction is fitted (theory/ordering.py).",
     ),
 )
 """In the order of the page; the first two stand in every report."""

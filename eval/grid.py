@@ -93,6 +93,20 @@ def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(rate_per_step=rate, family=family)
 
 
+def run_rows(
+    frame: pd.DataFrame, *, metric: str = "score", split: str = "test", step: int | None = None
+) -> pd.DataFrame:
+    """One row per run and task, read at the step at which `cells` reads its cell.
+
+    For what is fitted to runs and not to cells. Raises ConfigError if nothing was measured.
+    """
+    rows = task_rows(frame)
+    measured = rows[(rows.metric == metric) & (rows.split == split)]
+    if measured.empty:
+        raise ConfigError(f"records hold no {split} {metric!r} of a task; run the accuracy measure")
+    return _at_step(measured, measured, step).reset_index(drop=True)
+
+
 def groups(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """(protocol, family, rows): what one panel may show, since nothing merges across these."""
     for (protocol, family), group in table.groupby(["protocol", "family"], sort=True):

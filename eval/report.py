@@ -9,6 +9,7 @@ not leave out: seeds, exposures, protocol, and which runs are unfinished.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import pandas as pd
 from data_injection.config import ConfigError
 from eval.figures import draw_figures
 from eval.grid import cells, groups, learned_per_rung
+from eval.ordering import ordering_table
 from eval.page import RUN_FILE, Run, cell_text, markdown_cells, render, verdict
 from eval.plots import count, number
 from eval.records import read_records, record_files, replace_file
@@ -51,6 +53,9 @@ def write_report(
     replace_file(out / "cells.csv", table.to_csv(index=False).encode())
     replace_file(out / "cells.md", markdown_cells(table).encode())
     replace_file(out / "records.csv", frame.to_csv(index=False).encode())
+    with contextlib.suppress(ConfigError):  # as its figure: left out where the records hold none
+        table = ordering_table(frame)
+        replace_file(out / "ordering.csv", table.to_csv(index=False).encode())
     return replace_file(out / "report.html", page.encode())
 
 

@@ -1,23 +1,22 @@
 """`olmo-ext scaling`: laws fitted to runs, and what they advise.
 
 olmo-ext scaling fit runs.csv
+olmo-ext scaling advise runs/quickstart --size w32 --frequency 2
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+console = Console()
 app = typer.Typer(
     help="Scaling laws and what they advise on size and mixture.", no_args_is_help=True
 )
-
-
-@app.callback()
-def _group() -> None:
-    """Keep `fit` a verb of its own however many verbs there are."""
 
 
 @app.command()
@@ -45,8 +44,6 @@ def fit(
 
     Writes fit.json, CSV tables and scaling.png, the study's Fig. 1.
     """
-    from rich.console import Console
-
     from launch.scaling_fit import fit_source
 
     columns = {"params": params, "tokens": tokens, "loss": loss}
@@ -58,6 +55,71 @@ def fit(
         resamples=resamples,
         seed=seed,
         names={name: column for name, column in columns.items() if column is not None},
-        console=Console(),
+        console=console,
         errors=Console(stderr=True),
     )
+
+
+@app.command()
+def advise(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs, or a records.jsonl.")],
+    frequency: Annotated[
+        str | None, typer.Option(help="How often the task comes, e.g. 2, 1/10, 2.4e-8.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="A rung of the records, or parameters: 98.5K, 1B.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="per_step, per_sequence or per_token.")] = None,
+    gap: Annotated[
+        float | None, typer.Option(min=1, help="Steps between bursts, where gaps were varied.")
+    ] = None,
+    bits: Annotated[
+        float | None, typer.Option(min=0.001, help="Complexity; pools a protocol's families.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Only families that hold this.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="single or mixture.")] = None,
+    run: Annotated[str | None, typer.Option(help="Only runs of this name or glob.")] = None,
+    response: Annotated[
+        str, typer.Option(help="Fit learned (score >= .5, per run) or the score itself.")
+    ] = "learned",
+    out: Annotated[Path | None, typer.Option(help="Folder of advice.png; default: RUNS.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
+) -> None:
+    """Say which size a frequency needs, and which frequency a size needs; or why not."""
+    from launch.advise import advise as run_advise
+    from launch.advise_groups import Question
+
+    question = Question(
+        frequency=frequency, size=size, unit=unit, gap=gap, bits=bits, family=family,
+        protocol=protocol, run=run, response=response,  # type: ignore[arg-type]
+    )  # fmt: skip
+    command = " ".join(["olmo-ext", *sys.argv[1:]])
+    run_advise(runs, question=question, out=out, as_json=json, command=command, console=console)
+
+
+@app.command()
+def mixture(
+    tasks: Annotated[Path, typer.Argument(help="YAML: tasks, rungs, host, assumptions.")],
+    target: Annotated[str | None, typer.Option(help="Task to bring in.")] = None,
+    rung: Annotated[str | None, typer.Option(help="Size at which; default: the smallest.")] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Runs to read features per d_model off.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Of the runs to calibrate on.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Of the runs to calibrate on.")] = None,
+    run: Annotated[str | None, typer.Option(help="Name or glob of those runs.")] = None,
+    response: Annotated[str, typer.Option(help="learned or score, of those runs.")] = "learned",
+    json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
+) -> None:
+    """Say which tasks of a mixture fit at which size, and the cheapest way to bring one in."""
+    from launch.advise_groups import Question
+    from launch.mixture import mixture as run_mixture
+
+    question = Question(
+        family=family, protocol=protocol, run=run, response=response,  # type: ignore[arg-type]
+    )  # fmt: skip
+    command = " ".join(["olmo-ext", *sys.argv[1:]])
+    run_mixture(
+        tasks, target=target, rung=rung, sweep=calibrate, question=question, as_json=json,
+        command=command, console=console,
+    )  # fmt: skip

@@ -1,0 +1,186 @@
+"""What a student of width N learns of a mixture: features in order of utility (Theorem 3, Prop. 6).
+
+    python -c "from theory.mixture import power_law; from theory.utility import critical_widths
+    print(critical_widths(power_law(32, 8, a=1.25, b=.9))[:, 0])"
+
+The best encoder of width N keeps the N features of largest utility u = pi lambda, whatever tasks
+they belong to. So width N leaves the loss L_inf(N) = sum of the utilities ranked after N, and rare
+task r's leading feature is learned from the critical width on: its own rank. Tasks and features are
+counted from 0 in arrays and from 1 in the closed forms, as the study does.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from theory.mixture import Floats, Ints, Mixture
+
+TIE = 1e-9
+"""Relative difference below which two utilities count as equal: their order is then arbitrary."""
+
+Ties = Literal["worst", "best"]
+
+
+def order_by_utility(mixture: Mixture) -> Ints:
+    """Flat indices k m + j of all features, most useful first (K m,).
+
+    Among ties the more frequent task comes first: an arbitrary choice, see `ties`.
+    """
+    utilities = mixture.utilities.ravel()
+    # Rounded first, or noise of the last bit would decide between features that are tied.
+    exponent = np.floor(np.log10(np.where(utilities > 0, utilities, 1.0)))
+    rounded = np.round(utilities / 10.0**exponent, 9) * 10.0**exponent
+    return np.argsort(-rounded, kind="stable").astype(np.int64)
+
+
+def ranks(mixture: Mixture) -> Ints:
+    """Rank (K, m) of each feature by utility, from 1."""
+    order = order_by_utility(mixture)
+    result = np.empty(len(order), dtype=np.int64)
+    result[order] = np.arange(1, len(order) + 1)
+    return result.reshape(mixture.spectra.shape)
+
+
+def optimal_loss(mixture: Mixture, width: int | Ints) -> Floats:
+    """L_inf(N): the sum of utilities ranked after N, in units of E|y|^2; shape of `width`."""
+    utilities = np.sort(mixture.utilities.ravel())  # summed from the least up, for accuracy
+    left = np.concatenate([[0.0], np.cumsum(utilities)])
+    return np.asarray(left[np.maximum(mixture.num_features - np.asarray(width), 0)])
+
+
+def retained_signal(mixture: Mixture, width: int) -> Floats:
+    """l_k*(N) (K,) in [0, 1]: the share of each task that the best width-N encoder keeps."""
+    kept = ranks(mixture) <= width
+    return np.asarray((mixture.spectra * kept).sum(axis=1) / mixture.traces)
+
+
+def critical_widths(mixture: Mixture, *, ties: Ties = "worst") -> Ints:
+    """N_crit (K, m) of every feature by enumeration: the least width that keeps it (Prop. 6).
+
+    `ties`: a feature that is tied with others is kept from "best" on at the earliest and from
+    "worst" on for sure; without ties both are its rank. A feature with no utility is not learned at
+    any width: K m + 1.
+    """
+    utilities = mixture.utilities.ravel()
+    ascending = np.sort(utilities)
+    if ties == "worst":
+        widths = len(ascending) - np.searchsorted(ascending, utilities * (1 - TIE), side="left")
+    else:
+        widths = 1 + len(ascending) - np.searchsorted(ascending, utilities * (1 + TIE), "right")
+    widths = np.where(utilities > 0, widths, mixture.num_features + 1)
+    return np.asarray(widths.reshape(mixture.spectra.shape), dtype=np.int64)
+
+
+def learned_at(mixture: Mixture, width: int) -> np.ndarray:
+    """Whether each task's leading feature is learned at a width (K,) bool; ties count against."""
+    return np.asarray(critical_widths(mixture)[:, 0] <= width)
+
+
+def width_for_share(mixture: Mixture, share: float = 0.5) -> Ints:
+    """The least width (K,) at which each task keeps at least `share` of its signal.
+
+    K m + 1 where no width does (a task of frequency 0).
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}")
+    kept = np.cumsum(mixture.spectra, axis=1) / mixture.traces[:, None]
+    # Within a task features are learned in order, so the first one past the share decides.
+    last = (kept >= share - 1e-12).argmax(axis=1)
+    return np.asarray(critical_widths(mixture)[np.arange(mixture.num_tasks), last])
+
+
+def ties(mixture: Mixture) -> list[list[tuple[int, int]]]:
+    """Groups of features (task, feature), from 0, whose utilities are equal; empty if none are.
+
+    At a width inside a group the theory does not say which of its features are kept.
+    """
+    order = order_by_utility(mixture)
+    utilities = mixture.utilities.ravel()[order]
+    groups: list[list[tuple[int, int]]] = []
+    for i in range(1, len(order)):
+        if utilities[i] <= 0 or utilities[i - 1] - utilities[i] > TIE * utilities[i - 1]:
+            continue
+        pair = [_place(mixture, order[i - 1]), _place(mixture, order[i])]
+        if groups and groups[-1][-1] == pair[0]:
+            groups[-1].append(pair[1])
+        else:
+            groups.append(pair)
+    return groups
+
+
+def describe_ties(mixture: Mixture) -> str:
+    """One sentence about ties, for people; empty if there are none."""
+    groups = ties(mixture)
+    if not groups:
+        return ""
+    worst, best = critical_widths(mixture)[:, 0], critical_widths(mixture, ties="best")[:, 0]
+    unsure = int((worst != best).sum())
+    return (
+        f"{sum(map(len, groups))} of {mixture.num_features} features are tied in utility "
+        f"({len(groups)} groups); the critical width of {unsure} tasks is uncertain by up to "
+        f"{int((worst - best).max())}"
+    )
+
+
+def power_law_critical_width(
+    task: int,
+    feature: int = 1,
+    *,
+    a: float,
+    b: float,
+    rank: int | None = None,
+    num_tasks: int | None = None,
+) -> int:
+    """Closed form of N_crit for pi_k ~ k^-a, lambda_j = j^-b: sum_k min(m, floor((r/k)^(a/b) j)).
+
+    Ties count against the task. For the leading feature only tasks k <= r take part; for a later
+    one all K, so `num_tasks` is needed. `rank` None is no cap (m infinite).
+
+    Args:
+        task: r, from 1.
+        feature: j, from 1.
+    """
+    if a <= 0 or b <= 0:
+        raise ValueError(f"a and b must be above 0, got {a:g} and {b:g}; use critical_widths")
+    if feature > 1 and num_tasks is None:
+        raise ValueError("a feature after the first competes with all tasks; pass num_tasks")
+    if rank is not None and feature > rank:
+        raise ValueError(f"feature must be at most rank {rank}, got {feature}")
+    others = np.arange(1, (task if feature == 1 else num_tasks or task) + 1)
+    before = np.floor((task / others) ** (a / b) * feature * (1 + 1e-12))
+    return int((before if rank is None else np.minimum(before, rank)).sum())
+
+
+def heterogeneous_critical_width(
+    task: int, feature: int = 1, *, frequencies: Floats, leading: Floats, decay: Floats, rank: int
+) -> int:
+    """Closed form for lambda_{k,j} = leading_k j^-b_k: sum_k min(m, floor((u_k1/u_rj)^(1/b_k))).
+
+    A flat spectrum (b_k = 0) is kept whole or not at all. Ties count against the task.
+
+    Args:
+        task, feature: from 1.
+        frequencies, leading, decay: pi_k, lambda_{k,1} and b_k (K,).
+    """
+    utilities = frequencies * leading
+    target = utilities[task - 1] * float(feature) ** -decay[task - 1]
+    ratio = utilities / target * (1 + 1e-12)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        before = np.where(decay > 0, np.floor(ratio ** (1 / np.maximum(decay, 1e-300))), np.inf)
+    return int(np.where(ratio >= 1, np.minimum(before, rank), 0).sum())
+
+
+def uncapped_critical_width(task: int, ratio: float, *, c: float = 0.4) -> float:
+    """Smooth approximation without a cap: sum_{k<=r} (r/k)^(a/b) - c r, c the mean lost fraction.
+
+    c is .32 to .45 for a/b in [.5, 2] (measured at r = 32 to 1000). Leading order: a/b > 1 gives
+    zeta(a/b) r^(a/b), a/b = 1 gives r ln r, a/b < 1 is linear in r.
+    """
+    others = np.arange(1, task + 1)
+    return float(((task / others) ** ratio).sum() - c * task)
+
+
+def _place(mixture: Mixture, flat: int) -> tuple[int, int]:
+    return int(flat) // mixture.rank, int(flat) % mixture.rank
