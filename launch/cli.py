@@ -172,9 +172,11 @@ def train(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The engine's log too.")] = False,
 ) -> None:
     """Train one experiment; under torchrun on all its ranks."""
-    from olmo_ext.signals import StopSignals
+    from olmo_ext.signals import StopSignals, await_agent_end, end_after
 
     with StopSignals() as signals:  # before what takes seconds to import
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_after(await_agent_end)
         _train(
             experiment,
             override,

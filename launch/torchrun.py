@@ -151,11 +151,17 @@ def launch_torchrun(
 
 
 def environment_of(nnodes: int) -> dict[str, str]:
-    """What the command needs in its environment.
+    """What the command needs in its environment; a batch script exports it.
 
+    A store of its own for each start of the ranks: torch 2.13's agent hands the same one to all,
+    and restarted ranks then look for each other at the addresses of the dead (gloo: "Connection
+    refused"; `next_rendezvous` in torch/distributed/elastic/rendezvous/dynamic_rendezvous.py).
     OLMO_SHARED_FS on several nodes, whose run folder is one and the same: without it each node's
     first rank would take itself for the folder's owner. One thread a rank unless told otherwise, as
-    torchrun would say in a warning.
+    torchrun would choose with a warning.
     """
-    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
     return environment | ({"OLMO_SHARED_FS": "1"} if nnodes > 1 else {})

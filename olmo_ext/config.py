@@ -8,15 +8,17 @@ a wrong type or a value that cannot work raises ConfigError before any work star
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from olmo.config import TrainConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -78,22 +80,33 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no experiment file {path}; see configs/quickstart.yaml for one")
-    schema = OmegaConf.structured(ExperimentConfig)
     # The engine's resolvers (path.glob, path.choose) may stand in its section.
     TrainConfig._register_resolvers(validate_paths=False)
     OmegaConf.register_new_resolver("flash_attn_available", has_flash_attention, replace=True)
     try:
-        raw: Any = OmegaConf.load(path)
+        raw: Any = copy.deepcopy(_read_yaml(path, path.stat().st_mtime_ns, path.stat().st_size))
         for override in overrides or []:
             _override(raw, override)
         if "train" in raw:
             raw.train = TrainConfig.update_legacy_settings(raw.train)
-        experiment = OmegaConf.to_object(OmegaConf.merge(schema, raw))
+        experiment = OmegaConf.to_object(OmegaConf.merge(_schema(), raw))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, path)) from None
     assert isinstance(experiment, ExperimentConfig)
     complete(experiment)
     return experiment
+
+
+@cache
+def _schema() -> DictConfig:
+    """Built once, which takes longer than the rest of loading; a merge copies it."""
+    return OmegaConf.structured(ExperimentConfig)
+
+
+@lru_cache(maxsize=64)
+def _read_yaml(path: Path, changed: int, size: int) -> Any:
+    """A file as it was at a time: a grid reads each of its few files a hundred times."""
+    return OmegaConf.load(path)
 
 
 def complete(experiment: ExperimentConfig) -> Manifest | None:
