@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -70,31 +71,45 @@ class ExperimentConfig:
         return {0: "none", 1: "single"}.get(len(self.injection.tasks), "mixture")
 
 
-def load_experiment(path: str | Path, overrides: list[str] | None = None) -> ExperimentConfig:
+def load_experiment(
+    path: str | Path, overrides: list[str] | None = None, *, corpus: bool = True
+) -> ExperimentConfig:
     """Read an experiment from YAML, apply dotted overrides, fill in the corpus, check it all.
+
+    Args:
+        corpus: False leaves out what needs the corpus' files; for the cost of a run, which may be
+            asked where they are not.
 
     Raises:
         ConfigError: names the key, the value and the remedy.
         FileNotFoundError: the file or the corpus is missing.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no experiment file {path}; see configs/quickstart.yaml for one")
-    # The engine's resolvers (path.glob, path.choose) may stand in its section.
-    TrainConfig._register_resolvers(validate_paths=False)
-    OmegaConf.register_new_resolver("flash_attn_available", has_flash_attention, replace=True)
     try:
-        raw: Any = copy.deepcopy(_read_yaml(path, path.stat().st_mtime_ns, path.stat().st_size))
-        for override in overrides or []:
-            _override(raw, override)
+        raw = read_raw(path, overrides or [])
         if "train" in raw:
             raw.train = TrainConfig.update_legacy_settings(raw.train)
         experiment = OmegaConf.to_object(OmegaConf.merge(_schema(), raw))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, path)) from None
     assert isinstance(experiment, ExperimentConfig)
-    complete(experiment)
+    if corpus:
+        complete(experiment)
     return experiment
+
+
+def read_raw(path: Path, overrides: Sequence[str]) -> Any:
+    """An experiment's YAML with its overrides, nothing checked yet, as OmegaConf holds it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no experiment file {path}; see configs/quickstart.yaml for one")
+    # The engine's resolvers (path.glob, path.choose) may stand in its section.
+    TrainConfig._register_resolvers(validate_paths=False)
+    OmegaConf.register_new_resolver("flash_attn_available", has_flash_attention, replace=True)
+    stat = path.stat()
+    raw = copy.deepcopy(_read_yaml(path.resolve(), stat.st_mtime_ns, stat.st_size))
+    for override in overrides:
+        _override(raw, override)
+    return raw
 
 
 @cache
