@@ -38,6 +38,7 @@ __all__ = [
     "load_sweep",
     "plan_runs",
     "plan_sweeps",
+    "show_runs",
     "train_all",
     "train_sweeps",
 ]
@@ -67,6 +68,39 @@ def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console
             f"{len(failures)} of {len(runs)} runs failed; the same command tries them again from "
             "their last checkpoints"
         )
+
+
+def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu: float) -> None:
+    """Every cell with its tokens, GPU hours and storage, and the sums."""
+    from eval.plots import number
+    from launch.cost import Reckoner, size, tokens
+
+    reckoner = Reckoner(peak_tflops=peak_tflops, mfu=mfu)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("run", overflow="fold")
+    for title in ("steps", "tokens", "GPU hours", "checkpoints", "storage"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("folder", overflow="fold")
+    hours, kept = 0.0, 0
+    for run in runs:
+        assert run.experiment is not None
+        row = reckoner.row(run.experiment)
+        hours, kept = hours + row.cost.gpu_hours, kept + row.storage
+        table.add_row(
+            run.name,
+            f"{run.num_steps:,}",
+            tokens(run.num_tokens),
+            number(row.cost.gpu_hours),
+            str(row.num_checkpoints),
+            size(row.storage),
+            str(run.folder) + (" (finished)" if run.finished else ""),
+        )
+    console.print(table)
+    console.print(
+        f"{len(runs)} runs, {tokens(sum(run.num_tokens for run in runs))} tokens, {number(hours)} "
+        f"GPU hours (at {peak_tflops:g} TFLOP/s and MFU {mfu:g}), {size(kept)} of checkpoints; "
+        "nothing was trained"
+    )
 
 
 def failure_table(failures: Sequence[Failure]) -> Table:
