@@ -2,11 +2,11 @@
 
     olmo-ext sweep mixture.yaml single.yaml --screen 3e18flops --out runs
 
-A mixture carries all rates of a size in one run, but like tasks help each other: it is a screen, not
-an answer. Its records give, per size and family, the rate at which learned turns to not learned;
-the cells of the single-task sweep nearest to that are trained with what the budget has left, and
-stand in OUT/<sweep>.chosen.yaml. The budget is for all of it, finished or not, so that the same
-command chooses the same again.
+A mixture carries all rates of a size in one run, but like tasks help each other: it is a screen,
+not an answer. Its records give, per size and family, the rate at which learned turns to not
+learned; the cells of the single-task sweep nearest to that are trained with what the budget has
+left, and stand in OUT/<sweep>.chosen.yaml. The budget is for all of it, finished or not, so that
+the same command chooses the same again.
 """
 
 from __future__ import annotations

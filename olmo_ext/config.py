@@ -87,7 +87,7 @@ def load_experiment(
     path = Path(path)
     try:
         raw = read_raw(path, overrides or [])
-        if "train" in raw:
+        if isinstance(raw.get("train"), DictConfig):
             raw.train = TrainConfig.update_legacy_settings(raw.train)
         experiment = OmegaConf.to_object(OmegaConf.merge(_schema(), raw))
     except OmegaConfBaseException as error:
