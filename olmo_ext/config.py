@@ -98,15 +98,21 @@ def load_experiment(
     return experiment
 
 
-def read_raw(path: Path, overrides: Sequence[str]) -> Any:
-    """An experiment's YAML with its overrides, nothing checked yet, as OmegaConf holds it."""
+def read_raw(path: Path, overrides: Sequence[str], *, without: str | None = None) -> Any:
+    """An experiment's YAML with its overrides, nothing checked yet, as OmegaConf holds it.
+
+    Without the section of that name, if one is given: copying the engine's is most of reading.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no experiment file {path}; see configs/quickstart.yaml for one")
     # The engine's resolvers (path.glob, path.choose) may stand in its section.
     TrainConfig._register_resolvers(validate_paths=False)
     OmegaConf.register_new_resolver("flash_attn_available", has_flash_attention, replace=True)
     stat = path.stat()
-    raw = copy.deepcopy(_read_yaml(path.resolve(), stat.st_mtime_ns, stat.st_size))
+    raw = _read_yaml(path.resolve(), stat.st_mtime_ns, stat.st_size)
+    if without is not None and isinstance(raw, DictConfig):
+        raw = OmegaConf.masked_copy(raw, [str(key) for key in raw if key != without])
+    raw = copy.deepcopy(raw)
     for override in overrides:
         _override(raw, override)
     return raw

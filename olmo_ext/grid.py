@@ -4,14 +4,13 @@
     experiment = loader.load("paper/20M.yaml", ["train.seed=2", "injection.tasks.0.name=add"])
 
 Most of loading is checking the engine's section against its 200 keys; the points of a grid differ
-in few of them. A hundred points of the ladder: 0.5 s instead of 4 (benchmarks/sweep.py).
+in few of them (benchmarks/sweep.py has the time for a hundred).
 """
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -47,8 +46,8 @@ class GridLoader:
     """`load_experiment` for many points; what is unusual in any way takes the slow path."""
 
     def __init__(self) -> None:
-        self._engine: dict[str, TrainConfig] = {}
-        """The engine's section without PLAIN, as JSON, and what it becomes."""
+        self._sections: dict[tuple[object, ...], Any] = {}
+        """(file as it is, which section, its overrides) -> what it becomes, never handed out."""
 
     def load(
         self, path: str | Path, overrides: Sequence[str], *, corpus: bool = True
@@ -57,7 +56,7 @@ class GridLoader:
         path = Path(path)
         try:
             experiment = self._load(path, overrides)
-        except (OmegaConfBaseException, TypeError):
+        except OmegaConfBaseException:
             experiment = None  # its words need the whole schema
         if experiment is None:
             return load_experiment(path, list(overrides), corpus=corpus)
@@ -66,26 +65,63 @@ class GridLoader:
         return experiment
 
     def _load(self, path: Path, overrides: Sequence[str]) -> ExperimentConfig | None:
-        if _refers(path.read_text() if path.is_file() else "") or any(map(_refers, overrides)):
+        by_key = dict(override.partition("=")[::2] for override in overrides)
+        # Where a key is set twice the last one has it, as when they are applied in turn.
+        own = {name: by_key[f"train.{name}"] for name in PLAIN if f"train.{name}" in by_key}
+        if "train" in by_key or not path.is_file():
             return None
-        raw = read_raw(path, overrides)
-        engine = raw.pop("train", None)
-        if not isinstance(engine, DictConfig):
+        file = (path.resolve(), path.stat().st_mtime_ns, path.stat().st_size)
+        rung, others = self._once((file, "ours"), lambda: _describe_ours(path))
+        rung = by_key.get("rung", rung)
+        if others is None or not isinstance(rung, str) or any(map(_refers, overrides)):
             return None
-        own = {key: engine.pop(key, None) for key in PLAIN}
-        if any(type(value) is not PLAIN[key] for key, value in own.items()):
+        values = {name: OmegaConf.create(f"value: {text}").value for name, text in own.items()}
+        values["rung"] = OmegaConf.create(f"value: {rung}").value
+        if any(type(value) is not PLAIN.get(name, str) for name, value in values.items()):
             return None
-        key = json.dumps(OmegaConf.to_container(engine, resolve=False))
-        if key not in self._engine:
-            section = TrainConfig.update_legacy_settings(engine)
-            schema = OmegaConf.structured(TrainConfig)
-            self._engine[key] = OmegaConf.to_object(OmegaConf.merge(schema, section))
-        train = copy.deepcopy(self._engine[key])
-        for name, value in own.items():
+        engine = [o for o in overrides if o.startswith("train.") and o.split("=")[0][6:] not in own]
+        ours = [o for o in overrides if not o.startswith(("train.", "rung="))]
+        train = self._once((file, "engine", *engine), lambda: _engine_section(path, engine))
+        rest = self._once((others, *ours), lambda: _our_sections(path, ours))
+        train, rest = copy.deepcopy(train), copy.deepcopy(rest)
+        rest.rung = values.pop("rung")
+        for name, value in values.items():
             setattr(train, name, value)
-        ours = OmegaConf.to_object(OmegaConf.merge(_schema(), raw))
-        assert isinstance(ours, _Ours)
-        return ExperimentConfig(ours.rung, ours.corpus, train, ours.injection, ours.callbacks)
+        return ExperimentConfig(rest.rung, rest.corpus, train, rest.injection, rest.callbacks)
+
+    def _once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._sections:
+            self._sections[key] = make()
+        return self._sections[key]
+
+
+def _describe_ours(path: Path) -> tuple[object, str | None]:
+    """A file's rung and, as text, its other sections of ours, which the rungs of a ladder share.
+
+    None for a file whose values follow from one another, or whose engine's section is none.
+    """
+    raw = read_raw(path, ())
+    if not isinstance(raw, DictConfig) or _refers(path.read_text()):
+        return None, None
+    if not isinstance(raw.get("train"), DictConfig):
+        return None, None
+    ours = OmegaConf.to_container(raw, resolve=False)
+    assert isinstance(ours, dict)
+    del ours["train"]
+    rung = ours.pop("rung", None)
+    return rung, repr(ours)
+
+
+def _engine_section(path: Path, overrides: Sequence[str]) -> TrainConfig:
+    section = TrainConfig.update_legacy_settings(read_raw(path, overrides).train)
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), section))
+
+
+def _our_sections(path: Path, overrides: Sequence[str]) -> _Ours:
+    raw = read_raw(path, overrides, without="train")
+    ours = OmegaConf.to_object(OmegaConf.merge(_schema(), raw))
+    assert isinstance(ours, _Ours)
+    return ours
 
 
 def _refers(text: str) -> bool:

@@ -158,7 +158,7 @@ def test_planted_mixtures_choose_the_cells_beside_their_frontier(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """w16 learns a task at 1 a step and w32 at 1/4: the cells on both sides of each step, whole (both
+    """w16 learns a task at 1 a step and w32 at 1/4: cells on both sides of each step, whole (both
     seeds), for as far as the budget goes; and the file that is written plans to just those."""
     out = tmp_path / "out"
     runs = plan_sweeps(sweeps, out)
