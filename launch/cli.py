@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -44,6 +43,8 @@ app = typer.Typer(
 )
 app.add_typer(theory.app, name="theory")
 app.add_typer(scaling.app, name="scaling")
+launch_app = typer.Typer(help="Start a run on several ranks.", no_args_is_help=True)
+app.add_typer(launch_app, name="launch")
 console = Console()
 errors = Console(stderr=True)
 
@@ -125,13 +126,21 @@ def prepare(
 
 @app.command()
 def plan(
-    experiment: ExperimentFile,
+    experiments: Annotated[
+        list[Path],
+        typer.Argument(help="Experiment YAML; with --cost several, folders of them, sweeps."),
+    ],
     override: Overrides = None,
     scan: Annotated[bool, typer.Option(help="Look for the tasks' tokens in the corpus.")] = True,
     scan_tokens: Annotated[
         int | None, typer.Option(min=1, help="Scan an evenly spread sample of so many tokens.")
     ] = None,
-    gpus: Annotated[int, typer.Option(help="World size of the estimate.")] = 1,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Only what runs cost, in one table; needs no corpus.")
+    ] = False,
+    gpus: Annotated[
+        int | None, typer.Option(help="World size of the estimate; default 1, with --cost 8.")
+    ] = None,
     peak_tflops: Annotated[
         float, typer.Option(help="Peak of one GPU; 989 is an H100 SXM in dense bf16.")
     ] = 989.0,
@@ -139,13 +148,22 @@ def plan(
     json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
 ) -> None:
     """Before you pay for a run: exposures, what the corpus holds already, cost, warnings."""
+    device = {"peak_tflops": peak_tflops, "mfu": mfu}
+    if cost:
+        from launch.cost import plan_cost
+
+        gpus = 8 if gpus is None else gpus
+        plan_cost(experiments, override or [], gpus=gpus, **device, json_path=json, console=console)
+        return
+    if len(experiments) != 1:
+        raise ConfigError(f"plan takes one experiment, got {len(experiments)}; --cost takes more")
     from launch.preflight import preflight, show, write_json
     from olmo_ext.config import load_experiment
 
-    config = load_experiment(experiment, override)
-    cost = {"peak_tflops": peak_tflops, "mfu": mfu}
+    config = load_experiment(experiments[0], override)
+    gpus = 1 if gpus is None else gpus
     try:
-        found = preflight(config, scan=scan, scan_tokens=scan_tokens, gpus=gpus, **cost)
+        found = preflight(config, scan=scan, scan_tokens=scan_tokens, gpus=gpus, **device)
     except KeyboardInterrupt:
         errors.print("interrupted; --no-scan or --scan-tokens takes less time")
         raise typer.Exit(130) from None
@@ -170,9 +188,11 @@ def train(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The engine's log too.")] = False,
 ) -> None:
     """Train one experiment; under torchrun on all its ranks."""
-    from olmo_ext.signals import StopSignals
+    from olmo_ext.signals import StopSignals, await_agent_end, end_after
 
     with StopSignals() as signals:  # before what takes seconds to import
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_after(await_agent_end)
         _train(
             experiment,
             override,
@@ -220,31 +240,73 @@ def _train(
         console.print(f"{folder}: trained to step {find_checkpoints(folder)[-1].step} of {steps}")
 
 
+@launch_app.command()
+def torchrun(
+    experiment: ExperimentFile,
+    nproc: Annotated[int, typer.Option(help="Ranks on each node: its GPUs.")],
+    nnodes: Annotated[int, typer.Option(help="Nodes; the same command is run on each.")] = 1,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option(help="HOST:PORT where the nodes' agents meet.")
+    ] = None,
+    rdzv_id: Annotated[str | None, typer.Option(help="Name of the meeting.")] = None,
+    max_restarts: Annotated[int, typer.Option(help="Starts again after a rank failed.")] = 0,
+    shutdown_timeout: Annotated[
+        int, typer.Option(help="Seconds from a signal to SIGKILL: a step, a save and a margin.")
+    ] = 600,
+    override: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command only.")] = False,
+) -> None:
+    """Print the exact torchrun command of a run and run it; goes on from the last checkpoint."""
+    from launch.torchrun import launch_torchrun
+
+    launch_torchrun(
+        experiment, nproc=nproc, nnodes=nnodes, rdzv_endpoint=rdzv_endpoint, rdzv_id=rdzv_id,
+        max_restarts=max_restarts, shutdown_timeout=shutdown_timeout, overrides=override or [],
+        dry_run=dry_run, console=console,
+    )  # fmt: skip
+
+
 @app.command()
 def sweep(
     sweeps: Annotated[list[Path], typer.Argument(help="Sweep YAMLs.")],
     out: Annotated[Path, typer.Option(help="Runs go to OUT/<sweep>/<labels>.")] = Path("runs"),
     override: Overrides = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side; default: one a GPU, or a core.")
+    ] = None,
+    retries: Annotated[int, typer.Option(min=0, help="More starts for a run that fails.")] = 1,
     plan: Annotated[bool, typer.Option("--plan", help="Show the runs, train nothing.")] = False,
+    screen: Annotated[
+        str | None,
+        typer.Option(
+            help="Budget (2e11tokens, 3e18flops or 120gpuh): train the mixtures, and of the "
+            "single-task runs those nearest the frontier that the mixtures show."
+        ),
+    ] = None,
+    peak_tflops: Annotated[float, typer.Option(help="Peak of one GPU, for GPU hours.")] = 989.0,
+    mfu: Annotated[float, typer.Option(help="Share of the peak that the model uses.")] = 0.4,
 ) -> None:
     """Train every run of one or more sweeps on this machine; what is finished is skipped."""
-    from eval.plots import count
-    from launch.sweep import load_sweep, plan_sweeps, train_all
+    from launch.sweep import load_sweep, plan_sweeps, show_runs, train_sweeps
 
     console.print("checking every run ...")
     loaded = [load_sweep(path) for path in sweeps]
     runs = plan_sweeps(loaded, out, overrides=override or [])
+    device = {"peak_tflops": peak_tflops, "mfu": mfu}
+    if screen is not None:
+        from launch.screen import screen_sweeps
+
+        with _training():
+            screen_sweeps(
+                loaded, runs, budget=screen, out=out, jobs=jobs, retries=retries, plan=plan,
+                **device, console=console,
+            )  # fmt: skip
+        return
     if plan:
-        table = Table("run", "steps", "tokens", "folder", box=box.SIMPLE_HEAD, padding=(0, 1))
-        for run in runs:
-            table.add_row(run.name, f"{run.num_steps:,}", count(run.num_tokens), str(run.folder))
-        console.print(table)
-        tokens = count(sum(run.num_tokens for run in runs))
-        console.print(f"{len(runs)} runs, {tokens} tokens; nothing was trained")
+        show_runs(runs, console, **device)
         return
     with _training():
-        train_all(runs, jobs=jobs, console=console)
+        train_sweeps(runs, jobs=jobs, retries=retries, console=console)
     console.print(f"{len(runs)} runs done; figures and tables of each sweep:")
     for one in loaded:
         console.print(f"  olmo-ext report {out / one.name}")

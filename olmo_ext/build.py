@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
@@ -43,6 +44,7 @@ def init_process_group() -> torch.device:
     backend = "nccl" if cuda else "gloo"
     if not dist.is_initialized():
         if "RANK" in os.environ:
+            _check_restart()
             if cuda:
                 torch.cuda.set_device(get_local_rank())
             # Long enough for rank 0 to write a large unsharded checkpoint while the others wait.
@@ -50,6 +52,18 @@ def init_process_group() -> torch.device:
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return torch.device("cuda", get_local_rank()) if cuda else torch.device("cpu")
+
+
+def _check_restart() -> None:
+    """Raise ConfigError where restarted ranks would wait for the addresses of dead ones."""
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if restarted and several and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ConfigError(
+            "torchrun --max-restarts gives restarted ranks the store of the ranks that died, where "
+            "they would find dead addresses; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or start it "
+            "by `olmo-ext launch torchrun`"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,28 +81,51 @@ class Stream:
         return self.num_steps * self.order.batch_size
 
 
-def compile_stream(experiment: ExperimentConfig, *, manifest: Manifest | None) -> Stream:
-    """Check the corpus and compile the plan. Raises ConfigError before any work starts."""
+class Memo(dict[Any, Any]):
+    """What was worked out once and is the same for other experiments of a grid."""
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self:
+            self[key] = make()
+        return self[key]
+
+
+def compile_stream(
+    experiment: ExperimentConfig, *, manifest: Manifest | None, memo: Memo | None = None
+) -> Stream:
+    """Check the corpus and compile the plan. Raises ConfigError before any work starts.
+
+    Args:
+        memo: what experiments compiled one after the other share: looks at the corpus, and plans
+            (sizes and model seeds have the same). By default nothing is kept.
+    """
+    memo = Memo() if memo is None else memo
     train = experiment.train
     assert train.data.paths is not None
-    check_memmaps(train)
     batch_size, seq_len = train.global_train_batch_size, train.model.max_sequence_length
-    order = RowOrder(num_rows=len(build_host(train)), batch_size=batch_size, seed=data_seed(train))
+    read_as = (train.data.effective_memmap_dtype, seq_len, train.model.vocab_size)
+    corpus = ("corpus", *train.data.paths, *read_as)
+    memo.once(corpus, lambda: check_memmaps(train))
+    # The filter only marks rows: how many there are follows from files and row length alone.
+    num_rows = memo.once(("rows", *corpus), lambda: len(build_host(train)))
+    order = RowOrder(num_rows=num_rows, batch_size=batch_size, seed=data_seed(train))
     reserved = {train.model.eos_token_id, train.model.pad_token_id}
     if manifest is not None:
         reserved |= {*manifest.special_token_ids, *manifest.byte_token_ids}
     vocab_size = train.model.vocab_size if manifest is None else manifest.vocab_size
-    plan = compile_plan(
-        experiment.injection,
-        batch_size=batch_size,
-        seq_len=seq_len,
-        epoch_rows=order.epoch_rows,
-        vocab_size=vocab_size,
-        eos_token_id=train.model.eos_token_id,
-        reserved_tokens=reserved,
+    geometry = {
+        "batch_size": batch_size,
+        "seq_len": seq_len,
+        "epoch_rows": order.epoch_rows,
+        "vocab_size": vocab_size,
+        "eos_token_id": train.model.eos_token_id,
+    }
+    asked = ("plan", repr(experiment.injection), tuple(geometry.values()), frozenset(reserved))
+    plan: InjectionPlan = memo.once(
+        asked, lambda: compile_plan(experiment.injection, **geometry, reserved_tokens=reserved)
     )
     steps = num_steps(train)
-    plan.check(steps)
+    memo.once(("check", asked, steps), lambda: plan.check(steps))
     for index, (task, schedule) in enumerate(zip(plan.tasks, plan.schedules, strict=True)):
         if schedule.rate > 0 and plan.instances(index, steps) == 0:
             log.warning(
@@ -96,11 +133,15 @@ def compile_stream(experiment: ExperimentConfig, *, manifest: Manifest | None) -
                 *(task.name, steps, 1 / schedule.rate),
             )
     masks, rules = train.data.label_mask_paths, train.data.instance_filter
+
+    def hash_files(paths: Sequence[str]) -> str:
+        return memo.once(("files", *paths), lambda: fingerprint(paths))
+
     identity = {
         "plan_hash": plan.hash,
         "plan": plan.canonical,
-        "corpus_hash": manifest.hash if manifest is not None else fingerprint(train.data.paths),
-        "label_masks": fingerprint(masks) if masks else None,
+        "corpus_hash": manifest.hash if manifest is not None else hash_files(train.data.paths),
+        "label_masks": hash_files(masks) if masks else None,
         "instance_filter": asdict(rules) if rules else None,
         "data_seed": data_seed(train),
         "memmap_dtype": train.data.memmap_dtype,

@@ -8,16 +8,20 @@ a wrong type or a value that cannot work raises ConfigError before any work star
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from olmo.config import TrainConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from data_injection.config import ConfigError, InjectionConfig
 from data_injection.corpus import Manifest, corpus_paths, verify_corpus
@@ -67,32 +71,63 @@ class ExperimentConfig:
         return {0: "none", 1: "single"}.get(len(self.injection.tasks), "mixture")
 
 
-def load_experiment(path: str | Path, overrides: list[str] | None = None) -> ExperimentConfig:
+def load_experiment(
+    path: str | Path, overrides: list[str] | None = None, *, corpus: bool = True
+) -> ExperimentConfig:
     """Read an experiment from YAML, apply dotted overrides, fill in the corpus, check it all.
+
+    Args:
+        corpus: False leaves out what needs the corpus' files; for the cost of a run, which may be
+            asked where they are not.
 
     Raises:
         ConfigError: names the key, the value and the remedy.
         FileNotFoundError: the file or the corpus is missing.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no experiment file {path}; see configs/quickstart.yaml for one")
-    schema = OmegaConf.structured(ExperimentConfig)
-    # The engine's resolvers (path.glob, path.choose) may stand in its section.
-    TrainConfig._register_resolvers(validate_paths=False)
-    OmegaConf.register_new_resolver("flash_attn_available", has_flash_attention, replace=True)
     try:
-        raw: Any = OmegaConf.load(path)
-        for override in overrides or []:
-            _override(raw, override)
-        if "train" in raw:
+        raw = read_raw(path, overrides or [])
+        if isinstance(raw.get("train"), DictConfig):
             raw.train = TrainConfig.update_legacy_settings(raw.train)
-        experiment = OmegaConf.to_object(OmegaConf.merge(schema, raw))
+        experiment = OmegaConf.to_object(OmegaConf.merge(_schema(), raw))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, path)) from None
     assert isinstance(experiment, ExperimentConfig)
-    complete(experiment)
+    if corpus:
+        complete(experiment)
     return experiment
+
+
+def read_raw(path: Path, overrides: Sequence[str], *, without: str | None = None) -> Any:
+    """An experiment's YAML with its overrides, nothing checked yet, as OmegaConf holds it.
+
+    Without the section of that name, if one is given: copying the engine's is most of reading.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no experiment file {path}; see configs/quickstart.yaml for one")
+    # The engine's resolvers (path.glob, path.choose) may stand in its section.
+    TrainConfig._register_resolvers(validate_paths=False)
+    OmegaConf.register_new_resolver("flash_attn_available", has_flash_attention, replace=True)
+    stat = path.stat()
+    raw = _read_yaml(path.resolve(), stat.st_mtime_ns, stat.st_size)
+    if without is not None and isinstance(raw, DictConfig):
+        raw = OmegaConf.masked_copy(raw, [str(key) for key in raw if key != without])
+    raw = copy.deepcopy(raw)
+    for override in overrides:
+        _override(raw, override)
+    return raw
+
+
+@cache
+def _schema() -> DictConfig:
+    """Built once, which takes longer than the rest of loading; a merge copies it."""
+    return OmegaConf.structured(ExperimentConfig)
+
+
+@lru_cache(maxsize=64)
+def _read_yaml(path: Path, changed: int, size: int) -> Any:
+    """A file as it was at a time: a grid reads each of its few files a hundred times."""
+    return OmegaConf.load(path)
 
 
 def complete(experiment: ExperimentConfig) -> Manifest | None:
@@ -147,7 +182,13 @@ def _override(raw: Any, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
         raise ConfigError(f"override {override!r} must be key=value, for example train.seed=1")
-    value = OmegaConf.create(f"value: {text}" if text else "value: null").value
+    try:
+        value = OmegaConf.create(f"value: {text}" if text else "value: null").value
+    except YAMLError as error:
+        raise ConfigError(
+            f"override {override!r} is not YAML ({str(error).splitlines()[-1].strip()}); "
+            f"put text in quotes, {key}='\"...\"'"
+        ) from None
     OmegaConf.update(raw, key, value, merge=True, force_add=True)
 
 

@@ -222,6 +222,32 @@ def wrapped_units(train: TrainConfig, model: OLMo) -> tuple[int, int]:
     return max(units), root
 
 
+def checkpoint_bytes(train: TrainConfig, num_params: int, *, step: int = 1) -> int:
+    """Of one checkpoint, whatever the strategy: fp32 weights and, once a step is taken, moments.
+
+    The files' own headers and the trainer's state (tens of kB) are left out.
+    """
+    moments = OPTIMIZER_BYTES[str(train.optimizer.name)] if step else 0
+    return (4 + moments) * num_params
+
+
+def kept_checkpoints(train: TrainConfig, num_steps: int) -> list[int]:
+    """The steps whose checkpoints a run leaves behind when it was not interrupted."""
+    every, keep = train.save_interval_unsharded, train.save_num_unsharded_checkpoints_to_keep
+    steps = [] if train.no_pre_train_checkpoint else [0]
+    if every is not None and keep != 0:
+        steps += range(every, num_steps + 1, every)
+    if every is not None and steps[-1:] != [num_steps]:
+        steps.append(num_steps)
+    return steps[-keep:] if keep > 0 else steps
+
+
+def storage_bytes(train: TrainConfig, num_params: int, num_steps: int) -> int:
+    """Of all checkpoints that a run leaves behind."""
+    steps = kept_checkpoints(train, num_steps)
+    return sum(checkpoint_bytes(train, num_params, step=step) for step in steps)
+
+
 def num_shards(train: TrainConfig, *, gpus: int) -> int:
     """Over how many GPUs the state is spread: 1 under DDP, all under FSDP, a node's if hybrid."""
     if train.distributed_strategy != DistributedStrategy.fsdp:

@@ -7,14 +7,23 @@
 A handler only takes note; the trainer looks after every step. It imports nothing heavy, so that the
 command line can take note from its first moment on. SLURM signals every process of a job step, the
 loader's workers too: those ignore it and end with their parent.
+
+A SIGKILL says nothing: torchrun's ranks outlive an agent that is killed, for it starts each in a
+session of its own, and a sweep's runs outlive the sweep. So they watch their launcher; see
+`end_after`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +31,12 @@ if TYPE_CHECKING:
     import torch
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+ORPHAN_GRACE = 600.0
+"""Seconds to save in for one whose launcher is gone, as many as torchrun waits by our line."""
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopSignals:
@@ -62,12 +77,53 @@ class StopSignals:
         return self.received is not None
 
 
+def end_after(gone: Callable[[], object], *, grace: float = ORPHAN_GRACE) -> None:
+    """Once `gone` returns, in a thread, sends this process SIGTERM: it saves and ends.
+
+    What cannot (a rank that waits for a peer that is dead too) is ended after `grace` seconds; what
+    has not joined its process group yet has nothing to save, and the agent's store that it would
+    wait for may be gone: it is ended at once.
+    The kernel could send the signal itself (PR_SET_PDEATHSIG), but it knows the parent alone: a
+    sweep's runs are children of a fork server, which lives as long as any of them, and a rank's
+    hard end would still need a clock.
+    """
+
+    def watch() -> None:
+        gone()
+        if _in_process_group():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(grace)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
+
+
+def _in_process_group() -> bool:
+    """Without importing torch, which is heavy and may be half imported right now."""
+    distributed = sys.modules.get("torch.distributed")
+    is_initialized = getattr(distributed, "is_initialized", None)
+    return is_initialized is not None and is_initialized()
+
+
+def await_agent_end(every: float = 0.5) -> None:
+    """Returns when torchrun's agent, this process' parent, has ended, however it did."""
+    agent = os.getppid()
+    # It may have ended before we looked. A container's first process may also be torchrun itself.
+    if agent == 1 and b"torch" not in Path("/proc/1/cmdline").read_bytes():
+        return
+    while os.getppid() == agent:
+        time.sleep(every)
+
+
 def ignore_in_worker(worker: int) -> None:
     """The loader's worker_init_fn: whoever sends a signal, only the parent may end the worker.
 
     The parent saves first and then ends it, with SIGTERM if need be (a worker that hangs in a
-    read): so the sender is looked at.
+    read): so the sender is looked at. If the parent is killed, the kernel kills the worker at once:
+    torch's own look takes up to five seconds, in which it holds the lock of the run's folder.
     """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
