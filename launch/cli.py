@@ -268,10 +268,10 @@ def submit(
     from launch.site import load_site
     from launch.submit import submit as run
 
-    settings = {"after": after, "prepare": prepare, "dry_run": dry_run}
     run(
-        source, site=load_site(site), out=out, overrides=override or [], **settings, console=console
-    )
+        source, site=load_site(site), out=out, overrides=override or [], after=after,
+        prepare=prepare, dry_run=dry_run, console=console,
+    )  # fmt: skip
 
 
 @app.command()

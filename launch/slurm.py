@@ -54,7 +54,7 @@ class Task:
         text = shlex.quote(words[0])
         for before, word in itertools.pairwise(words):
             option = word in ("--override", "-o") and before not in ("--override", "-o")
-            text += f" {'\\\n    ' if option else ''}{shlex.quote(word)}"
+            text += (" \\\n    " if option else " ") + shlex.quote(word)
         return text
 
 

@@ -36,7 +36,7 @@ STATES = (
     *("failed", "cancelled", "interrupted", "new"),
 )
 """saved: stopped by a signal and not in the queue; stopped: on request (logs/stop), or SLURM would
-not requeue it; stalled: requeued without a step forward; ended: without its last step and without an
+not requeue it; stalled: requeued without a step forward; ended: before its last step but without an
 error (early stopping); interrupted: there are checkpoints, and nothing that goes on."""
 
 _STEP = re.compile(r"step (\d+)/(\d+)")
