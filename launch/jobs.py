@@ -82,7 +82,7 @@ class Queue:
 
 
 def ask_slurm(ended: Iterable[str] = ()) -> Queue:
-    """The user's jobs in the queue, and those of `ended` that have left it, if SLURM keeps accounts.
+    """The user's jobs in the queue, and what the accounts say of those of `ended` that left it.
 
     squeue knows a job for some minutes after its end (MinJobAge), sacct for good.
     """

@@ -278,6 +278,7 @@ def _srun(site: Site, *, shutdown_timeout: int) -> str:
         # srun has not taken it over from sbatch since 22.05.
         f"--cpus-per-task={site.cpus_per_node}" if site.cpus_per_node else "",
         *map(shlex.quote, site.srun_options),
+        """bash -c 'trap "" USR1; exec "$@"' bash""",
         shlex.join(site.container),
     ]
     torchrun = [shlex.quote(word) for word in command]

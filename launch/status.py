@@ -229,25 +229,24 @@ def show_status(sources: Sequence[Path], *, as_json: bool, console: Console) -> 
         told = {"slurm": problem or "asked", "runs": [asdict(run) for run in runs]}
         console.file.write(json.dumps(told, indent=1) + "\n")
         return
-    titles = ("run", "state", "step", "saved", "job", "SLURM", "starts", "requeues", "record")
-    table = Table(*titles, "exposures", box=box.SIMPLE_HEAD, padding=(0, 1))
+    titles = ("state", "step", "saved", "job", "requeues", "record", "exposures")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    table.add_column("run", overflow="fold")
+    for title in titles:
+        table.add_column(title, no_wrap=True)
     for run in runs:
         share = f"/{run.num_steps:,}" if run.num_steps else ""
-        seen = sorted(run.exposures.values())
-        exposures = "" if not seen else f"{seen[0]:.3g}"
-        if len(seen) > 1 and seen[-1] != seen[0]:
-            exposures += f" to {seen[-1]:.3g}"
+        seen = sorted({f"{value:.3g}" for value in run.exposures.values()}, key=float)
+        waits = run.slurm.partition(" ")[2] if run.state in ("pending", "requeued") else ""
         table.add_row(
             Text(run.name),
-            Text(run.state, style=_COLOURS.get(run.state, "yellow")),
+            Text(f"{run.state} {waits}", style=_COLOURS.get(run.state, "yellow")),
             f"{run.step:,}{share}",
             "" if run.checkpoint is None else f"{run.checkpoint:,}",
             run.job or "",
-            run.slurm,
-            str(run.starts),
             str(run.requeues),
             "" if run.record_age is None else f"{_duration(run.record_age)} ago",
-            exposures,
+            " to ".join([*seen[:1], *seen[1:][-1:]]),
         )
     console.print(table)
     counts = {state: sum(run.state == state for run in runs) for state in STATES}

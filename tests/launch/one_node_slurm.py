@@ -96,14 +96,15 @@ class Slurm:
         return dict(re.findall(r"(\w+)=(\S*)", text.splitlines()[0] if text else ""))
 
     def processes(self) -> list[int]:
-        """Of jobs: every process that carries this SLURM's configuration in its environment."""
+        """Of jobs: every process with this SLURM and a job's number in its environment."""
         found = []
         mark = f"SLURM_CONF={self.folder / 'slurm.conf'}".encode()
         for environ in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
-                if mark in environ.read_bytes().split(b"\0"):
+                values = environ.read_bytes().split(b"\0")
+                if mark in values and any(v.startswith(b"SLURM_JOB_ID=") for v in values):
                     found.append(int(environ.parent.name))
-        return sorted(set(found) - {os.getpid()})
+        return sorted(found)
 
 
 @contextmanager
