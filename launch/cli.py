@@ -44,6 +44,8 @@ app = typer.Typer(
 )
 app.add_typer(theory.app, name="theory")
 app.add_typer(scaling.app, name="scaling")
+launch_app = typer.Typer(help="Start a run on several ranks.", no_args_is_help=True)
+app.add_typer(launch_app, name="launch")
 console = Console()
 errors = Console(stderr=True)
 
@@ -218,6 +220,32 @@ def _train(
     else:
         steps = json.loads((folder / "run.json").read_text())["num_steps"]
         console.print(f"{folder}: trained to step {find_checkpoints(folder)[-1].step} of {steps}")
+
+
+@launch_app.command()
+def torchrun(
+    experiment: ExperimentFile,
+    nproc: Annotated[int, typer.Option(help="Ranks on each node: its GPUs.")],
+    nnodes: Annotated[int, typer.Option(help="Nodes; the same command is run on each.")] = 1,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option(help="HOST:PORT where the nodes' agents meet.")
+    ] = None,
+    rdzv_id: Annotated[str | None, typer.Option(help="Name of the meeting.")] = None,
+    max_restarts: Annotated[int, typer.Option(help="Starts again after a rank failed.")] = 0,
+    shutdown_timeout: Annotated[
+        int, typer.Option(help="Seconds from a signal to SIGKILL: a step, a save and a margin.")
+    ] = 600,
+    override: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command only.")] = False,
+) -> None:
+    """Print the exact torchrun command of a run and run it; goes on from the last checkpoint."""
+    from launch.torchrun import launch_torchrun
+
+    launch_torchrun(
+        experiment, nproc=nproc, nnodes=nnodes, rdzv_endpoint=rdzv_endpoint, rdzv_id=rdzv_id,
+        max_restarts=max_restarts, shutdown_timeout=shutdown_timeout, overrides=override or [],
+        dry_run=dry_run, console=console,
+    )  # fmt: skip
 
 
 @app.command()

@@ -18,6 +18,7 @@ import torch
 from olmo.config import TrainConfig
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from data_injection.config import ConfigError, InjectionConfig
 from data_injection.corpus import Manifest, corpus_paths, verify_corpus
@@ -147,7 +148,13 @@ def _override(raw: Any, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
         raise ConfigError(f"override {override!r} must be key=value, for example train.seed=1")
-    value = OmegaConf.create(f"value: {text}" if text else "value: null").value
+    try:
+        value = OmegaConf.create(f"value: {text}" if text else "value: null").value
+    except YAMLError as error:
+        raise ConfigError(
+            f"override {override!r} is not YAML ({str(error).splitlines()[-1].strip()}); "
+            f"put text in quotes, {key}='\"...\"'"
+        ) from None
     OmegaConf.update(raw, key, value, merge=True, force_add=True)
 
 

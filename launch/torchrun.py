@@ -1,0 +1,161 @@
+"""The exact torchrun line of a run, and running it.
+
+    olmo-ext launch torchrun experiment.yaml --nproc 8
+    torchrun_command(["train", "experiment.yaml", "--resume"], nproc=8)   # the same, as a list
+
+torchrun's own defaults do harm here: it knows no SIGUSR1 (which then kills the agent and orphans
+the ranks) and gives a save 30 seconds. The line passes signals on, waits for a save, and resumes,
+so that the same line started again, by hand, by --max-restarts or by SLURM, goes on from the last
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from data_injection.config import ConfigError
+
+SIGNALS = "SIGTERM,SIGINT,SIGUSR1"
+"""What the agent passes on to the ranks. Not SIGHUP, which would end them unsaved: it ends the
+agent, and ranks whose agent is gone save and end (olmo_ext/signals.py)."""
+
+_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9_.-]+):(\d+)")
+
+
+def torchrun_command(
+    arguments: Sequence[str],
+    *,
+    nproc: int,
+    nnodes: int = 1,
+    rdzv_endpoint: str | None = None,
+    rdzv_id: str | None = None,
+    max_restarts: int = 0,
+    shutdown_timeout: int = 600,
+    bin_folder: Path | None = None,
+) -> list[str]:
+    """The command of one node's agent; on several nodes the same on each.
+
+    Args:
+        arguments: of olmo-ext, as one would type them; `train ... --resume`.
+        nproc: ranks on a node.
+        rdzv_endpoint: HOST:PORT where the agents meet, the host one of the nodes.
+        rdzv_id: name of the meeting; another job's must differ. Default: olmo-ext.
+        max_restarts: how often the ranks are started again after one of them failed.
+        shutdown_timeout: seconds from a signal to SIGKILL; more than a step and a save take.
+        bin_folder: where torchrun and olmo-ext are; default: beside this interpreter.
+
+    Raises:
+        ConfigError: a number out of its range, several nodes without an endpoint.
+    """
+    for option, value, least in (
+        ("--nproc", nproc, 1),
+        ("--nnodes", nnodes, 1),
+        ("--max-restarts", max_restarts, 0),
+        ("--shutdown-timeout", shutdown_timeout, 1),
+    ):
+        if value < least:
+            raise ConfigError(f"{option} must be at least {least}, got {value}")
+    if nnodes > 1 and rdzv_endpoint is None:
+        raise ConfigError(
+            f"--nnodes {nnodes} needs --rdzv-endpoint HOST:PORT, where the agents meet; give one "
+            "of the nodes and a free port, for example node01:29400"
+        )
+    if nnodes == 1 and (rdzv_endpoint is not None or rdzv_id is not None):
+        raise ConfigError(
+            "--rdzv-endpoint and --rdzv-id are for several nodes; leave them out or set --nnodes"
+        )
+    bin_folder = bin_folder or Path(sys.executable).parent
+    command = [str(bin_folder / "torchrun"), f"--nnodes={nnodes}", f"--nproc-per-node={nproc}"]
+    if rdzv_endpoint is None:
+        command.append("--standalone")
+    else:
+        if not (found := _ENDPOINT.fullmatch(rdzv_endpoint)) or not 0 < int(found[2]) < 2**16:
+            raise ConfigError(
+                "--rdzv-endpoint must be HOST:PORT, for example node01:29400, got "
+                f"{rdzv_endpoint!r}"
+            )
+        command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={rdzv_endpoint}"]
+        command.append(f"--rdzv-id={rdzv_id or 'olmo-ext'}")
+    command += [
+        f"--max-restarts={max_restarts}",
+        f"--signals-to-handle={SIGNALS}",
+        f"--shutdown-timeout={shutdown_timeout}",
+        # The program, not a module or a script: a folder `launch` in the working directory would
+        # be imported in its place.
+        "--no-python",
+        str(bin_folder / "olmo-ext"),
+    ]
+    return [*command, *arguments]
+
+
+def train_arguments(config: Path, overrides: Sequence[str]) -> list[str]:
+    """Of olmo-ext, for a start that may be the first or any later one of the run."""
+    arguments = ["train", str(config.resolve()), "--resume"]
+    return arguments + [part for override in overrides for part in ("-o", override)]
+
+
+def check_world(config: Path, overrides: Sequence[str], *, world_size: int) -> None:
+    """Raise ConfigError for an experiment that so many ranks cannot train."""
+    from olmo_ext.config import load_experiment
+
+    batch = load_experiment(config, list(overrides)).train.global_train_batch_size
+    if world_size > 0 and batch % world_size:
+        fitting = max(n for n in range(1, min(world_size, batch) + 1) if batch % n == 0)
+        raise ConfigError(
+            f"--nproc x --nnodes is {world_size} ranks, which do not divide "
+            f"train.global_train_batch_size {batch}; the next smaller number that does is {fitting}"
+        )
+
+
+def launch_torchrun(
+    config: Path,
+    *,
+    nproc: int,
+    nnodes: int = 1,
+    rdzv_endpoint: str | None = None,
+    rdzv_id: str | None = None,
+    max_restarts: int = 0,
+    shutdown_timeout: int = 600,
+    overrides: Sequence[str] = (),
+    dry_run: bool = False,
+    console: Console,
+) -> None:
+    """Print a run's command as a shell takes it, and become it unless `dry_run`.
+
+    Raises ConfigError before anything is printed.
+    """
+    command = torchrun_command(
+        train_arguments(config, overrides),
+        nproc=nproc,
+        nnodes=nnodes,
+        rdzv_endpoint=rdzv_endpoint,
+        rdzv_id=rdzv_id,
+        max_restarts=max_restarts,
+        shutdown_timeout=shutdown_timeout,
+    )
+    check_world(config, overrides, world_size=nproc * nnodes)
+    environment = environment_of(nnodes)
+    shown = [*(f"{name}={value}" for name, value in environment.items()), *command]
+    # Not through rich's wrapping and markup: what is printed is pasted into a shell.
+    console.file.write(shlex.join(shown) + "\n")
+    console.file.flush()
+    if not dry_run:
+        os.execve(command[0], command, os.environ | environment)
+
+
+def environment_of(nnodes: int) -> dict[str, str]:
+    """What the command needs in its environment.
+
+    OLMO_SHARED_FS on several nodes, whose run folder is one and the same: without it each node's
+    first rank would take itself for the folder's owner. One thread a rank unless told otherwise, as
+    torchrun would say in a warning.
+    """
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    return environment | ({"OLMO_SHARED_FS": "1"} if nnodes > 1 else {})
