@@ -24,9 +24,9 @@ from data_injection.config import ConfigError
 TIME_FORMS = "minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS"
 
 _TIMES = (
-    re.compile(r"(?P<m>\d+)(?::(?P<s>[0-5]?\d))?"),
-    re.compile(r"(?P<h>\d+):(?P<m>[0-5]?\d):(?P<s>[0-5]?\d)"),
-    re.compile(r"(?P<d>\d+)-(?P<h>\d+)(?::(?P<m>[0-5]?\d)(?::(?P<s>[0-5]?\d))?)?"),
+    re.compile(r"(?P<m>\d+)(?::(?P<s>[0-5]?\d))?", re.ASCII),
+    re.compile(r"(?P<h>\d+):(?P<m>[0-5]?\d):(?P<s>[0-5]?\d)", re.ASCII),
+    re.compile(r"(?P<d>\d+)-(?P<h>\d+)(?::(?P<m>[0-5]?\d)(?::(?P<s>[0-5]?\d))?)?", re.ASCII),
 )
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _WORD = re.compile(r"[A-Za-z0-9_.,:@+/=-]+")
