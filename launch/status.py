@@ -212,7 +212,7 @@ def _error(log: str) -> str:
     """The last line that looks like an error of ours; torchrun's own report comes after it."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     ours = [
-        line for line in lines if re.search(r"(^|\]:)\s*(error:|\w*Error\b|\w*Exception\b)", line)
+        line for line in lines if re.search(r"(^|\]:)\s*(error:|[\w.]*(Error|Exception)\b)", line)
     ]
     named = [line for line in ours if "ChildFailedError" not in line]
     chosen = named or ours or lines
