@@ -54,7 +54,7 @@ SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0,bf_interval=2
 PriorityType=priority/basic
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=20
+KillWait=40
 ReturnToService=2
 NodeName={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} RealMemory=1000 State=UNKNOWN
 PartitionName=cpu Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1
@@ -126,7 +126,7 @@ def one_node_slurm(*, cpus: int = 2) -> Iterator[Slurm]:
         (folder / "slurm.conf").write_text(CONF.format(host=host, folder=folder, **settings))
         slurm = Slurm(folder)
         conf = str(folder / "slurm.conf")
-        stack.callback(_end_jobs, slurm)
+        stack.callback(_kill_left, slurm)
         munge = {name: f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "seed")}
         _daemon(
             stack, folder, "munged", "--foreground", f"--socket={folder}/munge.socket",
@@ -135,7 +135,7 @@ def one_node_slurm(*, cpus: int = 2) -> Iterator[Slurm]:
         _wait(lambda: (folder / "munge.socket").exists(), folder, "munged")
         _daemon(stack, folder, "slurmctld", "-D", "-f", conf)
         _daemon(stack, folder, "slurmd", "-D", "-f", conf, "-N", host)
-        stack.callback(_end_jobs, slurm)  # while the daemons are still there
+        stack.callback(_cancel_jobs, slurm)
         _wait(lambda: "idle" in slurm.run("sinfo", "-h", check=False), folder, "slurmd")
         yield slurm
 
@@ -175,8 +175,8 @@ def _end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def _end_jobs(slurm: Slurm) -> None:
-    """Cancel what there is, and kill what is left of it."""
+def _cancel_jobs(slurm: Slurm) -> None:
+    """While the daemons are still there to answer."""
     with suppress(AssertionError, subprocess.TimeoutExpired):
         if slurm.run("squeue", "-h", "-o", "%i", check=False).split():
             slurm.run("scancel", "--signal=KILL", "--full", "--user=root", check=False)
@@ -184,6 +184,9 @@ def _end_jobs(slurm: Slurm) -> None:
             end = time.monotonic() + 10
             while slurm.run("squeue", "-h", check=False) and time.monotonic() < end:
                 time.sleep(0.2)
+
+
+def _kill_left(slurm: Slurm) -> None:
     for pid in slurm.processes():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from data_injection.config import ConfigError
+from eval.audit import audit_run
 from launch.lead import Lead
 from launch.site import Site
 from launch.slurm import Task, Where, directive, ranges, render_prepare, render_train, runs_text
@@ -88,7 +90,7 @@ class Bench:
         }
         return subprocess.run(
             ["bash", str(script)], env=environment | variables, capture_output=True, text=True,
-            cwd=self.folder, timeout=30,
+            cwd=self.folder, timeout=120,
         )  # fmt: skip
 
     def arguments(self, program: str = "torchrun") -> list[str]:
@@ -307,6 +309,34 @@ def test_the_directives_are_those_of_the_profile(bench: Bench) -> None:
 def test_numbers_of_an_array_are_written_as_ranges() -> None:
     assert ranges([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
     assert ranges([5]) == "5"
+
+
+@pytest.mark.slow
+def test_the_agents_of_several_nodes_meet_and_train_one_run(
+    bench: Bench, write_experiment: Callable[..., Path]
+) -> None:
+    """No SLURM has several nodes here: srun's fake starts both agents on this machine."""
+    (bench.folder / "bin" / "torchrun").unlink()
+    (bench.folder / "bin" / "olmo-ext").unlink()
+    bench.fake("scontrol", "echo localhost; echo other")
+    command = """
+        while [ "${1#--}" != "$1" ]; do shift; done
+        "$@" & first=$!
+        "$@" & wait $! && wait $first"""
+    bench.fake("srun", command)
+    source = write_experiment()
+    run = source.parent / "run"
+    task = Task("tiny", run, 12, ("train", str(source), "--resume"))
+    site = Site(time="60", nodes=2, ranks_per_node=1)
+    script = bench.write(task, site=site)
+    variables = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    real = f"{Path(sys.executable).parent}:{bench.folder / 'bin'}:{os.environ['PATH']}"
+    done = bench.bash(script, PATH=real, **variables)
+    assert done.returncode == 0, (run / "logs" / "train.log").read_text()[-3000:]
+    assert events(task) == ["started", "finished"]
+    told = json.loads((run / "run.json").read_text())
+    assert [start["world_size"] for start in told["starts"]] == [2]
+    assert audit_run(run, full=True).status == 0
 
 
 @pytest.mark.slow
