@@ -274,7 +274,7 @@ def _srun(site: Site, *, shutdown_timeout: int) -> str:
     )
     words = [
         f"srun --nodes={site.nodes} --ntasks={site.nodes} --ntasks-per-node=1",
-        f"--kill-on-bad-exit=0 --wait={max(shutdown_timeout, 60)}",
+        f"--kill-on-bad-exit=0 --wait={max(shutdown_timeout, 600)}",
         # srun has not taken it over from sbatch since 22.05.
         f"--cpus-per-task={site.cpus_per_node}" if site.cpus_per_node else "",
         *map(shlex.quote, site.srun_options),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -87,8 +87,6 @@ def _one_run(source: Path, overrides: Sequence[str], corpus_comes_later: bool) -
     train = loaded.experiment.train
     folder = Path(train.save_folder).resolve()
     given = [*overrides, f"train.save_folder={json.dumps(str(folder))}"]
-    if loaded.corpus is not None:
-        given.append(f"corpus={json.dumps(str(loaded.corpus))}")
     arguments = ["train", str(path), "--resume"]
     arguments += [part for override in given for part in ("--override", override)]
     return Task(str(train.run_name), folder, num_steps(train), tuple(arguments))
@@ -146,3 +144,12 @@ def _compile(loaded: Loaded) -> None:
 def reload(task: Task, corpus_comes_later: bool) -> Loaded:
     """A task's experiment by its own arguments: train FILE --resume --override A ..."""
     return _load(Path(task.arguments[1]), list(task.arguments[4::2]), corpus_comes_later)
+
+
+def with_corpus(task: Task, loaded: Loaded) -> Task:
+    """The task with its corpus by an absolute path."""
+    corpus = loaded.corpus
+    if corpus is None or loaded.experiment.corpus == str(corpus):
+        return task
+    more = ("--override", f"corpus={json.dumps(str(corpus))}")
+    return replace(task, arguments=(*task.arguments, *more))

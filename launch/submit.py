@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from olmo.config import TrainConfig
@@ -27,7 +28,7 @@ from launch.jobs import append_event, ask_slurm, events_file, read_events
 from launch.lead import Lead, reckon_lead
 from launch.site import Site
 from launch.slurm import Task, Where, render_prepare, render_train, runs_text
-from launch.submission import Plan, plan_submission, reload
+from launch.submission import Loaded, Plan, plan_submission, reload, with_corpus
 
 _JOB = re.compile(r"\d+(_\d+)?")
 
@@ -67,7 +68,9 @@ def submit(
     later = after is not None or words is not None
     plan = plan_submission(source, out=out, overrides=overrides, corpus_comes_later=later)
     loaded = {number: reload(task, later) for number, task in plan.tasks.items()}
-    for number, task in plan.tasks.items():
+    tasks = {number: with_corpus(task, loaded[number]) for number, task in plan.tasks.items()}
+    plan = replace(plan, tasks=tasks)
+    for number, task in tasks.items():
         task.line()
         _check_ranks(site, task, loaded[number].experiment.train)
     corpora = {one.corpus for one in loaded.values()}
@@ -80,17 +83,13 @@ def submit(
     if not waiting:
         console.print("nothing to submit")
         return []
-    leads = [
-        reckon_lead(site, loaded[n].experiment.train, num_steps=task.num_steps, folder=task.folder)
-        for n, task in waiting.items()
-    ]
-    lead = max(leads, key=lambda lead: lead.seconds)
+    lead = _longest_lead(site, waiting, loaded)
     folder = _free_folder(plan.root / "slurm")
     texts = _render(site, plan, waiting, lead, folder, words, corpus)
     _raw(console, f"lead time: SIGUSR1 {lead.seconds} s before the end: {lead.why}")
     if dry_run:
         for path, text in texts.items():
-            _raw(console, f"\n==> {path} <==\n{text}")
+            _raw(console, f"\n==> {path} <==\n{text.rstrip()}")
         _raw(console, f"\n{_how(list(texts), after)}\nnothing was written or submitted")
         return []
     for number in waiting:
@@ -133,6 +132,19 @@ def _open_tasks(plan: Plan, console: Console) -> dict[int, Task]:
             continue
         console.print(f"{task.name}: {said}; not submitted", markup=False, soft_wrap=True)
     return waiting
+
+
+def _longest_lead(site: Site, waiting: dict[int, Task], loaded: dict[int, Loaded]) -> Lead:
+    """An array has one; runs of one shape that have not begun are reckoned once."""
+    leads: dict[tuple[object, ...], Lead] = {}
+    for number, task in waiting.items():
+        train = loaded[number].experiment.train
+        begun = task.folder if (task.folder / "run.json").exists() else None
+        key = (str(train.model), train.global_train_batch_size, str(train.precision), begun)
+        if key not in leads:
+            steps, folder = task.num_steps, task.folder
+            leads[key] = reckon_lead(site, train, num_steps=steps, folder=folder)
+    return max(leads.values(), key=lambda lead: lead.seconds)
 
 
 def _prepare_words(prepare: str | None) -> list[str] | None:

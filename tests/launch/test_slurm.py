@@ -90,7 +90,7 @@ class Bench:
         }
         return subprocess.run(
             ["bash", str(script)], env=environment | variables, capture_output=True, text=True,
-            cwd=self.folder, timeout=120,
+            cwd=self.folder, timeout=300,
         )  # fmt: skip
 
     def arguments(self, program: str = "torchrun") -> list[str]:
