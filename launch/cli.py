@@ -313,6 +313,41 @@ def sweep(
 
 
 @app.command()
+def submit(
+    source: Annotated[Path, typer.Argument(help="Experiment or sweep YAML.")],
+    site: Annotated[Path, typer.Option(help="Site profile; configs/sites has some.")],
+    override: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="A sweep goes to OUT/<sweep>/<labels>.")] = None,
+    after: Annotated[str | None, typer.Option(help="Start after this job has succeeded.")] = None,
+    prepare: Annotated[
+        str | None, typer.Option(help="Make the corpus first: words of `olmo-ext prepare`.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the batch files, submit nothing.")
+    ] = False,
+) -> None:
+    """Hand a run or a sweep to SLURM; its jobs save, requeue and go on by themselves."""
+    from launch.site import load_site
+    from launch.submit import submit as run
+
+    run(
+        source, site=load_site(site), out=out, overrides=override or [], after=after,
+        prepare=prepare, dry_run=dry_run, console=console,
+    )  # fmt: skip
+
+
+@app.command()
+def status(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
+    json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
+) -> None:
+    """What runs are at, what SLURM says of their jobs, and why a failed one failed."""
+    from launch.status import show_status
+
+    show_status(runs, as_json=json, console=console)
+
+
+@app.command()
 def confirm(
     chapter: Annotated[str, typer.Option(help="controls or mechanism.")] = "controls",
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/confirm"),

@@ -36,7 +36,7 @@ from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_wor
 from data_injection.config import ConfigError
 from data_injection.ledger import LedgerWriter
 from eval.records import FILE_NAME as RECORDS_FILE
-from eval.records import RecordWriter, lock_folder
+from eval.records import RecordWriter, lock_folder, replace_file
 from olmo_ext.build import (
     Stream,
     build_model,
@@ -316,8 +316,9 @@ def _start_wandb(cfg: TrainConfig, folder: Path) -> None:
     if mode is None and not has_wandb_key():
         mode = "offline"
     id_file = folder / "wandb_id"
-    if not id_file.exists():
-        id_file.write_text(secrets.token_hex(4))
+    # Renamed into place: after a kill an empty one would make the next start another W&B run.
+    if not id_file.exists() or not id_file.read_text():
+        replace_file(id_file, secrets.token_hex(4).encode())
     wandb.init(
         dir=folder,
         id=id_file.read_text(),
