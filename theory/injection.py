@@ -171,6 +171,7 @@ def run_trace(
     students = _students(mixture, phases, width, seeds, rate, batch_size)
     fields = {"experiment": "injection", "part": "trace", "width": width, "gap": gap}
     length = burst_length(mixture, task - 1, gap)
+    fields["burst"] = length
     rows: list[Row] = []
     for step, cycle, lag in read_steps(gap=gap, length=length, cycles=cycles):
         students.run(step - students.step)
