@@ -1,6 +1,6 @@
 """Running the synthetic lab: predictions first, then cells, records, tables and figures.
 
-    run_experiments(["phase"], config=None, out=Path("runs"), seeds=None, jobs=2, console=console)
+    run_experiments(["phase"], config=None, out=Path("runs"), seeds=None, jobs=2, console=c)
 
 OUT/<experiment>/ holds settings.json, predictions.json (written before anything is trained), cells/,
 records.jsonl and records.csv (a row a number), the tables of launch/lab_tables.py as CSV, and PNGs
@@ -14,6 +14,7 @@ import io
 import json
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -155,8 +156,10 @@ def png(figure: Figure, caption: str, settings: Any, origin: Mapping[str, Any]) 
     seeds = ", ".join(map(str, settings.seeds))
     commit = str(origin["commit"])
     short = commit[:7] + ("+changes" if commit.endswith("+changes") else "")
+    width = int(figure.get_size_inches()[0] * 17)  # characters of the font below
+    wrapped = "\n".join(textwrap.wrap(caption, width))
     footer = f"seeds {seeds}; bands: 95% (Student's t) over seeds; {origin['command']}; {short}"
-    figure.supxlabel(f"{caption}\n{footer}", fontsize=7, color="#6b6b6b", x=0.01, ha="left")
+    figure.supxlabel(f"{wrapped}\n{footer}", fontsize=7, color="#6b6b6b", x=0.01, ha="left")
     metadata = {
         "Software": None,
         "Description": caption,

@@ -81,16 +81,20 @@ def injection_figure(rows: pd.DataFrame, *, gap: int, burst: int) -> Figure:
             part = stats[(stats.step >= start) & (stats.step <= start + gap)]
             _band(zoom, part.assign(lag=part.step - start), "lag", colour, label)
         for cycle in range(1, cycles + 1):
-            axis.axvspan(cycle * gap - burst, cycle * gap, color="#f0b429", alpha=0.9, linewidth=0)
-        zoom.axvspan(gap - burst, gap, color="#f0b429", alpha=0.9, linewidth=0)
+            axis.axvspan((cycle - 1) * gap, cycle * gap - burst, **GAP)
+            axis.axvspan(cycle * gap - burst, cycle * gap, **BURST)
+        zoom.axvspan(0, gap - burst, **GAP)
+        zoom.axvspan(gap - burst, gap, **BURST)
         for one in (axis, zoom):
             one.set_ylim(-0.05, 1.05)
         _dress(axis, f"width {width}", "step", "rare task's signal")
         _dress(zoom, f"width {width}, gap after burst {cycles - 2}", "steps since the burst", "")
-    _injection_legend(axes[0, 0], gap, burst)
+    _injection_legend(figure, axes[0, 0], gap, burst)
     return figure
 
 
+BURST: dict[str, Any] = {"color": "#f0b429", "alpha": 0.9, "linewidth": 0, "zorder": 1}
+GAP: dict[str, Any] = {"color": "#f4f4f1", "linewidth": 0, "zorder": 0}
 SIGNALS = (
     ("leverage", COLOURS[0], "leading feature spanned, q"),
     ("retained", COLOURS[2], "retained signal of the task, l"),
@@ -137,18 +141,22 @@ def forgetting_figure(halves: pd.DataFrame, predicted: pd.DataFrame, gaps: pd.Da
     left.scatter(seen.width, seen.value, color=COLOURS[0], s=14, label="measured, a dot a seed")
     theory = predicted[(predicted.metric == "half_life") & predicted.value.notna()]
     left.plot(theory.width, theory.value, label="ln 2 / (4 eta mu)", marker="_", **PREDICTED)
-    never = sorted(set(halves[halves.value.isna()].width))
-    for width in never:
-        left.annotate("never", (width, left.get_ylim()[1]), ha="center", fontsize=8, color=FAINT)
     left.set_xscale("log", base=2)
     left.set_yscale("log")
-    left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for width in sorted(set(halves[halves.value.isna()].width)):
+        count = int(halves[halves.width == width].value.isna().sum())
+        left.annotate(f"{count} never\nhalved", (width, 0.8), ha="center", fontsize=8,
+                      color=FAINT, xycoords=("data", "axes fraction"))  # fmt: skip
+    left.set_xlim(min(halves.width) / 1.4, max(halves.width) * 1.4)
+    _plain_ticks(left.xaxis, sorted(halves.width.unique()))
+    _plain_ticks(left.yaxis, [20, 50, 100, 200, 500, 1000])
     _dress(left, "half-life of what one burst taught", "width N", "steps")
     left.legend(fontsize=8, frameon=False)
     for colour, width in zip(COLOURS, sorted(gaps.width.unique()), strict=False):
         stats = bands(gaps[gaps.width == width], ["gap"])
         _band(right, stats, "gap", colour, f"width {width}", marker="o")
     right.set_xscale("log")
+    _plain_ticks(right.xaxis, sorted(gaps.gap.unique()))
     right.set_ylim(-0.05, 1.05)
     _dress(right, "equal frequency, unequal gaps", "gap between bursts, steps",
            "q of the rare feature\nright before a burst")  # fmt: skip
@@ -171,7 +179,7 @@ def gradient_figure(rows: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
             stats = bands(rows[rows.metric == metric], ["width"])
             _band(axis, stats, "width", colour, label, marker="o")
         axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        _plain_ticks(axis.xaxis, sorted(rows.width.unique()))
     for axis, metric in ((axes[0], "residual"), (axes[1], "operator")):
         theory = predicted[predicted.metric == metric]
         axis.plot(theory.width, theory.value, label="at the best encoder", **PREDICTED)
@@ -182,13 +190,15 @@ def gradient_figure(rows: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
     return figure
 
 
-def _injection_legend(axis: Any, gap: int, burst: int) -> None:
+def _injection_legend(figure: Any, axis: Any, gap: int, burst: int) -> None:
     from matplotlib.patches import Patch
 
     handles, labels = axis.get_legend_handles_labels()
-    handles.append(Patch(color="#f0b429", linewidth=0))
-    labels.append(f"burst: {burst} batches of the rare task alone, after {gap - burst} without it")
-    axis.legend(handles, labels, fontsize=8, frameon=False, loc="upper right")
+    handles += [Patch(**BURST), Patch(**GAP)]
+    labels += [f"burst: {burst} batches of the rare task alone", f"gap: {gap - burst} without it"]
+    figure.legend(
+        handles, labels, fontsize=8, frameon=False, loc="outside upper center", ncols=len(labels)
+    )
 
 
 def _band(axis: Any, stats: pd.DataFrame, x: str, colour: str, label: str, **look: Any) -> None:
@@ -196,6 +206,15 @@ def _band(axis: Any, stats: pd.DataFrame, x: str, colour: str, label: str, **loo
               zorder=3, **look)  # fmt: skip
     if stats.low.notna().all():
         axis.fill_between(stats[x], stats.low, stats.high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _plain_ticks(axis: Any, values: list[float]) -> None:
+    """Numbers as they are at these places of a logarithmic axis, nothing between them."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axis.set_major_locator(FixedLocator(values))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _figure(width: float, height: float) -> Any:
