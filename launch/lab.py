@@ -1,6 +1,6 @@
 """Running the synthetic lab: predictions first, then cells, records, tables and figures.
 
-    run_experiments(["phase"], config=None, out=Path("runs"), seeds=None, jobs=2, console=c)
+    olmo-ext theory phase --config configs/theory/phase.yaml
 
 OUT/<experiment>/ holds settings.json, predictions.json (written before anything is trained), cells/,
 records.jsonl and records.csv (a row a number), the tables of launch/lab_tables.py as CSV, and PNGs

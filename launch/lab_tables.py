@@ -106,6 +106,7 @@ def report_injection(
     levels = peaks_and_troughs(rows)
     halves = half_lives(rows)
     gaps = before_bursts(rows)
+    critical_widths = rows[rows.part == "critical"]
     critical = predicted[predicted.metric == "critical_width_worst"].value.iloc[0]
     shown = _table("width", "burst", "q before", "q after", "cos(G_r, G_F)", "|G_F|",
                    title=f"rare task {settings.task}: critical width {critical:.0f}")  # fmt: skip
@@ -128,11 +129,12 @@ def report_injection(
             "the common tasks' and with the batch's gradient; mean over the second half of cycles.",
         ),
         "forgetting": (
-            forgetting_figure(halves, predicted, gaps),
+            forgetting_figure(halves, predicted, gaps, critical_widths),
             f"Left: one burst of {burst} batches after {settings.warm_up} steps without the task. "
-            "Right: from scratch, last quarter of training.",
+            "Middle: from scratch, last quarter of training. Right: near-tautological.",
         ),
     }
+    extra = _critical_table(critical_widths, predicted)
     tables = {"bursts": levels, "half_life": halves, "gaps": gaps}
     parts = [
         shown,
@@ -206,6 +208,16 @@ def _gap_table(gaps: pd.DataFrame) -> Table:
                    title="q before a burst, equal frequency")  # fmt: skip
     for width, group in gaps.groupby("width"):
         shown.add_row(str(width), *[show(group[group.gap == gap].value) for gap in columns])
+    return shown
+
+
+def _critical_table(rows: pd.DataFrame, predicted: pd.DataFrame) -> Table:
+    theory = predicted[(predicted.metric == "gap_critical_width") & predicted.one_step.eq(True)]
+    expected = theory.set_index("gap").value
+    shown = _table("gap", "predicted", "orthogonal iteration",
+                   title="critical width, bursts of one weighted step")  # fmt: skip
+    for gap, group in rows.groupby("gap"):
+        shown.add_row(str(gap), f"{expected[gap]:.0f}", show(group.value, 1))
     return shown
 
 

@@ -129,14 +129,16 @@ def cosine_figure(rows: pd.DataFrame, *, gap: int, burst: int) -> Figure:
     return figure
 
 
-def forgetting_figure(halves: pd.DataFrame, predicted: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
-    """Half-life against width; and the signal before a burst against the gap, at one frequency.
+def forgetting_figure(
+    halves: pd.DataFrame, predicted: pd.DataFrame, gaps: pd.DataFrame, critical: pd.DataFrame
+) -> Figure:
+    """Half-life against width; the signal before a burst, and the critical width, against the gap.
 
     halves: columns width, seed, value (NaN where the signal never halved).
-    gaps: columns width, gap, seed, value.
+    gaps: columns width, gap, seed, value. critical: columns gap, seed, value.
     """
-    figure = _figure(9.5, 3.5)
-    left, right = figure.subplots(1, 2)
+    figure = _figure(12, 3.5)
+    left, right, last = figure.subplots(1, 3)
     seen = halves[halves.value.notna()]
     left.scatter(seen.width, seen.value, color=COLOURS[0], s=14, label="measured, a dot a seed")
     theory = predicted[(predicted.metric == "half_life") & predicted.value.notna()]
@@ -161,6 +163,16 @@ def forgetting_figure(halves: pd.DataFrame, predicted: pd.DataFrame, gaps: pd.Da
     _dress(right, "equal frequency, unequal gaps", "gap between bursts, steps",
            "q of the rare feature\nright before a burst")  # fmt: skip
     right.legend(fontsize=8, frameon=False)
+    last.scatter(
+        critical.gap, critical.value, color=COLOURS[3], s=14, label="measured, a dot a seed"
+    )
+    theory = predicted[(predicted.metric == "gap_critical_width") & predicted.one_step.eq(True)]
+    last.plot(theory.gap, theory.value, label="predicted", marker="_", **PREDICTED)
+    last.set_xscale("log")
+    _plain_ticks(last.xaxis, sorted(critical.gap.unique()))
+    _dress(last, "bursts of one weighted step\n(orthogonal iteration)", "gap, steps",
+           "critical width")  # fmt: skip
+    last.legend(fontsize=8, frameon=False)
     return figure
 
 
