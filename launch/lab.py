@@ -2,9 +2,9 @@
 
     olmo-ext theory phase --config configs/theory/phase.yaml
 
-OUT/<experiment>/ holds settings.json, predictions.json (written before anything is trained), cells/,
-records.jsonl and records.csv (a row a number), the tables of launch/lab_tables.py as CSV, and PNGs
-whose text chunks and footers say seeds, settings, interval, command and commit.
+OUT/<experiment>/ holds settings.json, predictions.json (written before anything is trained),
+cells/, records.jsonl and records.csv (a row a number), the tables of launch/lab_tables.py as CSV,
+and PNGs whose text chunks and footers say seeds, settings, interval, command and commit.
 """
 
 from __future__ import annotations

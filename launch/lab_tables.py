@@ -140,6 +140,7 @@ def report_injection(
         shown,
         _half_table(halves, predicted),
         _gap_table(gaps),
+        extra,
         *_tied({"": settings.mixture}),
     ]
     return Result(tables, figures, [*parts, GENUINE])

@@ -3,8 +3,8 @@
     rows = run_cells(cells(InjectionSettings()), folder, jobs=2)
 
 "trace": gap and burst in turns from scratch; below the critical width the rare signal spikes and
-decays to about zero before the next burst, above it the baseline climbs. "forget": one burst after a
-long warm-up without the task; the half-life of what it taught, against width and against
+decays to about zero before the next burst, above it the baseline climbs. "forget": one burst after
+a long warm-up without the task; the half-life of what it taught, against width and against
 ln 2 / (4 eta mu_N). "gaps": the same frequency at several gaps, read before a burst: at a burst's
 peak a larger gap looks better, not worse. These three are joint SGD on samples. "critical" is
 orthogonal iteration: the critical width that each gap asks for, a burst being one weighted step.
