@@ -240,7 +240,7 @@ def run_gap(
 def run_critical(
     *, power_law: dict[str, Any], task: int, rate: float, seeds: Sequence[int], gap: int, steps: int
 ) -> list[Row]:
-    """The least width that spans the rare feature by half, right before the last burst.
+    """The least width that spans the rare feature by half after whole cycles of gap and burst.
 
     Orthogonal iteration on the population gradient; a burst is one step of weight gap pi, so that
     gaps differ in how strong a burst is and not in how long it takes.
@@ -255,8 +255,7 @@ def run_critical(
     rows: list[Row] = []
     for seed in seeds:
         (spanned,) = orthogonal_iteration(
-            mixture, phases, rate=rate, seed=seed, max_width=mixture.num_features,
-            read_at=[cycles * gap - 1],
+            mixture, phases, rate=rate, seed=seed, max_width=mixture.num_features
         )  # fmt: skip
         learned = spanned[first] > 0.5
         width = int(learned.argmax()) + 1 if learned.any() else mixture.num_features + 1
