@@ -83,7 +83,7 @@ class InjectionSettings:
     forget_steps: int = 2000
 
     gap_widths: tuple[int, ...] = (32, 64, 128)
-    gaps: tuple[int, ...] = (130, 520, 1040, 2080)
+    gaps: tuple[int, ...] = (130, 520, 2080)
     gap_seeds: int = 3
     """How many of the seeds take part in the sweep over gaps."""
 
