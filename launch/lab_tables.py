@@ -113,7 +113,7 @@ def report_injection(
     for (width, number), group in levels.groupby(["width", "number"]):
         now = after[(after.width == width) & (after.cycle == number)]
         shown.add_row(
-            str(width), str(int(number)), show(group.trough), show(group.peak),
+            f"{width:g}", str(int(number)), show(group.trough), show(group.peak),
             *[show(now[now.metric == name].value) for name in ("cos_common", "norm_common")],
         )  # fmt: skip
     figures = {
@@ -197,7 +197,7 @@ def _half_table(halves: pd.DataFrame, predicted: pd.DataFrame) -> Table:
         finite = expected is not None and np.isfinite(expected)
         ratio = f"{known.mean() / expected:.2f}" if finite and len(known) else "-"
         shown.add_row(
-            str(width), show(group.peak), show(group.end), text,
+            f"{width:g}", show(group.peak), show(group.end), text,
             f"{expected:.0f}" if finite else "never", ratio,
         )  # fmt: skip
     return shown
@@ -208,7 +208,7 @@ def _gap_table(gaps: pd.DataFrame) -> Table:
     shown = _table("width", *[f"gap {gap}" for gap in columns],
                    title="q before a burst, equal frequency")  # fmt: skip
     for width, group in gaps.groupby("width"):
-        shown.add_row(str(width), *[show(group[group.gap == gap].value) for gap in columns])
+        shown.add_row(f"{width:g}", *[show(group[group.gap == gap].value) for gap in columns])
     return shown
 
 

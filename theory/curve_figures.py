@@ -87,8 +87,8 @@ def injection_figure(rows: pd.DataFrame, *, gap: int, burst: int) -> Figure:
         zoom.axvspan(gap - burst, gap, **BURST)
         for one in (axis, zoom):
             one.set_ylim(-0.05, 1.05)
-        _dress(axis, f"width {width}", "step", "rare task's signal")
-        _dress(zoom, f"width {width}, gap after burst {cycles - 2}", "steps since the burst", "")
+        _dress(axis, f"width {width:g}", "step", "rare task's signal")
+        _dress(zoom, f"width {width:g}, gap after burst {cycles - 2}", "steps since the burst", "")
     _injection_legend(figure, axes[0, 0], gap, burst)
     return figure
 
@@ -124,7 +124,7 @@ def cosine_figure(rows: pd.DataFrame, *, gap: int, burst: int) -> Figure:
         axis.axhline(0, color=FAINT, linewidth=0.8)
         axis.set_xscale("symlog", linthresh=20)
         axis.set_xlim(0, gap)
-        _dress(axis, f"width {width}", "steps since the burst", "cosine")
+        _dress(axis, f"width {width:g}", "steps since the burst", "cosine")
     axes[0].legend(fontsize=8, frameon=False)
     return figure
 
@@ -156,7 +156,7 @@ def forgetting_figure(
     left.legend(fontsize=8, frameon=False)
     for colour, width in zip(COLOURS, sorted(gaps.width.unique()), strict=False):
         stats = bands(gaps[gaps.width == width], ["gap"])
-        _band(right, stats, "gap", colour, f"width {width}", marker="o")
+        _band(right, stats, "gap", colour, f"width {width:g}", marker="o")
     right.set_xscale("log")
     _plain_ticks(right.xaxis, sorted(gaps.gap.unique()))
     right.set_ylim(-0.05, 1.05)
