@@ -93,7 +93,7 @@ def injection_figure(rows: pd.DataFrame, *, gap: int, burst: int) -> Figure:
     return figure
 
 
-BURST: dict[str, Any] = {"color": "#f0b429", "alpha": 0.9, "linewidth": 0, "zorder": 1}
+BURST: dict[str, Any] = {"color": "#f0b429", "linewidth": 0.8, "zorder": 1}
 GAP: dict[str, Any] = {"color": "#f4f4f1", "linewidth": 0, "zorder": 0}
 SIGNALS = (
     ("leverage", COLOURS[0], "leading feature spanned, q"),
