@@ -51,8 +51,8 @@ class ComplexitySettings:
     """D at which joint SGD is trained as well."""
 
     joint_width: int = 64
-    joint_rate: float = 2.0
-    joint_steps: int = 8000
+    joint_rate: float = 1.0
+    joint_steps: int = 12_000
 
     def __post_init__(self) -> None:
         check_seeds(self.seeds)

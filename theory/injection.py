@@ -2,11 +2,12 @@
 
     rows = run_cells(cells(InjectionSettings()), folder, jobs=2)
 
-Three parts, all joint SGD on samples. "trace": gap and burst in turns from scratch; below the
-critical width the rare signal spikes and decays to about zero before the next burst, above it the
-baseline climbs. "forget": one burst after a long warm-up without the task; the half-life of what it
-taught, against width and against ln 2 / (4 eta mu_N). "gaps": the same frequency at several gaps,
-read before a burst: at a burst's peak a larger gap looks better, not worse.
+"trace": gap and burst in turns from scratch; below the critical width the rare signal spikes and
+decays to about zero before the next burst, above it the baseline climbs. "forget": one burst after
+a long warm-up without the task; the half-life of what it taught, against width and against
+ln 2 / (4 eta mu_N). "gaps": the same frequency at several gaps, read before a burst: at a burst's
+peak a larger gap looks better, not worse. These three are joint SGD on samples. "critical" is
+orthogonal iteration: the critical width that each gap asks for, a burst being one weighted step.
 
 Recurring spikes need sampling noise: in exact mode nothing restores what decays, and they die out.
 """
@@ -82,7 +83,7 @@ class InjectionSettings:
     forget_steps: int = 2000
 
     gap_widths: tuple[int, ...] = (32, 64, 128)
-    gaps: tuple[int, ...] = (130, 520, 1040, 2080)
+    gaps: tuple[int, ...] = (130, 520, 2080)
     gap_seeds: int = 3
     """How many of the seeds take part in the sweep over gaps."""
 
@@ -144,6 +145,10 @@ def cells(settings: InjectionSettings) -> list[Cell]:
             fields = {**shared, "width": width, "seeds": group, **own}
             made.append(Cell(run, fields, cost=cost))
 
+    for gap in settings.gaps:
+        fields = {name: value for name, value in shared.items() if name != "batch_size"}
+        own = {"gap": gap, "steps": settings.gap_steps, "seeds": list(settings.seeds)}
+        made.append(Cell(run_critical, fields | own, cost=len(settings.seeds)))
     for width in settings.trace_widths:
         own = {"gap": settings.gap, "cycles": settings.cycles}
         add(run_trace, width, settings.seeds, settings.gap * settings.cycles, own)
@@ -171,6 +176,7 @@ def run_trace(
     students = _students(mixture, phases, width, seeds, rate, batch_size)
     fields = {"experiment": "injection", "part": "trace", "width": width, "gap": gap}
     length = burst_length(mixture, task - 1, gap)
+    fields["burst"] = length
     rows: list[Row] = []
     for step, cycle, lag in read_steps(gap=gap, length=length, cycles=cycles):
         students.run(step - students.step)
@@ -228,6 +234,32 @@ def run_gap(
             students.run(step - students.step)
             own = {**fields, "cycle": cycle + 1, "when": when, "step": step}
             rows += _read(students, mixture, task - 1, own, signals_only=True)
+    return rows
+
+
+def run_critical(
+    *, power_law: dict[str, Any], task: int, rate: float, seeds: Sequence[int], gap: int, steps: int
+) -> list[Row]:
+    """The least width that spans the rare feature by half after whole cycles of gap and burst.
+
+    Orthogonal iteration on the population gradient; a burst is one step of weight gap pi, so that
+    gaps differ in how strong a burst is and not in how long it takes.
+    """
+    from theory.orthogonal import orthogonal_iteration
+
+    mixture = PowerLaw(**power_law).mixture()
+    cycles = 2 * steps // gap
+    phases = bursts(mixture, task - 1, gap=gap, cycles=cycles, length=1)
+    first = (task - 1) * mixture.rank
+    fields = {"experiment": "injection", "part": "critical", "gap": gap, "burst": 1}
+    rows: list[Row] = []
+    for seed in seeds:
+        (spanned,) = orthogonal_iteration(
+            mixture, phases, rate=rate, seed=seed, max_width=mixture.num_features
+        )  # fmt: skip
+        learned = spanned[first] > 0.5
+        width = int(learned.argmax()) + 1 if learned.any() else mixture.num_features + 1
+        rows.append({**fields, "seed": seed, "metric": "critical_width", "value": width})
     return rows
 
 

@@ -32,6 +32,7 @@ def orthogonal_iteration(
     max_width: int,
     batch_size: int | None = None,
     read_at: Sequence[int] = (),
+    start: Floats | None = None,
 ) -> list[Floats]:
     """Leverages (F, max_width) after each of the steps `read_at`; by default after the last.
 
@@ -40,6 +41,7 @@ def orthogonal_iteration(
     Args:
         batch_size: task shares are those of a drawn batch; None takes the frequencies themselves.
         read_at: numbers of steps taken, ascending, up to the phases' length.
+        start: encoder (D, max_width) to begin with; default Gaussian, from the seed.
     Raises ValueError if max_width is above the input dimensions, or read_at is not ascending.
     """
     if not 1 <= max_width <= mixture.num_inputs:
@@ -49,8 +51,10 @@ def orthogonal_iteration(
     wanted = list(read_at) or [phases.num_steps]
     if sorted(wanted) != wanted or not 0 <= wanted[0] <= wanted[-1] <= phases.num_steps:
         raise ValueError(f"read_at must ascend within 0..{phases.num_steps}, got {wanted}")
-    rng = np.random.default_rng([seed, 2])
-    basis, _ = np.linalg.qr(rng.standard_normal((max_width, mixture.num_inputs)).T)
+    if start is None:
+        rng = np.random.default_rng([seed, 2])
+        start = rng.standard_normal((max_width, mixture.num_inputs)).T
+    basis, _ = np.linalg.qr(start)
     pending = np.zeros(mixture.num_features)
     reads: list[Floats] = []
     taken = 0
@@ -65,6 +69,7 @@ def orthogonal_iteration(
             break
         taken += len(growth)
         basis, pending = _grow(basis, pending, growth)
+    reads += [np.cumsum(basis[: mixture.num_features] ** 2, axis=1) for _ in wanted]  # no steps
     return reads
 
 
