@@ -22,6 +22,7 @@ from launch.executor import (
     _olmo_ext,
     _server,
     default_jobs,
+    start_server,
     train_all,
     visible_gpus,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "plan_runs",
     "plan_sweeps",
     "show_runs",
+    "start_server",
     "train_all",
     "train_sweeps",
 ]
