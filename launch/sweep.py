@@ -56,7 +56,7 @@ def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console
         RunFailed: at the end, if some were given up; the message counts them.
     """
     gpus = visible_gpus()
-    jobs = jobs or default_jobs(gpus)
+    jobs = min(jobs or default_jobs(gpus), max(len(runs), 1))
     console.print(
         f"{len(runs)} runs, {jobs} side by side"
         + (f", pinned to GPUs {', '.join(gpus)}" if gpus else ", one core each")

@@ -217,7 +217,7 @@ def test_other_callbacks_are_other_settings(
 def test_a_sweep_that_is_terminated_takes_its_runs_along(
     write_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
-    write_experiment(lambda config: config["train"].update(max_duration=10**5))
+    write_experiment(lambda config: config["train"].update(max_duration=20_000))
     text = "experiments: [experiment.yaml]\naxes: {seed: {s1: {}}}\n"
     program = Path(sys.executable).with_name("olmo-ext")
     out = tmp_path / "out"
