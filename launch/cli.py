@@ -287,10 +287,12 @@ def sweep(
     mfu: Annotated[float, typer.Option(help="Share of the peak that the model uses.")] = 0.4,
 ) -> None:
     """Train every run of one or more sweeps on this machine; what is finished is skipped."""
-    from launch.sweep import load_sweep, plan_sweeps, show_runs, train_sweeps
+    from launch.sweep import load_sweep, plan_sweeps, show_runs, start_server, train_sweeps
 
     console.print("checking every run ...")
     loaded = [load_sweep(path) for path in sweeps]
+    if not plan:
+        start_server()  # imports the engine for the runs while they are checked here
     runs = plan_sweeps(loaded, out, overrides=override or [])
     device = {"peak_tflops": peak_tflops, "mfu": mfu}
     if screen is not None:

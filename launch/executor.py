@@ -88,6 +88,11 @@ def _server() -> ForkServerContext:
     return context
 
 
+def start_server() -> None:
+    """Have the engine imported for the runs to come; returns at once."""
+    _server()
+
+
 def visible_gpus() -> list[str]:
     """The GPUs that runs may be pinned to, as CUDA_VISIBLE_DEVICES names them; [] without any."""
     import torch

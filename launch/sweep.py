@@ -22,6 +22,7 @@ from launch.executor import (
     _olmo_ext,
     _server,
     default_jobs,
+    start_server,
     train_all,
     visible_gpus,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "plan_runs",
     "plan_sweeps",
     "show_runs",
+    "start_server",
     "train_all",
     "train_sweeps",
 ]
@@ -54,7 +56,7 @@ def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console
         RunFailed: at the end, if some were given up; the message counts them.
     """
     gpus = visible_gpus()
-    jobs = jobs or default_jobs(gpus)
+    jobs = min(jobs or default_jobs(gpus), max(len(runs), 1))
     console.print(
         f"{len(runs)} runs, {jobs} side by side"
         + (f", pinned to GPUs {', '.join(gpus)}" if gpus else ", one core each")

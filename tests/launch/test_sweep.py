@@ -62,6 +62,7 @@ def test_a_run_of_other_settings_is_refused_not_reported_as_this_one(run: Run) -
 def test_a_failed_run_shows_the_end_of_its_log_and_stops_the_others(
     run: Run, write_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
+    # Long, but not so that it starts by writing its rows' order for minutes: no signal ends that.
     endless = write_experiment(lambda config: config["train"].update(max_duration=20_000))
     other = make_run("w8", tmp_path, "train", str(endless))
     with pytest.raises(RunFailed, match=r"(?s)w4 ended with status 2.*No such command"):
