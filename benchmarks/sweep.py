@@ -27,7 +27,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from launch.sweep import ENVIRONMENT, Sweep, load_sweep, plan_runs
+from launch.executor import ENVIRONMENT
+from launch.sweep_plan import Sweep, load_sweep, plan_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 FREQUENCY = ROOT / "configs" / "olmo_4M_to_4B" / "sweeps" / "frequency.yaml"

@@ -287,7 +287,9 @@ def sweep(
     mfu: Annotated[float, typer.Option(help="Share of the peak that the model uses.")] = 0.4,
 ) -> None:
     """Train every run of one or more sweeps on this machine; what is finished is skipped."""
-    from launch.sweep import load_sweep, plan_sweeps, show_runs, start_server, train_sweeps
+    from launch.executor import start_server
+    from launch.sweep import show_runs, train_sweeps
+    from launch.sweep_plan import load_sweep, plan_sweeps
 
     console.print("checking every run ...")
     loaded = [load_sweep(path) for path in sweeps]
@@ -570,7 +572,7 @@ def doctor() -> None:
 @contextmanager
 def _training() -> Iterator[None]:
     """Ctrl-C and a failed run of many end with one message and a status."""
-    from launch.sweep import RunFailed
+    from launch.executor import RunFailed
 
     try:
         yield

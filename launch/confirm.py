@@ -16,7 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from launch.sweep import Sweep, load_sweep, plan_sweeps, train_all
+from launch.executor import train_all
+from launch.sweep_plan import Sweep, load_sweep, plan_sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "confirm"

@@ -51,7 +51,7 @@ class RunFailed(Exception):
     """A training process ended with an error."""
 
 
-def _olmo_ext(
+def run_olmo_ext(
     arguments: list[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> None:
     """What a run's process does: the command line, its output into the log."""
@@ -73,7 +73,7 @@ def _olmo_ext(
     main()
 
 
-def _server() -> ForkServerContext:
+def fork_server() -> ForkServerContext:
     """Processes forked from one that has imported the engine once, in ENVIRONMENT: importing it
     takes six seconds, as long as a small run."""
     context = multiprocessing.get_context("forkserver")
@@ -90,7 +90,7 @@ def _server() -> ForkServerContext:
 
 def start_server() -> None:
     """Have the engine imported for the runs to come; returns at once."""
-    _server()
+    fork_server()
 
 
 def visible_gpus() -> list[str]:
@@ -277,7 +277,7 @@ def _status(status: int) -> str:
 def start(run: Run, environment: Mapping[str, str] | None = None) -> None:
     """Start a run in a process of its own, or go on from its last checkpoint."""
     args = (run.arguments, run.log, dict(environment or {}))
-    run.process = _server().Process(target=_olmo_ext, args=args)
+    run.process = fork_server().Process(target=run_olmo_ext, args=args)
     run.process.start()
 
 

@@ -17,7 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from launch.sweep import Sweep, plan_runs, train_all
+from launch.executor import train_all
+from launch.sweep_plan import Sweep, plan_runs
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 

@@ -18,7 +18,7 @@ import yaml
 from data_injection.config import ConfigError
 from data_injection.corpus import load_manifest
 from launch.slurm import Task, check_line
-from launch.sweep import Point, Run, load_sweep, plan_runs
+from launch.sweep_plan import Point, Run, load_sweep, plan_runs
 from olmo_ext.build import compile_stream
 from olmo_ext.callbacks import build_callbacks
 from olmo_ext.config import ExperimentConfig, load_experiment, num_steps

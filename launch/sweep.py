@@ -16,34 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.executor import (
-    ENVIRONMENT,
     Failure,
     RunFailed,
-    _olmo_ext,
-    _server,
     default_jobs,
-    start_server,
     train_all,
     visible_gpus,
 )
-from launch.sweep_plan import Point, Run, Sweep, load_sweep, plan_runs, plan_sweeps
-
-__all__ = [
-    "ENVIRONMENT",
-    "Point",
-    "Run",
-    "RunFailed",
-    "Sweep",
-    "_olmo_ext",
-    "_server",
-    "load_sweep",
-    "plan_runs",
-    "plan_sweeps",
-    "show_runs",
-    "start_server",
-    "train_all",
-    "train_sweeps",
-]
+from launch.sweep_plan import Run
 
 
 def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console: Console) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_injection.config import ConfigError
-from launch.sweep import Run, Sweep, load_sweep, plan_runs
+from launch.sweep_plan import Run, Sweep, load_sweep, plan_runs
 from olmo_ext.build import compile_stream
 from olmo_ext.config import load_experiment
 

@@ -18,16 +18,8 @@ from rich.console import Console
 
 from data_injection.config import ConfigError
 from eval.records import lock_folder
-from launch.sweep import (
-    ENVIRONMENT,
-    Run,
-    RunFailed,
-    Sweep,
-    load_sweep,
-    plan_runs,
-    plan_sweeps,
-    train_all,
-)
+from launch.executor import ENVIRONMENT, RunFailed, train_all
+from launch.sweep_plan import Run, Sweep, load_sweep, plan_runs, plan_sweeps
 
 
 def make_run(name: str, folder: Path, *arguments: str, seed: int = 1) -> Run:

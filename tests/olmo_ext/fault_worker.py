@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from launch.sweep import _olmo_ext
+from launch.executor import run_olmo_ext
 
 EVENTS = {
     *("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.truncate"),
@@ -35,7 +35,7 @@ def train(arguments: list[str], log: Path, folder: str, die_at: int | None) -> N
 
     sys.addaudithook(watch)
     try:
-        _olmo_ext(arguments, log)
+        run_olmo_ext(arguments, log)
     finally:
         log.with_suffix(".count").write_text(str(next(counter)))
 

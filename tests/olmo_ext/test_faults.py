@@ -33,7 +33,7 @@ from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan
 from eval.checkpoint import find_checkpoints, load_plan, verify_checkpoint
 from eval.records import read_records
-from launch.sweep import _server
+from launch.executor import fork_server
 
 Write = Callable[..., Path]
 
@@ -223,7 +223,7 @@ class Forked:
 
         folder = str(log.with_suffix(""))
         args = (arguments, log, folder, die_at)
-        self.process = _server().Process(target=fault_worker.train, args=args)
+        self.process = fork_server().Process(target=fault_worker.train, args=args)
         self.process.start()
 
     def alive(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 from data_injection.config import ConfigError
 from eval.checkpoint import find_checkpoints, verify_checkpoint
 from eval.records import lock_folder, read_records
-from launch.sweep import _olmo_ext, _server
+from launch.executor import fork_server, run_olmo_ext
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 
@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_sentence_on_the_command_line(
     disk.leave(400 * KIB)
     log = disk.path.parent / "log"
     arguments = ["train", str(write_experiment()), "-o", f"train.save_folder={disk.path / 'run'}"]
-    process = _server().Process(target=_olmo_ext, args=(arguments, log))
+    process = fork_server().Process(target=run_olmo_ext, args=(arguments, log))
     process.start()
     process.join(60)
     assert process.exitcode == 1
@@ -147,7 +147,7 @@ def test_of_two_processes_on_one_folder_one_trains_and_the_other_says_why_not(
     long = "train.max_duration=4000"
     arguments = ["train", str(write_experiment()), "--resume", "-o", long]
     logs = [tmp_path / "one.log", tmp_path / "two.log"]
-    both = [_server().Process(target=_olmo_ext, args=(arguments, log)) for log in logs]
+    both = [fork_server().Process(target=run_olmo_ext, args=(arguments, log)) for log in logs]
     for process in both:
         process.start()
     try:
