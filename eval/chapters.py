@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from data_injection.config import ConfigError
 from eval import (
     feature_plots,
     findings,
@@ -69,11 +70,12 @@ def write_chapter(name: str, folders: Sequence[Path], *, document: Path, out: Pa
 
     folders: of the chapter's runs. document: the text; tables of chapters whose records are in OUT
     are made anew, and a line above it says which are still the document's own. Returns the path of
-    the new text. Raises FileNotFoundError or ConfigError if a run that a table needs is missing.
+    the new text. Raises FileNotFoundError or ConfigError if a run that a table needs is missing, or
+    its records stop before its last step.
     """
     chapter, folder = CHAPTERS[name], out / "findings" / name
+    frame = chapter.thin(pd.concat([_to_the_end(run) for run in folders]))
     folder.mkdir(parents=True, exist_ok=True)
-    frame = chapter.thin(pd.concat([read_records(run) for run in folders]))
     replace_file(folder / FILE_NAME, as_json_lines(frame).encode())
     replace_file(folder / "provenance.json", json.dumps(provenance(folders), indent=1).encode())
     frame = read_records(folder / FILE_NAME)
@@ -87,6 +89,19 @@ def write_chapter(name: str, folders: Sequence[Path], *, document: Path, out: Pa
             old.append(other)
     note = f"> Not run here, committed numbers: {', '.join(old)}.\n\n" if old else ""
     return replace_file(out / "findings.md", (note + text).encode())
+
+
+def _to_the_end(folder: Path) -> pd.DataFrame:
+    """A run's records, with scores of its last step: tables take the last there is."""
+    frame = read_records(folder)
+    last = frame[frame.metric == "score"].step.max()
+    steps = json.loads((folder / RUN_FILE).read_text())["num_steps"]
+    if last != steps:
+        raise ConfigError(
+            f"{folder}: scores are recorded up to step {last}, its last step is {steps}; train it "
+            f"to its end, or `olmo-ext eval {folder}` if it was"
+        )
+    return frame
 
 
 def provenance(folders: Sequence[Path]) -> dict[str, Any]:

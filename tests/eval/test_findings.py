@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.chapters import CHAPTERS, as_json_lines
+from data_injection.config import ConfigError
+from eval.chapters import CHAPTERS, as_json_lines, write_chapter
 from eval.findings import fill
 from eval.mechanism import rank_correlation
 from eval.records import read_records
@@ -69,6 +70,27 @@ def test_the_records_are_the_runs_of_the_committed_sweeps_and_no_others(name: st
     assert set(FRAMES[name].run) == planned
     told = json.loads((DOCS / "findings" / name / "provenance.json").read_text())
     assert told["runs"] == len(planned)
+
+
+@each_chapter
+def test_all_seeds_of_a_run_are_measured_at_the_same_last_step(name: str) -> None:
+    """One that stops half way would be averaged with runs of twice its exposures."""
+    frame = FRAMES[name]
+    last = frame[frame.metric == "score"].groupby("run").step.max()
+    cells = last.groupby(last.index.str.replace(r"-s\d+", "", regex=True))
+    assert cells.size().min() >= 3
+    assert cells.nunique().max() == 1
+
+
+def test_a_run_whose_records_stop_early_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"num_steps": 8}))
+    row = FRAMES["controls"].query("metric == 'score'").head(1).assign(step=4)
+    (folder / "records.jsonl").write_text(as_json_lines(row))
+    with pytest.raises(ConfigError, match=r"up to step 4, its last step is 8.*olmo-ext eval"):
+        write_chapter("controls", [folder], document=DOCS / "findings.md", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_sweep_of_configs_confirm_belongs_to_one_chapter() -> None:
