@@ -294,7 +294,7 @@ def test_the_documents_orderings_are_those_of_the_committed_records() -> None:
             assert line in text, f"{name}: {line}"
 
 
-SWEEPS = ("mixture", "complexity", "single", "learning_rate", "unlike")
+SWEEPS = ("mixture", "complexity", "single", "learning_rate", "unlike", "sparse")
 
 
 def test_runs_without_host_text_or_of_one_size_have_no_order() -> None:
