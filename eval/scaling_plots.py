@@ -26,12 +26,12 @@ MARGIN = 1.25
 """The curves run a little past the runs on both sides; dashed there."""
 
 
-def reach_figure(fitted: Fit, answers: Learnability) -> Figure:
+def reach_figure(fitted: Fit, answers: Learnability, *, origin: str = "") -> Figure:
     """Excess loss L - L0 against N, log axes: L_C above L_inf, runs as points.
 
     Blue: from L_C(N) down to L_inf(N), what data gives a model of this size. Orange: from L_inf(N)
     down to L_C(N_l), which only parameters give. Lines carry their pointwise 95% band over the
-    resamples; N_s*(0) its interval.
+    resamples; N_s*(0) its interval. `origin` (source, command, commit) stands below.
     """
     from matplotlib.figure import Figure
 
@@ -65,6 +65,7 @@ def reach_figure(fitted: Fit, answers: Learnability) -> Figure:
     axis.annotate(
         f"N_l = {count(answers.large)}", (answers.large, target), xytext=(-4, 9),
         textcoords="offset points", fontsize=9, color=INK, ha="right",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )  # fmt: skip
     zero = np.asarray(draws.small_below(answers.large))
     span = np.percentile(zero, [2.5, 97.5])
@@ -82,7 +83,9 @@ def reach_figure(fitted: Fit, answers: Learnability) -> Figure:
     axis.set_title(title, fontsize=9.5, color=INK)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8.5, colors=INK)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8.5, frameon=False)
+    if origin:
+        figure.supxlabel(origin, fontsize=7, color="#6b6b6b", x=0.01, ha="left")
     return figure
 
 

@@ -41,7 +41,7 @@ def advise(
 
     Raises ConfigError or FileNotFoundError, with what to do, where the records hold no surface.
     """
-    from olmo_ext.run_folder import git_commit
+    from eval.commit import git_commit
 
     if question.frequency is None and question.size is None:
         raise ConfigError("give --frequency, --size or both; there is nothing to advise on")

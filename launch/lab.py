@@ -106,7 +106,7 @@ def run_experiment(
     name: str, settings: Any, folder: Path, *, jobs: int, console: Console
 ) -> Result:
     """Predictions, cells, records, tables and figures of one experiment, into its folder."""
-    from olmo_ext.run_folder import git_commit
+    from eval.commit import git_commit
 
     experiment = EXPERIMENTS[name]
     folder.mkdir(parents=True, exist_ok=True)

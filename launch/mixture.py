@@ -75,7 +75,7 @@ def mixture(
     console: Console,
 ) -> None:
     """Print what is learned where, and the ways in for `target`; ConfigError for what is wrong."""
-    from olmo_ext.run_folder import git_commit
+    from eval.commit import git_commit
 
     try:
         plan = load_plan(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -106,7 +107,10 @@ def _write(
     resamples: int,
 ) -> Path:
     """fit.json last: where it is, all the rest is too."""
-    figure = png(reach_figure(fitted, answers))
+    command, commit = shlex.join(["olmo-ext", *sys.argv[1:]]), git_commit()
+    origin = f"{source}, sha256 {table.sha256[:12]}; {command}; seed {fitted.seed}; commit "
+    origin = textwrap.fill(origin + commit[:12], 120)
+    figure = png(reach_figure(fitted, answers, origin=origin))
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / "scaling.png", figure)
     named = [(name, "constant") for name in CONSTANTS] + list(DERIVED.items())
@@ -146,8 +150,8 @@ def _write(
         },
         "notes": [*table.notes, *fitted.warnings],
         "source": {"path": str(source), "sha256": table.sha256, "loss": table.kind},
-        "command": shlex.join(["olmo-ext", *sys.argv[1:]]),
-        "commit": git_commit(),
+        "command": command,
+        "commit": commit,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("olmo-ext", "numpy")},
     }
