@@ -62,7 +62,7 @@ def _no_jobs_left(slurm: Slurm) -> Iterator[None]:
         wait_for(lambda: not slurm.run("squeue", "-h"), "an empty queue")
 
 
-def wait_for(happens: Callable[[], object], what: str, *, seconds: float = 150) -> None:
+def wait_for(happens: Callable[[], object], what: str, *, seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < end, f"no {what} after {seconds:.0f} s"
