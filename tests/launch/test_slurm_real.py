@@ -144,11 +144,12 @@ def test_a_run_signalled_preempted_and_requeued_is_the_run_that_never_was(
     wait_for(lambda: find_checkpoints(run)[-1].step > saved["step"], "checkpoint after it")
     # Somebody of a higher priority takes the node.
     slurm.run("sbatch", "-p", "urgent", "-n2", "-o", "/dev/null", "--wrap", "sleep 1")
-    wait_for(lambda: slurm.job(job)["Restarts"] == "2", "preemption")
+    wait_for((run / "requeue.marker").exists, "marker of the preempted life")
     # SIGTERM went to every process, W&B's service too, and the run saved all the same.
     told = json.loads((run / "requeue.marker").read_text())
     assert told["reason"] == "SIGTERM", (run / "logs" / "train.log").read_text()[-3000:]
     assert told["step"] == find_checkpoints(run)[-1].step
+    wait_for(lambda: slurm.job(job)["Restarts"] == "2", "preemption")
     finish(slurm, job, run)
 
     audit = audit_run(run, full=True)
