@@ -250,6 +250,7 @@ def finish_wandb(exit_code: int) -> None:
         wandb.finish(exit_code=exit_code)
     except OSError as error:
         log.warning("W&B's service is gone (%s): its run may lack the end", error)
+        wandb.run = None  # else the engine would end it once more
 
 
 def outlive_wandb() -> None:

@@ -24,6 +24,7 @@ time.sleep(1)
 for step in range(3):
     wandb.log({"a": step})
 finish_wandb(0)
+assert wandb.run is None
 print("went on", flush=True)
 os._exit(0)
 """
