@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import warnings
 from bisect import bisect_right
@@ -30,6 +31,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.api import FullOptimStateDictConfig, FullStateDictConfig
 from torch.utils.data import get_worker_info
+
+log = logging.getLogger(__name__)
 
 
 class HostDataset(MemMapDataset):
@@ -241,8 +244,35 @@ def finish_wandb(exit_code: int) -> None:
     Wart: `close` passes quiet=True (train.py:1377), which current wandb no longer takes, so that
     every run with W&B ends in a TypeError. Goes when the engine drops the argument.
     """
-    if wandb.run is not None:
+    if wandb.run is None:
+        return
+    try:
         wandb.finish(exit_code=exit_code)
+    except OSError as error:
+        log.warning("W&B's service is gone (%s): its run may lack the end", error)
+        wandb.run = None  # else the engine would end it once more
+
+
+def outlive_wandb() -> None:
+    """Let the run go on when W&B's service has ended; call it after `wandb.init`.
+
+    Wart: SLURM sends SIGTERM to every process of a job, and W&B's service ends at once. The next
+    `wandb.log`, the engine's own included, then raises ConnectionResetError, before the run has
+    saved the step that the signal asks it to save. Goes when the service ignores SIGTERM while its
+    client lives.
+    """
+    stock, said = wandb.log, False
+
+    def log_or_warn(*args: Any, **kwargs: Any) -> None:
+        nonlocal said
+        try:
+            stock(*args, **kwargs)
+        except OSError as error:
+            if not said:
+                log.warning("W&B's service is gone (%s): no more is sent to it", error)
+            said = True
+
+    wandb.log = log_or_warn
 
 
 class CpuFullCheckpointer(FullCheckpointer):

@@ -46,6 +46,7 @@ from olmo_ext.build import (
     wrap,
 )
 from olmo_ext.callbacks import Callback, build_callbacks
+from olmo_ext.compat import outlive_wandb
 from olmo_ext.config import ExperimentConfig, check_device, complete
 from olmo_ext.data import build_host, build_train_dataloader
 from olmo_ext.run_folder import (
@@ -331,3 +332,4 @@ def _start_wandb(cfg: TrainConfig, folder: Path) -> None:
         tags=cfg.wandb.tags,
         config=cfg.asdict(exclude=["wandb"]),
     )
+    outlive_wandb()

@@ -300,10 +300,18 @@ def test_the_directives_are_those_of_the_profile(bench: Bench) -> None:
     }
     directives = [line for line in text.splitlines() if line.startswith("#SBATCH ")]
     assert {f"#SBATCH {option}" for option in wanted} <= set(directives)
-    body = text.partition("set -uo pipefail")[2]
+    body = text.partition("\ncd -- ")[2]
     for line in ("module load cuda", "source '/v env/bin/activate'", "export A='$B'"):
         assert line in body
     assert "apptainer exec '/an image.sif' \\\n    torchrun" in body
+
+
+def test_setup_may_read_variables_that_are_not_set(bench: Bench) -> None:
+    """As `module load` and conda do."""
+    task = Task("r", bench.folder / "r", 40, ("train",))
+    script = bench.write(task, site=Site(time="60", setup=["echo $NOT_SET", "export A=$NOT_SET"]))
+    assert bench.bash(script).returncode == 0
+    assert events(task) == ["started", "ended"]
 
 
 def test_numbers_of_an_array_are_written_as_ranges() -> None:

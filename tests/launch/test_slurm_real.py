@@ -62,7 +62,7 @@ def _no_jobs_left(slurm: Slurm) -> Iterator[None]:
         wait_for(lambda: not slurm.run("squeue", "-h"), "an empty queue")
 
 
-def wait_for(happens: Callable[[], object], what: str, *, seconds: float = 150) -> None:
+def wait_for(happens: Callable[[], object], what: str, *, seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < end, f"no {what} after {seconds:.0f} s"
@@ -144,6 +144,11 @@ def test_a_run_signalled_preempted_and_requeued_is_the_run_that_never_was(
     wait_for(lambda: find_checkpoints(run)[-1].step > saved["step"], "checkpoint after it")
     # Somebody of a higher priority takes the node.
     slurm.run("sbatch", "-p", "urgent", "-n2", "-o", "/dev/null", "--wrap", "sleep 1")
+    wait_for((run / "requeue.marker").exists, "marker of the preempted life")
+    # SIGTERM went to every process, W&B's service too, and the run saved all the same.
+    told = json.loads((run / "requeue.marker").read_text())
+    assert told["reason"] == "SIGTERM", (run / "logs" / "train.log").read_text()[-3000:]
+    assert told["step"] == find_checkpoints(run)[-1].step
     wait_for(lambda: slurm.job(job)["Restarts"] == "2", "preemption")
     finish(slurm, job, run)
 
