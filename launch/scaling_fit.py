@@ -109,7 +109,7 @@ def _write(
     """fit.json last: where it is, all the rest is too."""
     command, commit = shlex.join(["olmo-ext", *sys.argv[1:]]), git_commit()
     origin = f"{source}, sha256 {table.sha256[:12]}; {command}; seed {fitted.seed}; commit "
-    origin = textwrap.fill(origin + commit[:12], 120)
+    origin = textwrap.fill(origin + str(commit)[:12], 120)
     figure = png(reach_figure(fitted, answers, origin=origin))
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / "scaling.png", figure)

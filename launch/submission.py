@@ -18,7 +18,7 @@ import yaml
 from data_injection.config import ConfigError
 from data_injection.corpus import load_manifest
 from launch.slurm import Task, check_line
-from launch.sweep_plan import Point, Run, load_sweep, plan_runs
+from launch.sweep_plan import Point, Run, Sweep, load_sweep, plan_runs, run_overrides
 from olmo_ext.build import compile_stream
 from olmo_ext.callbacks import build_callbacks
 from olmo_ext.config import ExperimentConfig, load_experiment, num_steps
@@ -64,7 +64,7 @@ def plan_submission(
     except FileNotFoundError:
         if not corpus_comes_later:
             raise
-        tasks = [_point(sweep.name, point, root, overrides) for point in sweep.points()]
+        tasks = [_point(sweep, point, root, overrides) for point in sweep.points()]
         return Plan(sweep.name, root, dict(enumerate(tasks, 1)), is_sweep=True)
     planned = [Task(run.name, run.folder, run.num_steps, tuple(run.arguments)) for run in runs]
     settings = dict(enumerate(runs, 1))
@@ -92,16 +92,14 @@ def _one_run(source: Path, overrides: Sequence[str], corpus_comes_later: bool) -
     return Task(str(train.run_name), folder, num_steps(train), tuple(arguments))
 
 
-def _point(sweep: str, point: Point, root: Path, overrides: Sequence[str]) -> Task:
-    """A sweep's run whose corpus is not there yet: as `launch.sweep.plan_runs`, not compiled."""
-    labels = "-".join(point.labels)
-    name, folder = f"{sweep}-{labels}", root / labels
-    given = [f"{key}={json.dumps(value)}" for key, value in point.settings.items()]
-    given += [f"train.run_name={name}", f"train.save_folder={folder}", *overrides]
+def _point(sweep: Sweep, point: Point, root: Path, overrides: Sequence[str]) -> Task:
+    """A sweep's run whose corpus is not there yet: as `sweep_plan.plan_runs`, not compiled."""
+    given = run_overrides(sweep, point, root, overrides)
     train = _load(point.experiment, given, corpus_comes_later=True).experiment.train
     arguments = ["train", str(point.experiment), "--resume"]
     arguments += [part for override in given for part in ("--override", override)]
-    return Task(name, folder, num_steps(train), tuple(arguments))
+    name = f"{sweep.name}-{point.name}"
+    return Task(name, root / point.name, num_steps(train), tuple(arguments))
 
 
 @dataclass(frozen=True)

@@ -213,8 +213,7 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
     runs, memo, loader = [], Memo(), GridLoader()
     for point in sweep.points():
         name, folder = f"{sweep.name}-{point.name}", out / point.name
-        given = point_overrides(sweep, point)
-        given += [f"train.run_name={name}", f"train.save_folder={_path(folder)}", *overrides]
+        given = run_overrides(sweep, point, out, overrides)
         try:
             experiment = loader.load(point.experiment, given)
             _check_own(experiment, name, folder)
@@ -239,6 +238,17 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
         run.experiment, run.stream, run.point = experiment, stream, point
         runs.append(run)
     return runs
+
+
+def run_overrides(
+    sweep: Sweep, point: Point, out: Path, overrides: Sequence[str] = ()
+) -> list[str]:
+    """All that a point's run sets in its experiment, as on the command line."""
+    own = [
+        f"train.run_name={sweep.name}-{point.name}",
+        f"train.save_folder={_path(out / point.name)}",
+    ]
+    return [*point_overrides(sweep, point), *own, *overrides]
 
 
 def point_overrides(sweep: Sweep, point: Point) -> list[str]:
