@@ -1,1 +1,1 @@
-"""The synthetic lab and the scaling laws: numpy, scipy and torch; imports no other room."""
+"""The synthetic lab, scaling laws and advice: numpy, scipy, torch, pandas, matplotlib; no other room."""
