@@ -1,1 +1,1 @@
-"""The synthetic lab, scaling laws and advice: numpy, scipy, torch, pandas, matplotlib; no other room."""
+"""The synthetic lab, scaling laws, advice: numpy, scipy, torch, pandas, matplotlib; no other room."""
