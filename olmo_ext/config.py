@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,22 @@ def _schema() -> DictConfig:
 @lru_cache(maxsize=64)
 def _read_yaml(path: Path, changed: int, size: int) -> Any:
     """A file as it was at a time: a grid reads each of its few files a hundred times."""
-    return OmegaConf.load(path)
+    known = [one.name for one in fields(ExperimentConfig)]
+    try:
+        raw = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {_last_line(error)}") from None
+    # Plain text is read as one key; nobody wants to see all of it as an unknown one.
+    if not isinstance(raw, DictConfig) or (len(raw) and not set(raw) & set(known)):
+        raise ConfigError(
+            f"{path} is no experiment: it has none of the keys {', '.join(known)}; "
+            "configs/quickstart.yaml is one"
+        )
+    return raw
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).splitlines()[-1].strip()
 
 
 def complete(experiment: ExperimentConfig) -> Manifest | None:
