@@ -169,9 +169,9 @@ def show_costs(rows: Sequence[Row], console: Console) -> None:
         f"{device} and MFU {cost.mfu:g}, for one run; GPU hours and checkpoints for all of a row. "
         "An estimate: no callbacks, no saves, no waiting between nodes, and small models reach far "
         "less. FLOPs are the engine's count: with attention, and with the input embedding in the "
-        f"backward pass, where no product is ({_embedding(rows)} on top). GPU memory at "
-        "the micro-batch, the larger of the start's peak and a step's; then its parts in GB, of which "
-        "activations and logits are estimates (olmo_ext/cost.py).",
+        f"backward pass, where no product is ({_embedding(rows)} on top). GPU memory "
+        "at the micro-batch, the larger of the start's peak and a step's; then its parts in GB, of "
+        "which activations and logits are estimates (olmo_ext/cost.py).",
         highlight=False,
     )
 
