@@ -131,7 +131,7 @@ def _read_yaml(path: Path, changed: int, size: int) -> Any:
     try:
         raw = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {_last_line(error)}") from None
+        raise ConfigError(f"{path} is not YAML: {_problem(error)}") from None
     # Plain text is read as one key; nobody wants to see all of it as an unknown one.
     if not isinstance(raw, DictConfig) or (len(raw) and not set(raw) & set(known)):
         raise ConfigError(
@@ -141,8 +141,11 @@ def _read_yaml(path: Path, changed: int, size: int) -> Any:
     return raw
 
 
-def _last_line(error: Exception) -> str:
-    return str(error).splitlines()[-1].strip()
+def _problem(error: Exception) -> str:
+    """YAML's own words in one line: what is wrong and where."""
+    mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    line = f", line {mark.line + 1}" if mark is not None else ""
+    return f"{said or str(error).splitlines()[0]}{line}"
 
 
 def complete(experiment: ExperimentConfig) -> Manifest | None:
