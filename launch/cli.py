@@ -295,8 +295,11 @@ def sweep(
     loaded = [load_sweep(path) for path in sweeps]
     if not plan:
         start_server()  # imports the engine for the runs while they are checked here
-    runs = plan_sweeps(loaded, out, overrides=override or [])
+    from olmo_ext.cost import check_device
+
     device = {"peak_tflops": peak_tflops, "mfu": mfu}
+    check_device(**device)
+    runs = plan_sweeps(loaded, out, overrides=override or [])
     if screen is not None:
         from launch.screen import screen_sweeps
 

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from olmo.config import TrainConfig
 from rich import box
 from rich.console import Console
@@ -25,11 +24,13 @@ from data_injection.config import ConfigError
 from eval.plots import count, number
 from eval.records import replace_file
 from launch.sweep_plan import load_sweep, point_overrides
+from launch.yaml_file import read_yaml
 from olmo_ext.config import ExperimentConfig, num_steps
 from olmo_ext.cost import (
     MFU,
     PEAK_TFLOPS,
     Cost,
+    check_device,
     checkpoint_bytes,
     kept_checkpoints,
     run_cost,
@@ -65,6 +66,7 @@ class Reckoner:
     def __init__(
         self, *, gpus: int = 1, peak_tflops: float = PEAK_TFLOPS, mfu: float = MFU
     ) -> None:
+        check_device(peak_tflops=peak_tflops, mfu=mfu)
         self.options: dict[str, Any] = {"gpus": gpus, "peak_tflops": peak_tflops, "mfu": mfu}
         self._rows: dict[str, Row] = {}
 
@@ -138,10 +140,7 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text()) if path.is_file() else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    raw = read_yaml(path) if path.is_file() else None
     return raw if isinstance(raw, dict) else {}
 
 
@@ -159,8 +158,9 @@ def _size(path: Path) -> tuple[int, int, str]:
 
 
 def show_costs(rows: Sequence[Row], console: Console) -> None:
-    """Two tables: what is computed and kept, with the total; and the memory of a GPU."""
+    """Tables of 80 columns: what is computed; what it takes; the parts of a GPU's memory."""
     console.print(_run_table(rows))
+    console.print(_needs_table(rows))
     console.print(_memory_table(rows))
     cost = rows[0].cost
     device = ", an H100 SXM in dense bf16," if cost.peak_tflops == PEAK_TFLOPS else ""
@@ -168,15 +168,17 @@ def show_costs(rows: Sequence[Row], console: Console) -> None:
         f"hours on {cost.gpus} GPU{'s' if cost.gpus > 1 else ''} at {cost.peak_tflops:g} TFLOP/s"
         f"{device} and MFU {cost.mfu:g}, for one run; GPU hours and checkpoints for all of a row. "
         "An estimate: no callbacks, no saves, no waiting between nodes, and small models reach far "
-        "less. Memory at the micro-batch, the larger of the start's peak and a step's; activations "
-        "and logits are estimates (olmo_ext/cost.py).",
+        "less. FLOPs are the engine's count: with attention, and with the input embedding in the "
+        f"backward pass, where no product is ({_embedding(rows)} on top). GPU memory "
+        "at the micro-batch, the larger of the start's peak and a step's; then its parts in GB, of "
+        "which activations and logits are estimates (olmo_ext/cost.py).",
         highlight=False,
     )
 
 
 def _run_table(rows: Sequence[Row]) -> Table:
     titles = ("runs", "params", "steps", "tokens", "FLOPs", "hours", "GPU hours")
-    table = _table("rung", [*titles, "checkpoint", "kept", "storage"])
+    table = _table("rung", titles)
     for row in rows:
         cost, runs = row.cost, row.num_runs
         table.add_row(
@@ -188,9 +190,6 @@ def _run_table(rows: Sequence[Row]) -> Table:
             f"{cost.flops:.3g}",
             number(cost.hours),
             number(cost.gpu_hours * runs),
-            size(row.checkpoint),
-            f"{row.num_checkpoints:,}",
-            size(row.storage * runs),
         )
     if len(rows) > 1:
         table.add_section()
@@ -203,23 +202,48 @@ def _run_table(rows: Sequence[Row]) -> Table:
             f"{sums['flops']:.3g}",
             "",
             number(sums["gpu_hours"]),
-            *("", f"{sums['checkpoints']:,}"),
-            size(sums["storage"]),
         )
     return table
 
 
-def _memory_table(rows: Sequence[Row]) -> Table:
-    parts = ("weights", "gradients", "optimizer", "working_copies", "activations", "logits")
-    titles = ["strategy", "rows", *(p.replace("working_", "") for p in parts), "start", "GB a GPU"]
-    table = _table("rung", titles)
+def _needs_table(rows: Sequence[Row]) -> Table:
+    table = _table("rung", ["strategy", "rows", "GPU memory", "checkpoint", "kept", "storage"])
     for row in rows:
-        memory = row.cost.memory
-        sizes = [getattr(memory, part) for part in (*parts, "start", "total")]
         table.add_row(
             row.rung,
             row.strategy,
             str(row.cost.microbatch),
+            size(row.cost.memory.total),
+            size(row.checkpoint),
+            f"{row.num_checkpoints:,}",
+            size(row.storage * row.num_runs),
+        )
+    if len(rows) > 1:
+        table.add_section()
+        sums = totals(rows)
+        table.add_row("all", "", "", "", "", f"{sums['checkpoints']:,}", size(sums["storage"]))
+    return table
+
+
+def _embedding(rows: Sequence[Row]) -> str:
+    """What the engine's count of the input embedding adds to the rest of it: 3% to 37%."""
+    shares = []
+    for cost in (row.cost for row in rows):
+        extra = 4 * (cost.num_params_total - cost.num_params) * cost.num_tokens
+        shares.append(extra / (cost.flops - extra))
+    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _memory_table(rows: Sequence[Row]) -> Table:
+    parts = ("weights", "gradients", "optimizer", "working_copies", "activations", "logits")
+    titles = [*(part.replace("working_", "") for part in parts), "start"]
+    table = _table("rung", titles)
+    for row in rows:
+        memory = row.cost.memory
+        sizes = [getattr(memory, part) for part in (*parts, "start")]
+        table.add_row(
+            row.rung,
             *(number(value / 1e9) for value in sizes),
         )
     return table
@@ -227,7 +251,7 @@ def _memory_table(rows: Sequence[Row]) -> Table:
 
 def _table(first: str, titles: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")  # numbers are never cut; a long name is folded
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     return table

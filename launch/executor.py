@@ -276,6 +276,7 @@ def _status(status: int) -> str:
 
 def start(run: Run, environment: Mapping[str, str] | None = None) -> None:
     """Start a run in a process of its own, or go on from its last checkpoint."""
+    run.note_start()
     args = (run.arguments, run.log, dict(environment or {}))
     run.process = fork_server().Process(target=run_olmo_ext, args=args)
     run.process.start()

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from data_injection.config import ConfigError
 from data_injection.schedule import parse_rate
 from eval.plots import count, number
 from launch.advise_groups import Question, load_groups, records_hash
+from launch.yaml_file import read_yaml
 from theory.advisor import threshold
 from theory.mixture_plan import HOST, MixturePlan
 from theory.mixture_planner import (
@@ -112,10 +112,7 @@ def mixture(
 
 def load_plan(path: Path) -> MixturePlan:
     """The plan of a YAML file. Raises ConfigError or ValueError with key, value and remedy."""
-    try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+    read = read_yaml(path)
     if not isinstance(read, dict):
         raise ConfigError(f"{path} must hold keys with values: tasks, rungs, host, ...")
     rungs, tasks = read.get("rungs"), read.get("tasks")

@@ -57,7 +57,7 @@ def parse_budget(text: str) -> Budget:
         amount = float(found[1]) if found else 0.0
     except ValueError:
         amount = 0.0
-    if not found or not amount > 0:
+    if not found or not 0 < amount < float("inf"):
         raise ConfigError(
             f"--screen must be a positive number and one of {', '.join(UNITS)}, for example "
             f"3e18flops, got {text!r}"
@@ -241,6 +241,7 @@ def screen_sweeps(
         RunFailed: as `train_sweeps`.
     """
     money = parse_budget(budget)
+    reckoner = Reckoner(peak_tflops=peak_tflops, mfu=mfu)
     by_protocol: dict[str, list[Run]] = {"mixture": [], "single": [], "none": []}
     for run in runs:
         assert run.experiment is not None
@@ -251,7 +252,6 @@ def screen_sweeps(
             "--screen needs a sweep of mixtures (several tasks a run) and one of single tasks; got "
             f"{len(mixtures)} runs of mixtures and {len(singles)} of single tasks"
         )
-    reckoner = Reckoner(peak_tflops=peak_tflops, mfu=mfu)
     spent = sum(price_of(run, unit=money.unit, reckoner=reckoner) for run in mixtures)
     console.print(f"{len(mixtures)} mixtures cost {spent:.4g} of {money}")
     if spent > money.amount:

@@ -17,9 +17,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
-
 from data_injection.config import ConfigError
+from launch.yaml_file import read_yaml, short
 
 TIME_FORMS = "minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS"
 
@@ -39,6 +38,11 @@ OURS = {
     *("partition", "account", "qos", "cpus-per-task", "mem", "gres", "gpus-per-node", "chdir"),
 }
 """sbatch options that olmo-ext writes itself; `directives` may not name them."""
+
+OURS_OF_SRUN = {
+    *("nodes", "ntasks", "ntasks-per-node", "kill-on-bad-exit", "wait", "cpus-per-task"),
+}
+"""As OURS, for `srun_options`."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Site:
     peak_tflops: float = 989.0
     """Of one GPU; both for the reckoning of a step."""
     max_stalled_requeues: int = 3
-    """So many requeues of a job at one and the same step, and it is not requeued again."""
+    """So many requeues of a job without a step forward, and it is not requeued again."""
     prepare_partition: str | None = None
     prepare_cpus: int = 4
     prepare_memory: str | None = None
@@ -121,7 +125,8 @@ class Site:
         for one in fields(self):
             value = getattr(self, one.name)
             if isinstance(value, int | float) and not least.get(one.name, 1e-9) <= value < 1e9:
-                raise ConfigError(f"{one.name} must be larger than 0, got {value}; leave it out")
+                limit = "at least 0" if one.name in least else "larger than 0"
+                raise ConfigError(f"{one.name} must be {limit}, got {value}; leave it out")
         if self.mfu > 1:
             raise ConfigError(f"mfu must be in (0, 1], got {self.mfu:g}; 0.4 is usual")
         if self.lead_seconds is not None and self.lead_seconds > 65535:
@@ -134,17 +139,17 @@ class Site:
             for line in getattr(self, key):
                 if _has_control(line):
                     raise ConfigError(f"{key}: {line!r} has control characters; one line an entry")
-        for key in ("directives", "srun_options"):
+        for key, ours in (("directives", OURS), ("srun_options", OURS_OF_SRUN)):
             for option in getattr(self, key):
                 name = option.removeprefix("--").split("=")[0].split()[0:1]
                 if not option.startswith("--") or not name:
                     raise ConfigError(
                         f"{key}: {option!r} must be an option in its long form, like --exclusive"
                     )
-                if key == "directives" and name[0] in OURS:
+                if meant := _meant(name[0], ours):
                     raise ConfigError(
-                        f"directives: --{name[0]} is written by olmo-ext; use the key of the site "
-                        "profile for it, if there is one"
+                        f"{key}: --{name[0]} is written by olmo-ext ({meant}); use the key of the "
+                        "site profile for it, if there is one"
                     )
         for name, value in self.environment.items():
             if not _NAME.fullmatch(name) or _has_control(value):
@@ -184,12 +189,9 @@ def load_site(path: str | Path) -> Site:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no site profile {path}; configs/sites has some to begin with")
-    try:
-        raw = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    raw = read_yaml(path, as_text=True)
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a site profile maps keys to values, got {raw!r}")
+        raise ConfigError(f"{path}: a site profile maps keys to values, got {short(raw)}")
     try:
         return Site(**_typed(raw))
     except ConfigError as error:
@@ -235,6 +237,13 @@ def _as(kind: Any, key: str, value: Any) -> Any:
     except ValueError:
         what = "a whole number" if kind is int else "a number"
         raise ConfigError(f"{key} must be {what}, got {value!r}") from None
+
+
+def _meant(name: str, ours: set[str]) -> str:
+    """Our own option that SLURM may take an option for, or "": it reads --sig as --signal."""
+    if name == "gpus":  # an option of its own beside --gpus-per-node
+        return ""
+    return next((f"--{one}" for one in sorted(ours) if one.startswith(name)), "")
 
 
 def _has_control(text: str) -> bool:

@@ -143,7 +143,8 @@ def _state(
     if job is not None and job.state in ("RUNNING", "COMPLETING") and last != "requeued":
         return "running"
     if job is not None and job.live:
-        return "requeued" if any(event["event"] == "requeued" for event in events) else "pending"
+        own = [event["event"] for event in events if event["job"] == events[-1]["job"]]
+        return "requeued" if "requeued" in own else "pending"
     if _locked(folder):
         return "running"
     if queue.problem and last in ("submitted", "requeued", "started"):

@@ -18,7 +18,16 @@ import yaml
 from data_injection.config import ConfigError
 from data_injection.corpus import load_manifest
 from launch.slurm import Task, check_line
-from launch.sweep_plan import Point, Run, Sweep, load_sweep, plan_runs, run_overrides
+from launch.sweep_plan import (
+    Point,
+    Run,
+    Sweep,
+    check_own,
+    load_sweep,
+    plan_runs,
+    run_overrides,
+)
+from launch.yaml_file import read_yaml
 from olmo_ext.build import compile_stream
 from olmo_ext.callbacks import build_callbacks
 from olmo_ext.config import ExperimentConfig, load_experiment, num_steps
@@ -35,7 +44,7 @@ class Plan:
     """All runs, counted from 1."""
     is_sweep: bool
     runs: dict[int, Run] = field(default_factory=dict)
-    """Of a sweep, which know whether their folders hold other runs."""
+    """Of a sweep whose corpus is there; they know whether their folders hold other runs."""
 
 
 def plan_submission(
@@ -44,7 +53,8 @@ def plan_submission(
     """The runs of an experiment or a sweep, all checked; paths are absolute.
 
     With `corpus_comes_later` a corpus that is not there yet is no error: then the runs are checked
-    as far as they can be without it, and by `olmo-ext train` again when they start.
+    as far as they can be without it, and by `olmo-ext train` again when they start: then too
+    whether a folder holds another run, since a run's identity has the corpus in it.
     """
     if not source.is_file():
         raise FileNotFoundError(f"no experiment or sweep file {source}")
@@ -72,10 +82,7 @@ def plan_submission(
 
 
 def _is_sweep(source: Path) -> bool:
-    try:
-        raw = yaml.safe_load(source.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not YAML: {str(error).splitlines()[0]}") from None
+    raw = read_yaml(source)
     return isinstance(raw, dict) and ("experiments" in raw or "axes" in raw)
 
 
@@ -95,11 +102,15 @@ def _one_run(source: Path, overrides: Sequence[str], corpus_comes_later: bool) -
 def _point(sweep: Sweep, point: Point, root: Path, overrides: Sequence[str]) -> Task:
     """A sweep's run whose corpus is not there yet: as `sweep_plan.plan_runs`, not compiled."""
     given = run_overrides(sweep, point, root, overrides)
-    train = _load(point.experiment, given, corpus_comes_later=True).experiment.train
+    name = f"{sweep.name}-{point.name}"
+    try:
+        experiment = _load(point.experiment, given, corpus_comes_later=True).experiment
+        check_own(experiment, name, root / point.name)
+    except ConfigError as error:
+        raise ConfigError(f"sweep {sweep.name}, run {point.name}: {error}") from None
     arguments = ["train", str(point.experiment), "--resume"]
     arguments += [part for override in given for part in ("--override", override)]
-    name = f"{sweep.name}-{point.name}"
-    return Task(name, root / point.name, num_steps(train), tuple(arguments))
+    return Task(name, root / point.name, num_steps(experiment.train), tuple(arguments))
 
 
 @dataclass(frozen=True)

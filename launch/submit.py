@@ -31,6 +31,8 @@ from launch.slurm import Task, Where, render_prepare, render_train, runs_text
 from launch.submission import Loaded, Plan, plan_submission, reload, with_corpus
 
 _JOB = re.compile(r"\d+(_\d+)?")
+_MAY_LIVE = ("submitted", "started", "requeued")
+"""Events after which a job is in the queue, unless it was killed or cancelled since."""
 
 
 def submit(
@@ -79,7 +81,7 @@ def submit(
         raise ConfigError(
             f"--prepare needs runs with one `corpus:`; these have {sorted(map(str, corpora))}"
         )
-    waiting = _open_tasks(plan, console)
+    waiting = _open_tasks(plan, console, dry_run=dry_run)
     if not waiting:
         console.print("nothing to submit")
         return []
@@ -116,12 +118,18 @@ def _check_ranks(site: Site, task: Task, train: TrainConfig) -> None:
         )
 
 
-def _open_tasks(plan: Plan, console: Console) -> dict[int, Task]:
-    """The runs that are neither finished nor in the queue already."""
+def _open_tasks(plan: Plan, console: Console, *, dry_run: bool) -> dict[int, Task]:
+    """The runs that are neither finished nor in the queue already.
+
+    Raises ConfigError if the queue cannot be asked about a run whose job may be in it: two jobs
+    would train in one folder. A dry run says so and goes on.
+    """
     queue, waiting = ask_slurm(), {}
     for number, task in plan.tasks.items():
         checkpoints = find_checkpoints(task.folder)
-        jobs = {event["job"] for event in read_events(task.folder)}
+        events = read_events(task.folder)
+        jobs = {event["job"] for event in events}
+        doubt = queue.problem and events and events[-1]["event"] in _MAY_LIVE
         live = [job for job in sorted(jobs) if job in queue.jobs and queue.jobs[job].live]
         if checkpoints and checkpoints[-1].step >= task.num_steps:
             said = f"finished at step {checkpoints[-1].step}"
@@ -129,6 +137,16 @@ def _open_tasks(plan: Plan, console: Console) -> dict[int, Task]:
             said = f"in the queue already, job {live[0]}"
         else:
             waiting[number] = task
+            if not doubt:
+                continue
+            said = (
+                f"its job {events[-1]['job']} may be in the queue, which cannot be asked "
+                f"({queue.problem}); try again when squeue answers, or, if you know that the job "
+                f"is gone, move {events_file(task.folder)} away"
+            )
+            if not dry_run:
+                raise ConfigError(f"run {task.name}: {said}")
+            console.print(f"{task.name}: {said}", markup=False, soft_wrap=True)
             continue
         console.print(f"{task.name}: {said}; not submitted", markup=False, soft_wrap=True)
     return waiting

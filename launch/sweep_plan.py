@@ -28,6 +28,7 @@ import yaml
 
 from data_injection.config import ConfigError
 from eval.checkpoint import find_checkpoints
+from launch.yaml_file import read_yaml, short
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
@@ -118,29 +119,26 @@ def load_sweep(path: str | Path) -> Sweep:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no sweep file {path}; see configs/confirm for some")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    raw = read_yaml(path)
     if not isinstance(raw, dict) or set(raw) - set(KEYS):
-        unknown = sorted(set(raw) - set(KEYS)) if isinstance(raw, dict) else raw
-        raise ConfigError(f"{path}: a sweep has the keys {', '.join(KEYS)}; got {unknown!r}")
+        unknown = sorted(set(raw) - set(KEYS), key=str) if isinstance(raw, dict) else raw
+        raise ConfigError(f"{path}: a sweep has the keys {', '.join(KEYS)}; got {short(unknown)}")
     files, axes, settings = raw.get("experiments"), raw.get("axes"), raw.get("set") or {}
     if not isinstance(files, list) or not files:
         raise ConfigError(f"{path}: experiments must list at least one experiment file")
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: set must map dotted keys to values, got {settings!r}")
+        raise ConfigError(f"{path}: set must map dotted keys to values, got {short(settings)}")
     if not isinstance(axes, dict) or not axes:
-        raise ConfigError(f"{path}: axes must map names to {{label: settings}}, got {axes!r}")
+        raise ConfigError(f"{path}: axes must map names to {{label: settings}}, got {short(axes)}")
     for axis, labels in axes.items():
         if not isinstance(labels, dict) or not all(isinstance(s, dict) for s in labels.values()):
             raise ConfigError(
                 f"{path}: axes.{axis} must map labels to settings, for example "
-                f"{{s1: {{train.seed: 1}}}}, got {labels!r}"
+                f"{{s1: {{train.seed: 1}}}}, got {short(labels)}"
             )
     only = raw.get("only")
     if only is not None and not (isinstance(only, list) and all(isinstance(o, str) for o in only)):
-        raise ConfigError(f"{path}: only must list points of the grid as w16-s1, got {only!r}")
+        raise ConfigError(f"{path}: only must list points of the grid as w16-s1, got {short(only)}")
     experiments = tuple((path.parent / str(file)).resolve() for file in files)
     name = str(raw.get("name") or path.stem)
     return Sweep(name, experiments, axes, settings, None if only is None else tuple(only))
@@ -166,6 +164,8 @@ class Run:
 
     process: ForkServerProcess | None = field(default=None, repr=False)
     """Of its latest start."""
+    started_from: tuple[int, int] = (0, 0)
+    """At its latest start: the step of its last checkpoint, and bytes of its log."""
 
     @property
     def log(self) -> Path:
@@ -191,12 +191,21 @@ class Run:
         temporary.write_text(json.dumps(self.settings, indent=1))
         temporary.replace(told)
 
+    def note_start(self) -> None:
+        """What is there already is an earlier start's: steps after its last save are lost."""
+        checkpoints = find_checkpoints(self.folder)
+        size = self.log.stat().st_size if self.log.exists() else 0
+        self.started_from = (checkpoints[-1].step if checkpoints else 0, size)
+
     def step(self) -> int:
-        """The last step that the log tells of."""
+        """The last step that the log tells of since the latest start, or where that began."""
+        begun, size = self.started_from
         if not self.log.exists():
-            return 0
-        found = _STEP.findall(self.log.read_text(errors="replace"))
-        return int(found[-1][0]) if found else 0
+            return begun
+        with self.log.open("rb") as file:
+            file.seek(size)
+            found = _STEP.findall(file.read().decode(errors="replace"))
+        return int(found[-1][0]) if found else begun
 
 
 def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list[Run]:
@@ -216,7 +225,7 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
         given = run_overrides(sweep, point, out, overrides)
         try:
             experiment = loader.load(point.experiment, given)
-            _check_own(experiment, name, folder)
+            check_own(experiment, name, folder)
             manifest = None
             if experiment.corpus is not None:
                 manifest = memo.once(
@@ -259,8 +268,8 @@ def point_overrides(sweep: Sweep, point: Point) -> list[str]:
     ]
 
 
-def _check_own(experiment: ExperimentConfig, name: str, folder: Path) -> None:
-    """A setting for all runs that gave them one name or folder would let them collide."""
+def check_own(experiment: ExperimentConfig, name: str, folder: Path) -> None:
+    """Raise ConfigError for a setting of all runs that gave them one name or folder."""
     train = experiment.train
     for key, own, got in (
         ("train.run_name", name, train.run_name),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,25 @@ def _schema() -> DictConfig:
 @lru_cache(maxsize=64)
 def _read_yaml(path: Path, changed: int, size: int) -> Any:
     """A file as it was at a time: a grid reads each of its few files a hundred times."""
-    return OmegaConf.load(path)
+    known = [one.name for one in fields(ExperimentConfig)]
+    try:
+        raw = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {_problem(error)}") from None
+    # Plain text is read as one key; nobody wants to see all of it as an unknown one.
+    if not isinstance(raw, DictConfig) or (len(raw) and not set(raw) & set(known)):
+        raise ConfigError(
+            f"{path} is no experiment: it has none of the keys {', '.join(known)}; "
+            "configs/quickstart.yaml is one"
+        )
+    return raw
+
+
+def _problem(error: Exception) -> str:
+    """YAML's own words in one line: what is wrong and where."""
+    mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    line = f", line {mark.line + 1}" if mark is not None else ""
+    return f"{said or str(error).splitlines()[0]}{line}"
 
 
 def complete(experiment: ExperimentConfig) -> Manifest | None:

@@ -106,6 +106,16 @@ class Cost:
         return self.hours * self.gpus
 
 
+def check_device(*, peak_tflops: float, mfu: float) -> None:
+    """Raise ConfigError for a peak or a share of it that no GPU has."""
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"--mfu must be in (0, 1], got {mfu:g}; 0.4 is usual at 1B and above")
+    if not 0 < peak_tflops < float("inf"):
+        raise ConfigError(
+            f"--peak-tflops must be positive and finite, got {peak_tflops:g}; an H100 has 989"
+        )
+
+
 def run_cost(
     train: TrainConfig,
     *,
@@ -130,10 +140,7 @@ def run_cost(
             f"--gpus must divide train.global_train_batch_size {batch}, got {gpus}; choose a "
             "divisor"
         )
-    if not 0 < mfu <= 1:
-        raise ConfigError(f"--mfu must be in (0, 1], got {mfu:g}; 0.4 is usual at 1B and above")
-    if not peak_tflops > 0:
-        raise ConfigError(f"--peak-tflops must be positive, got {peak_tflops:g}; an H100 has 989")
+    check_device(peak_tflops=peak_tflops, mfu=mfu)
     model = OLMo(train.model.update_with(init_device="meta"))
     tokens = num_steps * batch * train.model.max_sequence_length
     microbatch = min(train.device_train_microbatch_size, batch // gpus)

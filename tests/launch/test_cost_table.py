@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data_injection.config import ConfigError
 from eval.checkpoint import find_checkpoints
 from launch.cli import plan as plan_verb
-from launch.cost import Reckoner, read_experiments, size, tokens, totals
+from launch.cost import Reckoner, read_experiments, show_costs, size, tokens, totals
 from launch.sweep import show_runs
 from launch.sweep_plan import Sweep, plan_runs
 from olmo_ext.config import load_experiment
@@ -158,6 +160,28 @@ def test_nothing_to_reckon_is_said(make: Callable, said: str, tmp_path: Path) ->
 def test_gpus_that_do_not_divide_a_batch_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"--gpus must divide .* 32, got 24"):
         Reckoner(gpus=24).rows(read_experiments([LADDER / "ladder"]))
+
+
+@pytest.mark.parametrize(
+    "device", [{"peak_tflops": math.inf}, {"peak_tflops": math.nan}, {"mfu": math.nan}]
+)
+def test_a_device_that_there_is_none_of_is_refused(device: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"--{next(iter(device)).replace('_', '-')} must be"):
+        Reckoner(**device)
+
+
+def test_the_tables_fit_a_terminal_and_a_pipe_uncut() -> None:
+    out = io.StringIO()
+    rows = Reckoner(gpus=8).rows(read_experiments([LADDER / "sweeps" / "frequency.yaml"]))
+    show_costs(rows, Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert "…" not in out.getvalue()
+    # A folded number or rung would begin a line of its own.
+    for table, title in enumerate(("FLOPs", "storage", "activations")):
+        begin = next(index for index, line in enumerate(lines) if f" {title}" in line)
+        rungs = [line.split()[0] for line in lines[begin + 2 : begin + 7]]
+        assert rungs == ["4M", "20M", "300M", "1B", "4B"], table
+    assert "(3% to 37% on top)" in " ".join(lines)
 
 
 def test_sizes_and_tokens_are_read_at_a_glance() -> None:

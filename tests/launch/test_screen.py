@@ -72,7 +72,9 @@ def test_a_budget_is_a_number_and_a_unit(text: str, budget: Budget) -> None:
     assert parse_budget(text) == budget
 
 
-@pytest.mark.parametrize("text", ["3e18", "flops", "-1flops", "0tokens", "1..2flops", "3 dollars"])
+@pytest.mark.parametrize(
+    "text", ["3e18", "flops", "-1flops", "0tokens", "1..2flops", "3 dollars", "1e999flops"]
+)
 def test_another_budget_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--screen must be a positive number"):
         parse_budget(text)

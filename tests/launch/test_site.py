@@ -82,6 +82,13 @@ def test_any_other_form_is_refused_with_the_forms_that_there_are(text: str) -> N
         ("time: 10\nmargin_seconds: nan", "margin_seconds"),
         ("time: 10\nmemory: 10 GB", "memory must be like 900G"),
         ("time: 10\ndirectives: [--time=9]", "--time is written by olmo-ext"),
+        # sbatch and srun take a beginning for the whole.
+        ('time: 10\ndirectives: ["--sig=USR1@1"]', r"--sig is written by olmo-ext \(--signal\)"),
+        ("time: 10\ndirectives: [--no-req]", r"--no-req is written .*\(--no-requeue\)"),
+        ("time: 10\nsrun_options: [--ntasks=4]", "srun_options: --ntasks is written by olmo-ext"),
+        ("time: 10\nsrun_options: [--kill-on-bad 1]", "--kill-on-bad is written by olmo-ext"),
+        ("time: 10\ngpus_per_node: -1", "gpus_per_node must be at least 0, got -1"),
+        ("time: 10\nnodes: 2\ntime: 20", "line 3: the key 'time' was there before, in line 1"),
         ("time: 10\ndirectives: [exclusive]", "in its long form"),
         ('time: 10\ndirectives: ["--exclusive\\ntouch x"]', "control characters"),
         ("time: 10\nenvironment: {A B: 1}", "is no variable"),
@@ -98,6 +105,11 @@ def test_a_profile_that_cannot_be_meant_is_refused_by_key(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load_site(site_file(tmp_path, text))
+
+
+def test_options_that_begin_as_ours_are_taken(tmp_path: Path) -> None:
+    text = "time: 10\ndirectives: [--gpus=8, --mem-per-cpu=2G]\nsrun_options: [--mpi=none]\n"
+    assert load_site(site_file(tmp_path, text)).directives == ["--gpus=8", "--mem-per-cpu=2G"]
 
 
 def test_a_missing_profile_names_where_some_are(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def bench(tmp_path: Path) -> Bench:
     return bench
 
 
-def marker(step: int) -> str:
+def marker(step: int | None) -> str:
     told = json.dumps({"step": step, "num_steps": 40, "reason": "SIGUSR1"}, indent=1)
     return f"printf '%s' '{told}' > \"$RUN/requeue.marker\"; "
 
@@ -247,6 +247,22 @@ def test_requeues_without_a_step_forward_come_to_an_end(bench: Bench) -> None:
     # Submitted again, with more time: another job, which may try anew.
     bench.bash(script, behave=marker(6), RUN=str(task.folder), SLURM_JOB_ID="8")
     assert events(task)[-1] == "requeued"
+
+
+def test_steps_to_and_fro_are_no_steps_forward(bench: Bench) -> None:
+    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    script = bench.write(task, site=Site(time="60", max_stalled_requeues=2))
+    for step in (0, 1, 0, 1):
+        bench.bash(script, behave=marker(step), RUN=str(task.folder))
+    assert events(task)[1::2] == ["requeued"] * 3 + ["stalled"]
+
+
+@pytest.mark.parametrize("told", [marker(None), "echo {} > $RUN/requeue.marker; "])
+def test_a_marker_without_a_step_makes_no_requeue(told: str, bench: Bench) -> None:
+    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    done = bench.bash(bench.write(task), behave=told, RUN=str(task.folder))
+    assert (done.returncode, events(task)[-1], bench.requeued()) == (1, "failed", False)
+    assert "names no step: not requeued" in done.stdout
 
 
 def test_a_file_called_stop_ends_the_requeues(bench: Bench) -> None:

@@ -78,6 +78,14 @@ def test_a_state_follows_from_folder_and_queue(
     assert told.starts == 2
 
 
+def test_a_run_submitted_anew_is_pending_whatever_its_earlier_job_did(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", checkpoint=20)
+    for job, event in (("1", "started"), ("1", "requeued"), ("1", "stopped"), ("2", "submitted")):
+        append_event(events_file(run), {"job": job, "event": event, "step": 20})
+    told = run_status(run, read_events(run), Queue({"2": Job("PENDING")}))
+    assert (told.state, told.requeues) == ("pending", 1)
+
+
 @pytest.mark.parametrize(
     ("events", "state"),
     [("submitted", "pending"), ("submitted started", "running"), ("requeued", "requeued")],

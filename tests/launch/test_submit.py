@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from data_injection.config import ConfigError
+from launch.jobs import append_event, events_file, read_events
 from launch.lead import measured_save, reckon_lead
 from launch.site import Site
 from launch.submit import submit
@@ -103,6 +104,9 @@ def test_a_corpus_that_is_still_to_be_made_is_no_error_if_a_job_makes_it(
     text = shown(sweep, out=tmp_path / "out", overrides=later, prepare="'a b.gz' --dtype uint32")
     assert "prepare 'a b.gz' --dtype uint32 --out" in text
     assert "#SBATCH --array=1-2" in text
+    for own in (f"train.save_folder={tmp_path}/same", "train.run_name=same"):
+        with pytest.raises(ConfigError, match=r"run s1: train\.\w+ is each run's own"):
+            shown(sweep, out=tmp_path / "out", overrides=[*later, own], after="12")
     # What can be checked without it is checked.
     with pytest.raises(ConfigError, match="run_nam"):
         shown(source, overrides=[*later, "train.run_nam=x"], after="12")
@@ -138,6 +142,37 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no experiment or sweep file"):
         shown(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("event", ["submitted", "started", "requeued"])
+def test_a_run_that_may_live_is_not_submitted_while_the_queue_cannot_be_asked(
+    event: str, write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, programs = write_experiment(), tmp_path / "bin"
+    programs.mkdir()
+    for name, does in (("squeue", "echo no route to the controller >&2; exit 1"), ("sbatch", "")):
+        (programs / name).write_text(f"#!/bin/sh\n{does}\necho 8\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    told = events_file(tmp_path / "run")
+    append_event(told, {"job": "7", "event": event})
+    said = "job 7 may be in the queue, which cannot be asked .no route to the controller."
+    with pytest.raises(ConfigError, match=f"{said}.*move {told} away"):
+        shown(source, dry_run=False)
+    assert [one["job"] for one in read_events(tmp_path / "run")] == ["7"]
+    assert "may be in the queue" in shown(source)
+    append_event(told, {"job": "7", "event": "failed"})
+    shown(source, dry_run=False)
+    assert [one["job"] for one in read_events(tmp_path / "run")][-1] == "8"
+
+
+def test_what_is_no_experiment_is_said_in_a_line(tmp_path: Path) -> None:
+    for name, text in (("list.yaml", "- a\n- b\n"), ("table.csv", "a,b\n" + "1,2\n" * 500)):
+        (tmp_path / name).write_text(text)
+        for options in ({}, {"after": "12", "overrides": ["corpus=none"]}):
+            with pytest.raises(ConfigError, match="is no experiment: it has none of") as found:
+                shown(tmp_path / name, **options)
+            assert len(str(found.value)) < 300
 
 
 def test_each_submission_has_files_of_its_own(write_experiment: Write, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from data_injection.config import ConfigError
 from eval.records import lock_folder
+from launch import executor
 from launch.executor import ENVIRONMENT, RunFailed, train_all
 from launch.sweep_plan import Run, Sweep, load_sweep, plan_runs, plan_sweeps
 
@@ -85,11 +87,22 @@ def test_a_sweeps_run_equals_the_same_command_typed(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_progress_is_read_from_the_log(run: Run) -> None:
+def test_progress_is_read_from_the_log_of_the_latest_start(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run.step() == 0
     run.log.parent.mkdir(parents=True)
     run.log.write_text("[w4] step 3/10 (30%)  loss 5\n[w4] step 7/10 (70%)  loss 4\n")
     assert run.step() == 7
+    monkeypatch.setattr(executor, "fork_server", MagicMock())
+    executor.start(run)
+    assert run.step() == 0  # what the log told of is lost: there is no checkpoint
+    with run.log.open("a") as file:
+        file.write("step 3/10\n")
+    assert run.step() == 3
+    finish(run)
+    executor.start(run)
+    assert run.step() == 10  # nothing said yet: where it goes on
 
 
 def test_children_run_on_one_thread_and_offline() -> None:

@@ -169,3 +169,10 @@ def test_a_corpus_sets_paths_type_and_special_tokens(write_experiment: Write, co
         load_experiment(write_experiment(edit), ["train.model.eos_token_id=0"])
     with pytest.raises(ConfigError, match=r"vocab_size is 2048 .* set it to 50280"):
         load_experiment(write_experiment(edit), ["train.model.vocab_size=2048"])
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text("rung: a\nrung: b\n")
+    with pytest.raises(ConfigError, match="found duplicate key rung, line 2"):
+        load_experiment(path)

@@ -1,0 +1,63 @@
+"""Our own YAML files: a key that stands twice is refused, and no message is a whole file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_injection.config import ConfigError
+from launch.cost import read_experiments
+from launch.mixture import load_plan
+from launch.sweep_plan import load_sweep
+from launch.yaml_file import read_yaml, short
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "file.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ("{seed: {s1: {train.seed: 1}, s1: {train.seed: 2}}}", "line 2: the key 's1'"),
+        ("{seed: {s1: {}}, seed: {s2: {}}}", "line 2: the key 'seed'"),
+        ("{seed: {yes: {}, 1: {}}}", "the key '1' .* for YAML the same as 'yes'"),
+        ("{seed: {s1: {train.seed: 1, train.seed: 2}}}", r"the key 'train\.seed'"),
+    ],
+)
+def test_a_sweep_that_would_lose_cells_is_refused(axes: str, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"experiments: [a.yaml]\naxes: {axes}\n")
+    with pytest.raises(ConfigError, match=f"file.yaml: .*{said}"):
+        load_sweep(path)
+
+
+def test_a_mixtures_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "tokens: 1e9\ntasks: []\nrungs: []\ntokens: 2e9\n")
+    with pytest.raises(ConfigError, match="line 4: the key 'tokens' was there before, in line 1"):
+        load_plan(path)
+
+
+def test_what_a_merge_brings_in_may_be_replaced(tmp_path: Path) -> None:
+    text = "a: &a {x: 1, y: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, y: 3}\nd: {'1': 1, 1: 2}\n"
+    found = read_yaml(write(tmp_path, text))
+    assert found["b"] == {"x": 2, "y": 1}
+    assert found["c"] == {"x": 2, "y": 3}
+    assert found["d"] == {"1": 1, 1: 2}
+
+
+@pytest.mark.parametrize("text", ["{", "a: 2024-13-45\n"])
+def test_what_is_no_yaml_is_said(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"file\.yaml is not YAML"):
+        read_yaml(write(tmp_path, text))
+
+
+def test_a_table_in_a_sweeps_place_is_not_printed_whole(tmp_path: Path) -> None:
+    path = write(tmp_path, "step,loss\n" + "1,2.5\n" * 1000)
+    for read, given in ((load_sweep, path), (read_experiments, [path])):
+        with pytest.raises(ConfigError) as found:
+            read(given)
+        assert len(str(found.value)) < 300
+    assert len(short("x" * 1000)) <= 80
