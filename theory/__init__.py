@@ -1,1 +1,4 @@
-"""The synthetic lab, scaling laws, advice: numpy, scipy, torch, pandas, matplotlib; no other room."""
+"""The synthetic lab, scaling laws and advice; imports no other room.
+
+numpy, scipy and torch; pandas and matplotlib for tables and figures.
+"""
