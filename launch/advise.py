@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 from data_injection.config import ConfigError
 from data_injection.schedule import parse_rate
 from eval.plots import count, number
-from launch.advise_groups import Group, Question, load_groups, parse_size, records_hash
+from launch.advise_groups import (
+    Group,
+    Question,
+    check_target,
+    load_groups,
+    parse_size,
+    records_hash,
+)
 from theory.advisor import Exchange, Threshold, exchange, threshold
 from theory.surface import misplaced, no_trend
 
@@ -45,6 +52,9 @@ def advise(
 
     if question.frequency is None and question.size is None:
         raise ConfigError("give --frequency, --size or both; there is nothing to advise on")
+    check_target(as_json, "--json")
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"--out must be a folder, got the file {out}")
     found, left_out = load_groups(source, question)
     for group in found:
         answer(group, question)

@@ -157,10 +157,9 @@ def fit_frontiers(mixtures: Sequence[Run]) -> dict[Kind, Frontier]:
     """
     alike: dict[tuple[float, int, int], list[Run]] = {}
     for run in mixtures:
-        for kind in kinds_of(run):
-            key = (kind.learning_rate, kind.num_steps, kind.batch_size)
-            if run not in alike.setdefault(key, []):
-                alike[key].append(run)
+        kind = next(iter(kinds_of(run)))
+        key = (kind.learning_rate, kind.num_steps, kind.batch_size)
+        alike.setdefault(key, []).append(run)
     found = {}
     for key, runs in alike.items():
         table = cells(pd.concat([read_records(run.folder) for run in runs], ignore_index=True))

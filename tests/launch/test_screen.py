@@ -261,7 +261,7 @@ def test_two_learning_rates_have_two_frontiers_and_two_cells(
 ) -> None:
     """At .01 the mixtures learn a task at 1 a step, at .02 at 1/4; a task that never comes is on
     no side."""
-    both = [f"{text.rstrip()}\n{RATES}\n" for text in (MIXTURE, SINGLE)]
+    both = [text.rstrip() + RATES for text in (MIXTURE, SINGLE)]
     never = "    - {name: c8, num_symbols: 10, schedule: {rate: 1/8}}\n"
     both[0] = both[0].replace(never, never + never.replace("c8", "c0").replace("1/8", "0"))
     both[1] = both[1].replace("schedule: {rate: 1/8}", "schedule: {rate: 0}")
