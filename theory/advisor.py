@@ -115,8 +115,8 @@ def threshold(surface: Surface, *, of: str, at: Mapping[str, float]) -> Threshol
         why = f"the line is {what}"
         return Threshold(of, at, "outside", why, beyond=side, edge=edge)
     why = f"the estimate is {what}, its 95% interval is not"
-    known = {"low": low} if side == "above" else {"high": high}
-    return Threshold(of, at, "outside", why, near=side, edge=edge, **known)
+    low, high = (low, math.nan) if side == "above" else (math.nan, high)
+    return Threshold(of, at, "outside", why, low=low, high=high, near=side, edge=edge)
 
 
 def exchange(surface: Surface, *, change: str, start: float, stop: float, into: str) -> Exchange:
