@@ -169,7 +169,7 @@ def _frequency_for(
     if found.status in ("inside", "provisional"):
         said = f"  {who}: learned from {_rate(group, found.value)} on{_interval(group, found)}"
     elif found.near:
-        said = f"  {who}: learned from about {_rate(group, found.edge)} or {found.near} on"
+        said = f"  {who}: learned from about {_rate(group, found.edge)} or {found.near}"
         said += f"{_one_end(group, found)}: {found.reason}"
     elif found.beyond and _one_sided(group):
         span = f"every frequency measured, from {_rate(group, found.edge)} on"

@@ -220,7 +220,7 @@ def test_an_estimate_past_the_edge_is_no_claim_about_the_line() -> None:
     answer(group, Question(size="w32"))
     (said,) = [line for line in group.lines if "(w32)" in line]
     assert f"learned from about {edge:g} per step" in said
-    assert "or above on, 95% from 6.9" in said
+    assert "or above, 95% from 6.9" in said
     assert "only above" not in said
     assert group.answers[0]["beyond"] == ""
     group.lines.clear()
@@ -231,7 +231,7 @@ def test_an_estimate_past_the_edge_is_no_claim_about_the_line() -> None:
     group.surface = replace(group.surface, centre=centre, covariance=None)
     answer(group, Question(size="w32"))
     said = " ".join(group.lines)
-    assert "or above on: the estimate is above the largest frequency" in said
+    assert "or above: the estimate is above the largest frequency" in said
     assert "too few for an interval" in said
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 import launch.screen as screen
 from data_injection.config import ConfigError
+from eval.plots import number
 from eval.records import RecordWriter, task_fields
 from launch.screen import (
     Budget,
@@ -251,9 +252,11 @@ def write_sweeps(folder: Path, mixture: str, single: str) -> list[Sweep]:
     return [load_sweep(folder / f"{name}.yaml") for name in ("mixture", "single")]
 
 
-RATES = (
-    "  lr: {l1: {train.optimizer.learning_rate: 0.01}, l2: {train.optimizer.learning_rate: 0.02}}"
-)
+RATES = """
+  lr:
+    l1: {train.optimizer.learning_rate: 0.01}
+    l2: {train.optimizer.learning_rate: 0.02}
+"""
 
 
 def test_two_learning_rates_have_two_frontiers_and_two_cells(
@@ -280,12 +283,15 @@ def test_two_learning_rates_have_two_frontiers_and_two_cells(
         **OPTIONS,
     )  # fmt: skip
     assert choice is not None
-    first = {cell.kind.learning_rate: cell for cell in reversed(choice.chosen)}
-    assert set(first) == {0.01, 0.02}
     for cell in [*choice.chosen, *(cell for cell, _ in choice.left_out)]:
         assert len(cell.runs) == 2, "the seeds of one learning rate, no more"
-    near = {(c.kind.learning_rate, c.runs[0].point.labels[1]) for c in choice.chosen[:4]}  # type: ignore[union-attr]
-    assert {rate for lr, rate in near if lr == 0.01} <= {"r1", "r2"}
+    near = {
+        (cell.kind.learning_rate, cell.name.rsplit(" at ")[1])
+        for cell in choice.chosen
+        if cell.distance == pytest.approx(0.5)
+    }
+    at = {part: f"{number(1 / part / 128)} a token" for part in (1, 2, 4)}
+    assert near == {(0.01, at[1]), (0.01, at[2]), (0.02, at[4])}
     assert {why for _, why in choice.left_out} == {"a rate of 0 lies on no side of a frontier"}
     assert len(choice.left_out) == 4
 
