@@ -271,7 +271,8 @@ def test_two_learning_rates_have_two_frontiers_and_two_cells(
     both[1] = both[1].replace(", w64: {rung: w64}", "")
     out = tmp_path / "out"
     sweeps = write_sweeps(tmp_path, *both)
-    runs = plan_sweeps(sweeps, out)
+    overrides = ["train.max_duration=40"]
+    runs = plan_sweeps(sweeps, out, overrides=overrides)
     mixtures = [run for run in runs if run.name.startswith("mixture")]
     for run in mixtures:
         least = 1 if run.name.endswith("l1") else 4
@@ -280,9 +281,11 @@ def test_two_learning_rates_have_two_frontiers_and_two_cells(
     monkeypatch.setattr(screen, "train_sweeps", lambda *_, **__: None)
     choice = screen_sweeps(
         sweeps, runs, budget="1e12tokens", out=out, plan=False, console=Console(quiet=True),
-        **OPTIONS,
+        overrides=overrides, **OPTIONS,
     )  # fmt: skip
     assert choice is not None
+    again = plan_sweeps([load_sweep(out / "single.chosen.yaml")], out)
+    assert {run.num_steps for run in again} == {40}
     for cell in [*choice.chosen, *(cell for cell, _ in choice.left_out)]:
         assert len(cell.runs) == 2, "the seeds of one learning rate, no more"
     near = {
