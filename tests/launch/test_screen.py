@@ -14,12 +14,11 @@ import launch.screen as screen
 from data_injection.config import ConfigError
 from eval.plots import number
 from eval.records import RecordWriter, task_fields
+from launch.frontier import Kind, fit_frontier
 from launch.screen import (
     Budget,
     Cell,
-    Kind,
     choose_cells,
-    fit_frontier,
     parse_budget,
     screen_sweeps,
     write_chosen,
