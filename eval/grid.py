@@ -88,7 +88,8 @@ def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
     if "learning_rate" in rows:
         # Along the ladder it goes with the size; where one size has several, they are a control.
         several = rows.groupby(["family", "rung", "params"]).learning_rate.transform("nunique") > 1
-        text = ", learning rate " + rows.learning_rate.map("{:g}".format)
+        # As text even where there is no row to map.
+        text = ", learning rate " + rows.learning_rate.map("{:g}".format).astype(str)
         family = family.where(~several, family + text)
     return rows.assign(rate_per_step=rate, family=family)
 

@@ -84,6 +84,12 @@ def _from_file(path: Path, names: dict[str, str]) -> LossTable:
         )
     found = frame[list(wanted.values())].set_axis(list(COLUMNS), axis=1)
     if "run" in frame.columns:
+        if rows := [row for row, empty in enumerate(frame["run"].isna(), start=1) if empty]:
+            some = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+            raise ConfigError(
+                f"{path}: column run is empty in {len(rows)} of {len(frame)} rows ({some}); name "
+                "every row's run, or leave the column out where each row is a run"
+            )
         found["run"] = frame["run"].astype(str)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return LossTable(found, f"column {wanted['loss']} of {path.name}, nats per token", (), digest)

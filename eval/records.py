@@ -207,7 +207,7 @@ def read_records(source: str | Path) -> pd.DataFrame:
     """All records of a file, run or folder of runs, one row per measurement, latest row per key.
 
     Returns a frame with the columns of REQUIRED first; optional fields are missing (NaN) where a
-    metric has none. Raises FileNotFoundError if there are no record files, ValueError on a line
+    metric has none. Raises FileNotFoundError if there are no record files, ConfigError on a line
     that is JSON but no record; a line that is no JSON at all was torn by a kill and is skipped.
     """
     rows: list[dict[str, Any]] = []
@@ -224,9 +224,22 @@ def read_records(source: str | Path) -> pd.DataFrame:
                     "%s:%d is not a complete record (killed writer?), skipped", path, number
                 )
                 continue
+            if not isinstance(row, dict):
+                raise ConfigError(
+                    f"{path}:{number} is not a record: must be a JSON object, got {line[:40]}; "
+                    "mend or drop the line"
+                )
             missing = [name for name in REQUIRED if name not in row]
             if missing:
-                raise ValueError(f"{path}:{number} is not a record: lacks {', '.join(missing)}")
+                raise ConfigError(
+                    f"{path}:{number} is not a record: lacks {', '.join(missing)}; mend or drop "
+                    "the line"
+                )
+            if not isinstance(row["value"], int | float | None):
+                raise ConfigError(
+                    f"{path}:{number} is not a record: value must be a number, got "
+                    f"{row['value']!r}; mend or drop the line"
+                )
             rows.append(row)
     frame = pd.DataFrame(rows)
     if frame.empty:

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 from data_injection.config import ConfigError
 from data_injection.schedule import parse_rate
 from eval.plots import count, number
-from launch.advise_groups import Group, Question, load_groups, parse_size, records_hash
+from launch.advise_groups import (
+    Group,
+    Question,
+    check_target,
+    load_groups,
+    parse_size,
+    records_hash,
+)
 from theory.advisor import Exchange, Threshold, exchange, threshold
 from theory.surface import misplaced, no_trend
 
@@ -45,6 +52,9 @@ def advise(
 
     if question.frequency is None and question.size is None:
         raise ConfigError("give --frequency, --size or both; there is nothing to advise on")
+    check_target(as_json, "--json")
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"--out must be a folder, got the file {out}")
     found, left_out = load_groups(source, question)
     for group in found:
         answer(group, question)
@@ -158,11 +168,18 @@ def _frequency_for(
     who = f"{count(size)} parameters{_rung_of(group, size)}{_at(fixed)}"
     if found.status in ("inside", "provisional"):
         said = f"  {who}: learned from {_rate(group, found.value)} on{_interval(group, found)}"
+    elif found.near:
+        said = f"  {who}: learned from about {_rate(group, found.edge)} or {found.near}"
+        said += f"{_one_end(group, found)}: {found.reason}"
+    elif found.beyond and _one_sided(group):
+        span = f"every frequency measured, from {_rate(group, found.edge)} on"
+        if found.beyond == "above":
+            span = f"no frequency measured, up to {_rate(group, found.edge)}"
+        said = f"  {who}: learned at {span}: {found.reason}"
+    elif found.beyond == "below":
+        said = f"  {who}: learned already below {_rate(group, found.edge)}: {found.reason}"
     elif found.beyond:
-        said = f"  {who}: learned only {found.beyond} {_rate(group, found.edge)}, if at all: "
-        said += f"{found.reason}"
-        if found.beyond == "below":
-            said = f"  {who}: learned at every frequency measured: {found.reason}"
+        said = f"  {who}: learned only above {_rate(group, found.edge)}, if at all: {found.reason}"
     else:
         said = f"  {who}: no advice: {found.reason}"
     if found.status == "inside" and no_trend(group.surface, "params"):
@@ -202,9 +219,17 @@ def _size_for(group: Group, frequency: float, fixed: dict[str, float]) -> None:
         first = sizes[sizes.params >= found.value * (1 - 1e-9)].iloc[0]
         said = f"  {who}: least size {count(found.value)} parameters{_interval(group, found)}; the "
         said += f"first measured rung there is {first.rung} ({count(first.params)})"
+    elif found.near:
+        side = "more" if found.near == "above" else "less"
+        said = f"  {who}: least size about {count(found.edge)} parameters or {side}"
+        said += f"{_one_end(group, found)}: {found.reason}"
+    elif found.beyond and _one_sided(group):
+        span = f"every size measured, from {count(found.edge)} parameters on"
+        if found.beyond == "above":
+            span = f"no size measured, up to {count(found.edge)} parameters"
+        said = f"  {who}: learned at {span}: {found.reason}"
     elif found.beyond == "below":
-        said = f"  {who}: learned at every size measured, from {count(found.edge)} parameters on: "
-        said += found.reason
+        said = f"  {who}: least size below {count(found.edge)} parameters: {found.reason}"
     elif found.beyond:
         said = f"  {who}: needs more than {count(found.edge)} parameters, if size does it: "
         said += found.reason
@@ -273,6 +298,24 @@ def _interval(group: Group, found: Threshold) -> str:
     low = write(found.low) if found.low >= low_edge else f"below {write(low_edge)}"
     high = write(found.high) if found.high <= high_edge else f"above {write(high_edge)}"
     return f", 95% [{low}, {high}]"
+
+
+def _one_end(group: Group, found: Threshold) -> str:
+    """The interval's end on the data's side, where the other is outside the data."""
+    if math.isnan(found.low) and math.isnan(found.high):
+        return ""
+    write = count if found.of == "params" else number
+    low_edge, high_edge = group.surface.ranges[found.of]
+    if found.near == "above":
+        said = write(found.low) if found.low >= low_edge else f"below {write(low_edge)}"
+        return f", 95% from {said} on"
+    said = write(found.high) if found.high <= high_edge else f"above {write(high_edge)}"
+    return f", 95% up to {said}"
+
+
+def _one_sided(group: Group) -> bool:
+    """Whether no cell was learned, or every one: then what was measured is all that is said."""
+    return not 0 < group.surface.num_learned < group.surface.num_cells
 
 
 def _told(found: Threshold) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from eval.report import load_runs
 from theory.surface import Surface, fit_surface
 
 SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
+RESPONSES = ("learned", "score")
 SAME_BATCH = 1e-3
 """Relative difference up to which two runs' units of frequency are the same."""
 
@@ -74,6 +75,7 @@ class Group:
 
 def load_groups(source: Path, question: Question) -> tuple[list[Group], list[str]]:
     """A surface for each protocol and family, and why the others have none."""
+    check_choices(question)
     frame, _ = load_runs(source)
     if question.run is not None:
         # Before families are named: a rung's second learning rate would else join the name.
@@ -96,8 +98,31 @@ def load_groups(source: Path, question: Question) -> tuple[list[Group], list[str
     return surfaces, left_out
 
 
+def check_choices(question: Question) -> None:
+    """Raise ConfigError for a unit or response that is none: no fault of the records."""
+    if question.unit is not None and question.unit not in UNITS:
+        raise ConfigError(f"--unit must be one of {', '.join(UNITS)}, got {question.unit!r}")
+    if question.response not in RESPONSES:
+        raise ConfigError(
+            f"--response must be one of {', '.join(RESPONSES)}, got {question.response!r}"
+        )
+
+
+def check_target(path: Path | None, option: str) -> None:
+    """Raise ConfigError, before any answer, for a file that cannot be written for its folder."""
+    if path is not None and path.is_dir():
+        raise ConfigError(f"{option} must be a file, got the folder {path}")
+    if path is not None and not path.parent.is_dir():
+        raise ConfigError(f"{option} {path}: there is no folder {path.parent}; make it first")
+
+
 def _chosen(rows: pd.DataFrame, question: Question) -> pd.DataFrame:
     """The rows of the families and protocol asked for, with the column `setting`."""
+    if not (rows.rate_per_step > 0).any():
+        raise ConfigError(
+            "rate_per_step is 0 in every record of a task; a threshold needs tasks that come, at "
+            "two frequencies at least"
+        )
     rows = rows[rows.rate_per_step > 0].copy()
     rows["setting"] = [_without_gap(row) for row in rows.to_dict("records")]
     if question.bits is not None:
@@ -187,8 +212,6 @@ def _rates(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _unit(rates: pd.DataFrame, asked: str | None) -> tuple[str, str]:
     """The unit to fit in, and what must be said of it."""
-    if asked is not None and asked not in UNITS:
-        raise ConfigError(f"--unit must be one of {', '.join(UNITS)}, got {asked!r}")
     same = _constant(rates.per_token / rates.per_step)
     known = rates.per_token.notna().all()
     unit = asked or ("per_step" if same or not known else "per_token")

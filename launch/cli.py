@@ -306,7 +306,7 @@ def sweep(
         with _training():
             screen_sweeps(
                 loaded, runs, budget=screen, out=out, jobs=jobs, retries=retries, plan=plan,
-                **device, console=console,
+                **device, console=console, overrides=override or [],
             )  # fmt: skip
         return
     if plan:

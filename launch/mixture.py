@@ -20,7 +20,7 @@ import numpy as np
 from data_injection.config import ConfigError
 from data_injection.schedule import parse_rate
 from eval.plots import count, number
-from launch.advise_groups import Question, load_groups, records_hash
+from launch.advise_groups import Question, check_target, load_groups, records_hash
 from launch.yaml_file import read_yaml
 from theory.advisor import threshold
 from theory.mixture_plan import HOST, MixturePlan
@@ -77,6 +77,9 @@ def mixture(
     """Print what is learned where, and the ways in for `target`; ConfigError for what is wrong."""
     from eval.commit import git_commit
 
+    check_target(as_json, "--json")
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; docs/advice.md has a mixture to start from")
     try:
         plan = load_plan(path)
         measured = calibrate(plan, sweep, question) if sweep is not None else []
@@ -86,7 +89,8 @@ def mixture(
         where = rung or min(plan.rungs, key=lambda one: one.params).name
         ways = ways_in(plan, target=target, rung=where) if target is not None else None
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        said = str(error)
+        raise ConfigError(said if said.startswith(f"{path}") else f"{path}: {said}") from None
     _show(plan, console)
     if ways is not None and target is not None:
         _show_ways(plan, ways, target, where, console)

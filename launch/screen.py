@@ -18,19 +18,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import yaml
+from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import ConfigError
-from eval.grid import cells
 from eval.plots import number
-from eval.records import read_records, replace_file
+from eval.records import replace_file
 from launch.cost import Reckoner
+from launch.frontier import Frontier, Kind, check_alike, fit_frontiers, kinds_of
 from launch.sweep import train_sweeps
 from launch.sweep_plan import Run, Sweep
 
@@ -66,60 +67,10 @@ def parse_budget(text: str) -> Budget:
 
 
 @dataclass(frozen=True)
-class Frontier:
-    """Where learned turns to not learned in the mixtures of one rung and family."""
-
-    rate: float
-    """Instances per token; the geometric middle of `low` and `high`."""
-    low: float
-    high: float
-    """The fit is as good at every rate between these; equal at the end of the screened rates."""
-    side: str
-    """"between", or that "all" or "none" of the screened rates were learned: it lies beyond."""
-    wrong: int
-    """Screened rates on the wrong side of it."""
-    num_rates: int
-
-
-def fit_frontier(rates: Sequence[float], learned: Sequence[bool]) -> Frontier:
-    """The threshold with the fewest rates on its wrong side; of equally good ones, the middle.
-
-    A step and not a logistic curve: few rates, each learned or not, mostly separate without
-    overlap, where a curve's slope has no estimate. Beyond the screened rates nothing is known, so
-    there the frontier is put at the last of them.
-
-    Args:
-        rates: instances per token, positive.
-        learned: of each rate.
-    """
-    order = np.argsort(rates)
-    logs = np.log2(np.asarray(rates, dtype=float)[order])
-    flags = np.asarray(learned, dtype=bool)[order]
-    # Threshold i: rates from the i-th on are to be learned, those before it are not.
-    wrong = np.array([flags[:i].sum() + (~flags[i:]).sum() for i in range(len(flags) + 1)])
-    best = np.flatnonzero(wrong == wrong.min())
-    edges = np.concatenate([logs[:1], logs, logs[-1:]])  # a threshold lies between two of these
-    low, high = edges[best[0]], edges[best[-1] + 1]
-    side = "all" if best[-1] == 0 else "none" if best[0] == len(flags) else "between"
-    middle = 2 ** ((low + high) / 2)
-    return Frontier(middle, 2**low, 2**high, side, int(wrong.min()), len(flags))
-
-
-def fit_frontiers(table: pd.DataFrame) -> dict[tuple[str, str], Frontier]:
-    """(rung, family) -> its frontier, from the mixtures in a table of `eval.grid.cells`."""
-    mixtures = table[table.protocol == "mixture"]
-    return {
-        (str(rung), str(family)): fit_frontier(list(group.rate_per_token), list(group.learned))
-        for (rung, family), group in mixtures.groupby(["rung", "family"], sort=False)
-    }
-
-
-@dataclass(frozen=True)
 class Cell:
     """Single-task runs that differ in the seed alone; they are taken together or not at all."""
 
-    rung: str
-    family: str
+    kind: Kind
     rate: float
     """Instances per token."""
     runs: tuple[Run, ...]
@@ -129,7 +80,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.rung} {self.family} at {number(self.rate)} a token"
+        return f"{self.kind} at {number(self.rate)} a token"
 
 
 @dataclass(frozen=True)
@@ -152,8 +103,11 @@ def choose_cells(cells_: Sequence[Cell], *, budget: Budget, spent: float) -> Cho
     chosen, left_out = [], []
     for cell in sorted(cells_, key=lambda c: (round(c.distance, 6), c.price, c.name)):
         left = budget.amount - spent
-        if np.isinf(cell.distance):
-            left_out.append((cell, "no mixture of this rung and family was screened"))
+        if cell.rate == 0:
+            left_out.append((cell, "a rate of 0 lies on no side of a frontier"))
+        elif np.isinf(cell.distance):
+            why = f"no mixture of this rung and family, {cell.kind.setting}, was screened"
+            left_out.append((cell, why))
         elif cell.price > left:
             left_out.append((cell, f"costs {cell.price:.4g}, {left:.4g} {budget.unit} are left"))
         else:
@@ -164,28 +118,23 @@ def choose_cells(cells_: Sequence[Cell], *, budget: Budget, spent: float) -> Cho
 
 def single_cells(
     runs: Sequence[Run],
-    frontiers: Mapping[tuple[str, str], Frontier],
+    frontiers: Mapping[Kind, Frontier],
     *,
     unit: str,
     reckoner: Reckoner,
 ) -> list[Cell]:
     """The cells of single-task runs, with their price and their distance from the frontier."""
-    grouped: dict[tuple[str, str, float], list[Run]] = {}
+    grouped: dict[tuple[Kind, float], list[Run]] = {}
     for run in runs:
-        assert run.experiment is not None
-        assert run.stream is not None
-        plan = run.stream.plan
-        variant = plan.variant(0)
-        family = plan.tasks[0].family + (f", {variant}" if variant else "")
-        rate = plan.rates(0)["per_token"]
-        grouped.setdefault((run.experiment.rung, family, rate), []).append(run)
+        ((kind, rates),) = kinds_of(run).items()
+        grouped.setdefault((kind, rates[0] if rates else 0.0), []).append(run)
     found = []
-    for (rung, family, rate), members in grouped.items():
-        frontier = frontiers.get((rung, family))
+    for (kind, rate), members in grouped.items():
+        frontier = frontiers.get(kind)
         known = frontier is not None and rate > 0
         distance = abs(log2(rate) - log2(frontier.rate)) if frontier and known else float("inf")
         price = sum(price_of(run, unit=unit, reckoner=reckoner) for run in members)
-        found.append(Cell(rung, family, rate, tuple(members), price, distance))
+        found.append(Cell(kind, rate, tuple(members), price, distance))
     return found
 
 
@@ -198,16 +147,33 @@ def price_of(run: Run, *, unit: str, reckoner: Reckoner) -> float:
     return cost.flops if unit == "flops" else cost.gpu_hours
 
 
-def write_chosen(sweep: Sweep, runs: Sequence[Run], out: Path) -> Path:
-    """A sweep file of the chosen points; its runs have the folders of the whole sweep's."""
+def write_chosen(
+    sweep: Sweep, runs: Sequence[Run], out: Path, *, overrides: Sequence[str] = ()
+) -> Path:
+    """A sweep file of the chosen points; its runs have the folders of the whole sweep's.
+
+    overrides: what the command line set in all runs, over the sweep's own settings and axes.
+    """
+    given = _settings(overrides)
+    settings = {key: value for key, value in sweep.settings.items() if key not in given}
+    axes = {name: {k: dict(v) for k, v in a.items()} for name, a in sweep.axes.items()}
+    own = {key for axis in axes.values() for label in axis.values() for key in label}
+    # An axis goes over `set`: what is within one's reach, or holds it, stands last on the last one.
+    last = {
+        key: value for key, value in given.items() if any(_overlap(key, other) for other in own)
+    }
+    for label in axes[next(reversed(axes))].values():
+        for key, value in last.items():
+            label.pop(key, None)
+            label[key] = value
     points = [run.point.name for run in runs if run.point is not None]
     command = shlex.join(["olmo-ext", *sys.argv[1:]])
     text = yaml.safe_dump(
         {
             "name": sweep.name,
             "experiments": [str(path) for path in sweep.experiments],
-            "set": dict(sweep.settings),
-            "axes": {name: {k: dict(v) for k, v in a.items()} for name, a in sweep.axes.items()},
+            "set": settings | {key: value for key, value in given.items() if key not in last},
+            "axes": axes,
             "only": points,
         },
         sort_keys=False,
@@ -215,6 +181,23 @@ def write_chosen(sweep: Sweep, runs: Sequence[Run], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     header = f"# Single-task runs near the frontier, chosen by\n#   {command}\n"
     return replace_file(out / f"{sweep.name}.chosen.yaml", (header + text).encode())
+
+
+def _settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """Overrides as a sweep's settings, read as the experiment reads them; of one key the last."""
+    found: dict[str, Any] = {}
+    for override in overrides:
+        key, _, text = override.partition("=")
+        read = OmegaConf.create(f"value: {text}" if text else "value: null")
+        value = OmegaConf.to_container(read, resolve=False)["value"]  # type: ignore[index, call-overload]
+        found.pop(key, None)
+        found[key] = value
+    return found
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two dotted keys are one, or one lies within the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def screen_sweeps(
@@ -229,15 +212,17 @@ def screen_sweeps(
     peak_tflops: float,
     mfu: float,
     console: Console,
+    overrides: Sequence[str] = (),
 ) -> Choice | None:
     """Train the mixtures, choose single-task cells, write and train them; None if not that far.
 
     Args:
+        overrides: with which `runs` were planned.
         plan: train nothing; if the mixtures are finished, choose and write all the same.
 
     Raises:
         ConfigError: a budget that is none or does not pay for the mixtures, no mixtures, no single
-            runs.
+            runs, no mixture like any of these.
         RunFailed: as `train_sweeps`.
     """
     money = parse_budget(budget)
@@ -252,6 +237,7 @@ def screen_sweeps(
             "--screen needs a sweep of mixtures (several tasks a run) and one of single tasks; got "
             f"{len(mixtures)} runs of mixtures and {len(singles)} of single tasks"
         )
+    check_alike(mixtures, singles)
     spent = sum(price_of(run, unit=money.unit, reckoner=reckoner) for run in mixtures)
     console.print(f"{len(mixtures)} mixtures cost {spent:.4g} of {money}")
     if spent > money.amount:
@@ -268,8 +254,7 @@ def screen_sweeps(
         return None
     if not plan:
         train_sweeps(mixtures, jobs=jobs, retries=retries, console=console)
-    frame = pd.concat([read_records(run.folder) for run in mixtures], ignore_index=True)
-    frontiers = fit_frontiers(cells(frame))
+    frontiers = fit_frontiers(mixtures)
     candidates = single_cells(singles, frontiers, unit=money.unit, reckoner=reckoner)
     choice = choose_cells(candidates, budget=money, spent=spent)
     _show(frontiers, choice, money, console)
@@ -277,7 +262,7 @@ def screen_sweeps(
     for sweep in sweeps:
         own = [run for run in chosen if run.folder.parent == out / sweep.name]
         if own:
-            path = write_chosen(sweep, own, out)
+            path = write_chosen(sweep, own, out, overrides=overrides)
             console.print(f"{path}: {len(own)} runs", highlight=False, soft_wrap=True)
     if plan:
         console.print("nothing was trained")
@@ -288,16 +273,19 @@ def screen_sweeps(
 
 
 def _show(
-    frontiers: Mapping[tuple[str, str], Frontier], choice: Choice, budget: Budget, console: Console
+    frontiers: Mapping[Kind, Frontier], choice: Choice, budget: Budget, console: Console
 ) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for title in ("rung", "family", "learned in mixtures from", "between", "on the wrong side"):
         table.add_column(title, no_wrap=title != "family")
     where = {"all": "all learned: below", "none": "none learned: above", "between": ""}
-    for (rung, family), found in frontiers.items():
+    rungs = [(kind.rung, kind.family) for kind in frontiers]
+    for kind, found in frontiers.items():
         rate = f"{where[found.side]} {number(found.rate)} a token".strip()
         span = f"{number(found.low)} and {number(found.high)}" if found.side == "between" else "-"
-        table.add_row(rung, family, rate, span, f"{found.wrong} of {found.num_rates}")
+        several = rungs.count((kind.rung, kind.family)) > 1
+        family = f"{kind.family} ({kind.setting})" if several else kind.family
+        table.add_row(kind.rung, family, rate, span, f"{found.wrong} of {found.num_rates}")
     console.print(table)
     console.print("alone a task is often learned later than in a mixture of its like")
     cells_ = Table(box=box.SIMPLE_HEAD, padding=(0, 1))

@@ -41,10 +41,14 @@ class Threshold:
     low: float = math.nan
     high: float = math.nan
     beyond: str = ""
-    """"above" or "below" where the records bound the threshold without showing it."""
+    """"above" or "below" where all of the interval is past the edge, or no cell (every) learned."""
+
+    near: str = ""
+    """"above" or "below" where the estimate is past the edge but its interval is not: then `low`
+    (above) or `high` (below) is the interval's end on the data's side. No bound."""
 
     edge: float = math.nan
-    """The bound, the largest or smallest value measured."""
+    """The largest or smallest value measured, of `beyond` and `near`."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +91,15 @@ def threshold(surface: Surface, *, of: str, at: Mapping[str, float]) -> Threshol
     intercept, slope = float(surface.coefficients @ row), float(surface.coefficients[index])
     centre = surface.centre[index - 1]
     value = _exp(centre - intercept / slope)
-    if not low_edge * (1 - 1e-9) <= value <= high_edge * (1 + 1e-9):
-        beyond = "above" if value > high_edge else "below"
-        edge = high_edge if beyond == "above" else low_edge
-        why = f"the line is {beyond} the {'largest' if beyond == 'above' else 'smallest'} {of}"
-        return Threshold(of, at, "outside", f"{why} measured", beyond=beyond, edge=edge)
+    outside = not low_edge * (1 - 1e-9) <= value <= high_edge * (1 + 1e-9)
+    side = "above" if value > high_edge else "below"
+    edge = high_edge if side == "above" else low_edge
+    what = f"{side} the {'largest' if side == 'above' else 'smallest'} {of} measured"
     if surface.covariance is None:
         why = f"{surface.num_runs} runs are too few for an interval; repeat them with other seeds"
+        if outside:
+            why = f"the estimate is {what}, and {why}"
+            return Threshold(of, at, "outside", why, near=side, edge=edge)
         return Threshold(of, at, "provisional", why, value=value)
     bounds = ratio_interval(
         -intercept,
@@ -102,9 +108,15 @@ def threshold(surface: Surface, *, of: str, at: Mapping[str, float]) -> Threshol
         quantile=surface.quantile,
     )
     assert bounds is not None, "a slope whose interval leaves 0 out gives bounds"
-    return Threshold(
-        of, at, "inside", "", value, _exp(centre + bounds[0]), _exp(centre + bounds[1])
-    )
+    low, high = (_exp(centre + bound) for bound in bounds)
+    if not outside:
+        return Threshold(of, at, "inside", "", value, low, high)
+    if low > high_edge or high < low_edge:
+        why = f"the line is {what}"
+        return Threshold(of, at, "outside", why, beyond=side, edge=edge)
+    why = f"the estimate is {what}, its 95% interval is not"
+    low, high = (low, math.nan) if side == "above" else (math.nan, high)
+    return Threshold(of, at, "outside", why, low=low, high=high, near=side, edge=edge)
 
 
 def exchange(surface: Surface, *, change: str, start: float, stop: float, into: str) -> Exchange:

@@ -78,7 +78,8 @@ def utility_margins(
             f"width must be above 0 and shares above 0 with a sum of 1 or less, got {width:g} and "
             f"{share.tolist()}"
         )
-    if len(share) != len(features) or (features < 1).any() or host_exponent <= 1:
+    known = np.isfinite(features) & (features >= 1)
+    if len(share) != len(features) or not known.all() or not host_exponent > 1:
         raise ValueError(
             "there must be one number of bits of at least 1 for each share, and host_exponent must "
             f"be above 1, got {features.tolist()} and {host_exponent:g}"

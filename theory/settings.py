@@ -48,7 +48,8 @@ class PowerLaw:
 def from_mapping(kind: type[T], mapping: Mapping[str, Any], *, where: str = "") -> T:
     """An instance of a settings dataclass; nested ones and mappings of them too.
 
-    Raises ValueError for keys that are not fields and for values of another type.
+    Raises ValueError for keys that are not fields, for values of another type and for a field
+    without default that is left out.
     """
     if not isinstance(mapping, Mapping):
         raise ValueError(f"{where or 'the settings'} must be keys with values, got {mapping!r}")
@@ -62,6 +63,15 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], *, where: str = "") 
             meant = f"did you mean {close[0]}? " if close else ""
             raise ValueError(f"{place} is no setting; {meant}there are {', '.join(fields)}")
         values[key] = _convert(value, fields[key], place)
+    needed = [
+        field.name
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.default is field.default_factory is dataclasses.MISSING and field.init
+    ]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(
+            f"{where or 'the settings'} lacks {', '.join(missing)}; there is no default for it"
+        )
     return kind(**values)
 
 

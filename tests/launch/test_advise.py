@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,11 +61,24 @@ def call(*arguments: object):
     return CliRunner().invoke(app, [str(one) for one in arguments])
 
 
-def test_the_documents_example_is_what_the_committed_records_say(tmp_path: Path) -> None:
-    lines = ask(QUICKSTART, size="w32", frequency="2")
+def documented() -> list[tuple[list[str], list[str]]]:
+    """(arguments, lines) of each `scaling advise` that docs/advice.md shows."""
     text = (ROOT / "docs" / "advice.md").read_text()
-    for line in lines:
-        assert line in text
+    blocks = re.findall(r"```\n\s*\$ olmo-ext scaling (advise .*)\n((?:.+\n)+?)\s*```", text)
+    return [(shlex.split(command), said.splitlines()) for command, said in blocks]
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_the_documents_examples_are_what_the_verb_prints(index: int, tmp_path: Path) -> None:
+    """Every line but the last, the figure's path, and none more."""
+    assert len(documented()) == 3
+    arguments, lines = documented()[index]
+    if "--out" in arguments:
+        arguments = arguments[: arguments.index("--out")]
+    source = ROOT / arguments[1]
+    done = call("advise", source, *arguments[2:], "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines() == [*lines, str(tmp_path / "advice.png")]
 
 
 def test_the_verb_writes_a_figure_and_a_traceable_file(tmp_path: Path) -> None:
@@ -178,7 +195,8 @@ def test_runs_of_one_name_in_two_folders_are_two_runs(tmp_path: Path) -> None:
         (("--size", "w32", "--protocol", "single"), "--protocol 'single' fits none"),
         (("--size", "w32", "--run", "x*"), "--run 'x*' fits none"),
         (("--size", "w32", "--bits", "3"), "no complexity"),
-        (("--size", "w32", "--response", "loss"), "response must be"),
+        (("--size", "w32", "--response", "loss"), "--response must be one of learned, score"),
+        (("--size", "w32", "--json", "/nonexist/x.json"), "there is no folder /nonexist"),
         (("--size", "w32", "--run", "w32*"), "one params only"),
     ],
 )
@@ -186,7 +204,66 @@ def test_bad_questions_name_key_and_remedy(tmp_path: Path, arguments: tuple, sai
     done = call("advise", QUICKSTART, "--out", tmp_path, *arguments)
     assert isinstance(done.exception, ConfigError), done.output
     assert said in str(done.exception)
+    assert "hold no surface" not in str(done.exception) or "params only" in said
+    assert not done.output
     assert not list(tmp_path.iterdir()), "nothing is written before the question is understood"
+
+
+def test_an_estimate_past_the_edge_is_no_claim_about_the_line() -> None:
+    """What is printed where the interval crosses the edge, where it does not, and without one."""
+    group = load_groups(QUICKSTART, Question(family="comparison"))[0][0]
+    edge = group.surface.ranges["frequency"][1]
+    centre = group.surface.centre.copy()
+    # The same surface as if all frequencies had been 1.4 times as high: w32 needs 9.7.
+    centre[1] += math.log(1.4)
+    group.surface = replace(group.surface, centre=centre)
+    answer(group, Question(size="w32"))
+    (said,) = [line for line in group.lines if "(w32)" in line]
+    assert f"learned from about {edge:g} per step" in said
+    assert "or above, 95% from 6.9" in said
+    assert "only above" not in said
+    assert group.answers[0]["beyond"] == ""
+    group.lines.clear()
+    group.surface = replace(group.surface, centre=centre + math.log(2))
+    answer(group, Question(size="w32"))
+    assert "learned only above" in " ".join(group.lines)
+    group.lines.clear()
+    group.surface = replace(group.surface, centre=centre, covariance=None)
+    answer(group, Question(size="w32"))
+    said = " ".join(group.lines)
+    assert "or above: the estimate is above the largest frequency" in said
+    assert "too few for an interval" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1]\n", "records.jsonl:1 is not a record: must be a JSON object, got [1]"),
+        ('{"run": "a", "value": 1}\n', "records.jsonl:1 is not a record: lacks"),
+    ],
+)
+def test_what_is_no_record_is_named_by_file_and_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "records.jsonl").write_text(text)
+    done = call("advise", tmp_path, "--size", "w32")
+    assert isinstance(done.exception, ConfigError), done.output
+    assert said in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"value": None, "learning_rate": 0.01}, "hold no test 'score' of a task"),
+        ({"rate_per_step": 0.0}, "rate_per_step is 0 in every record"),
+        ({"value": "high"}, ":1 is not a record: value must be a number, got 'high'"),
+    ],
+)
+def test_records_that_say_nothing_are_refused_with_what_they_lack(
+    tmp_path: Path, change: dict, said: str
+) -> None:
+    done = call("advise", write_runs(tmp_path, **change), "--size", "middle")
+    assert isinstance(done.exception, ConfigError), done.output
+    assert said in str(done.exception)
+    assert not (tmp_path / "advice.png").exists()
 
 
 # -- mixture ---------------------------------------------------------------------------------------
@@ -272,8 +349,24 @@ def test_unknown_targets_and_files_that_are_no_plan_are_refused(tmp_path: Path) 
     assert isinstance(done.exception, ConfigError)
     assert "no task; the tasks are common, rare" in str(done.exception)
     broken = tmp_path / "broken.yaml"
-    broken.write_text("a: [")
-    assert isinstance(call("mixture", broken).exception, ConfigError)
+    for text in ("a: [", "- a", "a: 1"):
+        broken.write_text(text)
+        error = call("mixture", broken).exception
+        assert isinstance(error, ConfigError)
+        assert str(error).count(str(broken)) == 1, error
+    done = call("mixture", tmp_path / "none.yaml")
+    assert isinstance(done.exception, FileNotFoundError)
+    assert "docs/advice.md has a mixture" in str(done.exception)
+    done = call("mixture", TASKS, "--json", tmp_path / "none" / "x.json")
+    assert "there is no folder" in str(done.exception)
+    assert not done.output
+
+
+def test_a_calibration_says_that_it_counts_and_not_the_files_number(tmp_path: Path) -> None:
+    stated = tmp_path / "stated.yaml"
+    stated.write_text(TASKS.read_text() + "\nfeatures_per_d_model: 2\n")
+    done = call("mixture", stated, "--calibrate", QUICKSTART)
+    assert "10.2 (mean of 2), in place of the file's 2" in done.output
 
 
 # -- ordering --------------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ def test_outside_the_data_is_said(source: Path, tmp_path: Path) -> None:
         (lambda t: pd.concat([t, t.head(2)]), "2 rows stand twice"),
         (lambda t: t.assign(loss=t.loss.where(t.index != 3)), r"\(4\) it is missing"),
         (lambda t: t.assign(run="one"), "1 runs cannot fit"),
+        (lambda t: t.assign(run=np.nan), "column run is empty in"),
     ],
 )
 def test_bad_tables_are_refused_before_anything_is_written(

@@ -12,8 +12,17 @@ from rich.console import Console
 
 import launch.screen as screen
 from data_injection.config import ConfigError
+from eval.plots import number
 from eval.records import RecordWriter, task_fields
-from launch.screen import Budget, Cell, choose_cells, fit_frontier, parse_budget, screen_sweeps
+from launch.frontier import Kind, fit_frontier
+from launch.screen import (
+    Budget,
+    Cell,
+    choose_cells,
+    parse_budget,
+    screen_sweeps,
+    write_chosen,
+)
 from launch.sweep_plan import Run, Sweep, load_sweep, plan_sweeps
 from olmo_ext.train import run_fields
 
@@ -81,7 +90,7 @@ def test_another_budget_is_refused(text: str) -> None:
 
 
 def cell(name: str, *, price: float, distance: float) -> Cell:
-    return Cell(name, "comparison", 1e-4, (), price, distance)
+    return Cell(Kind(name, "comparison", 0.01, 60, 8), 1e-4, (), price, distance)
 
 
 def test_the_nearest_cells_are_taken_while_they_can_be_paid_and_the_rest_is_told() -> None:
@@ -93,11 +102,12 @@ def test_the_nearest_cells_are_taken_while_they_can_be_paid_and_the_rest_is_told
         cell("not screened", price=1, distance=float("inf")),
     ]
     choice = choose_cells(given_, budget=Budget(100.0, "gpuh"), spent=20.0)
-    assert [c.rung for c in choice.chosen] == ["near", "middle", "far"]
+    assert [c.kind.rung for c in choice.chosen] == ["near", "middle", "far"]
     assert choice.spent == 100.0
-    assert {c.rung: why for c, why in choice.left_out} == {
+    assert {c.kind.rung: why for c, why in choice.left_out} == {
         "near and dear": "costs 41, 40 gpuh are left",
-        "not screened": "no mixture of this rung and family was screened",
+        "not screened": "no mixture of this rung and family, learning rate 0.01, "
+        "60 steps of 8, was screened",
     }
 
 
@@ -186,7 +196,7 @@ def test_planted_mixtures_choose_the_cells_beside_their_frontier(
     wanted = {f"single-{width}-{rate}-{s}" for width, rate in beside for s in ("s1", "s2")}
     assert set(trained) == wanted | {run.name for run in mixtures}
     assert choice.spent == 12 * one
-    reasons = {(c.rung, why.split()[0]) for c, why in choice.left_out}
+    reasons = {(c.kind.rung, why.split()[0]) for c, why in choice.left_out}
     assert reasons == {("w16", "costs"), ("w32", "costs"), ("w64", "no")}
     assert len(choice.left_out) == 12 - 4
     again = plan_sweeps([load_sweep(out / "single.chosen.yaml")], out)
@@ -232,3 +242,95 @@ def test_before_the_mixtures_are_trained_a_plan_says_what_is_left(
     )
     left = 1e6 - 4 * runs[0].num_tokens
     assert f"{left:.4g} tokens, is given out when they are" in capsys.readouterr().out
+
+
+OPTIONS = {"jobs": 1, "retries": 0, "peak_tflops": 989.0, "mfu": 0.4}
+
+
+def write_sweeps(folder: Path, mixture: str, single: str) -> list[Sweep]:
+    for name, text in (("mixture", mixture), ("single", single)):
+        (folder / f"{name}.yaml").write_text(text)
+    return [load_sweep(folder / f"{name}.yaml") for name in ("mixture", "single")]
+
+
+RATES = """
+  lr:
+    l1: {train.optimizer.learning_rate: 0.01}
+    l2: {train.optimizer.learning_rate: 0.02}
+"""
+
+
+def test_two_learning_rates_have_two_frontiers_and_two_cells(
+    sweeps: list[Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At .01 the mixtures learn a task at 1 a step, at .02 at 1/4; a task that never comes is on
+    no side."""
+    both = [text.rstrip() + RATES for text in (MIXTURE, SINGLE)]
+    never = "    - {name: c8, num_symbols: 10, schedule: {rate: 1/8}}\n"
+    both[0] = both[0].replace(never, never + never.replace("c8", "c0").replace("1/8", "0"))
+    both[1] = both[1].replace("schedule: {rate: 1/8}", "schedule: {rate: 0}")
+    both[1] = both[1].replace(", w64: {rung: w64}", "")
+    out = tmp_path / "out"
+    sweeps = write_sweeps(tmp_path, *both)
+    overrides = ["train.max_duration=40"]
+    runs = plan_sweeps(sweeps, out, overrides=overrides)
+    mixtures = [run for run in runs if run.name.startswith("mixture")]
+    for run in mixtures:
+        least = 1 if run.name.endswith("l1") else 4
+        parts = {"c1": 1, "c2": 2, "c4": 4, "c8": 8, "c0": 99}
+        plant(run, {task: 0.9 if part <= least else 0.1 for task, part in parts.items()})
+    monkeypatch.setattr(screen, "train_sweeps", lambda *_, **__: None)
+    choice = screen_sweeps(
+        sweeps, runs, budget="1e12tokens", out=out, plan=False, console=Console(quiet=True),
+        overrides=overrides, **OPTIONS,
+    )  # fmt: skip
+    assert choice is not None
+    again = plan_sweeps([load_sweep(out / "single.chosen.yaml")], out)
+    assert {run.num_steps for run in again} == {40}
+    for cell in [*choice.chosen, *(cell for cell, _ in choice.left_out)]:
+        assert len(cell.runs) == 2, "the seeds of one learning rate, no more"
+    near = {
+        (cell.kind.learning_rate, cell.name.rsplit(" at ")[1])
+        for cell in choice.chosen
+        if cell.distance == pytest.approx(0.5)
+    }
+    at = {part: f"{number(1 / part / 128)} a token" for part in (1, 2, 4)}
+    assert near == {(0.01, at[1]), (0.01, at[2]), (0.02, at[4])}
+    assert {why for _, why in choice.left_out} == {"a rate of 0 lies on no side of a frontier"}
+    assert len(choice.left_out) == 4
+
+
+def test_mixtures_unlike_every_single_cell_are_refused_before_they_are_trained(
+    sweeps: list[Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(screen, "train_sweeps", never)
+    for change in ("set: {train.optimizer.learning_rate: 0.5}", "set: {train.max_duration: 7}"):
+        text = SINGLE.replace("axes:", f"{change}\naxes:")
+        unlike = write_sweeps(tmp_path, MIXTURE, text)
+        runs = plan_sweeps(unlike, tmp_path / "out")
+        with pytest.raises(ConfigError, match="no mixture screens any of the single-task runs"):
+            screen_sweeps(
+                unlike, runs, budget="1e12tokens", out=tmp_path / "out", plan=False,
+                console=Console(quiet=True), **OPTIONS,
+            )  # fmt: skip
+
+
+def test_a_chosen_sweep_keeps_the_command_lines_overrides(
+    sweeps: list[Sweep], tmp_path: Path
+) -> None:
+    """Over the sweep's own `set` and over its axes, whole sections and single keys alike."""
+    out = tmp_path / "out"
+    overrides = ["train.max_duration=40", "rung=mine", "train.optimizer.learning_rate=2e-3"]
+    text = SINGLE.replace("axes:", "set: {train.max_duration: 60}\naxes:").replace(
+        "w16: {rung: w16}", "w16: {rung: w16, train.optimizer: {learning_rate: 0.1}}"
+    )
+    (single,) = write_sweeps(tmp_path, MIXTURE, text)[1:]
+    runs = plan_sweeps([single], out, overrides=overrides)
+    chosen = [run for run in runs if "r2" in run.name]
+    again = plan_sweeps([load_sweep(write_chosen(single, chosen, out, overrides=overrides))], out)
+    assert {run.num_steps for run in again} == {40}
+    assert [run.settings for run in again] == [run.settings for run in chosen]
+    assert [run.experiment for run in again] == [run.experiment for run in chosen]

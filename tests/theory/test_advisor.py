@@ -124,6 +124,50 @@ def test_beyond_the_data_there_is_a_reason_and_no_number() -> None:
     assert np.isnan(rarest.value)
 
 
+@pytest.mark.parametrize("slope", [1.0, 3.0])
+@pytest.mark.parametrize(("side", "ratio"), [("above", 7 / 8), ("below", 0.5 / 0.55)])
+def test_a_line_inside_the_data_is_seldom_said_to_lie_beyond(
+    side: str, ratio: float, slope: float
+) -> None:
+    """The line just inside an edge: a 95% interval is past it in 2.5% of draws, so in at most 5 of
+    100, the 95th percentile of such a count; by the estimate alone it was 17 and more."""
+    edge = max(RATES) if side == "above" else min(RATES)
+    truth = edge * ratio if side == "above" else edge / ratio
+    # In the unit in which the planted line at 40K parameters, 2, is at `truth` of RATES.
+    rates = tuple(rate * 2 / truth for rate in RATES)
+    beyond, near, held = 0, 0, 0
+    for seed in range(100):
+        surface = fit_surface(planted(5000 + seed, slope=slope, rates=rates))
+        found = threshold(surface, of="frequency", at={"params": 4e4})
+        beyond += found.beyond != ""
+        near += found.near == side
+        held += found.near == side and (found.low <= 2 if side == "above" else found.high >= 2)
+        assert not (found.beyond and found.near)
+        if found.near:
+            assert (found.status, np.isnan(found.value)) == ("outside", True)
+            assert found.edge == pytest.approx(edge * 2 / truth)
+    assert beyond <= 5
+    assert near >= 10, "the estimate is often past the edge, or this tests nothing"
+    assert held >= near - 5
+
+
+def test_a_line_far_beyond_the_data_is_still_bounded() -> None:
+    """Two octaves past the largest frequency: more than half of the draws say so."""
+    rates = tuple(rate / 16 for rate in RATES)
+    found = [
+        threshold(fit_surface(planted(seed, rates=rates)), of="frequency", at={"params": 4e4})
+        for seed in range(5000, 5050)
+    ]
+    assert sum(one.beyond == "above" for one in found) > 25
+
+
+def test_an_estimate_past_the_edge_without_an_interval_is_no_bound() -> None:
+    surface = fit_surface(perfect(planted(0, num_seeds=1, rates=(0.1, 0.2, 0.4, 0.8, 1.6))))
+    found = threshold(surface, of="frequency", at={"params": 1e4 * 4})
+    assert (found.status, found.beyond, found.near) == ("outside", "", "above")
+    assert "too few for an interval" in found.reason
+
+
 @pytest.mark.parametrize(("score", "beyond", "edge"), [(0.0, "above", 8.0), (1.0, "below", 0.5)])
 def test_all_or_none_learned_bounds_the_line_and_no_more(
     score: float, beyond: str, edge: float

@@ -200,6 +200,10 @@ def test_unknown_targets_rungs_and_keys_are_named() -> None:
         ways_in(plan(), target="d", rung="x")
     with pytest.raises(ValueError, match=r"tasks\[0\].frequencey is no setting"):
         from_mapping(MixturePlan, {"tasks": [{"name": "a", "frequencey": 1.0}], "rungs": []})
+    with pytest.raises(ValueError, match=r"tasks\[0\] lacks frequency; there is no default"):
+        from_mapping(MixturePlan, {"tasks": [{"name": "a", "bits": 3}], "rungs": []})
+    with pytest.raises(ValueError, match="the settings lacks rungs"):
+        from_mapping(MixturePlan, {"tasks": [{"name": "a", "frequency": 0.1, "bits": 3}]})
 
 
 def test_bits_are_features_of_equal_weight() -> None:

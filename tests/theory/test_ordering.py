@@ -120,6 +120,8 @@ def test_margins_rise_with_width_and_frequency_and_fall_with_bits(share, bits, t
         ({"shares": (0.6, 0.6)}, "sum of 1 or less"),
         ({"shares": (0.0, 0.1)}, "above 0"),
         ({"bits": (0.5, 3)}, "at least 1"),
+        ({"bits": (1, math.nan)}, "at least 1"),
+        ({"bits": (1, math.inf)}, "at least 1"),
         ({"bits": (3,)}, "for each share"),
         ({"width": 0}, "width must be above 0"),
     ],
