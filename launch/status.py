@@ -106,7 +106,7 @@ def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> 
     checkpoints = find_checkpoints(folder)
     checkpoint = checkpoints[-1].step if checkpoints else None
     log = _tail(folder / "logs" / "train.log")
-    rows = _last_rows(folder / RECORDS_FILE)
+    rows = _last_rows(folder / RECORDS_FILE, set(run.get("tasks") or ()))
     steps = _STEP.findall(log)
     num_steps = run.get("num_steps") or (int(steps[-1][1]) if steps else None)
     number = events[-1]["job"] if events else None
@@ -190,16 +190,23 @@ def _tail(path: Path, size: int = 65536) -> str:
         return ""
 
 
-def _last_rows(path: Path) -> list[dict[str, Any]]:
-    """The records of the last step in the file, of the part that is read."""
-    rows = []
-    for line in _tail(path).splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # the first of the part, or torn by a kill
-    rows = [row for row in rows if isinstance(row, dict) and "step" in row]
-    return [row for row in rows if row["step"] == rows[-1]["step"]]
+def _last_rows(path: Path, tasks: set[str]) -> list[dict[str, Any]]:
+    """The records of the last step in the file, from its end as far up as needed to see `tasks`."""
+    size = 65536
+    while True:
+        rows = []
+        for line in _tail(path, size).splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue  # the first of the part, or torn by a kill
+        rows = [row for row in rows if isinstance(row, dict) and "step" in row]
+        last = [row for row in rows if row["step"] == rows[-1]["step"]]
+        if len(last) < len(rows) or tasks <= {row.get("task") for row in last}:
+            return last
+        if not path.exists() or size >= path.stat().st_size:
+            return last
+        size *= 8
 
 
 def _age(path: Path) -> float | None:
@@ -249,7 +256,9 @@ def show_status(sources: Sequence[Path], *, as_json: bool, console: Console) -> 
             "" if run.record_age is None else f"{_duration(run.record_age)} ago",
             " to ".join([*seen[:1], *seen[1:][-1:]]),
         )
-    console.print(table)
+    # A pipe has no width: names are not folded for it.
+    wide = console if console.is_terminal else Console(file=console.file, width=160)
+    wide.print(table)
     counts = {state: sum(run.state == state for run in runs) for state in STATES}
     console.print(", ".join(f"{number} {state}" for state, number in counts.items() if number))
     for run in runs:

@@ -149,6 +149,20 @@ def test_records_give_age_and_exposures(tmp_path: Path) -> None:
     assert 0 <= told.record_age < 60
 
 
+def test_exposures_of_every_task_are_found_however_long_its_records_are(tmp_path: Path) -> None:
+    """An evaluation writes hundreds of rows a task; the end of the file shows the last task's."""
+    run = make_run(tmp_path / "run", checkpoint=20)
+    told = json.loads((run / "run.json").read_text()) | {"tasks": {"cmp": {}, "add": {}}}
+    (run / "run.json").write_text(json.dumps(told))
+    rows = [
+        {"step": 20, "task": task, "exposures_per_example": exposures, "split": "x" * 100}
+        for task, exposures in (("cmp", 2.0), ("add", 0.5))
+        for _ in range(600)
+    ]
+    (run / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert status(run, queue=ABSENT).exposures == {"cmp": 2.0, "add": 0.5}
+
+
 def test_a_torn_line_of_the_jobs_is_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     append_event(events_file(run), {"job": "7", "event": "submitted"})
