@@ -32,10 +32,12 @@ os._exit(0)
 
 def test_a_run_outlives_wandbs_service(tmp_path: Path) -> None:
     """As under SLURM, which signals every process of a job."""
+    # A test before this one may have left its own service's address: then there would be no other.
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=tmp_path,
-        env=os.environ | {"WANDB_MODE": "offline"},
+        env=environment | {"WANDB_MODE": "offline"},
         capture_output=True,
         text=True,
         timeout=120,
