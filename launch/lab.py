@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import yaml
 from rich.console import Console
 
 from data_injection.config import ConfigError
@@ -36,6 +35,7 @@ from launch.lab_tables import (
     report_injection,
     report_phase,
 )
+from launch.yaml_file import read_yaml
 from theory import complexity, gradients, injection, phase
 from theory.cells import Cell, Row, run_cells
 from theory.settings import from_mapping
@@ -76,12 +76,12 @@ def load_settings(name: str, path: Path | None, *, seeds: list[int] | None) -> A
     path = path or CONFIGS / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"--config {path} is no file; the defaults are in {CONFIGS}")
+    mapping = read_yaml(path) or {}
+    if seeds is not None and isinstance(mapping, Mapping):
+        mapping = {**mapping, "seeds": list(seeds)}
     try:
-        mapping = yaml.safe_load(path.read_text()) or {}
-        if seeds is not None and isinstance(mapping, Mapping):
-            mapping = {**mapping, "seeds": list(seeds)}
         return from_mapping(EXPERIMENTS[name].settings, mapping)
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 

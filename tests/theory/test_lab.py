@@ -74,6 +74,10 @@ def test_bad_settings_name_file_key_and_remedy(
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no file; the defaults are in"):
         load_settings("phase", tmp_path / "none.yaml", seeds=None)
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("seeds: [0]\nseeds: [1]\n")
+    with pytest.raises(ConfigError, match=r"twice\.yaml: line 2: the key 'seeds' was there before"):
+        load_settings("phase", twice, seeds=None)
 
 
 def test_seeds_of_the_command_line_win(tmp_path: Path) -> None:
