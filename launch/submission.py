@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from data_injection.config import ConfigError
 from data_injection.corpus import load_manifest
 from launch.slurm import Task, check_line
@@ -30,7 +28,7 @@ from launch.sweep_plan import (
 from launch.yaml_file import read_yaml
 from olmo_ext.build import compile_stream
 from olmo_ext.callbacks import build_callbacks
-from olmo_ext.config import ExperimentConfig, load_experiment, num_steps
+from olmo_ext.config import ExperimentConfig, load_experiment, num_steps, read_raw
 
 
 @dataclass(frozen=True)
@@ -134,10 +132,7 @@ def _load(path: Path, overrides: list[str], corpus_comes_later: bool) -> Loaded:
 
 
 def _corpus_of(path: Path, overrides: Sequence[str]) -> Path | None:
-    named = yaml.safe_load(path.read_text()).get("corpus")
-    for override in overrides:
-        if override.startswith("corpus="):
-            named = yaml.safe_load(override.removeprefix("corpus="))
+    named = read_raw(path, overrides).get("corpus")
     return Path(named).resolve() if named else None
 
 
