@@ -31,7 +31,7 @@ from data_injection.config import ConfigError
 from eval.plots import number
 from eval.records import replace_file
 from launch.cost import Reckoner
-from launch.frontier import Frontier, Kind, check_alike, fit_frontiers, kinds_of
+from launch.screen_frontier import Frontier, Kind, check_alike, fit_frontiers, kinds_of
 from launch.sweep import train_sweeps
 from launch.sweep_plan import Run, Sweep
 

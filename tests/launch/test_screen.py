@@ -14,7 +14,6 @@ import launch.screen as screen
 from data_injection.config import ConfigError
 from eval.plots import number
 from eval.records import RecordWriter, task_fields
-from launch.frontier import Kind, fit_frontier
 from launch.screen import (
     Budget,
     Cell,
@@ -23,6 +22,7 @@ from launch.screen import (
     screen_sweeps,
     write_chosen,
 )
+from launch.screen_frontier import Kind, fit_frontier
 from launch.sweep_plan import Run, Sweep, load_sweep, plan_sweeps
 from olmo_ext.train import run_fields
 
