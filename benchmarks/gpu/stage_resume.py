@@ -4,6 +4,7 @@
 Trains 12 steps through `olmo_ext.train.train` with a checkpoint at 6, takes the last one away, resumes,
 and compares every tensor of the two step-12 checkpoints.
 """
+
 import argparse, os, shutil, sys, tempfile, time
 from pathlib import Path
 
@@ -18,12 +19,14 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     found = {}
     for name in ("model.pt", "optim.pt"):
         state = torch.load(folder / name, map_location="cpu", weights_only=True)
+
         def walk(path, value):
             if isinstance(value, torch.Tensor):
                 found[path] = value
             elif isinstance(value, dict):
                 for key, each in value.items():
                     walk(f"{path}/{key}", each)
+
         walk(name, state)
     return found
 
@@ -43,11 +46,28 @@ def run() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         began = time.time()
+
         def make(folder):
-            return experiment("4M", root / folder, args.corpus, batch=8, micro=4, steps=12, rate=2, warmup=2,
-                              context=64 if args.dry else 512, workers=0 if args.dry else 2, model=small,
-                              callbacks={"task_eval": {"every": 4}, "progress": {}, "interference": {"every": 3, "instances": 64}},
-                              train={"save_interval_unsharded": 6, "save_num_unsharded_checkpoints_to_keep": -1})
+            return experiment(
+                "4M",
+                root / folder,
+                args.corpus,
+                batch=8,
+                micro=4,
+                steps=12,
+                rate=2,
+                warmup=2,
+                context=64 if args.dry else 512,
+                workers=0 if args.dry else 2,
+                model=small,
+                callbacks={
+                    "task_eval": {"every": 4},
+                    "progress": {},
+                    "interference": {"every": 3, "instances": 64},
+                },
+                train={"save_interval_unsharded": 6, "save_num_unsharded_checkpoints_to_keep": -1},
+            )
+
         first = train(make("run"))
         whole = tensors(first / "step12-unsharded")
         shutil.move(first / "step12-unsharded", root / "whole")
@@ -56,10 +76,21 @@ def run() -> None:
         (first / "latest-unsharded").exists()
         second = train(load_experiment(root / "run.yaml"), resume=True)
         again = tensors(second / "step12-unsharded")
-        worst = max((float((whole[k].double() - again[k].double()).abs().max()) for k in whole), default=None)
+        worst = max(
+            (float((whole[k].double() - again[k].double()).abs().max()) for k in whole),
+            default=None,
+        )
         differ = [k for k in whole if not torch.equal(whole[k], again[k])]
-        say("resume", deterministic=args.deterministic, tensors=len(whole), same_keys=whole.keys() == again.keys(),
-            bit_equal=not differ, differ=len(differ), worst=worst, seconds=time.time() - began)
+        say(
+            "resume",
+            deterministic=args.deterministic,
+            tensors=len(whole),
+            same_keys=whole.keys() == again.keys(),
+            bit_equal=not differ,
+            differ=len(differ),
+            worst=worst,
+            seconds=time.time() - began,
+        )
 
 
 if __name__ == "__main__":

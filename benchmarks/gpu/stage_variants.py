@@ -7,6 +7,7 @@ compiled, so that the fp32 copy of the logits is not written), `linear` (output 
 together, in chunks of rows: the logits never stand whole), `graphs` (the model in CUDA graphs).
 Losses of the first steps stand beside eager's: a variant that is faster and another model is none.
 """
+
 import argparse, tempfile, time
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,16 @@ import torch.nn.functional as F
 from gpu_common import GPU, PEAK, Stepper, experiment, flops_per_token, free, main_guard, ours, say
 
 VARIANTS = {
-    "4M": ["", "model+loss+fused", "linear+model+fused", "blocks", "loss", "fused", "model", "linear+graphs+fused"],
+    "4M": [
+        "",
+        "model+loss+fused",
+        "linear+model+fused",
+        "blocks",
+        "loss",
+        "fused",
+        "model",
+        "linear+graphs+fused",
+    ],
     "20M": ["", "model+loss+fused", "linear+model+fused"],
     "300M": ["", "blocks+loss+fused", "linear+model+fused", "blocks", "loss", "fused"],
     "1B": ["", "blocks+loss+fused", "linear+blocks+fused"],
@@ -82,12 +92,17 @@ def switch(trainer, names: set[str], chunk: int) -> None:
 
         trainer.loss_fn = loss
     if "loss" in names:
+
         @torch.compile(dynamic=False)
         def ce(logits, labels, reduction):
             return F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction=reduction)
 
-        trainer.loss_fn = lambda logits, labels, ignore_index=-100, reduction="sum", compute_z_loss=False, **kw: (
-            ce(logits, labels, reduction), None)
+        trainer.loss_fn = (
+            lambda logits, labels, ignore_index=-100, reduction="sum", compute_z_loss=False, **kw: (
+                ce(logits, labels, reduction),
+                None,
+            )
+        )
     if "blocks" in names:
         for block in model.transformer.blocks:
             block.compile(dynamic=False)
@@ -104,8 +119,19 @@ def one(args, name: str, batch: int, micro: int, variant: str, eager: list[float
     torch._dynamo.reset()
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         free()
-        exp = experiment(name, Path(folder) / "v", args.corpus, batch=batch, micro=micro, steps=1000, context=context,
-                         warmup=20, model=small, workers=args.workers, rate=1)
+        exp = experiment(
+            name,
+            Path(folder) / "v",
+            args.corpus,
+            batch=batch,
+            micro=micro,
+            steps=1000,
+            context=context,
+            warmup=20,
+            model=small,
+            workers=args.workers,
+            rate=1,
+        )
         trainer = ours(exp, stack)
         switch(trainer, names, 256 if args.dry else 8192)
         stepper = Stepper(trainer)
@@ -124,10 +150,23 @@ def one(args, name: str, batch: int, micro: int, variant: str, eager: list[float
             eager[:] = stepper.losses
         s = median(stepper.seconds)
         n = min(len(eager), len(stepper.losses), 8)
-        say("variants", rung=name, variant=variant or "eager", rows=batch, micro=micro, steps=len(stepper.seconds), step_s=s,
-            tok_s=tokens / s, mfu=flops_per_token(trainer) * tokens / s / PEAK, peak_gb=peak, warm_s=warm,
-            loss_diff=max((abs(a - b) for a, b in zip(eager[:n], stepper.losses[:n])), default=None),
-            losses=stepper.losses[:n])
+        say(
+            "variants",
+            rung=name,
+            variant=variant or "eager",
+            rows=batch,
+            micro=micro,
+            steps=len(stepper.seconds),
+            step_s=s,
+            tok_s=tokens / s,
+            mfu=flops_per_token(trainer) * tokens / s / PEAK,
+            peak_gb=peak,
+            warm_s=warm,
+            loss_diff=max(
+                (abs(a - b) for a, b in zip(eager[:n], stepper.losses[:n])), default=None
+            ),
+            losses=stepper.losses[:n],
+        )
     del trainer, stepper
     free()
 
@@ -154,8 +193,14 @@ def run() -> None:
                 one(args, name, int(batch), int(micro), variant, eager)
             except Exception as error:
                 import traceback
+
                 traceback.print_exc()
-                say("variants", rung=name, variant=variant, error=f"{type(error).__name__}: {str(error)[:400]}")
+                say(
+                    "variants",
+                    rung=name,
+                    variant=variant,
+                    error=f"{type(error).__name__}: {str(error)[:400]}",
+                )
                 free()
 
 
