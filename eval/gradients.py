@@ -65,7 +65,8 @@ def gram(vectors: Sequence[Vector]) -> torch.Tensor:
         for start in range(0, len(parts[0]), CHUNK):
             block = torch.stack([part[start : start + CHUNK] for part in parts]).double()
             out_PVV[index] += block @ block.T
-    return out_PVV
+    # One triangle, twice: some processors' kernels round (i, j) and (j, i) differently.
+    return out_PVV.tril() + out_PVV.tril(-1).mT
 
 
 def sum_over_ranks(tensors: list[torch.Tensor], group: Any) -> list[torch.Tensor]:

@@ -228,3 +228,13 @@ def test_permuted_labels_keep_the_marginal_and_lose_the_task() -> None:
 
 def test_shared_is_a_share_of_the_first() -> None:
     assert shared([1, 2, 3, 4], [3, 4, 5, 6]) == 0.5
+
+
+@pytest.mark.parametrize("num_vectors", [2, 3, 7, 16])
+def test_gram_is_symmetric_to_the_last_bit_on_every_processor(num_vectors: int) -> None:
+    generator = torch.Generator().manual_seed(num_vectors)
+    vectors = [[torch.randn(5_003, generator=generator)] for _ in range(num_vectors)]
+    (table_VV,) = gram(vectors)
+    assert torch.equal(table_VV, table_VV.mT)
+    whole_VD = torch.stack([vector[0] for vector in vectors]).double()
+    torch.testing.assert_close(table_VV, whole_VD @ whole_VD.T, rtol=1e-12, atol=1e-9)
