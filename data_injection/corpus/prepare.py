@@ -1,6 +1,6 @@
 """Turn text into the engine's token files: a raw memmap in shards, and a manifest written last.
 
-    from data_injection.corpus import prepare_embedded
+    from data_injection.corpus.prepare import prepare_embedded
     manifest = prepare_embedded("data/embedded")           # offline, half a minute, 11M tokens
 
     prepare_corpus(["dolma/*.json.gz"], "data/dolma", name="dolma", tokenizer="dolma-v1_5")
@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_injection.config import ConfigError
-from data_injection.documents import Source, iter_documents, reader_of_texts, resolve_sources
-from data_injection.embedded import embedded_documents, embedded_sources, train_tokenizer
-from data_injection.encoder import (
+from data_injection.corpus.documents import Source, iter_documents, reader_of_texts, resolve_sources
+from data_injection.corpus.embedded import embedded_documents, embedded_sources, train_tokenizer
+from data_injection.corpus.encoder import (
     TOKENIZER,
     Encoder,
     byte_token_ids,
@@ -37,7 +37,7 @@ from data_injection.encoder import (
     parse_tokenizer,
     tokenizer_path,
 )
-from data_injection.manifest import (
+from data_injection.corpus.manifest import (
     MANIFEST,
     PARTIAL,
     VERSION,
@@ -48,7 +48,7 @@ from data_injection.manifest import (
     load_manifest,
     verify_corpus,
 )
-from data_injection.shards import Meter, ShardWriter
+from data_injection.corpus.shards import Meter, ShardWriter
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -82,7 +82,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def prepare_embedded(
     folder: str | Path, *, vocab_size: int = 2048, max_documents: int | None = None
 ) -> Manifest:
-    """Prepare the text of data_injection.embedded, found on every machine; needs no network.
+    """Prepare the text of data_injection.corpus.embedded, found on every machine; needs no network.
 
     It is evaluation text: a stand-in stream for tests and demonstrations, never for a benchmark.
     The same inputs give the same bytes, but the text, and so the hash, depends on the installed

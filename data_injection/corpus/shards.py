@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from data_injection.manifest import DTYPES, CorpusFile
+from data_injection.corpus.manifest import DTYPES, CorpusFile
 
 log = logging.getLogger(__name__)
 

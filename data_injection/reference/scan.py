@@ -1,13 +1,14 @@
 """Natural comparisons and additions in token files, found without decoding the files.
 
-    text = TokenText.from_file("corpus/tokenizer.json")       # data_injection/token_text.py
+    text = TokenText.from_file("corpus/tokenizer.json")  # data_injection/reference/vocabulary.py
     scan = scan_reference(["corpus/tokens-00000.npy"], text, dtype="uint16", eos_token_id=0)
     [place.statement.text for place in scan.places]
 
-The study's reference tasks R_cmp and R_add; data_injection/statements.py says what a statement is.
-Tables over the vocabulary mark the tokens that could hold a sign or a word of one. The few places
-where numbers stand on the right sides of it are decoded with their surroundings and read as text,
-so that a statement is found however its tokens are cut. None reaches over an EOS or a file's end.
+The study's reference tasks R_cmp and R_add; data_injection/reference/grammar.py says what a
+statement is. Tables over the vocabulary mark the tokens that could hold a sign or a word of one.
+The few places where numbers stand on the right sides of it are decoded with their surroundings and
+read as text, so that a statement is found however its tokens are cut. None reaches over an EOS or a
+file's end.
 """
 
 from __future__ import annotations
@@ -20,9 +21,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from data_injection.scan import PIECE, Tokens, file_lengths, pieces
-from data_injection.statements import BORDER, MOST_BYTES, Statement, find_statements, value_of
-from data_injection.token_text import (
+from data_injection.corpus.scan import PIECE, Tokens, file_lengths, pieces
+from data_injection.reference.grammar import (
+    BORDER,
+    MOST_BYTES,
+    Statement,
+    find_statements,
+    value_of,
+)
+from data_injection.reference.vocabulary import (
     ANCHORS,
     EQUALS,
     MAYBE,

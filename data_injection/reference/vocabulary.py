@@ -3,7 +3,7 @@
     text = TokenText.from_file("corpus/tokenizer.json")
     text.join([17, 4, 99]), text.marks[17] & SIGN
 
-For data_injection/reference.py, which finds statements among tokens by these marks.
+For data_injection/reference/scan.py, which finds statements among tokens by these marks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_injection.config import ConfigError
-from data_injection.statements import EXTREMES, SWAPPED, TENS, UNITS, spelled
+from data_injection.reference.grammar import EXTREMES, SWAPPED, TENS, UNITS, spelled
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -42,7 +42,7 @@ class TokenText:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        from data_injection.encoder import is_byte_level
+        from data_injection.corpus.encoder import is_byte_level
 
         spec = json.loads(tokenizer.to_str())
         if not is_byte_level(spec):
@@ -63,7 +63,7 @@ class TokenText:
 
     @classmethod
     def from_file(cls, path: str | Path) -> TokenText:
-        from data_injection.encoder import parse_tokenizer
+        from data_injection.corpus.encoder import parse_tokenizer
 
         return cls(parse_tokenizer(Path(path).read_bytes(), where=str(path)))
 

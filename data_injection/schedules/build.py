@@ -160,7 +160,7 @@ class Burst(Schedule):
 
     The study's matched-frequency experiment (Fig. 6b) is size = every = 1, 10, 20, 50, 100. With
     `stop` there is none from that step on: until then it is the run without it, bit for bit, which
-    makes it the control of the burst that is left out (eval/retention.py).
+    makes it the control of the burst that is left out (eval/retention/retained.py).
     """
 
     kind = "burst"

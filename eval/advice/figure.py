@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.plots import FAINT, INK, count, number
-from theory.advisor import threshold
+from eval.figures.heatmap import FAINT, INK, count, number
+from theory.advice.thresholds import threshold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from launch.advise_groups import Group
+    from eval.advice.groups import Group
 
 POINTS = 60
 LINE = "#2b6cb0"

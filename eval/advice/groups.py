@@ -2,8 +2,9 @@
 
     groups, left_out = load_groups(Path("runs/quickstart"), Question(size="w64"))
 
-Tasks of different protocol or family never share a surface (as in eval.grid). Runs that differ in
-the gap between bursts alone do, and with a question about bits all families of a protocol do.
+Tasks of different protocol or family never share a surface (as in eval.scores.cells). Runs that
+differ in the gap between bursts alone do, and with a question about bits all families of a protocol
+do.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from typing import Any, Literal
 import pandas as pd
 
 from data_injection.config import ConfigError
-from data_injection.schedule import UNITS
-from eval.grid import MIN_SEEDS, run_rows
+from data_injection.schedules.build import UNITS
 from eval.records import record_files
-from eval.report import load_runs
-from theory.surface import Surface, fit_surface
+from eval.report.write import load_runs
+from eval.scores.cells import MIN_SEEDS, run_rows
+from theory.advice.surface import Surface, fit_surface
 
 SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
 RESPONSES = ("learned", "score")
@@ -194,7 +195,7 @@ def _group(protocol: str, family: str, rows: pd.DataFrame, question: Question) -
 
 
 def _rates(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each row's frequency in the three units, as eval.grid finds them; NaN where unknown."""
+    """Each row's frequency in the three units, as eval.scores.cells has them; NaN if unknown."""
     per_step = rows.rate_per_step.astype(float)
     nothing = pd.Series(math.nan, index=rows.index)
     per_sequence = rows.rate_per_sequence if "rate_per_sequence" in rows else nothing

@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from data_injection.philox import permutation
 from data_injection.tasks.base import IntArray, Task
-from eval.accuracy import wilson
-from eval.counterfactuals import Pairs, draw_pairs, operands, token_of
-from eval.interventions import (
+from eval.alignment.counterfactuals import Pairs, draw_pairs, operands, token_of
+from eval.alignment.interventions import (
     COMPONENTS,
     Site,
     frozen,
@@ -34,6 +33,7 @@ from eval.interventions import (
     patched,
     read_states,
 )
+from eval.scores.accuracy import wilson
 
 FloatArray = NDArray[np.float64]
 

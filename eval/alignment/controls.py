@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from data_injection.philox import permutation
 from data_injection.tasks.base import FloatArray, IntArray, Task
-from eval.accuracy import wilson
-from eval.counterfactuals import ANSWER, Pairs, draw_pairs, operands, token_of
-from eval.das import STEPS, chosen_labels, interchange, learn_subspaces, random_subspaces
-from eval.interventions import Site, num_blocks
+from eval.alignment.counterfactuals import ANSWER, Pairs, draw_pairs, operands, token_of
+from eval.alignment.das import STEPS, chosen_labels, interchange, learn_subspaces, random_subspaces
+from eval.alignment.interventions import Site, num_blocks
+from eval.scores.accuracy import wilson
 
 log = logging.getLogger(__name__)
 

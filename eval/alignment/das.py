@@ -9,9 +9,9 @@ swapping a source example's coordinates in it into a base example gives the labe
 counterfactual; then count on pairs it never saw how often it does (interchange accuracy).
 
 Our own lines and not pyvene 0.1.8, which takes the engine's model by module path as well and gives
-the same accuracies (tests/eval/test_das.py): it would bring 28 packages into every install, runs
-the source through the model in every step, and learns one seed at a time, so that three searches
-take three times as long. docs/measurement.md has the times.
+the same accuracies (tests/eval/alignment/test_das.py): it would bring 28 packages into every
+install, runs the source through the model in every step, and learns one seed at a time, so that
+three searches take three times as long. docs/measurement.md has the times.
 
 Axes: S seeds (subspaces side by side), N pairs, B pairs of a batch, D width, K rank, L labels.
 """
@@ -28,8 +28,8 @@ from torch import nn
 
 from data_injection.philox import permutation
 from data_injection.tasks.base import IntArray, Task
-from eval.counterfactuals import Pairs
-from eval.interventions import Site, frozen, label_logits, patched, read_states
+from eval.alignment.counterfactuals import Pairs
+from eval.alignment.interventions import Site, frozen, label_logits, patched, read_states
 
 STEPS = 200
 BATCH_PAIRS = 64

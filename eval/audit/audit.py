@@ -12,14 +12,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_injection.config import ConfigError
-from eval.audit_corpus import check_corpus
-from eval.audit_identity import check_checkpoints, check_plan
-from eval.audit_ledger import check_rows
-from eval.audit_segments import check_segments
-from eval.audit_stream import check_stream
-from eval.decode import load_decoder
-from eval.ledger import RunLedger, trace_ledger
-from eval.verdict import Audit, Progress, Subject, no_progress, open_run
+from eval.audit.corpus import check_corpus
+from eval.audit.decode import load_decoder
+from eval.audit.identity import check_checkpoints, check_plan
+from eval.audit.ledger import RunLedger, trace_ledger
+from eval.audit.rows import check_rows
+from eval.audit.segments import check_segments
+from eval.audit.stream import check_stream
+from eval.audit.subject import Audit, Progress, Subject, no_progress, open_run
 
 
 def audit_run(

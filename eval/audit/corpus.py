@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_injection.config import ConfigError
+from data_injection.corpus.manifest import MANIFEST, corpus_paths, load_manifest, verify_corpus
 from data_injection.digest import fingerprint
-from data_injection.manifest import MANIFEST, corpus_paths, load_manifest, verify_corpus
-from eval.host import HostRows
-from eval.verdict import (
+from eval.audit.host import HostRows
+from eval.audit.subject import (
     DIFFERS,
     NOT_CHECKED,
     Progress,

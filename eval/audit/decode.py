@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eval.verdict import Subject
+from eval.audit.subject import Subject
 
 
 def load_decoder(subject: Subject, corpus: Path | None = None) -> Callable[[list[int]], str | None]:

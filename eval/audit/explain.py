@@ -14,12 +14,12 @@ import numpy as np
 
 from data_injection.config import ConfigError
 from data_injection.plan import InjectionPlan
-from eval.audit_corpus import check_corpus
-from eval.audit_ledger import planned_rows
-from eval.decode import load_decoder
-from eval.host import HostRows
-from eval.ledger import STATES, RunLedger, trace_ledger
-from eval.verdict import OK, open_run
+from eval.audit.corpus import check_corpus
+from eval.audit.decode import load_decoder
+from eval.audit.host import HostRows
+from eval.audit.ledger import STATES, RunLedger, trace_ledger
+from eval.audit.rows import planned_rows
+from eval.audit.subject import OK, open_run
 
 CONTEXT = 12
 """Tokens shown after an example."""

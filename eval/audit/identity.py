@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from data_injection.plan import differences
-from eval.checkpoint import CHECKSUMS, FILES, verify_checkpoint
-from eval.ledger import SavedCheckpoint
-from eval.verdict import (
+from eval.audit.ledger import SavedCheckpoint
+from eval.audit.subject import (
     NOT_CHECKED,
     Progress,
     Subject,
@@ -23,6 +22,7 @@ from eval.verdict import (
     no_progress,
     plan_digest,
 )
+from eval.checkpoints.checkpoint import CHECKSUMS, FILES, verify_checkpoint
 
 SETTINGS = {
     "train.global_train_batch_size": ("plan", "batch_size"),

@@ -1,6 +1,6 @@
 """A run's trained-ledger as a table: one row for each example that stood in a step that was taken.
 
-    from eval.ledger import read_ledger
+    from eval.audit.ledger import read_ledger
     table = read_ledger("runs/w32")                     # of the latest checkpoint's weights
     table[table.effective].groupby("task", observed=True).example.nunique()
 
@@ -34,7 +34,7 @@ from data_injection.ledger import (
     position_from,
     read_segments,
 )
-from eval.checkpoint import IDENTITY_FILE, find_checkpoints, load_identity
+from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints, load_identity
 
 STATES = ("effective", "abandoned", "pending")
 EFFECTIVE, ABANDONED, PENDING = range(3)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from data_injection.config import ConfigError
 from data_injection.ledger import ROW, Segment, Stretch, is_effective
 from data_injection.plan import InjectionPlan
-from eval.ledger import EFFECTIVE, STATES, RunLedger
-from eval.verdict import (
+from eval.audit.ledger import EFFECTIVE, STATES, RunLedger
+from eval.audit.subject import (
     NOT_CHECKED,
     OK,
     Progress,

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from data_injection.ledger import TORN, Position, Segment
-from eval.verdict import DIFFERS, NOT_CHECKED, Subject, Verdict, count, judge, listing
+from eval.audit.subject import DIFFERS, NOT_CHECKED, Subject, Verdict, count, judge, listing
 
 
 def check_segments(subject: Subject) -> Verdict:

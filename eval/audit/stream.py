@@ -2,9 +2,9 @@
 
     check_stream(subject, host, plan, full=True)
 
-Rows are read again by `eval.host`, which shares no code with the training. Every checkpoint holds
-the digest of all tokens trained on until then (data_injection/digest.py); since that is a sum, the
-difference between two checkpoints judges the steps between them alone. A sample is of such
+Rows are read again by `eval.audit.host`, which shares no code with the training. Every checkpoint
+holds the digest of all tokens trained on until then (data_injection/digest.py); since that is a
+sum, the difference between two checkpoints judges the steps between them alone. A sample is of such
 intervals as a whole: nothing that is kept tells of a single token what it was.
 """
 
@@ -17,9 +17,18 @@ import numpy as np
 
 from data_injection.digest import rows_digest
 from data_injection.plan import InjectionPlan
-from eval.host import HostRows, natural_examples, splice
-from eval.ledger import SavedCheckpoint
-from eval.verdict import NOT_CHECKED, Progress, Subject, Verdict, count, judge, listing, no_progress
+from eval.audit.host import HostRows, natural_examples, splice
+from eval.audit.ledger import SavedCheckpoint
+from eval.audit.subject import (
+    NOT_CHECKED,
+    Progress,
+    Subject,
+    Verdict,
+    count,
+    judge,
+    listing,
+    no_progress,
+)
 
 SAMPLE_TOKENS = 2**28
 """Read again without --full, a second or so: a small run as a whole, or 64 steps of 2,048 rows of

@@ -23,8 +23,8 @@ from yaml import YAMLError
 from data_injection.config import ConfigError
 from data_injection.ledger import LEDGER_FOLDER, Segment, read_segments
 from data_injection.plan import InjectionPlan
-from eval.checkpoint import compile_saved_plan, load_identity
-from eval.ledger import SavedCheckpoint, choose_checkpoint, read_checkpoints
+from eval.audit.ledger import SavedCheckpoint, choose_checkpoint, read_checkpoints
+from eval.checkpoints.checkpoint import compile_saved_plan, load_identity
 
 OK, DIFFERS, NOT_CHECKED = "ok", "differs", "not checked"
 

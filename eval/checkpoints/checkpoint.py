@@ -23,11 +23,11 @@ from omegaconf import OmegaConf
 
 from data_injection.config import ConfigError, InjectionConfig
 from data_injection.plan import InjectionPlan, compile_plan
-from eval.sharded import READABLE, RESTORE, checkpoint_kind, first_line, read_sharded
+from eval.checkpoints.sharded import READABLE, RESTORE, checkpoint_kind, first_line, read_sharded
 
 IDENTITY_FILE = "olmo_ext.json"
 """Beside the engine's files in every checkpoint: the stream that it was trained on, under "ledger"
-with its place in the ledger and the digest of that stream; see `olmo_ext.witness`."""
+with its place in the ledger and the digest of that stream; see `olmo_ext.batch_check`."""
 
 CHECKSUMS = "SHA256SUMS"
 """Of all other files of a checkpoint; `cd step12-unsharded && sha256sum -c SHA256SUMS`."""
@@ -114,9 +114,9 @@ def _sha256(folder: Path, names: Collection[str]) -> dict[str, str]:
 def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
     """The OLMo model of a checkpoint in evaluation mode, on one device, fp32.
 
-    Unsharded, or sharded as stock OLMo's FSDP runs write them (`eval.sharded`). model.pt is read
-    with weights_only, so that nothing in it can run, and through a map, so that the kernel may drop
-    what has been copied.
+    Unsharded, or sharded as stock OLMo's FSDP runs write them (`eval.checkpoints.sharded`).
+    model.pt is read with weights_only, so that nothing in it can run, and through a map, so that
+    the kernel may drop what has been copied.
 
     Raises:
         FileNotFoundError: no checkpoint of OLMo there.

@@ -13,8 +13,13 @@ from pathlib import Path
 
 from data_injection.config import ConfigError
 from data_injection.plan import differences
-from eval.checkpoint import IDENTITY_FILE, find_checkpoints, load_identity, load_model_config
-from eval.sharded import checkpoint_kind
+from eval.checkpoints.checkpoint import (
+    IDENTITY_FILE,
+    find_checkpoints,
+    load_identity,
+    load_model_config,
+)
+from eval.checkpoints.sharded import checkpoint_kind
 
 _STEP = re.compile(r"step(\d+)(-unsharded)?")
 
@@ -29,7 +34,7 @@ class Source:
     path: Path
 
     kind: str
-    """As `eval.sharded.checkpoint_kind` says."""
+    """As `eval.checkpoints.sharded.checkpoint_kind` says."""
 
     step: int | None
     """Optimizer steps taken; None if the folder's name does not say."""

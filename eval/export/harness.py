@@ -4,9 +4,9 @@
         --include_path harness --tasks olmo_ext
 
 Two tasks for each of ours, over its test split: NAME_greedy, whose acc is our `accuracy`, and
-NAME_choice, whose acc is our `label_accuracy` (`eval.accuracy`). Random tokens do not survive
-decode and encode, so prompts are written as ids, "<512> <77>", and the tokenizer's words are these:
-the harness and its stock `hf` model then need no code of ours.
+NAME_choice, whose acc is our `label_accuracy` (`eval.scores.accuracy`). Random tokens do not
+survive decode and encode, so prompts are written as ids, "<512> <77>", and the tokenizer's words
+are these: the harness and its stock `hf` model then need no code of ours.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     export_hf("runs/w32", "exported")          # LlamaForCausalLM, no remote code
     import_hf("exported", "olmo")              # a checkpoint again, bit for bit
-    last_logits = load_hf("exported")          # for eval.accuracy.score_task
+    last_logits = load_hf("exported")          # for eval.scores.accuracy.score_task
 
 Folders are written under a temporary name and renamed. Nothing that is read can run: weights_only
 on one side, safetensors on the other.
@@ -23,26 +23,26 @@ import torch
 import yaml
 
 from data_injection.config import ConfigError
-from data_injection.encoder import parse_tokenizer, tokenizer_path
-from eval.accuracy import LastLogits
-from eval.checkpoint import IDENTITY_FILE, verify_checkpoint, write_checksums
-from eval.harness import (
+from data_injection.corpus.encoder import parse_tokenizer, tokenizer_path
+from eval.checkpoints.checkpoint import IDENTITY_FILE, verify_checkpoint, write_checksums
+from eval.export.harness import (
     FOLDER,
     IDS_TOKENIZER,
     write_harness,
     write_ids_tokenizer,
     write_tokenizer_config,
 )
-from eval.llama import (
+from eval.export.llama import (
     check_llama_shaped,
     llama_config,
     llama_weights,
     olmo_config,
     olmo_weights,
 )
-from eval.model_card import model_card
-from eval.provenance import Provenance, find_provenance, find_tokenizer
-from eval.task_tables import FILE_NAME, task_tables
+from eval.export.model_card import model_card
+from eval.export.provenance import Provenance, find_provenance, find_tokenizer
+from eval.export.task_tables import FILE_NAME, task_tables
+from eval.scores.accuracy import LastLogits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -154,7 +154,7 @@ def import_hf(source: str | Path, out: str | Path) -> Path:
 
 
 def load_hf(path: str | Path, *, device: str = "cpu") -> LastLogits:
-    """The model of a transformers folder for `eval.accuracy`, fp32; its code is transformers' own.
+    """The model of a transformers folder for `eval.scores.accuracy`, fp32; all code is theirs.
 
     Raises FileNotFoundError if there is no config.json.
     """

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
-from eval.harness import choice_items, words
-from eval.provenance import METRICS, Provenance
+from eval.export.harness import choice_items, words
+from eval.export.provenance import METRICS, Provenance
 
 HEAD = """---
 library_name: transformers

@@ -18,10 +18,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from data_injection.config import ConfigError
-from data_injection.encoder import tokenizer_path
-from data_injection.manifest import MANIFEST, load_manifest
+from data_injection.corpus.encoder import tokenizer_path
+from data_injection.corpus.manifest import MANIFEST, load_manifest
 from data_injection.plan import InjectionPlan
-from eval.checkpoint import (
+from eval.checkpoints.checkpoint import (
     IDENTITY_FILE,
     find_checkpoints,
     load_model_config,

@@ -17,8 +17,8 @@ import numpy as np
 
 from data_injection.config import ConfigError
 from data_injection.plan import InjectionPlan
-from data_injection.tasks import TASKS
 from data_injection.tasks.base import Task
+from data_injection.tasks.build import TASKS
 
 FILE_NAME = "tasks.json"
 

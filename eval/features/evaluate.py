@@ -22,15 +22,21 @@ from omegaconf import OmegaConf
 from data_injection.config import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
-from eval.activations import residual_stream
-from eval.alignment import METRIC, Place, feature_rank, score_alignment
-from eval.causal import causal_effects
-from eval.checkpoint import Checkpoint, find_checkpoints, load_model, load_plan, random_model
-from eval.das import STEPS
-from eval.features import COUNTS, score_features
-from eval.interventions import Site, num_blocks
+from eval.alignment.causal import causal_effects
+from eval.alignment.controls import METRIC, Place, feature_rank, score_alignment
+from eval.alignment.das import STEPS
+from eval.alignment.interventions import Site, num_blocks
+from eval.checkpoints.checkpoint import (
+    Checkpoint,
+    find_checkpoints,
+    load_model,
+    load_plan,
+    random_model,
+)
+from eval.checkpoints.sources import run_folders
+from eval.features.activations import residual_stream
+from eval.features.presence import COUNTS, score_features
 from eval.records import FILE_NAME, RecordWriter, lock_folder, read_records, task_fields
-from eval.sources import run_folders
 
 METRICS = (METRIC, "causal_share", "causal_recovered", "ablation_drop")
 """What --das adds to the probes' metrics."""

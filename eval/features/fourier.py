@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from data_injection.tasks.base import IntArray
 from data_injection.tasks.modular_addition import fourier_modes
-from eval.activations import SymbolStates
-from eval.probes import Probe, probe
+from eval.features.activations import SymbolStates
+from eval.features.probes import Probe, probe
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
         print(row["group"], row.get("layer", "union"), row["metric"], row["value"])
 
 Comparison declares its order, modular addition its Fourier modes, group composition its elements; a
-family of your own declares others in `Task.targets`. What counts as present: `eval.probes`.
+family of your own declares others in `Task.targets`. What counts as present:
+`eval.features.probes`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_injection.tasks.base import FloatArray, Task
-from eval.activations import ReadStates, SymbolStates, symbol_states
-from eval.probes import MIN_PERMUTATIONS, Probe, probe
+from eval.features.activations import ReadStates, SymbolStates, symbol_states
+from eval.features.probes import MIN_PERMUTATIONS, Probe, probe
 
 COUNTS = {"fourier": "fourier_modes"}
 """Names of counts by target; any other target's is probe_count."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_injection.philox import permutation
-from eval.activations import SymbolStates
+from eval.features.activations import SymbolStates
 
 FloatArray = NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """Which places hold a task's variables, drawn from records: alignment by layer, and causal effects.
 
-    from eval.das_plots import alignment, causal_map
+    from eval.figures.alignment import alignment, causal_map
     alignment(read_records("runs/sweep")).savefig("alignment.png", dpi=180)
 
 Both show, of each protocol, family and rung, the most frequent task at each run's last measured
@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.alignment import METRIC
-from eval.grid import task_rows
-from eval.interventions import COMPONENTS
-from eval.plots import FAINT, INK, THRESHOLD, number
+from eval.alignment.controls import METRIC
+from eval.alignment.interventions import COMPONENTS
+from eval.figures.heatmap import FAINT, INK, THRESHOLD, number
+from eval.scores.cells import task_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,6 +1,6 @@
 """Feature presence, drawn from records: over the steps of training and against the test score.
 
-    from eval.feature_plots import features
+    from eval.figures.features import features
     features(read_records("runs/sweep")).savefig("features.png", dpi=180)
 
 The study's Fig. 7. The R^2 of a one-unit target (order) is read at LAYER, a count of units (modes,
@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.features import COUNTS
-from eval.grid import MIN_SEEDS, groups, seed_interval, task_rows
-from eval.plots import FAINT, INK, MARKERS, THRESHOLD, count, number
+from eval.features.presence import COUNTS
+from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD, count, number
+from eval.scores.cells import MIN_SEEDS, groups, seed_interval, task_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

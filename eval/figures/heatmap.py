@@ -1,6 +1,6 @@
 """The study's figures, drawn from records: the size x frequency heatmap and the learning curves.
 
-    from eval.plots import heatmap
+    from eval.figures.heatmap import heatmap
     heatmap(cells(read_records("runs/sweep"))).savefig("heatmap.png", dpi=180)
 
 Every function returns a matplotlib Figure made for a page about 900 pixels wide; none touches
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.grid import CELL, LEARNED_SCORE, MIN_SEEDS, groups, seed_interval, task_rows
+from eval.scores.cells import CELL, LEARNED_SCORE, MIN_SEEDS, groups, seed_interval, task_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,8 +33,8 @@ THRESHOLD: dict[str, Any] = {"color": FAINT, "linewidth": 0.9, "linestyle": (0, 
 def heatmap(table: pd.DataFrame) -> Figure:
     """Size x frequency (the study's Fig. 5): the chosen metric and the train label loss.
 
-    table: from `eval.grid.cells`. One row of panels per protocol and family; larger rungs on top,
-    frequent rates left. Learned cells are outlined, dashed while provisional.
+    table: from `eval.scores.cells.cells`. One row of panels per protocol and family; larger rungs
+    on top, frequent rates left. Learned cells are outlined, dashed while provisional.
     """
     from matplotlib.figure import Figure
 

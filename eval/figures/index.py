@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.das_plots import alignment, causal_map
-from eval.feature_plots import features
-from eval.grid import cells
-from eval.interference_plots import interference
-from eval.matched_frequency import GROUP, matched_frequency
-from eval.ordering import ordering
-from eval.plots import curves, heatmap, png
-from eval.reference_plots import beside_natural
-from eval.retention_plots import forgetting, gaps
+from eval.figures.alignment import alignment, causal_map
+from eval.figures.features import features
+from eval.figures.heatmap import curves, heatmap, png
+from eval.figures.interference import interference
+from eval.figures.ordering import ordering
+from eval.figures.reference import beside_natural
+from eval.figures.retention import forgetting, gaps
+from eval.retention.matched_frequency import GROUP, matched_frequency
+from eval.scores.cells import cells
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,7 +159,7 @@ FIGURES = (
         "width x rate, which anything that rises with both resembles. Null: how far the two rank "
         "correlations differ when the predictors change places at random, run by run. The theory "
         "says more than size and frequency do only where its lead is above that; of twenty such "
-        "sets one is, by chance. Nothing in the prediction is fitted (theory/ordering.py).",
+        "sets one is, by chance. Nothing in the prediction is fitted (theory/advice/ordering.py).",
     ),
 )
 """In the order of the page; the first two stand in every report."""

@@ -1,6 +1,6 @@
 """Whether the rest of a batch pushes against a rare task, drawn from records.
 
-    from eval.interference_plots import interference
+    from eval.figures.interference import interference
     interference(read_records("runs/sweep")).savefig("interference.png", dpi=180)
 
 The study's Fig. 9 (and the cosines of its Fig. 8), with the nulls without which they say little.
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from eval.grid import MIN_SEEDS, seed_interval
-from eval.interference_table import PLACE, interference_table, measured_steps
-from eval.plots import FAINT, INK, count, number
+from eval.figures.heatmap import FAINT, INK, count, number
+from eval.interference.table import PLACE, interference_table, measured_steps
+from eval.scores.cells import MIN_SEEDS, seed_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ LINES: dict[str, tuple[str, dict[str, Any]]] = {
         {"color": "#009e73", "linestyle": (0, (1, 1)), "marker": "^"},
     ),
 }
-"""By the part of a cosine (eval.interference_table.PARTS)."""
+"""By the part of a cosine (eval.interference.table.PARTS)."""
 
 SUMMARIES = {
     "cos_g_nt": "rest of the batch, $g_{nt}$",

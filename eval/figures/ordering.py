@@ -3,8 +3,9 @@
     ordering_table(read_records("runs/sweep"))       # a row per set of comparable runs
     ordering(read_records("runs/sweep")).savefig("ordering.png", dpi=180)
 
-What the theory predicts for a cell, and why it is not tuned: theory/ordering.py. Sets are runs of
-one protocol, length, batch and learning rate, all families together: to order them is the claim.
+What the theory predicts for a cell, and why it is not tuned: theory/advice/ordering.py. Sets are
+runs of one protocol, length, batch and learning rate, all families together: to order them is the
+claim.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.grid import LEARNED_SCORE, MIN_SEEDS, run_rows
-from eval.plots import FAINT, INK, MARKERS, THRESHOLD
-from theory.ordering import Comparison, compare, utility_margins
+from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD
+from eval.scores.cells import LEARNED_SCORE, MIN_SEEDS, run_rows
+from theory.advice.ordering import Comparison, compare, utility_margins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

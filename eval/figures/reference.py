@@ -1,6 +1,6 @@
 """Injected and natural tasks on one axis of frequency, drawn from records.
 
-    from eval.reference_plots import beside_natural
+    from eval.figures.reference import beside_natural
     beside_natural(read_records("runs/sweep")).savefig("reference.png", dpi=180)
 
 After the study's Fig. 6a, whose dashed lines are its reference tasks. The heatmap's columns are
@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.grid import LEARNED_SCORE, MIN_SEEDS, cells, task_rows
-from eval.plots import FAINT, INK, THRESHOLD, count, number
+from eval.figures.heatmap import FAINT, INK, THRESHOLD, count, number
+from eval.scores.cells import LEARNED_SCORE, MIN_SEEDS, cells, task_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

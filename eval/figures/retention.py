@@ -3,8 +3,8 @@
     gaps(read_records("runs/matched_frequency")).savefig("gaps.png", dpi=180)
     forgetting(read_records("runs/matched_frequency")).savefig("forgetting.png", dpi=180)
 
-As in eval/plots.py every function returns a Figure and touches no global state. Bars and bands are
-95% intervals over seeds; nulls are drawn; what is undefined is said, not drawn.
+As in eval/figures/heatmap.py every function returns a Figure and touches no global state. Bars and
+bands are 95% intervals over seeds; nulls are drawn; what is undefined is said, not drawn.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.grid import LEARNED_SCORE
-from eval.matched_frequency import GROUP, matched_frequency
-from eval.plots import FAINT, INK, MARKERS, THRESHOLD, number
-from eval.retention import SPLITS, half_life_text, half_lives, retention
+from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD, number
+from eval.retention.matched_frequency import GROUP, matched_frequency
+from eval.retention.retained import SPLITS, half_life_text, half_lives, retention
+from eval.scores.cells import LEARNED_SCORE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, apart for every kind of colour vision, smallest rung first.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GAIN_LAG = 20
-"""When Adam (beta1 .9) has put 89% of a burst's gradient into the weights; see eval.retention."""
+"""When Adam (beta1 .9) has put in 89% of a burst's gradient; see eval.retention.retained."""
 
 PANEL = ("protocol", "family", "variant", "rate_per_step", "gap")
 

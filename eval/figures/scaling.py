@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.plots import FAINT, INK, count
-from theory.learnability import Learnability
-from theory.scaling import Array, Law
-from theory.scaling_fit import Fit
+from eval.figures.heatmap import FAINT, INK, count
+from theory.scaling.fit import Fit
+from theory.scaling.law import Array, Law
+from theory.scaling.learnability import Learnability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

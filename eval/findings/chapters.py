@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval import (
-    feature_plots,
-    findings,
-    findings_figures,
-    interference_plots,
-    mechanism,
-    retention_plots,
-)
-from eval.findings import Table, fill
-from eval.page import RUN_FILE
-from eval.plots import png
+from eval.figures import features as feature_plots
+from eval.figures import interference as interference_plots
+from eval.figures import retention as retention_plots
+from eval.figures.heatmap import png
+from eval.findings import controls as findings
+from eval.findings import figures as findings_figures
+from eval.findings import mechanism
+from eval.findings.controls import Table, fill
 from eval.records import FILE_NAME, read_records, replace_file
+from eval.report.page import RUN_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

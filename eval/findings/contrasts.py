@@ -5,9 +5,9 @@
     b = per_seed(sweep, "mixture", rung="w16", task="cmp_r4")
     print(difference(b, a).text)                       # "+0.12 ± 0.09"
 
-A run of a sweep is named <sweep>-<label>-<label>-... (launch/sweep.py). Conditions are compared
-seed by seed: a seed fixes initial weights and data order in every sweep. A task's symbols are the
-same only where it stands at the same place in its run, its split only under the same name.
+A run of a sweep is named <sweep>-<label>-<label>-... (launch/sweep/sweep.py). Conditions are
+compared seed by seed: a seed fixes initial weights and data order in every sweep. A task's symbols
+are the same only where it stands at the same place in its run, its split only under the same name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.grid import MIN_SEEDS, seed_interval
+from eval.scores.cells import MIN_SEEDS, seed_interval
 
 
 @dataclass(frozen=True)

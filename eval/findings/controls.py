@@ -14,11 +14,11 @@ from typing import Any
 
 import pandas as pd
 
-from eval.contrasts import Estimate, difference, estimate, final, over_all_pairs, per_seed
-from eval.grid import LEARNED_SCORE, cells
-from eval.page import markdown_cells
-from eval.plots import number
-from eval.retention import share
+from eval.figures.heatmap import number
+from eval.findings.contrasts import Estimate, difference, estimate, final, over_all_pairs, per_seed
+from eval.report.page import markdown_cells
+from eval.retention.retained import share
+from eval.scores.cells import LEARNED_SCORE, cells
 
 SWEEPS = (
     *("mixture", "complexity", "single", "withdrawn", "learning_rate", "unlike", "one_format"),

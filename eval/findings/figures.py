@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from eval.contrasts import estimate, final, over_all_pairs, per_seed
-from eval.findings import GRADES, RUNGS, WITHDRAWN_AT
-from eval.grid import LEARNED_SCORE, cells
-from eval.plots import FAINT, INK, THRESHOLD, heatmap
+from eval.figures.heatmap import FAINT, INK, THRESHOLD, heatmap
+from eval.findings.contrasts import estimate, final, over_all_pairs, per_seed
+from eval.findings.controls import GRADES, RUNGS, WITHDRAWN_AT
+from eval.scores.cells import LEARNED_SCORE, cells
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,6 +1,6 @@
 """The tables of docs/findings.md on the mechanism: interference, features, gaps and retention.
 
-    interference(final_rows, every_row)      # each a Markdown table, as in eval.findings
+    interference(final_rows, every_row)      # each a Markdown table, as in eval.findings.controls
 
 From the sweeps `mechanism` (one task at rate 4, looked into while it trains) and
 `matched_frequency` (bursts at equal frequency, with controls).
@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from eval.contrasts import Estimate, difference, estimate
-from eval.findings import Table, markdown, verdict
-from eval.matched_frequency import matched_frequency
-from eval.retention import half_life_text, half_lives, retention
+from eval.findings.contrasts import Estimate, difference, estimate
+from eval.findings.controls import Table, markdown, verdict
+from eval.retention.matched_frequency import matched_frequency
+from eval.retention.retained import half_life_text, half_lives, retention
 
 RUNGS = ("w16", "w32", "w64", "w128")
 GROUPS = ("mlp_top", "model")
@@ -25,7 +25,7 @@ BURST_STEP = 600
 """The burst of matched_frequency that one run has and its control leaves out."""
 
 GAIN_LAG = 20
-"""When Adam has put 89% of a burst's gradient into the weights (eval.retention)."""
+"""When Adam has put 89% of a burst's gradient into the weights (eval.retention.retained)."""
 
 COSINES = ("cos_g_nt", "cos_g_t_all", "cos_g_t_label", "cos_update", "norm_g_r")
 FEATURES = ("order_r2", "order_r2_null99", "probe_count")

@@ -23,7 +23,17 @@ from numpy.typing import NDArray
 
 from data_injection.philox import permutation
 from data_injection.tasks.base import IntArray, Task
-from eval.gradients import MLP, Arrow, Vector, alignment, cosine, gram, length, perp_share, unit
+from eval.interference.gradients import (
+    MLP,
+    Arrow,
+    Vector,
+    alignment,
+    cosine,
+    gram,
+    length,
+    perp_share,
+    unit,
+)
 
 GROUPS = ("mlp_top", "layers", "model")
 """The K strongest neurons of one layer's MLP, each layer, the whole model."""

@@ -1,6 +1,6 @@
 """Interference by cell: what each size's gradients say of a task, late in training and over seeds.
 
-    from eval.interference_table import interference_table
+    from eval.interference.table import interference_table
     interference_table(read_records("runs/confirm/mechanism")).to_csv("interference.csv")
 
 A cosine alone is no finding: before a task is learned g_r is mostly the label marginal. So every
@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.grid import MIN_SEEDS, seed_interval, task_rows
+from eval.scores.cells import MIN_SEEDS, seed_interval, task_rows
 
 COSINES = ("cos_g_nt", "cos_g_t_all", "cos_g_t_label", "cos_update")
-"""Metrics of eval.interference that the table and the figure show."""
+"""Metrics of eval.interference.measure that the table and the figure show."""
 
 PARTS = ("", "_null", "_excess", "_perp")
 """Of each: the cosine, its permuted-labels twin, their difference, the part beyond the twin."""

@@ -17,19 +17,20 @@ import numpy as np
 import torch
 
 from data_injection.config import ConfigError
-from data_injection.manifest import load_manifest
+from data_injection.corpus.manifest import load_manifest
 from data_injection.philox import permutation
-from data_injection.reference import Place, ReferenceScan, scan_reference, seen_operands
-from data_injection.schedule import Geometry
-from data_injection.statements import TASKS, fresh_statements
-from data_injection.token_text import TokenText
-from eval.audit_corpus import Corpus, find_corpus
-from eval.checkpoint import Checkpoint, find_checkpoints, load_model
-from eval.decode import tokenizer_file
-from eval.host import HostRows
+from data_injection.reference.grammar import TASKS, fresh_statements
+from data_injection.reference.scan import Place, ReferenceScan, scan_reference, seen_operands
+from data_injection.reference.vocabulary import TokenText
+from data_injection.schedules.build import Geometry
+from eval.audit.corpus import Corpus, find_corpus
+from eval.audit.decode import tokenizer_file
+from eval.audit.host import HostRows
+from eval.audit.subject import Subject, open_run
+from eval.checkpoints.checkpoint import Checkpoint, find_checkpoints, load_model
 from eval.records import FILE_NAME, RecordWriter, lock_folder, read_records
-from eval.reference_list import FOLDER, list_name, load_scan, save_scan
-from eval.reference_tasks import (
+from eval.reference.scan_file import FOLDER, list_name, load_scan, save_scan
+from eval.reference.tasks import (
     Item,
     Logits,
     fresh_item,
@@ -37,7 +38,6 @@ from eval.reference_tasks import (
     natural_rates,
     score_statements,
 )
-from eval.verdict import Subject, open_run
 
 FAMILY = "reference"
 """Of the records: no family that can be injected."""

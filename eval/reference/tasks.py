@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from data_injection.philox import permutation
-from data_injection.reference import Place
-from data_injection.schedule import Geometry, rate_in_all_units
-from data_injection.statements import INFIX, Statement, foil, opposite_of, shape_before
-from data_injection.token_text import TokenText
-from eval.accuracy import LOGITS_AT_ONCE, wilson
+from data_injection.reference.grammar import INFIX, Statement, foil, opposite_of, shape_before
+from data_injection.reference.scan import Place
+from data_injection.reference.vocabulary import TokenText
+from data_injection.schedules.build import Geometry, rate_in_all_units
+from eval.scores.accuracy import LOGITS_AT_ONCE, wilson
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 """From input_ids_BT to logits_BTV."""

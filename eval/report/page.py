@@ -13,9 +13,9 @@ from html import escape
 
 import pandas as pd
 
-from eval.figures import Drawn
-from eval.grid import LearnedCounts, groups, learned_per_rung
-from eval.plots import count, number
+from eval.figures.heatmap import count, number
+from eval.figures.index import Drawn
+from eval.scores.cells import LearnedCounts, groups, learned_per_rung
 
 RUN_FILE = "run.json"
 """Beside records.jsonl: a flat JSON object of strings. `num_steps` is the planned length of the

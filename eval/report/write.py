@@ -1,6 +1,6 @@
 """One page that answers "do larger models learn rarer tasks?" from the records of a run or sweep.
 
-    from eval.report import write_report
+    from eval.report.write import write_report
     write_report("runs/quickstart")      # report.html, heatmap.png, ..., cells.md, *.csv
 
 The page stands alone: figures are embedded and nothing is fetched. It says what measurement may
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.figures import draw_figures
-from eval.grid import cells, groups, learned_per_rung
-from eval.ordering import ordering_table
-from eval.page import RUN_FILE, Run, cell_text, markdown_cells, render, verdict
-from eval.plots import count, number
+from eval.figures.heatmap import count, number
+from eval.figures.index import draw_figures
+from eval.figures.ordering import ordering_table
 from eval.records import read_records, record_files, replace_file
+from eval.report.page import RUN_FILE, Run, cell_text, markdown_cells, render, verdict
+from eval.scores.cells import cells, groups, learned_per_rung
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,9 +1,10 @@
 """What a score is made of: per label, pairs beside their mirrors, memorised against generalised.
 
-    rows = breakdown(answers, task)      # answers to all instances, eval.fast_answers.fast_answer
+    rows = breakdown(answers, task)      # to all instances, eval.scores.fast_answers.fast_answer
 
 These are for evaluation apart from training; the callback `task_eval` records only what
-`eval.accuracy` gives. What each number means: docs/measurement.md, "What a score is made of".
+`eval.scores.accuracy` gives. What each number means: docs/measurement.md, "What a score is made
+of".
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_injection.tasks.base import IntArray, Task
-from eval.accuracy import Answers, wilson
+from eval.scores.accuracy import Answers, wilson
 
 SPLITS = ("train", "test")
 
@@ -64,10 +65,10 @@ def mirrored_label(task: Task) -> dict[int, int] | None:
 def _consistency(answers: Answers, task: Task, split: str) -> list[dict[str, Any]]:
     """How often a pair and its mirror image are answered alike, right or wrong.
 
-    Subsets as `eval.accuracy`'s: "no_mirror" are pairs of which both sides are in a test split,
-    each pair once; "mirror_in_train" have the other side in train. An example that is its own
-    mirror does not count. `chance` is the share that the same answers would have if those to the
-    two sides had nothing to do with each other.
+    Subsets as `eval.scores.accuracy`'s: "no_mirror" are pairs of which both sides are in a test
+    split, each pair once; "mirror_in_train" have the other side in train. An example that is its
+    own mirror does not count. `chance` is the share that the same answers would have if those to
+    the two sides had nothing to do with each other.
     """
     turned = mirrored_label(task)
     if turned is None:

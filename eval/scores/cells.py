@@ -1,6 +1,6 @@
 """The size x frequency table: which rungs have learned a task at which rate.
 
-    from eval.grid import cells, learned_per_rung
+    from eval.scores.cells import cells, learned_per_rung
     table = cells(read_records("runs/sweep"))      # one row per protocol, family, rung and rate
 
 A task alone in its run and the same task in a mixture are never one cell: like tasks can transfer.

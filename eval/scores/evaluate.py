@@ -27,10 +27,9 @@ import pandas as pd
 from data_injection.config import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
-from eval.accuracy import answer, score_answers
-from eval.breakdown import SPLITS, breakdown
-from eval.checkpoint import load_identity, load_model, load_plan
-from eval.fast_answers import cut, fast_answer
+from eval.checkpoints.checkpoint import load_identity, load_model, load_plan
+from eval.checkpoints.sharded import first_line
+from eval.checkpoints.sources import Source, check_belongs, check_vocabulary, find_sources
 from eval.records import (
     FILE_NAME,
     RecordWriter,
@@ -39,8 +38,9 @@ from eval.records import (
     replace_file,
     task_fields,
 )
-from eval.sharded import first_line
-from eval.sources import Source, check_belongs, check_vocabulary, find_sources
+from eval.scores.accuracy import answer, score_answers
+from eval.scores.breakdown import SPLITS, breakdown
+from eval.scores.fast_answers import cut, fast_answer
 
 METRICS = (
     *("accuracy", "label_accuracy", "score", "label_loss", "label_entropy"),
@@ -265,7 +265,7 @@ def measure(source: Source, tasks: Sequence[Task], *, device: str = "cpu") -> li
 
 
 def _load_hf(path: Path, device: str) -> Any:
-    from eval.export_hf import load_hf
+    from eval.export.huggingface import load_hf
 
     try:
         return load_hf(path, device=device)
@@ -291,7 +291,7 @@ def _measured(
         return
     # A fork server that has imported the engine once: torch's threads do not survive a plain fork.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["eval.evaluate", "olmo.model"])
+    context.set_forkserver_preload(["eval.scores.evaluate", "olmo.model"])
     threads = max((os.cpu_count() or 1) // jobs, 1)
     pool = ProcessPoolExecutor(jobs, context, initializer=_use_threads, initargs=(threads,))
     try:

@@ -1,4 +1,4 @@
-"""The answers of `eval.accuracy.answer`, some times faster: for evaluation apart from training.
+"""The answers of `eval.scores.accuracy.answer`, some times faster: for use apart from training.
 
     answers = fast_answer(cut(model), task, np.arange(len(task.tokens)))
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_injection.tasks.base import Task
-from eval.accuracy import Answers
+from eval.scores.accuracy import Answers
 
 Past = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, rows first."""
@@ -99,7 +99,7 @@ def _stopping_after(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
 
 @torch.no_grad()
 def fast_answer(model: CutModel, task: Task, indices: NDArray[np.int64]) -> Answers:
-    """Ask the model for the label of each instance, as `eval.accuracy.answer` does."""
+    """Ask the model for the label of each instance, as `eval.scores.accuracy.answer` does."""
     order = np.lexsort(task.tokens[indices, :-1].T[::-1])
     tokens = task.tokens[indices[order]]
     # The fused attention of a CPU is made for long rows: on two tokens it is the slowest part.

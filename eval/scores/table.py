@@ -18,7 +18,7 @@ def print_scores(table: pd.DataFrame, console: Console) -> None:
     """Print SHOWN with the score's interval, and the gaps; of many steps the last one alone.
 
     Args:
-        table: rows as `eval.evaluate.results` gives them.
+        table: rows as `eval.scores.evaluate.results` gives them.
     """
     whole = table[table.subset == "all"] if len(table) else table
     scores = whole[whole.metric.isin(SHOWN)]

@@ -3,7 +3,7 @@
     olmo-ext theory phase --config configs/theory/phase.yaml
 
 OUT/<experiment>/ holds settings.json, predictions.json (written before anything is trained),
-cells/, records.jsonl and records.csv (a row a number), the tables of launch/lab_tables.py as CSV,
+cells/, records.jsonl and records.csv (a row a number), the tables of launch/lab/tables.py as CSV,
 and PNGs whose text chunks and footers say seeds, settings, interval, command and commit.
 """
 
@@ -28,7 +28,7 @@ from rich.console import Console
 
 from data_injection.config import ConfigError
 from eval.records import replace_file
-from launch.lab_tables import (
+from launch.lab.tables import (
     Result,
     report_complexity,
     report_gradients,
@@ -36,14 +36,14 @@ from launch.lab_tables import (
     report_phase,
 )
 from launch.yaml_file import read_yaml
-from theory import complexity, gradients, injection, phase
-from theory.cells import Cell, Row, run_cells
+from theory.lab import complexity, gradients, injection, phase
+from theory.lab.cells import Cell, Row, run_cells
 from theory.settings import from_mapping
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIGS = ROOT / "configs" / "theory"
 
 

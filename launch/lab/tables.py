@@ -15,21 +15,21 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from theory.complexity import ComplexitySettings, correlations
-from theory.curve_figures import (
+from theory.lab.complexity import ComplexitySettings, correlations
+from theory.lab.curve_figures import (
     complexity_figure,
     cosine_figure,
     forgetting_figure,
     gradient_figure,
     injection_figure,
 )
-from theory.gradients import GradientSettings
-from theory.injection import InjectionSettings
-from theory.phase import PhaseSettings, agreement
-from theory.phase_figure import phase_figure
-from theory.statistics import bands, show
+from theory.lab.gradients import GradientSettings
+from theory.lab.injection import InjectionSettings
+from theory.lab.phase import PhaseSettings, agreement
+from theory.lab.phase_figure import phase_figure
+from theory.lab.statistics import bands, show
+from theory.lab.traces import before_bursts, half_lives, peaks_and_troughs
 from theory.stream import burst_length
-from theory.traces import before_bursts, half_lives, peaks_and_troughs
 from theory.utility import describe_ties
 
 GENUINE = (

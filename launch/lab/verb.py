@@ -62,7 +62,7 @@ def _run(
 ) -> None:
     from rich.console import Console
 
-    from launch.lab import run_experiments
+    from launch.lab.run import run_experiments
 
     console = Console()
     try:

@@ -21,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import ConfigError
-from eval.plots import count, number
+from eval.figures.heatmap import count, number
 from eval.records import replace_file
-from launch.sweep_plan import load_sweep, point_overrides
+from launch.grid import load_sweep, point_overrides
+from launch.grid_loader import GridLoader
 from launch.yaml_file import read_yaml
 from olmo_ext.config import ExperimentConfig, num_steps
 from olmo_ext.cost import (
@@ -36,7 +37,6 @@ from olmo_ext.cost import (
     run_cost,
     storage_bytes,
 )
-from olmo_ext.grid import GridLoader
 
 UNITS = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 

@@ -23,13 +23,13 @@ from rich.table import Table
 from rich.text import Text
 
 from data_injection.config import ConfigError
-from data_injection.corpus import Manifest
-from data_injection.scan import CorpusScan, scan_corpus
-from data_injection.shards import Meter
-from eval.plots import count, number
-from launch.advice import Advice, advise, natural_in_run
+from data_injection.corpus.prepare import Manifest
+from data_injection.corpus.scan import CorpusScan, scan_corpus
+from data_injection.corpus.shards import Meter
+from eval.figures.heatmap import count, number
+from launch.plan.warnings import Advice, advise, natural_in_run
 from olmo_ext.build import Stream, compile_stream
-from olmo_ext.callbacks import build_callbacks
+from olmo_ext.callbacks.build import build_callbacks
 from olmo_ext.config import ExperimentConfig, complete
 from olmo_ext.cost import MFU, PEAK_TFLOPS, Cost, run_cost
 
@@ -96,7 +96,7 @@ def _scan(
     total = sum(Path(path).stat().st_size for path in data.paths)
     if not logging.getLogger().handlers:  # the Meter's lines where there is no terminal
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with _logging("data_injection.shards", logging.INFO), Meter() as meter:
+    with _logging("data_injection.corpus.shards", logging.INFO), Meter() as meter:
         wanted = total if max_tokens is None else min(total, max_tokens * dtype.itemsize)
         meter.start("scanning the corpus", total=wanted)
 

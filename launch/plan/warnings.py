@@ -16,9 +16,9 @@ import numpy as np
 from olmo.config import SchedulerUnits
 
 from data_injection.config import TaskConfig
-from data_injection.corpus import Manifest
-from data_injection.scan import CorpusScan
-from eval.plots import number
+from data_injection.corpus.prepare import Manifest
+from data_injection.corpus.scan import CorpusScan
+from eval.figures.heatmap import number
 from olmo_ext.build import Stream
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.cost import Cost

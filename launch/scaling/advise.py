@@ -3,7 +3,7 @@
     olmo-ext scaling advise runs/quickstart --size w64
     olmo-ext scaling advise runs/quickstart --frequency 4 --json advice.json
 
-Which runs share a surface: launch/advise_groups.py. Warnings before a run: launch/advice.py.
+Which runs share a surface: eval/advice/groups.py. Warnings before a run: launch/plan/warnings.py.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_injection.config import ConfigError
-from data_injection.schedule import parse_rate
-from eval.plots import count, number
-from launch.advise_groups import (
+from data_injection.schedules.build import parse_rate
+from eval.advice.groups import (
     Group,
     Question,
     check_target,
@@ -26,8 +25,9 @@ from launch.advise_groups import (
     parse_size,
     records_hash,
 )
-from theory.advisor import Exchange, Threshold, exchange, threshold
-from theory.surface import misplaced, no_trend
+from eval.figures.heatmap import count, number
+from theory.advice.surface import misplaced, no_trend
+from theory.advice.thresholds import Exchange, Threshold, exchange, threshold
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,9 +88,9 @@ def _write(
     told: dict[str, Any],
     console: Console,
 ) -> None:
-    from eval.plots import png
+    from eval.advice.figure import thresholds
+    from eval.figures.heatmap import png
     from eval.records import replace_file
-    from launch.advise_plots import thresholds
 
     folder = out or (source if source.is_dir() else source.parent)
     folder.mkdir(parents=True, exist_ok=True)

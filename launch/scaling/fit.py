@@ -23,16 +23,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_injection.config import ConfigError
 from eval.commit import git_commit
-from eval.loss_table import LossTable, read_losses
-from eval.plots import png
+from eval.figures.heatmap import png
+from eval.figures.scaling import reach_figure
 from eval.records import replace_file, write_table
-from eval.scaling_plots import reach_figure
-from launch.scaling_tables import DERIVED, estimate, show
-from theory.frontier import Frontier, fit_frontier
-from theory.learnability import Estimate, Learnability, learnability
-from theory.scaling import CONSTANTS, PAPER_GAMMA
-from theory.scaling_fit import Fit, fit_law
-from theory.scaling_runs import Runs
+from launch.scaling.losses import LossTable, read_losses
+from launch.scaling.tables import DERIVED, estimate, show
+from theory.scaling.fit import Fit, fit_law
+from theory.scaling.frontier import Frontier, fit_frontier
+from theory.scaling.law import CONSTANTS, PAPER_GAMMA
+from theory.scaling.learnability import Estimate, Learnability, learnability
+from theory.scaling.runs import Runs
 
 
 def fit_source(

@@ -20,9 +20,9 @@ from pathlib import Path
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.page import RUN_FILE
-from eval.plots import number
+from eval.figures.heatmap import number
 from eval.records import read_records, record_files
+from eval.report.page import RUN_FILE
 
 COLUMNS = ("params", "tokens", "loss")
 METRIC = "train_loss"
@@ -50,7 +50,7 @@ def read_losses(source: str | Path, *, names: Mapping[str, str] | None = None) -
     `run` is taken as the name of the run: rows of one are resampled together.
 
     Raises FileNotFoundError or ConfigError naming what is missing and what to do. The numbers are
-    checked by `theory.scaling_runs.Runs`.
+    checked by `theory.scaling.runs.Runs`.
     """
     source = Path(source)
     if not source.exists():

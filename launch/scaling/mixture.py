@@ -3,8 +3,8 @@
 olmo-ext scaling mixture tasks.yaml --target rare --rung 4M
 olmo-ext scaling mixture tasks.yaml --calibrate runs/quickstart
 
-The file's keys are the fields of theory.mixture_plan.MixturePlan; a rung of the ladder may be
-given by its name alone. See docs/advice.md for one.
+The file's keys are the fields of theory.advice.mixture_plan.MixturePlan; a rung of the ladder may
+be given by its name alone. See docs/advice.md for one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_injection.config import ConfigError
-from data_injection.schedule import parse_rate
-from eval.plots import count, number
-from launch.advise_groups import Question, check_target, load_groups, records_hash
+from data_injection.schedules.build import parse_rate
+from eval.advice.groups import Question, check_target, load_groups, records_hash
+from eval.figures.heatmap import count, number
 from launch.yaml_file import read_yaml
-from theory.advisor import threshold
-from theory.mixture_plan import HOST, MixturePlan
-from theory.mixture_planner import (
+from theory.advice.mixture_plan import HOST, MixturePlan
+from theory.advice.mixture_planner import (
     Way,
     calibrated,
     learned_by_rung,
@@ -32,6 +31,7 @@ from theory.mixture_planner import (
     tie_note,
     ways_in,
 )
+from theory.advice.thresholds import threshold
 from theory.settings import from_mapping
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eval.loss_table import LossTable
-from eval.plots import count
-from theory.frontier import Frontier
-from theory.learnability import Estimate, Learnability
-from theory.scaling import CONSTANTS, PAPER_GAMMA
-from theory.scaling_fit import Fit
+from eval.figures.heatmap import count
+from launch.scaling.losses import LossTable
+from theory.scaling.fit import Fit
+from theory.scaling.frontier import Frontier
+from theory.scaling.law import CONSTANTS, PAPER_GAMMA
+from theory.scaling.learnability import Estimate, Learnability
 
 MARK = "*"
 MOST_SIZES = 12

@@ -44,7 +44,7 @@ def fit(
 
     Writes fit.json, CSV tables and scaling.png, the study's Fig. 1.
     """
-    from launch.scaling_fit import fit_source
+    from launch.scaling.fit import fit_source
 
     columns = {"params": params, "tokens": tokens, "loss": loss}
     fit_source(
@@ -86,8 +86,8 @@ def advise(
     json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
 ) -> None:
     """Say which size a frequency needs, and which frequency a size needs; or why not."""
-    from launch.advise import advise as run_advise
-    from launch.advise_groups import Question
+    from eval.advice.groups import Question
+    from launch.scaling.advise import advise as run_advise
 
     question = Question(
         frequency=frequency, size=size, unit=unit, gap=gap, bits=bits, family=family,
@@ -112,8 +112,8 @@ def mixture(
     json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
 ) -> None:
     """Say which tasks of a mixture fit at which size, and the cheapest way to bring one in."""
-    from launch.advise_groups import Question
-    from launch.mixture import mixture as run_mixture
+    from eval.advice.groups import Question
+    from launch.scaling.mixture import mixture as run_mixture
 
     question = Question(
         family=family, protocol=protocol, run=run, response=response,  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How `olmo-ext audit` shows what it found; the checks themselves are in eval/audit.py.
+"""How `olmo-ext audit` shows what it found; the checks themselves are in eval/audit/audit.py.
 
 show_audit(audit_run("runs/w32"), console)
 """
@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from eval.explain import Explanation, Text
-from eval.verdict import DIFFERS, NOT_CHECKED, OK, Audit, Progress
+from eval.audit.explain import Explanation, Text
+from eval.audit.subject import DIFFERS, NOT_CHECKED, OK, Audit, Progress
 
 PATIENCE = 1.0
 """Seconds before a bar is shown."""

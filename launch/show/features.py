@@ -16,10 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from data_injection.config import ConfigError
-from eval.alignment import METRIC
-from eval.das import STEPS
-from eval.evaluate_features import METRICS, Job, evaluate_features, find_jobs
-from eval.features import COUNTS
+from eval.alignment.controls import METRIC
+from eval.alignment.das import STEPS
+from eval.features.evaluate import METRICS, Job, evaluate_features, find_jobs
+from eval.features.presence import COUNTS
 from eval.records import FILE_NAME, read_records, write_table
 
 CONTROLS = {

@@ -14,12 +14,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data_injection.statements import TASKS
-from eval.plots import number
-from eval.reference_evaluate import Found, evaluate_reference, find_reference
-from eval.reference_tasks import natural_rates
-from eval.sources import run_folders
-from launch.audit import progress_bar
+from data_injection.reference.grammar import TASKS
+from eval.checkpoints.sources import run_folders
+from eval.figures.heatmap import number
+from eval.reference.evaluate import Found, evaluate_reference, find_reference
+from eval.reference.tasks import natural_rates
+from launch.show.audit import progress_bar
 
 EXAMPLES = 5
 

@@ -20,9 +20,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from data_injection.config import ConfigError
-from launch.lead import Lead
-from launch.site import Site
-from launch.torchrun import environment_of, torchrun_command
+from launch.slurm.lead import Lead
+from launch.slurm.site import Site
+from launch.slurm.torchrun import environment_of, torchrun_command
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.,:@%+/=-]+")
 _FIELD = re.compile(r"\{\{(\w+)\}\}")
@@ -201,7 +201,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 def _fill(template: str, where: Where, **values: str) -> str:
     """A template with every {{field}} replaced, each of them known and none forgotten."""
-    text = files("launch").joinpath("templates", template).read_text()
+    text = files("launch.slurm").joinpath("templates", template).read_text()
     values |= {
         "command": check_line(where.command, what="command"),
         "cwd": shlex.quote(check_line(str(where.cwd), what="working directory")),

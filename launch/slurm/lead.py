@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_injection.config import ConfigError
-from launch.site import Site
+from launch.slurm.site import Site
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
@@ -98,7 +98,7 @@ def _step(site: Site, train: TrainConfig, num_steps: int, folder: Path) -> tuple
 def _save(site: Site, train: TrainConfig, folder: Path) -> tuple[float, str]:
     if site.save_seconds is not None:
         return site.save_seconds, "the site's save_seconds"
-    from eval.checkpoint import find_checkpoints
+    from eval.checkpoints.checkpoint import find_checkpoints
 
     checkpoints = find_checkpoints(folder)
     if checkpoints and (measured := measured_save(checkpoints[-1].path)):

@@ -84,7 +84,7 @@ class Site:
     rdzv_port: int | None = None
     """Where the agents of several nodes meet; default: made from the job's number."""
     lead_seconds: int | None = None
-    """How long before its end a job is told to save; default: reckoned (launch/lead.py)."""
+    """How long before its end a job is told to save; default: reckoned (launch/slurm/lead.py)."""
     step_seconds: float | None = None
     save_seconds: float | None = None
     """Of a step and a save, where you know better than the reckoning."""

@@ -24,9 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from data_injection.config import ConfigError
-from eval.checkpoint import find_checkpoints
+from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import FILE_NAME as RECORDS_FILE
-from launch.jobs import EVENTS_FILE, Job, Queue, ask_slurm, read_events
+from launch.slurm.jobs import EVENTS_FILE, Job, Queue, ask_slurm, read_events
 
 MARKER = "requeue.marker"
 """As in olmo_ext.run_folder, which takes seconds to import."""

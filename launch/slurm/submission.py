@@ -14,9 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_injection.config import ConfigError
-from data_injection.corpus import load_manifest
-from launch.slurm import Task, check_line
-from launch.sweep_plan import (
+from data_injection.corpus.prepare import load_manifest
+from launch.grid import (
     Point,
     Run,
     Sweep,
@@ -25,9 +24,10 @@ from launch.sweep_plan import (
     plan_runs,
     run_overrides,
 )
+from launch.slurm.batch import Task, check_line
 from launch.yaml_file import read_yaml
 from olmo_ext.build import compile_stream
-from olmo_ext.callbacks import build_callbacks
+from olmo_ext.callbacks.build import build_callbacks
 from olmo_ext.config import ExperimentConfig, load_experiment, num_steps, read_raw
 
 
@@ -98,7 +98,7 @@ def _one_run(source: Path, overrides: Sequence[str], corpus_comes_later: bool) -
 
 
 def _point(sweep: Sweep, point: Point, root: Path, overrides: Sequence[str]) -> Task:
-    """A sweep's run whose corpus is not there yet: as `sweep_plan.plan_runs`, not compiled."""
+    """A sweep's run whose corpus is not there yet: as `grid.plan_runs`, not compiled."""
     given = run_overrides(sweep, point, root, overrides)
     name = f"{sweep.name}-{point.name}"
     try:

@@ -22,13 +22,13 @@ from olmo.config import TrainConfig
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from eval.checkpoint import find_checkpoints
+from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import replace_file
-from launch.jobs import append_event, ask_slurm, events_file, read_events
-from launch.lead import Lead, reckon_lead
-from launch.site import Site
-from launch.slurm import Task, Where, render_prepare, render_train, runs_text
-from launch.submission import Loaded, Plan, plan_submission, reload, with_corpus
+from launch.slurm.batch import Task, Where, render_prepare, render_train, runs_text
+from launch.slurm.jobs import append_event, ask_slurm, events_file, read_events
+from launch.slurm.lead import Lead, reckon_lead
+from launch.slurm.site import Site
+from launch.slurm.submission import Loaded, Plan, plan_submission, reload, with_corpus
 
 _JOB = re.compile(r"\d+(_\d+)?")
 _MAY_LIVE = ("submitted", "started", "requeued")

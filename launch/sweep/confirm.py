@@ -16,17 +16,17 @@ from pathlib import Path
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from launch.executor import train_all
-from launch.sweep_plan import Sweep, load_sweep, plan_sweeps
+from launch.grid import Sweep, load_sweep, plan_sweeps
+from launch.sweep.executor import train_all
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIGS = ROOT / "configs" / "confirm"
 DOCUMENT = ROOT / "docs" / "findings.md"
 
 
 def confirm_sweeps(chapter: str) -> list[Sweep]:
     """The sweeps that a chapter stands on, in the order in which they are run."""
-    from eval.chapters import CHAPTERS
+    from eval.findings.chapters import CHAPTERS
 
     return [load_sweep(CONFIGS / f"{name}.yaml") for name in CHAPTERS[chapter].sweeps]
 
@@ -36,9 +36,9 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
 
     Raises ConfigError for a chapter that there is not.
     """
-    from data_injection.corpus import prepare_embedded
-    from eval.chapters import CHAPTERS, write_chapter
-    from eval.findings import fill
+    from data_injection.corpus.prepare import prepare_embedded
+    from eval.findings.chapters import CHAPTERS, write_chapter
+    from eval.findings.controls import fill
     from eval.records import read_records, replace_file
 
     if chapter not in CHAPTERS:

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from data_injection.config import ConfigError
 from eval.records import lock_folder
-from launch.sweep_plan import Run
+from launch.grid import Run
 from olmo_ext.signals import end_after
 
 ENVIRONMENT = {

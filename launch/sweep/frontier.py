@@ -1,8 +1,8 @@
 """Where learning ends in a sweep's mixtures: what screens which single-task runs, and the frontier.
 
-    frontiers = fit_frontiers(mixtures)      # finished runs of launch/sweep_plan.py
+    frontiers = fit_frontiers(mixtures)      # finished runs of launch/grid.py
 
-What is chosen beside it, for which budget: launch/screen.py.
+What is chosen beside it, for which budget: launch/sweep/screen.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.grid import cells
 from eval.records import read_records
-from launch.sweep_plan import Run
+from eval.scores.cells import cells
+from launch.grid import Run
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Kind:
 
     rung: str
     family: str
-    """With its variant, as in `eval.grid`."""
+    """With its variant, as in `eval.scores.cells`."""
     learning_rate: float
     num_steps: int
     batch_size: int
@@ -104,8 +104,8 @@ def fit_frontiers(mixtures: Sequence[Run]) -> dict[Kind, Frontier]:
     """The frontier of each kind, from the records of the mixtures.
 
     Runs of one learning rate and length are read together and apart from the others: in one table
-    `eval.grid` would write the rate into the family's name, and read all at a step they share.
-    Tasks of rate 0 lie on no side of a frontier and are left out.
+    `eval.scores.cells` would write the rate into the family's name, and read all at a step they
+    share. Tasks of rate 0 lie on no side of a frontier and are left out.
     """
     alike: dict[tuple[float, int, int], list[Run]] = {}
     for run in mixtures:

@@ -3,8 +3,8 @@
     olmo-ext quickstart                      # widths 16, 32, 64; five rates; about five minutes
     olmo-ext quickstart --smoke --check      # widths 16, 64; one rate; about a minute
 
-It is a sweep (launch/sweep.py) over configs/quickstart.yaml. Interrupted, it goes on where it was;
-finished runs are not trained again.
+It is a sweep (launch/sweep/sweep.py) over configs/quickstart.yaml. Interrupted, it goes on where it
+was; finished runs are not trained again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from launch.executor import train_all
-from launch.sweep_plan import Sweep, plan_runs
+from launch.grid import Sweep, plan_runs
+from launch.sweep.executor import train_all
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+CONFIG = Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml"
 
 WIDTHS = (16, 32, 64)
 SMOKE_WIDTHS = (16, 64)
@@ -64,9 +64,9 @@ def quickstart(
         whether the number of learned cells never falls with size and is larger at the largest than
         at the smallest size, in every block of the grid.
     """
-    from data_injection.corpus import prepare_embedded
-    from eval.grid import cells, learned_per_rung
-    from eval.report import load_runs, print_cells, write_report
+    from data_injection.corpus.prepare import prepare_embedded
+    from eval.report.write import load_runs, print_cells, write_report
+    from eval.scores.cells import cells, learned_per_rung
 
     started = time.monotonic()
     widths = widths or (SMOKE_WIDTHS if smoke else WIDTHS)

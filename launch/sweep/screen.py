@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import ConfigError
-from eval.plots import number
+from eval.figures.heatmap import number
 from eval.records import replace_file
-from launch.cost import Reckoner
-from launch.screen_frontier import Frontier, Kind, check_alike, fit_frontiers, kinds_of
-from launch.sweep import train_sweeps
-from launch.sweep_plan import Run, Sweep
+from launch.grid import Run, Sweep
+from launch.plan.cost import Reckoner
+from launch.sweep.frontier import Frontier, Kind, check_alike, fit_frontiers, kinds_of
+from launch.sweep.sweep import train_sweeps
 
 UNITS = ("tokens", "flops", "gpuh")
 

@@ -4,7 +4,7 @@
 
 Each run is one `olmo-ext train ... --resume` in a process of its own on one thread, in
 OUT/<sweep>/<labels>. Interrupted, the same command goes on where it was; finished runs are not
-trained again. What a sweep's YAML says: launch/sweep_plan.py.
+trained again. What a sweep's YAML says: launch/grid.py.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launch.executor import (
+from launch.grid import Run
+from launch.sweep.executor import (
     Failure,
     RunFailed,
     default_jobs,
     train_all,
     visible_gpus,
 )
-from launch.sweep_plan import Run
 
 
 def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console: Console) -> None:
@@ -53,8 +53,8 @@ def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console
 
 def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu: float) -> None:
     """Every cell with its tokens, GPU hours and storage, and the sums."""
-    from eval.plots import number
-    from launch.cost import Reckoner, size, tokens
+    from eval.figures.heatmap import number
+    from launch.plan.cost import Reckoner, size, tokens
 
     reckoner = Reckoner(peak_tflops=peak_tflops, mfu=mfu)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))

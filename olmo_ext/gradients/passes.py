@@ -25,7 +25,7 @@ from torch.distributed.fsdp import ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from data_injection.config import ConfigError
-from eval.gradients import MLP, Shard, Vector
+from eval.interference.gradients import MLP, Shard, Vector
 from olmo_ext.compat import cpu_shield
 
 if TYPE_CHECKING:

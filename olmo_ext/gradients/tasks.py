@@ -7,7 +7,7 @@
 Why the task's part g_t of a step needs 4 tokens a row and not the whole batch: attention is causal,
 so the losses at a row's first positions depend on its first tokens only; g_t is the gradient of a
 batch of short rows under the batch's own denominator, and the rest of the batch's gradient is
-g - g_t. Exact for dropout 0 and no attention bias (`extra_passes.check_exact`). EOS's own
+g - g_t. Exact for dropout 0 and no attention bias (`passes.check_exact`). EOS's own
 prediction of the host text is the rest's, and so is what host tokens see of the spliced ones.
 
 The plan tells every rank how many rows the others hold; one with fewer pads with rows of weight 0.
@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from olmo.torch_util import get_global_rank, get_world_size
 
 from data_injection.tasks.base import IntArray, Task
-from eval.gradients import MLP, Vector
-from eval.interference import Reference, halves, join_halves, permuted_labels
-from olmo_ext.extra_passes import Loss, Parameters, gradient_of
+from eval.interference.gradients import MLP, Vector
+from eval.interference.measure import Reference, halves, join_halves, permuted_labels
+from olmo_ext.gradients.passes import Loss, Parameters, gradient_of
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer

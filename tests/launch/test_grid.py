@@ -11,10 +11,10 @@ import yaml
 import data_injection.plan
 import olmo_ext.build
 from data_injection.config import ConfigError
-from launch.sweep_plan import Sweep, load_sweep, plan_runs
+from launch.grid import Sweep, load_sweep, plan_runs
+from launch.grid_loader import GridLoader
 from olmo_ext.build import compile_stream, run_identity
 from olmo_ext.config import load_experiment
-from olmo_ext.grid import GridLoader
 
 Write = Callable[..., Path]
 

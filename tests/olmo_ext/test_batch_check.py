@@ -10,7 +10,7 @@ from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.order import RowOrder
 from data_injection.plan import compile_plan
 from data_injection.splice import SplicedStream
-from olmo_ext.witness import StreamError, Witness, rows_digest
+from olmo_ext.batch_check import StreamError, Witness, rows_digest
 
 BATCH, SEQ_LEN, ROWS, EOS = 12, 16, 40, 0
 

@@ -3,7 +3,7 @@
     plan = from_mapping(MixturePlan, yaml.safe_load(open("tasks.yaml")))
     plan.mixture, plan.room(plan.rungs[0])
 
-What follows from it: theory/mixture_planner.py.
+What follows from it: theory/advice/mixture_planner.py.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from theory.advice.mixture_plan import MixturePlan, Rung
 from theory.dynamics import gap_critical_width
 from theory.mixture import Mixture
-from theory.mixture_plan import MixturePlan, Rung
 from theory.stream import burst_length
 from theory.utility import describe_ties, retained_signal, width_for_share
 

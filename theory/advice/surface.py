@@ -4,7 +4,7 @@
     print(surface.slope("frequency"), surface.probability({"params": 1e5, "frequency": 2}))
 
 Gap and complexity join where they were varied. How it is fitted, and why uncertainty is over runs:
-theory/logistic.py.
+theory/advice/firth.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from theory.logistic import leave_one_out
+from theory.advice.firth import leave_one_out
 
 LEARNED_SCORE = 0.5
-"""As in eval.grid, which this room may not import; here of a run, there of a mean over seeds."""
+"""As in eval.scores.cells, which this room may not import; here of a run, there of seeds' mean."""
 
 RISES = {"params": True, "frequency": True, "gap": False, "bits": False}
 """Covariates, and whether learning should rise with them (a longer gap and more bits make it

@@ -1,6 +1,6 @@
 """Which size, which frequency: thresholds read off a sweep's cells, with intervals or with a no.
 
-    surface = fit_surface(cells)                          # theory/surface.py
+    surface = fit_surface(cells)                          # theory/advice/surface.py
     print(threshold(surface, of="frequency", at={"params": 98_464}))
     print(threshold(surface, of="params", at={"frequency": 2.0}))
 
@@ -19,8 +19,8 @@ from typing import Literal
 
 import numpy as np
 
-from theory.logistic import ratio_interval
-from theory.surface import RISES, Surface, no_trend, positive
+from theory.advice.firth import ratio_interval
+from theory.advice.surface import RISES, Surface, no_trend, positive
 
 Status = Literal["inside", "provisional", "outside", "no trend"]
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from theory.cells import Cell, Row
+from theory.lab.cells import Cell, Row
 from theory.mixture import Mixture, power_law
 from theory.settings import check_positive, check_seeds
 from theory.utility import critical_widths, retained_signal, width_for_share
@@ -118,7 +118,7 @@ def run_orthogonal(
     max_width: int, rate: float, steps: int,
 ) -> list[Row]:  # fmt: skip
     """The least width at which each task retains half of its signal, all widths in one run."""
-    from theory.orthogonal import orthogonal_iteration
+    from theory.lab.orthogonal import orthogonal_iteration
     from theory.stream import steady
 
     mixture = assigned_mixture(seed, gap, num_tasks=num_tasks, rank=rank, a=a)
@@ -140,9 +140,9 @@ def run_joint(
     width: int, rate: float, steps: int,
 ) -> list[Row]:  # fmt: skip
     """Each task's retained signal at one width after joint SGD, exact in x."""
-    from theory.measures import leverage, population_loss, retained
+    from theory.lab.measures import leverage, population_loss, retained
+    from theory.lab.student import JointStudents
     from theory.stream import steady
-    from theory.student import JointStudents
     from theory.utility import optimal_loss
 
     mixture = assigned_mixture(seed, gap, num_tasks=num_tasks, rank=rank, a=a)

@@ -2,7 +2,7 @@
 
     figure = injection_figure(rows, gap=2000, burst=15)
 
-Lines are means over seeds, bands their 95% interval (theory/statistics.py).
+Lines are means over seeds, bands their 95% interval (theory/lab/statistics.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from theory.statistics import bands
+from theory.lab.statistics import bands
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

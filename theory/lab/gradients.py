@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from theory.bounds import covariance, gradient_bounds, residual_at_optimum
-from theory.cells import Cell, Row
-from theory.phase import step_cost
+from theory.lab.cells import Cell, Row
+from theory.lab.phase import step_cost
 from theory.settings import PowerLaw, check_positive, check_seeds
 
 
@@ -93,9 +93,9 @@ def run_width(
     norm of the batch's gradient; joint, the norm of G_F with the decoders as trained; worst, the
     largest norm / bound of all readings and bounds.
     """
-    from theory.measures import norm
+    from theory.lab.measures import norm
+    from theory.lab.student import JointStudents
     from theory.stream import steady
-    from theory.student import JointStudents
 
     mixture = PowerLaw(**power_law).mixture()
     # One step more than is taken: the last reading looks at the batch after it.

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from theory.cells import Cell, Row
 from theory.dynamics import gap_critical_width, half_life
+from theory.lab.cells import Cell, Row
+from theory.lab.phase import step_cost
 from theory.mixture import Mixture
-from theory.phase import step_cost
 from theory.settings import PowerLaw, check_positive, check_seeds
 from theory.stream import Phases, burst_length, bursts
 from theory.utility import critical_widths
@@ -245,7 +245,7 @@ def run_critical(
     Orthogonal iteration on the population gradient; a burst is one step of weight gap pi, so that
     gaps differ in how strong a burst is and not in how long it takes.
     """
-    from theory.orthogonal import orthogonal_iteration
+    from theory.lab.orthogonal import orthogonal_iteration
 
     mixture = PowerLaw(**power_law).mixture()
     cycles = 2 * steps // gap
@@ -266,7 +266,7 @@ def run_critical(
 def _students(
     mixture: Mixture, phases: Phases, width: int, seeds: Sequence[int], rate: float, batch_size: int
 ) -> Any:
-    from theory.student import JointStudents
+    from theory.lab.student import JointStudents
 
     return JointStudents(
         mixture, width, seeds=seeds, phases=phases, rate=rate, mode="sampled", batch_size=batch_size
@@ -282,7 +282,7 @@ def _read(
     next batch's gradient, exact in x), cos_minibatch (the same on its drawn inputs: noise-limited),
     norm_common and norm_rare. F is every task but r.
     """
-    from theory.measures import cosine, leverage, norm, r_squared, retained
+    from theory.lab.measures import cosine, leverage, norm, r_squared, retained
 
     first = task * mixture.rank
     spanned = leverage(students.U_EDN, mixture.num_features)

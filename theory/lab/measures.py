@@ -2,7 +2,7 @@
 
     leverage_EF = leverage(students.U_EDN, num_features)
 
-All in fp64, whatever the weights are in. Axes as in theory/student.py.
+All in fp64, whatever the weights are in. Axes as in theory/lab/student.py.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ U <- qf((I + 2 eta Mhat_t) U) is gradient descent on the encoder under optimal d
 scale. In the feature basis Mhat_t is diagonal, so the steps commute and
 span U_T = span(diag(exp sum_t log(1 + 2 eta f_k(t) lambda_kj)) U_0): exact, cheap, and nested, the
 first n columns of one QR being the width-n run. For the same reason it agrees with the theory
-almost by construction (near-tautological): the genuine test is joint SGD (theory/student.py). fp64.
+almost by construction (near-tautological): the genuine test is joint SGD (theory/lab/student.py).
+fp64.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from theory.cells import Cell, Row
+from theory.lab.cells import Cell, Row
 from theory.mixture import Floats, Mixture
 from theory.settings import PowerLaw, check_positive, check_seeds
 from theory.utility import critical_widths, optimal_loss, retained_signal, width_for_share
@@ -163,9 +163,9 @@ def run_joint(
     steps: int,
 ) -> list[Row]:
     """Joint SGD at one width, all seeds."""
-    from theory.measures import leverage, population_loss
+    from theory.lab.measures import leverage, population_loss
+    from theory.lab.student import JointStudents
     from theory.stream import steady
-    from theory.student import JointStudents
 
     made = PowerLaw(**power_law).mixture()
     students = JointStudents(
@@ -196,7 +196,7 @@ def run_orthogonal(
     steps: int,
 ) -> list[Row]:
     """Orthogonal iteration, all widths of a seed in one run."""
-    from theory.orthogonal import orthogonal_iteration
+    from theory.lab.orthogonal import orthogonal_iteration
     from theory.stream import steady
 
     made = PowerLaw(**power_law).mixture()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from theory.phase import LEARNED
+from theory.lab.phase import LEARNED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

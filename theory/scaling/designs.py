@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from theory.scaling import FLOPS, Array, Law
-from theory.scaling_runs import Runs
+from theory.scaling.law import FLOPS, Array, Law
+from theory.scaling.runs import Runs
 
 CHINCHILLA = Law.of(L0=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)
 """Hoffmann et al. 2022, approach 3."""

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.lbfgs import minimize
-from theory.scaling import Array, Law
-from theory.scaling_objective import Space
-from theory.scaling_runs import Runs
+from theory.scaling.law import Array, Law
+from theory.scaling.lbfgs import minimize
+from theory.scaling.objective import Space
+from theory.scaling.runs import Runs
 
 DELTA = 1e-3
 """Of the Huber loss, in log-loss: far below the noise of runs, so nearly the absolute value."""

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.scaling import Array
-from theory.scaling_runs import Runs
+from theory.scaling.law import Array
+from theory.scaling.runs import Runs
 
 TERMS = 6
 """Of the curve in a group: 1, u, u^2, u^3 in log N, v in log C, and u v."""

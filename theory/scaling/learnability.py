@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from theory.scaling import Law
-from theory.scaling_fit import Fit, interval
-from theory.scaling_runs import Runs
+from theory.scaling.fit import Fit, interval
+from theory.scaling.law import Law
+from theory.scaling.runs import Runs
 
 EDGE = 1.01
 """A size within 1% of the runs' range is inside: a size is never meant to the last parameter."""

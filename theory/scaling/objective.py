@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.lbfgs import Objective
-from theory.scaling import Array, Law
-from theory.scaling_runs import Runs
+from theory.scaling.law import Array, Law
+from theory.scaling.lbfgs import Objective
+from theory.scaling.runs import Runs
 
 EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3)
 """Of the starts, for alpha and for beta; what is published lies between .05 and .8."""

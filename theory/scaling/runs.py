@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from theory.scaling import FLOPS, Array
+from theory.scaling.law import FLOPS, Array
 
 NUM_CONSTANTS = 5
 LEAST_SIZES = 3

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_injection import scan as scan_module
 from data_injection.config import InjectionConfig, TaskConfig
-from data_injection.scan import CorpusScan, scan_corpus
-from data_injection.tasks import build_tasks
+from data_injection.corpus import scan as scan_module
+from data_injection.corpus.scan import CorpusScan, scan_corpus
 from data_injection.tasks.base import Task
+from data_injection.tasks.build import build_tasks
 
 EOS = 0
 VOCAB = 40

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import zstandard
 
-from data_injection import corpus
-from data_injection.corpus import (
+from data_injection.corpus import prepare as corpus
+from data_injection.corpus.embedded import embedded_documents, train_tokenizer
+from data_injection.corpus.prepare import (
     Manifest,
     corpus_paths,
     iter_documents,
@@ -26,7 +27,6 @@ from data_injection.corpus import (
     prepare_embedded,
     verify_corpus,
 )
-from data_injection.embedded import embedded_documents, train_tokenizer
 
 DOCUMENTS = [
     "The Aufbau principle gives the order of electron filling in an atom.",
@@ -129,7 +129,7 @@ def test_the_same_embedded_inputs_give_the_same_bytes_in_another_process(
     embedded: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from data_injection.corpus import prepare_embedded as p; "
+        "import sys; from data_injection.corpus.prepare import prepare_embedded as p; "
         f"print(p({str(tmp_path / 'again')!r}, vocab_size=512, max_documents={MAX_DOCUMENTS}).hash)"
         "; assert 'olmo' not in sys.modules"
     )

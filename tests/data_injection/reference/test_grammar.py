@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from data_injection.statements import (
+from data_injection.reference.grammar import (
     FRESH,
     TASKS,
     find_statements,

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from data_injection.config import ConfigError
-from data_injection.embedded import train_tokenizer
-from data_injection.encoder import choose_encoder, parse_tokenizer, tokenizer_path
-from data_injection.reference import ReferenceScan, scan_reference, seen_operands
-from data_injection.statements import find_statements
-from data_injection.token_text import TokenText
+from data_injection.corpus.embedded import train_tokenizer
+from data_injection.corpus.encoder import choose_encoder, parse_tokenizer, tokenizer_path
+from data_injection.reference.grammar import find_statements
+from data_injection.reference.scan import ReferenceScan, scan_reference, seen_operands
+from data_injection.reference.vocabulary import TokenText
 
 PROSE = (
     "The answer is less than ten, and 3 is less than 5. Two plus three is five; 2 + 3 = 5 <= 6 >= "
@@ -148,7 +148,7 @@ def test_ids_beyond_the_vocabulary_are_no_text() -> None:
 
 
 def test_a_sample_counts_what_it_scanned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_injection.scan.WINDOW", 50)
+    monkeypatch.setattr("data_injection.corpus.scan.WINDOW", 50)
     tokens = write(["so 3 < 5."] * 400, "dolma")
     found = scan([tokens], "dolma", max_tokens=500)
     assert (found.num_scanned, found.num_tokens) == (500, len(tokens))

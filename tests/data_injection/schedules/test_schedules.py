@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_injection import schedule as schedule_module
 from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.philox import raw_words
 from data_injection.plan import compile_plan
-from data_injection.schedule import (
+from data_injection.schedules import build as schedule_module
+from data_injection.schedules.build import (
     SCHEDULES,
     UNITS,
     Bernoulli,

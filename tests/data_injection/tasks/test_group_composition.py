@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_injection.config import ConfigError, InjectionConfig, TaskConfig
-from data_injection.tasks import Task, build_tasks
+from data_injection.tasks.build import Task, build_tasks
 from data_injection.tasks.group_composition import GroupComposition, cayley_table
 
 

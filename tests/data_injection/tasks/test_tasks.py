@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_injection import tasks as tasks_module
 from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.order import RowOrder
 from data_injection.plan import compile_plan
 from data_injection.splice import SplicedStream
-from data_injection.tasks import build_tasks
+from data_injection.tasks import build as tasks_module
 from data_injection.tasks.base import IntArray, Task
+from data_injection.tasks.build import build_tasks
 from data_injection.tasks.comparison import Comparison
 from data_injection.tasks.modular_addition import ModularAddition
 

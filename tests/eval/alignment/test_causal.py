@@ -12,9 +12,9 @@ from torch import nn
 
 from data_injection.config import ConfigError
 from data_injection.tasks.base import Task
-from eval.activations import residual_stream
-from eval.causal import causal_effects, ratio, share
-from eval.interventions import Site, label_logits, num_blocks, patched, read_states
+from eval.alignment.causal import causal_effects, ratio, share
+from eval.alignment.interventions import Site, label_logits, num_blocks, patched, read_states
+from eval.features.activations import residual_stream
 
 Make = Callable[..., nn.Module]
 

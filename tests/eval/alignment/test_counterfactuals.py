@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data_injection.tasks.base import Task
-from eval.alignment import _examples
-from eval.counterfactuals import draw_pairs
+from eval.alignment.controls import _examples
+from eval.alignment.counterfactuals import draw_pairs
 
 
 @pytest.mark.parametrize(("variable", "column"), [("tok1", 0), ("tok2", 1)])

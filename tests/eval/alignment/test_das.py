@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from data_injection.tasks.base import Task
-from eval.alignment import HELD_OUT, feature_rank, places, score_alignment
-from eval.counterfactuals import Pairs, draw_pairs
-from eval.das import chosen_labels, interchange, learn_subspaces, random_subspaces
-from eval.interventions import Site
+from eval.alignment.controls import HELD_OUT, feature_rank, places, score_alignment
+from eval.alignment.counterfactuals import Pairs, draw_pairs
+from eval.alignment.das import chosen_labels, interchange, learn_subspaces, random_subspaces
+from eval.alignment.interventions import Site
 
 Make = Callable[..., nn.Module]
 

@@ -19,15 +19,15 @@ import pytest
 from data_injection.config import ConfigError
 from data_injection.ledger import read_segments
 from data_injection.plan import InjectionPlan
-from eval.audit import audit_run
-from eval.audit_identity import check_plan
-from eval.audit_ledger import check_rows
-from eval.audit_segments import check_segments
-from eval.checkpoint import load_plan, write_checksums
-from eval.explain import explain_step
-from eval.host import HostRows
-from eval.ledger import trace_ledger
-from eval.verdict import DIFFERS, NOT_CHECKED, OK, Audit, Verdict, open_run
+from eval.audit.audit import audit_run
+from eval.audit.explain import explain_step
+from eval.audit.host import HostRows
+from eval.audit.identity import check_plan
+from eval.audit.ledger import trace_ledger
+from eval.audit.rows import check_rows
+from eval.audit.segments import check_segments
+from eval.audit.subject import DIFFERS, NOT_CHECKED, OK, Audit, Verdict, open_run
+from eval.checkpoints.checkpoint import load_plan, write_checksums
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 
@@ -379,9 +379,9 @@ def test_a_sample_smaller_than_every_interval_compares_nothing_and_says_so(
 def test_the_default_sample_is_a_budget_of_tokens(
     bare_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eval.audit_stream.SAMPLE_TOKENS", 5 * 8 * 16)
+    monkeypatch.setattr("eval.audit.stream.SAMPLE_TOKENS", 5 * 8 * 16)
     assert verdict(audit_run(bare_run), "stream").numbers["steps_read"] == 5
-    monkeypatch.setattr("eval.audit_stream.SAMPLE_TOKENS", 1)
+    monkeypatch.setattr("eval.audit.stream.SAMPLE_TOKENS", 1)
     assert verdict(audit_run(bare_run), "stream").numbers["steps_read"] == 1
 
 
@@ -987,7 +987,7 @@ def test_a_checkpoint_removed_while_its_files_are_read_is_a_note(
             raise FileNotFoundError(2, "No such file", str(path / "model.pt"))
         return []
 
-    monkeypatch.setattr("eval.audit_identity.verify_checkpoint", verify)
+    monkeypatch.setattr("eval.audit.identity.verify_checkpoint", verify)
     audit = audited(run, full=True)
     assert differing(audit) == []
     assert verdict(audit, "checkpoints").notes[0].startswith("step4-unsharded was not verified")

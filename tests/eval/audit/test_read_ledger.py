@@ -13,8 +13,8 @@ from pyarrow import parquet
 from data_injection.config import ConfigError
 from data_injection.ledger import LedgerWriter, Position, read_segments
 from data_injection.plan import StepRows
-from eval.checkpoint import load_plan
-from eval.ledger import SavedCheckpoint, export_ledger, export_path, read_ledger, trace_ledger
+from eval.audit.ledger import SavedCheckpoint, export_ledger, export_path, read_ledger, trace_ledger
+from eval.checkpoints.checkpoint import load_plan
 
 
 def states(folder: Path, position: Position | None, step: int) -> dict[int, list[str]]:

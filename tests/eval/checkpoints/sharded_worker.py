@@ -1,6 +1,7 @@
 """Write one model as stock ai2-olmo's sharded checkpointers do, from FSDP ranks, and unsharded.
 
-torchrun --nproc-per-node 2 tests/eval/sharded_worker.py OUT torch_new torch_legacy olmo_core
+torchrun --nproc-per-node 2 tests/eval/checkpoints/sharded_worker.py OUT \\
+    torch_new torch_legacy olmo_core
 
 OUT/unsharded holds the same weights as model.pt. The weights of one optimizer step are saved, so
 that no two ranks' parts are alike.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_injection.config import ConfigError
-from eval.checkpoint import FILES, find_checkpoints, load_model, load_plan, random_model
+from eval.checkpoints.checkpoint import FILES, find_checkpoints, load_model, load_plan, random_model
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 

@@ -18,9 +18,9 @@ import torch
 
 from data_injection.config import ConfigError
 from data_injection.tasks.comparison import Comparison
-from eval.checkpoint import load_model
-from eval.evaluate import Done, TaskSet, evaluate
-from eval.sharded import InertUnpickler, checkpoint_kind
+from eval.checkpoints.checkpoint import load_model
+from eval.checkpoints.sharded import InertUnpickler, checkpoint_kind
+from eval.scores.evaluate import Done, TaskSet, evaluate
 
 KINDS = ("torch_new", "olmo_core")
 

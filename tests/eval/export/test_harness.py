@@ -14,15 +14,15 @@ import yaml
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-import eval.harness
+import eval.export.harness
 from data_injection.config import InjectionConfig, TaskConfig
-from data_injection.encoder import tokenizer_path
+from data_injection.corpus.encoder import tokenizer_path
 from data_injection.plan import compile_plan
 from data_injection.tasks.modular_addition import ModularAddition
-from eval.accuracy import answer
-from eval.checkpoint import load_model, load_plan, write_checksums
-from eval.export_hf import export_hf
-from eval.harness import choice_items, words, write_harness, write_ids_tokenizer
+from eval.checkpoints.checkpoint import load_model, load_plan, write_checksums
+from eval.export.harness import choice_items, words, write_harness, write_ids_tokenizer
+from eval.export.huggingface import export_hf
+from eval.scores.accuracy import answer
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 
@@ -75,7 +75,7 @@ def harness(folder: Path, *, tasks: list[str], monkeypatch: pytest.MonkeyPatch) 
 def test_item_by_item_the_harness_agrees_in_mark_and_loss(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eval.harness, "CHOICE_REQUESTS", 200)  # cmp: all; add: 20 of 50
+    monkeypatch.setattr(eval.export.harness, "CHOICE_REQUESTS", 200)  # cmp: all; add: 20 of 50
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     out = export_hf(run, tmp_path / "hf", no_tokenizer=True).folder
     found = harness(out, tasks=["olmo_ext"], monkeypatch=monkeypatch)

@@ -20,15 +20,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import eval.export_hf
-import eval.llama
+import eval.export.huggingface
+import eval.export.llama
 from data_injection.config import ConfigError
-from data_injection.encoder import tokenizer_path
-from data_injection.manifest import VERSION, Manifest
-from eval.accuracy import answer
-from eval.checkpoint import load_model, load_model_config, load_plan
-from eval.export_hf import export_hf, import_hf, load_hf
-from eval.llama import (
+from data_injection.corpus.encoder import tokenizer_path
+from data_injection.corpus.manifest import VERSION, Manifest
+from eval.checkpoints.checkpoint import load_model, load_model_config, load_plan
+from eval.export.huggingface import export_hf, import_hf, load_hf
+from eval.export.llama import (
     REQUIRED,
     TRANSLATED,
     WITHOUT_EFFECT,
@@ -37,8 +36,9 @@ from eval.llama import (
     llama_weights,
     olmo_config,
 )
+from eval.export.task_tables import load_tasks
 from eval.records import read_records
-from eval.task_tables import load_tasks
+from eval.scores.accuracy import answer
 from launch.cli import main
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
@@ -190,7 +190,7 @@ def test_greedy_generation_is_the_originals_arg_max(shape: str, tmp_path: Path) 
 
 
 def swap_up_and_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(eval.llama.LAYER, "ff_proj", ("mlp.gate_proj", "mlp.up_proj"))
+    monkeypatch.setitem(eval.export.llama.LAYER, "ff_proj", ("mlp.gate_proj", "mlp.up_proj"))
 
 
 def change_config(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
@@ -201,7 +201,7 @@ def change_config(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
             config = llama_config(model) | changes
             return {key: config[key] for key in config if changes.get(key, 0) is not None}
 
-        monkeypatch.setattr(eval.export_hf, "llama_config", changed)
+        monkeypatch.setattr(eval.export.huggingface, "llama_config", changed)
 
     return change
 
@@ -303,7 +303,7 @@ def test_a_field_without_effect_has_none_in_the_engine(name: str) -> None:
     assert IN_FP32.keys() | elsewhere == WITHOUT_EFFECT.keys()
 
 
-LADDER = Path(__file__).parents[2] / "configs" / "olmo_4M_to_4B"
+LADDER = Path(__file__).parents[3] / "configs" / "olmo_4M_to_4B"
 
 
 @pytest.mark.parametrize("rung", ["4M", "20M", "300M", "1B", "4B"])

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from data_injection.tasks.modular_addition import fourier_modes
-from eval.activations import SymbolStates
-from eval.fourier import Modes, find_modes
+from eval.features.activations import SymbolStates
+from eval.features.fourier import Modes, find_modes
 
 
 def states(*layers: NDArray) -> SymbolStates:

@@ -12,9 +12,9 @@ from data_injection.tasks.base import Task
 from data_injection.tasks.comparison import Comparison
 from data_injection.tasks.group_composition import GroupComposition
 from data_injection.tasks.modular_addition import ModularAddition
-from eval.activations import SymbolStates, average_by_symbol, symbol_states
-from eval.features import score_features
-from eval.probes import Probe, probe
+from eval.features.activations import SymbolStates, average_by_symbol, symbol_states
+from eval.features.presence import score_features
+from eval.features.probes import Probe, probe
 
 S = 100
 RANK = np.arange(S, dtype=float)[:, None]
@@ -109,7 +109,7 @@ def naive_r2(hidden_LSD: NDArray, target_S: NDArray, *, seed: int, folds: int = 
     from sklearn.linear_model import Ridge
 
     from data_injection.philox import permutation
-    from eval.probes import PENALTIES
+    from eval.features.probes import PENALTIES
 
     hidden_SD, error = hidden_LSD[0], 0.0
     fold_S = permutation(len(hidden_SD), seed=seed, purpose="probe/folds") % folds

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from data_injection.config import ConfigError
-from eval.alignment import METRIC
-from eval.das_plots import alignment, causal_map
-from eval.figures import draw_figures
+from eval.alignment.controls import METRIC
+from eval.figures.alignment import alignment, causal_map
+from eval.figures.index import draw_figures
 from eval.records import RecordWriter, read_records
 
 VALUES = {"das": 0.9, "random_model": 0.35, "random_subspace": 0.05, "full_vector": 1.0}

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from data_injection.config import ConfigError
-from eval.feature_plots import features, presence
+from eval.figures.features import features, presence
 from eval.records import RecordWriter, read_records
 
 STEPS = (0, 100, 200)

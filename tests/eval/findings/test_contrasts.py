@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from data_injection.config import ConfigError
-from eval.contrasts import difference, estimate, final, per_seed
+from eval.findings.contrasts import difference, estimate, final, per_seed
 
 
 def row(run: str, seed: int, step: int, value: float, **more: object) -> dict:

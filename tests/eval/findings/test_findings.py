@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from data_injection.config import ConfigError
-from eval.chapters import CHAPTERS, as_json_lines, write_chapter
-from eval.findings import fill
-from eval.mechanism import rank_correlation
+from eval.findings.chapters import CHAPTERS, as_json_lines, write_chapter
+from eval.findings.controls import fill
+from eval.findings.mechanism import rank_correlation
 from eval.records import read_records
-from launch.confirm import CONFIGS, confirm_sweeps
+from launch.sweep.confirm import CONFIGS, confirm_sweeps
 
-DOCS = Path(__file__).parent.parent.parent / "docs"
+DOCS = Path(__file__).parent.parent.parent.parent / "docs"
 FRAMES = {name: read_records(DOCS / "findings" / name) for name in CHAPTERS}
 TEXT = (DOCS / "findings.md").read_text()
 

@@ -13,7 +13,7 @@ from olmo.config import ModelConfig
 from olmo.model import OLMo
 
 from data_injection.tasks.comparison import Comparison
-from eval.gradients import (
+from eval.interference.gradients import (
     MLP,
     RandomDirection,
     Shard,
@@ -26,7 +26,7 @@ from eval.gradients import (
     unit,
     without,
 )
-from eval.interference import (
+from eval.interference.measure import (
     dimensions,
     group_tables,
     halves,

@@ -11,17 +11,16 @@ import pytest
 import torch
 
 from data_injection.config import ConfigError
-from data_injection.encoder import tokenizer_path
-from data_injection.reference import Place, ReferenceScan, scan_reference
-from data_injection.schedule import Geometry
-from data_injection.statements import find_statements, fresh_statements
-from data_injection.token_text import TokenText
-from eval.figures import draw_figures
-from eval.grid import cells
+from data_injection.corpus.encoder import tokenizer_path
+from data_injection.reference.grammar import find_statements, fresh_statements
+from data_injection.reference.scan import Place, ReferenceScan, scan_reference
+from data_injection.reference.vocabulary import TokenText
+from data_injection.schedules.build import Geometry
+from eval.figures.index import draw_figures
+from eval.figures.reference import beside_natural, natural_frequencies
 from eval.records import RecordWriter, read_records
-from eval.reference_list import list_name, load_scan, save_scan
-from eval.reference_plots import beside_natural, natural_frequencies
-from eval.reference_tasks import (
+from eval.reference.scan_file import list_name, load_scan, save_scan
+from eval.reference.tasks import (
     Item,
     exchanged,
     fresh_item,
@@ -31,6 +30,7 @@ from eval.reference_tasks import (
     poisson_interval,
     score_statements,
 )
+from eval.scores.cells import cells
 
 TEXT = TokenText.from_file(tokenizer_path("dolma-v1_5"))
 EOS, VOCAB = 50279, 50280

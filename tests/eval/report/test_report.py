@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from eval import figures
-from eval.figures import Drawing, draw_figures
-from eval.grid import cells, learned_per_rung
-from eval.plots import count, curves, heatmap, number
+from eval.figures import index as figures
+from eval.figures.heatmap import count, curves, heatmap, number
+from eval.figures.index import Drawing, draw_figures
 from eval.records import RecordWriter, read_records
-from eval.report import print_cells, verdict, write_report
+from eval.report.write import print_cells, verdict, write_report
+from eval.scores.cells import cells, learned_per_rung
 
 SCORES = {"w16": (0.9, 0.1), "w32": (0.95, 0.7)}
 RATES = (4.0, 1.0)

@@ -12,10 +12,10 @@ import pytest
 from scipy.stats import t
 
 from data_injection.config import ConfigError
-from eval.matched_frequency import matched_frequency
-from eval.plots import png
+from eval.figures.heatmap import png
+from eval.figures.retention import forgetting, gaps
 from eval.records import RecordWriter, read_records
-from eval.retention_plots import forgetting, gaps
+from eval.retention.matched_frequency import matched_frequency
 
 GAPS = (1, 5, 25)
 LAGS = (0, 1, 5, 20, 24)

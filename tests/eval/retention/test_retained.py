@@ -13,7 +13,7 @@ from scipy.stats import t
 
 from data_injection.config import ConfigError
 from eval.records import RecordWriter, read_records
-from eval.retention import bursts, half_life, half_life_text, half_lives, retention, share
+from eval.retention.retained import bursts, half_life, half_life_text, half_lives, retention, share
 
 LAGS = (0, 1, 2, 5, 10, 20, 40)
 

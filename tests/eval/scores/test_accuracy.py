@@ -11,11 +11,11 @@ import torch
 from scipy.stats import binomtest
 from torch.overrides import TorchFunctionMode
 
-import eval.accuracy
+import eval.scores.accuracy
 from data_injection.tasks.base import Task
 from data_injection.tasks.comparison import Comparison
 from data_injection.tasks.modular_addition import ModularAddition
-from eval.accuracy import LastLogits, answer, score_task, wilson
+from eval.scores.accuracy import LastLogits, answer, score_task, wilson
 
 V = 32
 LESS, EQUAL, GREATER = LABELS = np.array([7, 29, 3])
@@ -265,7 +265,7 @@ def test_batches_change_nothing_and_none_is_larger_than_allowed(
         sizes.clear()
         assert score_task(counting, task, batch_rows=batch_rows) == expected
         assert sizes == calls
-    monkeypatch.setattr(eval.accuracy, "LOGITS_AT_ONCE", 10 * V + V - 1)
+    monkeypatch.setattr(eval.scores.accuracy, "LOGITS_AT_ONCE", 10 * V + V - 1)
     everything = np.arange(100)
     sizes.clear()
     few = answer(counting, task, everything)

@@ -10,8 +10,8 @@ from data_injection.tasks.base import Task
 from data_injection.tasks.comparison import Comparison
 from data_injection.tasks.group_composition import GroupComposition
 from data_injection.tasks.modular_addition import ModularAddition
-from eval.accuracy import Answers
-from eval.breakdown import breakdown, mirrored_label, newcombe
+from eval.scores.accuracy import Answers
+from eval.scores.breakdown import breakdown, mirrored_label, newcombe
 
 LESS, EQUAL, GREATER = LABELS = np.array([7, 29, 3])
 

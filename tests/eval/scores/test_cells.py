@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from data_injection.config import ConfigError
-from eval.grid import cells, learned_per_rung, seed_interval, student_t975
+from eval.scores.cells import cells, learned_per_rung, seed_interval, student_t975
 
 
 def row(value, *, rung="w16", seed=0, rate=1.0, step=100, metric="score", **change):

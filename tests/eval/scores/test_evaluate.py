@@ -20,10 +20,10 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-import eval.evaluate
+import eval.scores.evaluate
 from data_injection.config import ConfigError
-from eval.evaluate import Choice, Done, evaluate, tasks_of_run
 from eval.records import read_records
+from eval.scores.evaluate import Choice, Done, evaluate, tasks_of_run
 from launch.cli import app
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
@@ -145,7 +145,7 @@ def test_processes_side_by_side_measure_the_same(run: Path, tmp_path: Path) -> N
 def test_a_killed_evaluation_loses_only_what_was_in_work(run: Path) -> None:
     """Rows of a checkpoint are there as soon as it is done; the same command does the rest."""
     code = (
-        "import sys, time, eval.evaluate as e\n"
+        "import sys, time, eval.scores.evaluate as e\n"
         f"for done in e.evaluate({str(run)!r}):\n"
         "    print(done.source.step, flush=True); time.sleep(60)\n"
     )
@@ -220,7 +220,7 @@ def test_a_stock_checkpoint_is_asked_the_tasks_of_a_plan(
 
 
 def test_a_hugging_face_folder_is_asked_the_tasks_of_a_plan(run: Path, tmp_path: Path) -> None:
-    from eval.export_hf import export_hf
+    from eval.export.huggingface import export_hf
 
     path = export_hf(run, tmp_path / "hf", no_tokenizer=True).folder
     list(evaluate(run, choice=Choice(steps=[12])))
@@ -387,7 +387,7 @@ def test_a_pickle_that_would_run_code_does_not(kind: str, run: Path, tmp_path: P
     ran, path = tmp_path / "ran", outside(run, tmp_path / "stock")
     file = path / "model.pt"
     if kind == "hf":
-        from eval.export_hf import export_hf
+        from eval.export.huggingface import export_hf
 
         path = export_hf(run, tmp_path / "hf", no_tokenizer=True).folder
         (path / "model.safetensors").unlink()
@@ -426,12 +426,12 @@ def test_without_a_gpu_cuda_is_refused(run: Path) -> None:
 
 def test_measure_asks_each_task_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    real = eval.evaluate.fast_answer
+    real = eval.scores.evaluate.fast_answer
 
     def spy(model: Any, task: Any, indices: Any) -> Any:
         asked.append(task.name)
         return real(model, task, indices)
 
-    monkeypatch.setattr(eval.evaluate, "fast_answer", spy)
+    monkeypatch.setattr(eval.scores.evaluate, "fast_answer", spy)
     list(evaluate(run, choice=Choice(steps=[0])))
     assert asked == ["cmp", "add"]

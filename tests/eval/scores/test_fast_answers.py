@@ -1,4 +1,4 @@
-"""The fast answers are those of `eval.accuracy.answer`, whatever the model and the task."""
+"""The fast answers are those of `eval.scores.accuracy.answer`, whatever the model and the task."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from olmo.config import ModelConfig
 from olmo.model import OLMo
 
-import eval.fast_answers
+import eval.scores.fast_answers
 from data_injection.tasks.base import Task
 from data_injection.tasks.comparison import Comparison
 from data_injection.tasks.group_composition import GroupComposition
 from data_injection.tasks.modular_addition import ModularAddition
-from eval.accuracy import Answers, answer
-from eval.fast_answers import CutModel, cut, fast_answer
+from eval.scores.accuracy import Answers, answer
+from eval.scores.fast_answers import CutModel, cut, fast_answer
 
 VOCAB, ROWS = 250, 256
 
@@ -76,8 +76,8 @@ def test_fast_answers_are_the_slow_ones(
     kind: str, settings: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With rows and vocabulary in several blocks, none of them full."""
-    monkeypatch.setattr(eval.fast_answers, "ROWS_AT_ONCE", 97)
-    monkeypatch.setattr(eval.fast_answers, "BLOCKS", {"cpu": (31, 60)})
+    monkeypatch.setattr(eval.scores.fast_answers, "ROWS_AT_ONCE", 97)
+    monkeypatch.setattr(eval.scores.fast_answers, "BLOCKS", {"cpu": (31, 60)})
     task, model = TASKS[kind], olmo(**settings)
     every = np.arange(len(task.tokens))
     expected = slow_answer(model, task, every)
@@ -141,7 +141,7 @@ def test_of_equal_logits_the_first_is_the_answer_as_in_the_slow_way(
         logits_BV = torch.zeros(20, ROWS)
         logits_BV[:, [label, other]] = 1.0
         for block in (256, 50):
-            monkeypatch.setattr(eval.fast_answers, "BLOCKS", {"cpu": (7, block)})
+            monkeypatch.setattr(eval.scores.fast_answers, "BLOCKS", {"cpu": (7, block)})
             found = fast_answer(planted(logits_BV), COMPARISON, indices)
             assert (found.correct == (label < other)).all()
             assert_same(found, answer(lambda x, y=logits_BV: y[x[:, 0] - 10], COMPARISON, indices))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from rich.console import Console
 
-from eval.score_table import MOST_LINES, print_scores
+from eval.scores.table import MOST_LINES, print_scores
 
 
 def table(steps: list[int]) -> pd.DataFrame:

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from data_injection.config import ConfigError
-from launch.lab import CONFIGS, EXPERIMENTS, load_settings, run_experiment
-from theory.cells import Cell, Row, run_cells
-from theory.phase import PhaseSettings, Trainer, agreement, predictions
+from launch.lab.run import CONFIGS, EXPERIMENTS, load_settings, run_experiment
+from theory.lab.cells import Cell, Row, run_cells
+from theory.lab.phase import PhaseSettings, Trainer, agreement, predictions
+from theory.lab.statistics import interval
 from theory.settings import PowerLaw
-from theory.statistics import interval
 
 TINY: dict[str, Any] = {
     "seeds": [1, 2],

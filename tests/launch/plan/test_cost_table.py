@@ -15,18 +15,18 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_injection.config import ConfigError
-from eval.checkpoint import find_checkpoints
+from eval.checkpoints.checkpoint import find_checkpoints
 from launch.cli import plan as plan_verb
-from launch.cost import Reckoner, read_experiments, show_costs, size, tokens, totals
-from launch.sweep import show_runs
-from launch.sweep_plan import Sweep, plan_runs
+from launch.grid import Sweep, plan_runs
+from launch.plan.cost import Reckoner, read_experiments, show_costs, size, tokens, totals
+from launch.sweep.sweep import show_runs
 from olmo_ext.config import load_experiment
 from olmo_ext.cost import kept_checkpoints, run_cost
 from olmo_ext.train import train
 
 Write = Callable[..., Path]
 
-LADDER = Path(__file__).parent.parent.parent / "configs" / "olmo_4M_to_4B"
+LADDER = Path(__file__).parent.parent.parent.parent / "configs" / "olmo_4M_to_4B"
 
 
 def test_the_papers_ladder_is_one_table_smallest_first_without_a_corpus() -> None:

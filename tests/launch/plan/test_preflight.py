@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_injection import shards
-from data_injection.corpus import prepare_embedded
+from data_injection.corpus import shards
+from data_injection.corpus.prepare import prepare_embedded
 from data_injection.tasks.base import Task
-from launch import advice, cli, preflight
-from launch.advice import round_up
+from launch import cli
+from launch.plan import preflight
+from launch.plan import warnings as advice
+from launch.plan.warnings import round_up
 from olmo_ext import cost
 from olmo_ext.build import compile_stream
 from olmo_ext.config import load_experiment

@@ -14,14 +14,14 @@ import yaml
 from typer.testing import CliRunner
 
 from data_injection.config import ConfigError
-from eval.ordering import ordering, ordering_table
+from eval.advice.groups import Question, load_groups, parse_size, records_hash
+from eval.figures.ordering import ordering, ordering_table
 from eval.records import read_records
-from launch.advise import answer
-from launch.advise_groups import Question, load_groups, parse_size, records_hash
-from launch.mixture import LADDER, calibrate, load_plan
-from launch.scaling import app
+from launch.scaling.advise import answer
+from launch.scaling.mixture import LADDER, calibrate, load_plan
+from launch.scaling.verbs import app
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / "docs" / "quickstart" / "records.jsonl"
 CONTROLS = ROOT / "docs" / "findings" / "controls"
 MECHANISM = ROOT / "docs" / "findings" / "mechanism"

@@ -15,16 +15,16 @@ from matplotlib.colors import to_rgb
 from typer.testing import CliRunner
 
 from data_injection.config import ConfigError
-from eval.loss_table import METRIC, read_losses
+from eval.figures.scaling import DATA, PARAMETERS, reach_figure
 from eval.records import RecordWriter, read_records
-from eval.scaling_plots import DATA, PARAMETERS, reach_figure
 from launch.cli import app
+from launch.scaling.losses import METRIC, read_losses
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
-from theory.learnability import learnability
-from theory.scaling_designs import PAPER, draw, grid
-from theory.scaling_fit import fit_law
-from theory.scaling_runs import Runs
+from theory.scaling.designs import PAPER, draw, grid
+from theory.scaling.fit import fit_law
+from theory.scaling.learnability import learnability
+from theory.scaling.runs import Runs
 
 FILES = ("fit.json", "constants.csv", "draws.csv", "thresholds.csv", "sizes.csv", "runs.csv")
 
@@ -236,7 +236,7 @@ def test_the_figure_has_both_curves_both_bands_and_the_runs() -> None:
     assert len(dots.get_offsets()) == (fitted.runs.loss > fitted.law.L0).sum()
 
 
-DOCS = Path(__file__).parents[2] / "docs" / "scaling"
+DOCS = Path(__file__).parents[3] / "docs" / "scaling"
 
 
 def test_the_documented_example_regenerates_from_its_table() -> None:

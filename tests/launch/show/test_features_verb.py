@@ -14,12 +14,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from data_injection.config import ConfigError
-from eval.alignment import METRIC
-from eval.checkpoint import find_checkpoints
-from eval.evaluate_features import METRICS
+from eval.alignment.controls import METRIC
+from eval.checkpoints.checkpoint import find_checkpoints
+from eval.features.evaluate import METRICS
 from eval.records import lock_folder, read_records
 from launch.cli import app
-from launch.features import CONTROLS, measure_features
+from launch.show.features import CONTROLS, measure_features
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from data_injection.corpus import prepare_corpus
-from data_injection.embedded import train_tokenizer
+from data_injection.corpus.embedded import train_tokenizer
+from data_injection.corpus.prepare import prepare_corpus
 from eval.records import read_records
 from launch.cli import app
 from olmo_ext.config import load_experiment
@@ -75,7 +75,7 @@ def test_the_list_stands_beside_the_corpus_and_is_not_made_twice(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("scanned again")
 
-    monkeypatch.setattr("eval.reference_evaluate.scan_reference", refuse)
+    monkeypatch.setattr("eval.reference.evaluate.scan_reference", refuse)
     assert reference(run).exit_code == 0
     with pytest.raises(AssertionError, match="scanned again"):
         reference(run, "--sample-tokens", 300)

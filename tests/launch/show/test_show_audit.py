@@ -16,8 +16,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-import eval.audit
-import launch.audit
+import eval.audit.audit
+import launch.show.audit
 from launch.cli import app
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
@@ -136,7 +136,7 @@ def test_ctrl_c_ends_with_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(eval.audit, "audit_run", interrupt)
+    monkeypatch.setattr(eval.audit.audit, "audit_run", interrupt)
     done = audit(run)
     assert done.exit_code == 130
     assert done.output.strip() == "interrupted; nothing was written"
@@ -145,11 +145,11 @@ def test_ctrl_c_ends_with_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_bar_is_shown_only_for_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = StringIO()
     console = Console(file=shown, force_terminal=True)
-    with launch.audit.progress_bar(console) as progress:
+    with launch.show.audit.progress_bar(console) as progress:
         progress("ledger", 1, 2)
     assert "ledger" not in shown.getvalue()
-    monkeypatch.setattr(launch.audit, "PATIENCE", 0.0)
-    with launch.audit.progress_bar(console) as progress:
+    monkeypatch.setattr(launch.show.audit, "PATIENCE", 0.0)
+    with launch.show.audit.progress_bar(console) as progress:
         progress("ledger", 1, 2)
         time.sleep(0.2)
     assert "ledger" in shown.getvalue()

@@ -1,6 +1,6 @@
 """A real SLURM on this machine beside whatever is set up: one node, two CPUs, gone afterwards.
 
-    python tests/launch/one_node_slurm.py bash      # a shell in which sbatch, squeue, scancel work
+    python tests/launch/slurm/one_node_slurm.py bash  # a shell where sbatch, squeue, scancel work
 
 Debian's `slurm-wlm` and `munge` are needed. Everything (key, sockets, state, spool, logs) is in one
 temporary folder, the ports are free ones, and no process outlives the `with`.

@@ -1,6 +1,6 @@
 """torchrun's agents: they meet, restart and are killed; the run is exact and nobody is left behind.
 
-pytest tests/launch/test_agents.py      # about two minutes on two cores
+pytest tests/launch/slurm/test_agents.py      # about two minutes on two cores
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import torch
 
 from data_injection.config import ConfigError
 from data_injection.ledger import read_segments
-from eval.checkpoint import find_checkpoints
-from launch.torchrun import environment_of, torchrun_command, train_arguments
+from eval.checkpoints.checkpoint import find_checkpoints
+from launch.slurm.torchrun import environment_of, torchrun_command, train_arguments
 from olmo_ext.build import init_process_group
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ NUM_STEPS = 90
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The fault tests' checks of a run's promises."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "olmo_ext"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent.parent / "olmo_ext"))
     return importlib.import_module("test_faults")
 
 

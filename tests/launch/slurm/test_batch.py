@@ -18,10 +18,18 @@ from pathlib import Path
 import pytest
 
 from data_injection.config import ConfigError
-from eval.audit import audit_run
-from launch.lead import Lead
-from launch.site import Site
-from launch.slurm import Task, Where, directive, ranges, render_prepare, render_train, runs_text
+from eval.audit.audit import audit_run
+from launch.slurm.batch import (
+    Task,
+    Where,
+    directive,
+    ranges,
+    render_prepare,
+    render_train,
+    runs_text,
+)
+from launch.slurm.lead import Lead
+from launch.slurm.site import Site
 
 LEAD = Lead(1.0, 2.0, 60.0, "test", "test")
 
@@ -365,7 +373,7 @@ def test_the_agents_of_several_nodes_meet_and_train_one_run(
 
 @pytest.mark.slow
 def test_a_wheel_holds_the_templates(tmp_path: Path) -> None:
-    root, copy = Path(__file__).parent.parent.parent, tmp_path / "copy"
+    root, copy = Path(__file__).parent.parent.parent.parent, tmp_path / "copy"
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, copy)
@@ -375,4 +383,6 @@ def test_a_wheel_holds_the_templates(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"launch/templates/train.sbatch", "launch/templates/prepare.sbatch"} <= set(names)
+    assert {"launch/slurm/templates/train.sbatch", "launch/slurm/templates/prepare.sbatch"} <= set(
+        names
+    )

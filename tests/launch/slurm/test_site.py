@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from data_injection.config import ConfigError
-from launch.site import load_site, parse_time
+from launch.slurm.site import load_site, parse_time
 
-SITES = Path(__file__).parent.parent.parent / "configs" / "sites"
+SITES = Path(__file__).parent.parent.parent.parent / "configs" / "sites"
 
 
 def site_file(folder: Path, text: str) -> Path:

@@ -1,6 +1,6 @@
 """The whole way on a real SLURM of one node, which the tests start and end themselves.
 
-    pytest tests/launch/test_slurm_real.py        # skipped where slurm-wlm and munge are not there
+    pytest tests/launch/slurm/test_slurm_real.py  # skipped without slurm-wlm and munge
 
 Runs are of two ranks under torchrun on two CPUs, as `olmo-ext submit` writes them.
 """
@@ -21,13 +21,13 @@ import yaml
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from eval.audit import audit_run
-from eval.checkpoint import find_checkpoints
+from eval.audit.audit import audit_run
+from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import read_records
-from launch.jobs import read_events
-from launch.site import Site
-from launch.status import find_status
-from launch.submit import submit
+from launch.slurm.jobs import read_events
+from launch.slurm.site import Site
+from launch.slurm.status import find_status
+from launch.slurm.submit import submit
 
 sys.path.insert(0, str(Path(__file__).parent))
 from one_node_slurm import Slurm, missing, one_node_slurm  # type: ignore[import-not-found]

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from data_injection.config import ConfigError
 from eval.records import lock_folder
-from launch.jobs import Job, Queue, append_event, ask_slurm, events_file, read_events
-from launch.status import Status, find_status, run_status, show_status
+from launch.slurm.jobs import Job, Queue, append_event, ask_slurm, events_file, read_events
+from launch.slurm.status import Status, find_status, run_status, show_status
 
 ABSENT = Queue(problem="no squeue here")
 

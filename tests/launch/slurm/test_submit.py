@@ -13,10 +13,10 @@ import yaml
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from launch.jobs import append_event, events_file, read_events
-from launch.lead import measured_save, reckon_lead
-from launch.site import Site
-from launch.submit import submit
+from launch.slurm.jobs import append_event, events_file, read_events
+from launch.slurm.lead import measured_save, reckon_lead
+from launch.slurm.site import Site
+from launch.slurm.submit import submit
 from olmo_ext.config import load_experiment
 
 Write = Callable[..., Path]
@@ -216,7 +216,7 @@ def test_the_time_of_a_save_is_read_off_its_files(tmp_path: Path) -> None:
 def test_every_rung_of_the_ladder_can_be_written_for_a_cluster(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = Path(__file__).parent.parent.parent / "configs" / "olmo_4M_to_4B"
+    root = Path(__file__).parent.parent.parent.parent / "configs" / "olmo_4M_to_4B"
     monkeypatch.chdir(tmp_path)
     site = Site(time="24:00:00", gpus_per_node=8, nodes=4)
     for path in sorted((root / preset).glob("*.yaml")):

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from launch.torchrun import launch_torchrun, torchrun_command, train_arguments
+from launch.slurm.torchrun import launch_torchrun, torchrun_command, train_arguments
 
 Write = Callable[..., Path]
 

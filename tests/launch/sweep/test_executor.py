@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import launch.executor as executor
+import launch.sweep.executor as executor
 from data_injection.config import ConfigError
 from eval.records import lock_folder
-from launch.executor import RunFailed, default_jobs, train_all, visible_gpus
-from launch.sweep import train_sweeps
-from launch.sweep_plan import Run, Sweep, plan_runs
+from launch.grid import Run, Sweep, plan_runs
+from launch.sweep.executor import RunFailed, default_jobs, train_all, visible_gpus
+from launch.sweep.sweep import train_sweeps
 
 Write = Callable[..., Path]
 

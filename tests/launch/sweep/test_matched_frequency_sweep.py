@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from data_injection.config import ConfigError
-from launch.sweep_plan import Run, Sweep, load_sweep, plan_runs
+from launch.grid import Run, Sweep, load_sweep, plan_runs
 from olmo_ext.build import compile_stream
 from olmo_ext.config import load_experiment
 
-SWEEP = Path(__file__).parent.parent.parent / "configs" / "confirm" / "matched_frequency.yaml"
+SWEEP = (
+    Path(__file__).parent.parent.parent.parent / "configs" / "confirm" / "matched_frequency.yaml"
+)
 GAPS = {"n1": 1, "n5": 5, "n10": 10, "n25": 25}
 
 

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-import launch.screen as screen
+import launch.sweep.screen as screen
 from data_injection.config import ConfigError
-from eval.plots import number
+from eval.figures.heatmap import number
 from eval.records import RecordWriter, task_fields
-from launch.screen import (
+from launch.grid import Run, Sweep, load_sweep, plan_sweeps
+from launch.sweep.frontier import Kind, fit_frontier
+from launch.sweep.screen import (
     Budget,
     Cell,
     choose_cells,
@@ -22,8 +24,6 @@ from launch.screen import (
     screen_sweeps,
     write_chosen,
 )
-from launch.screen_frontier import Kind, fit_frontier
-from launch.sweep_plan import Run, Sweep, load_sweep, plan_sweeps
 from olmo_ext.train import run_fields
 
 Write = Callable[..., Path]

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from data_injection.config import ConfigError
 from eval.records import lock_folder
-from launch import executor
-from launch.executor import ENVIRONMENT, RunFailed, train_all
-from launch.sweep_plan import Run, Sweep, load_sweep, plan_runs, plan_sweeps
+from launch.grid import Run, Sweep, load_sweep, plan_runs, plan_sweeps
+from launch.sweep import executor
+from launch.sweep.executor import ENVIRONMENT, RunFailed, train_all
 
 
 def make_run(name: str, folder: Path, *arguments: str, seed: int = 1) -> Run:
@@ -262,7 +262,7 @@ def test_a_point_that_cannot_run_is_named_before_any_run_starts(
     assert not (tmp_path / "out").exists()
 
 
-CONFIRM = Path(__file__).parent.parent.parent / "configs" / "confirm"
+CONFIRM = Path(__file__).parent.parent.parent.parent / "configs" / "confirm"
 
 
 def test_the_findings_sweeps_have_three_seeds_and_names_of_their_own() -> None:

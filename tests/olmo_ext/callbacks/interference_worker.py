@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from olmo.model import OLMo
 from olmo.torch_util import get_global_rank, get_world_size
 
-import olmo_ext.callbacks
-from eval.gradients import Vector
-from eval.interference import instances_of, permuted_labels
+import olmo_ext.callbacks.build
+from eval.interference.gradients import Vector
+from eval.interference.measure import instances_of, permuted_labels
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.config import load_experiment
-from olmo_ext.extra_passes import Parameters, beside_the_step, measured_parameters
-from olmo_ext.task_gradients import reference_of, step_parts
+from olmo_ext.gradients.passes import Parameters, beside_the_step, measured_parameters
+from olmo_ext.gradients.tasks import reference_of, step_parts
 from olmo_ext.train import train
 
 
@@ -142,7 +142,7 @@ def relative_error(params: Parameters, cheap: Vector, full: Vector) -> float:
 
 
 def main(experiment: str, path: str, *overrides: str) -> None:
-    olmo_ext.callbacks.CALLBACKS["exactness"] = Exactness
+    olmo_ext.callbacks.build.CALLBACKS["exactness"] = Exactness
     loaded = load_experiment(experiment, list(overrides))
     loaded.callbacks["exactness"] = {"path": path}
     train(loaded)

@@ -15,8 +15,8 @@ import torch
 from data_injection.config import ConfigError
 from data_injection.tasks.base import FloatArray
 from data_injection.tasks.comparison import Comparison
-from eval.activations import residual_stream
-from eval.checkpoint import find_checkpoints, load_model
+from eval.checkpoints.checkpoint import find_checkpoints, load_model
+from eval.features.activations import residual_stream
 from eval.records import read_records
 from olmo_ext.callbacks.features import Features
 from olmo_ext.config import load_experiment

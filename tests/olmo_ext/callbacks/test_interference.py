@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-import olmo_ext.callbacks
+import olmo_ext.callbacks.build
 from data_injection.config import ConfigError
-from eval.checkpoint import load_plan
+from eval.checkpoints.checkpoint import load_plan
 from eval.records import read_records
 from olmo_ext.callbacks.interference import Interference
 from olmo_ext.config import load_experiment
@@ -105,7 +105,9 @@ def test_the_cheap_split_is_that_of_full_backward_passes(
     worker = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "interference_worker", worker)
     spec.loader.exec_module(worker)  # type: ignore[union-attr]
-    monkeypatch.setattr(olmo_ext.callbacks, "CALLBACKS", dict(olmo_ext.callbacks.CALLBACKS))
+    monkeypatch.setattr(
+        olmo_ext.callbacks.build, "CALLBACKS", dict(olmo_ext.callbacks.build.CALLBACKS)
+    )
     experiment = edited(
         write_experiment, distributed_strategy=strategy, softmax_auxiliary_loss=z_loss
     )
@@ -188,7 +190,7 @@ def test_grad_rng_and_train_mode_are_left_as_found(
             assert torch.equal(torch.get_rng_state(), rng)
             seen.append(trainer.global_step)
 
-    monkeypatch.setitem(olmo_ext.callbacks.CALLBACKS, "interference", Watched)
+    monkeypatch.setitem(olmo_ext.callbacks.build.CALLBACKS, "interference", Watched)
     train(load_experiment(edited(write_experiment, settings={"top_k": 4, "every": 1})))
     assert len(seen) == 12
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from data_injection.config import ConfigError
-from data_injection.schedule import Burst as BurstSchedule
-from data_injection.schedule import Even, Trace
-from eval.accuracy import score_instances
-from eval.bursts import find_bursts, geometric_lags, moments
-from eval.checkpoint import find_checkpoints, load_model, load_plan
+from data_injection.schedules.build import Burst as BurstSchedule
+from data_injection.schedules.build import Even, Trace
+from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan
 from eval.records import read_records
-from eval.retention import bursts
+from eval.retention.bursts import find_bursts, geometric_lags, moments
+from eval.retention.retained import bursts
+from eval.scores.accuracy import score_instances
 from olmo_ext.callbacks.retention import Retention
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_injection.config import ConfigError
-from eval.checkpoint import load_plan
+from eval.checkpoints.checkpoint import load_plan
 from eval.records import read_records
 from olmo_ext.callbacks.base import due
 from olmo_ext.callbacks.task_eval import TaskEval

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from theory.advice.ordering import compare, utility_margins
 from theory.mixture import given as given_mixture
-from theory.ordering import compare, utility_margins
 from theory.utility import width_for_share
 
 RUNS, TASKS = 12, 4

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theory.advisor import exchange, threshold
-from theory.surface import Surface, fit_surface, misplaced
+from theory.advice.surface import Surface, fit_surface, misplaced
+from theory.advice.thresholds import exchange, threshold
 
 SIZES = (1e4, 4e4, 1.6e5)
 RATES = (0.5, 1.0, 2.0, 4.0, 8.0)

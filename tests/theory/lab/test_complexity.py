@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from theory.complexity import (
+from theory.lab.complexity import (
     ComplexitySettings,
     assigned_mixture,
     cells,

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from theory.dynamics import half_life
-from theory.injection import InjectionSettings, read_steps, run_forget, run_trace
+from theory.lab.injection import InjectionSettings, read_steps, run_forget, run_trace
+from theory.lab.traces import half_life_of, half_lives, peaks_and_troughs
 from theory.settings import PowerLaw
-from theory.traces import half_life_of, half_lives, peaks_and_troughs
 
 LAW = PowerLaw(a=1.0, b=1.0)
 SETTINGS: dict[str, Any] = {

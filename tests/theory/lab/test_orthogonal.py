@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from theory.dynamics import gap_critical_width, half_life, joint_survives, survival_rate
+from theory.lab.orthogonal import orthogonal_iteration
 from theory.mixture import Mixture, power_law
-from theory.orthogonal import orthogonal_iteration
 from theory.stream import Phases, bursts, draw_tasks, shares, steady
 from theory.utility import critical_widths, order_by_utility
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from theory.measures import feature_losses, leverage, population_loss, r_squared, retained
+from theory.lab.measures import feature_losses, leverage, population_loss, r_squared, retained
+from theory.lab.student import JointStudents, compress_nuisance, encoder_gradient, initial_weights
 from theory.mixture import Mixture, power_law
 from theory.stream import bursts, steady
-from theory.student import JointStudents, compress_nuisance, encoder_gradient, initial_weights
 from theory.utility import critical_widths, optimal_loss, retained_signal
 
 SMALL = power_law(4, 3, a=1.1, b=0.7, num_inputs=16)

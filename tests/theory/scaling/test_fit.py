@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize as scipy_minimize
 
-from theory.lbfgs import minimize
-from theory.learnability import learnability
-from theory.scaling import CONSTANTS, Law
-from theory.scaling_designs import CHINCHILLA, DESIGNS, PAPER, draw, grid
-from theory.scaling_fit import fit_law
-from theory.scaling_objective import Space
-from theory.scaling_runs import Runs
+from theory.scaling.designs import CHINCHILLA, DESIGNS, PAPER, draw, grid
+from theory.scaling.fit import fit_law
+from theory.scaling.law import CONSTANTS, Law
+from theory.scaling.lbfgs import minimize
+from theory.scaling.learnability import learnability
+from theory.scaling.objective import Space
+from theory.scaling.runs import Runs
 
 DRAWS, COVERED = 100, 88
 """Issue 7: each constant's 95% interval covers the truth in at least 88 of 100 draws."""

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from theory.frontier import fit_frontier
-from theory.scaling_designs import CHINCHILLA, DESIGNS, draw, grid
-from theory.scaling_runs import Runs
+from theory.scaling.designs import CHINCHILLA, DESIGNS, draw, grid
+from theory.scaling.frontier import fit_frontier
+from theory.scaling.runs import Runs
 
 
 @pytest.mark.parametrize("design", DESIGNS)

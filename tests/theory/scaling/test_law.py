@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from theory.scaling import FLOPS, Law
-from theory.scaling_designs import CHINCHILLA, PAPER
+from theory.scaling.designs import CHINCHILLA, PAPER
+from theory.scaling.law import FLOPS, Law
 
 EXPONENT = st.floats(0.1, 1.2)
 LAWS = st.builds(

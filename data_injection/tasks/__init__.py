@@ -1,0 +1,1 @@
+"""The task families, and how a run's tasks get their tokens."""

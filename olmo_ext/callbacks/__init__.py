@@ -1,0 +1,1 @@
+"""The callbacks a run can have: what may look at it while it trains."""
