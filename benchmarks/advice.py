@@ -14,9 +14,9 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from theory.advisor import threshold
-from theory.logistic import firth
-from theory.surface import fit_surface
+from theory.advice.firth import firth
+from theory.advice.surface import fit_surface
+from theory.advice.thresholds import threshold
 
 DESIGNS = {
     "3 sizes x 3 seeds x 5 rates": ((1e4, 4e4, 1.6e5), 3, (0.5, 1, 2, 4, 8)),

@@ -33,13 +33,13 @@ import numpy as np
 import torch
 import yaml
 
-import olmo_ext.callbacks
+import olmo_ext.callbacks.build
 from eval.records import read_records
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.interference import Interference
 from olmo_ext.config import load_experiment
-from olmo_ext.extra_passes import beside_the_step, measured_parameters
-from olmo_ext.task_gradients import rows_of_task, step_parts
+from olmo_ext.gradients.passes import beside_the_step, measured_parameters
+from olmo_ext.gradients.tasks import rows_of_task, step_parts
 from olmo_ext.train import train
 
 RUNG = Path(__file__).parents[1] / "configs/olmo_4M_to_4B/ladder/4M.yaml"
@@ -78,8 +78,8 @@ def experiment(
 def run(config: dict, folder: Path, kinds: dict[str, type[Callback]]) -> Path:
     """Train with these callbacks (in this order) instead of the usual table."""
     (folder / "experiment.yaml").write_text(yaml.safe_dump(config))
-    olmo_ext.callbacks.CALLBACKS.clear()
-    olmo_ext.callbacks.CALLBACKS.update(kinds)
+    olmo_ext.callbacks.build.CALLBACKS.clear()
+    olmo_ext.callbacks.build.CALLBACKS.update(kinds)
     return train(load_experiment(folder / "experiment.yaml"))
 
 
@@ -208,7 +208,7 @@ def total(steps: int, micro: int, subset: int, every: int = 100) -> dict[str, An
         def on_step(self, trainer: Any, metrics: dict[str, float]) -> None:
             spans["stop"].append(time.process_time())
 
-    usual = dict(olmo_ext.callbacks.CALLBACKS)
+    usual = dict(olmo_ext.callbacks.build.CALLBACKS)
     kinds: dict[str, type[Callback]] = {"first": First, "peak": Peak}
     kinds["interference"] = timed("interference", Interference)
     kinds["interference_subset"] = timed("interference_subset", Interference)

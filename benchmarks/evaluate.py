@@ -3,11 +3,12 @@
     python benchmarks/evaluate.py --out evaluate.md          # about 5 minutes; needs lm-eval
 
 The rung's own model with random weights (timing does not depend on them), one comparison task of
-100 symbols. Ours: `fast_answer` and every row of `eval.accuracy` and `eval.breakdown`. The harness:
-its `simple_evaluate` on the folder that `olmo-ext export` makes of the same checkpoint, with the
-ids tokenizer and multiple-choice task of `eval.harness` over all instances, so that both answer the
-same question; and, beside it, only its model's `loglikelihood` on ready requests, with all labels
-and with the right one alone (which says nothing of label_accuracy and score).
+100 symbols. Ours: `fast_answer` and every row of `eval.scores.accuracy` and
+`eval.scores.breakdown`. The harness: its `simple_evaluate` on the folder that `olmo-ext export`
+makes of the same checkpoint, with the ids tokenizer and multiple-choice task of
+`eval.export.harness` over all instances, so that both answer the same question; and, beside it,
+only its model's `loglikelihood` on ready requests, with all labels and with the right one alone
+(which says nothing of label_accuracy and score).
 
 Both warm, in turns, medians, the same threads (torch's choice; OMP_NUM_THREADS sets it). The
 harness at the fastest of its batch sizes. That both measure the same is checked. Memory is the peak
@@ -37,14 +38,14 @@ import torch
 import yaml
 
 from data_injection.tasks.comparison import Comparison
-from eval.accuracy import answer, score_answers
-from eval.breakdown import SPLITS, breakdown
-from eval.checkpoint import load_model
-from eval.evaluate import measure
-from eval.export_hf import export_hf
-from eval.fast_answers import cut, fast_answer
-from eval.harness import words
-from eval.sources import Source
+from eval.checkpoints.checkpoint import load_model
+from eval.checkpoints.sources import Source
+from eval.export.harness import words
+from eval.export.huggingface import export_hf
+from eval.scores.accuracy import answer, score_answers
+from eval.scores.breakdown import SPLITS, breakdown
+from eval.scores.evaluate import measure
+from eval.scores.fast_answers import cut, fast_answer
 
 RUNG = Path(__file__).parents[1] / "configs/olmo_4M_to_4B/ladder/4M.yaml"
 
@@ -72,7 +73,7 @@ def the_task() -> Comparison:
 
 
 def write_task(folder: Path, task: Comparison) -> None:
-    """A multiple choice of the harness over all instances, as `eval.harness` writes test splits."""
+    """A harness's multiple choice over all instances, as `eval.export.harness` has test splits."""
     labels = task.label_tokens
     rows = [
         {"prompt": words(row[:-1]), "answer": int(np.searchsorted(labels, row[-1]))}
@@ -169,7 +170,7 @@ def compare(folder: Path, *, rounds: int, batch_sizes: list[int]) -> dict[str, A
     found = np.array([value for value, _ in lm.loglikelihood(right, True)])
     difference = {
         "harness": float(np.abs(found + mine.loss).max()),
-        "eval.accuracy.answer": float(np.abs(reference.loss - mine.loss).max()),
+        "eval.scores.accuracy.answer": float(np.abs(reference.loss - mine.loss).max()),
     }
     parts: dict[str, Callable[[], Any]] = {
         "ours": lambda: score_ours(model, task),
@@ -212,7 +213,7 @@ def table(result: dict[str, Any]) -> str:
         f"{result['threads']} threads; the harness at batch size {result['batch size']}. Peak "
         f"memory of ours: {result['peak bytes'] / 1e9:.2f} GB. Largest difference of a label's "
         f"loss, nats: {difference['harness']:.1e} from the harness, "
-        f"{difference['eval.accuracy.answer']:.1e} from `eval.accuracy.answer`.",
+        f"{difference['eval.scores.accuracy.answer']:.1e} from `eval.scores.accuracy.answer`.",
     ]
     return "\n".join(lines) + "\n"
 

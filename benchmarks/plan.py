@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
-from data_injection.corpus import corpus_paths, prepare_embedded
+from data_injection.corpus.prepare import corpus_paths, prepare_embedded
+from data_injection.corpus.scan import scan_corpus
 from data_injection.ledger import LedgerWriter
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
-from data_injection.scan import scan_corpus
 from data_injection.splice import SplicedStream
-from data_injection.tasks import build_tasks
-from olmo_ext.witness import Witness
+from data_injection.tasks.build import build_tasks
+from olmo_ext.batch_check import Witness
 
 NUM_STEPS = 50_000
 STUDY = {"batch_size": 2048, "seq_len": 2048, "epoch_rows": 2048 * 5000}

@@ -15,9 +15,9 @@ from statistics import median
 
 import numpy as np
 
-from data_injection.manifest import corpus_paths, load_manifest
-from data_injection.reference import scan_reference
-from data_injection.token_text import TokenText
+from data_injection.corpus.manifest import corpus_paths, load_manifest
+from data_injection.reference.scan import scan_reference
+from data_injection.reference.vocabulary import TokenText
 
 CHUNK = 2**20
 REPEATS = 5

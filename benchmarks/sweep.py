@@ -27,8 +27,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from launch.executor import ENVIRONMENT
-from launch.sweep_plan import Sweep, load_sweep, plan_runs
+from launch.grid import Sweep, load_sweep, plan_runs
+from launch.sweep.executor import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parent.parent
 FREQUENCY = ROOT / "configs" / "olmo_4M_to_4B" / "sweeps" / "frequency.yaml"
@@ -65,7 +65,7 @@ def hundred_cells() -> Sweep:
 
 def measure_plan(args: argparse.Namespace) -> Iterator[Cell]:
     """`plan_runs` of a hundred cells of the ladder."""
-    import olmo_ext.callbacks
+    import olmo_ext.callbacks.build
     import olmo_ext.train  # noqa: F401
 
     sweep = hundred_cells()

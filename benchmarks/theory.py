@@ -29,9 +29,9 @@ from torch import Tensor
 # A script's own folder comes first on the path, and there `theory` is this file, not the room.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
 
+from theory.lab.student import JointStudents, initial_weights  # noqa: E402
 from theory.mixture import Mixture, power_law  # noqa: E402
 from theory.stream import steady  # noqa: E402
-from theory.student import JointStudents, initial_weights  # noqa: E402
 
 MIXTURE = power_law(32, 8, a=1.25, b=0.9, num_inputs=512)
 EXACT_TIMES = 3.0

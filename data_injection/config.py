@@ -24,7 +24,7 @@ class ScheduleConfig:
     """How often a task's examples enter the stream."""
 
     kind: str = "even"
-    """Key of `data_injection.schedule.SCHEDULES`: even, random, bernoulli, burst, window, trace."""
+    """Key of `schedules.build.SCHEDULES`: even, random, bernoulli, burst, window, trace."""
 
     rate: Any = None
     """Mean frequency as a number, a decimal string or a fraction such as "1/10": taken exactly
@@ -59,7 +59,7 @@ class TaskConfig:
     """Name of the task, unique in the run; it stands in every record."""
 
     family: str = "comparison"
-    """Key of `data_injection.tasks.TASKS`."""
+    """Key of `data_injection.tasks.build.TASKS`."""
 
     num_symbols: int = 100
     """Number of symbol tokens (the study: 100, drawn at random from the vocabulary)."""

@@ -21,9 +21,9 @@ import numpy as np
 
 from data_injection.config import ConfigError, InjectionConfig
 from data_injection.philox import permutation
-from data_injection.schedule import Geometry, Schedule, build_schedule, rate_in_all_units
-from data_injection.tasks import build_tasks
+from data_injection.schedules.build import Geometry, Schedule, build_schedule, rate_in_all_units
 from data_injection.tasks.base import IntArray, Task
+from data_injection.tasks.build import build_tasks
 
 ALGORITHM_VERSION = 1
 """Raised whenever the same config would give other rows."""

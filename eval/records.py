@@ -40,7 +40,7 @@ REQUIRED = (
     "step",  # optimizer steps taken
     "tokens",  # tokens trained on, host and task
     "task",  # name of the task in the run
-    "family",  # key of data_injection.tasks.TASKS, or "reference" of a natural task
+    "family",  # key of data_injection.tasks.build.TASKS, or "reference" of a natural task
     "rate_per_step",  # mean instances per step over the schedule, a float
     "exposures_per_example",  # instances seen by this step / train examples
     "split",  # "train" or "test"; empty for a measure of all symbols

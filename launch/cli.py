@@ -27,10 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import ConfigError
-from launch import scaling, theory
+from launch.lab import verb as theory
+from launch.scaling import verbs as scaling
 
 if TYPE_CHECKING:
-    from eval.evaluate import TaskSet
+    from eval.scores.evaluate import TaskSet
 
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 """The disk's own reasons: no defect of the program, so that a traceback would only hide them."""
@@ -69,7 +70,7 @@ def quickstart(
     ] = False,
 ) -> None:
     """Train the grid of sizes and frequencies on the embedded corpus and report what is learned."""
-    from launch.quickstart import quickstart as run
+    from launch.sweep.quickstart import quickstart as run
 
     default = Path("runs/quickstart-smoke" if smoke else "runs/quickstart")
     with _training():
@@ -104,7 +105,7 @@ def prepare(
     max_tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens.")] = None,
 ) -> None:
     """Turn text into the engine's token files with a manifest."""
-    from data_injection.corpus import prepare_corpus, prepare_embedded
+    from data_injection.corpus.prepare import prepare_corpus, prepare_embedded
 
     if sources == ["embedded"]:
         manifest = prepare_embedded(out, vocab_size=vocab_size)
@@ -150,14 +151,14 @@ def plan(
     """Before you pay for a run: exposures, what the corpus holds already, cost, warnings."""
     device = {"peak_tflops": peak_tflops, "mfu": mfu}
     if cost:
-        from launch.cost import plan_cost
+        from launch.plan.cost import plan_cost
 
         gpus = 8 if gpus is None else gpus
         plan_cost(experiments, override or [], gpus=gpus, **device, json_path=json, console=console)
         return
     if len(experiments) != 1:
         raise ConfigError(f"plan takes one experiment, got {len(experiments)}; --cost takes more")
-    from launch.preflight import preflight, show, write_json
+    from launch.plan.preflight import preflight, show, write_json
     from olmo_ext.config import load_experiment
 
     config = load_experiment(experiments[0], override)
@@ -209,7 +210,7 @@ def _train(
 ) -> None:
     import torch.distributed as dist
 
-    from eval.checkpoint import find_checkpoints
+    from eval.checkpoints.checkpoint import find_checkpoints
     from olmo_ext.config import load_experiment
     from olmo_ext.run_folder import MARKER
     from olmo_ext.train import train as run
@@ -257,7 +258,7 @@ def torchrun(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command only.")] = False,
 ) -> None:
     """Print the exact torchrun command of a run and run it; goes on from the last checkpoint."""
-    from launch.torchrun import launch_torchrun
+    from launch.slurm.torchrun import launch_torchrun
 
     launch_torchrun(
         experiment, nproc=nproc, nnodes=nnodes, rdzv_endpoint=rdzv_endpoint, rdzv_id=rdzv_id,
@@ -287,9 +288,9 @@ def sweep(
     mfu: Annotated[float, typer.Option(help="Share of the peak that the model uses.")] = 0.4,
 ) -> None:
     """Train every run of one or more sweeps on this machine; what is finished is skipped."""
-    from launch.executor import start_server
-    from launch.sweep import show_runs, train_sweeps
-    from launch.sweep_plan import load_sweep, plan_sweeps
+    from launch.grid import load_sweep, plan_sweeps
+    from launch.sweep.executor import start_server
+    from launch.sweep.sweep import show_runs, train_sweeps
 
     console.print("checking every run ...")
     loaded = [load_sweep(path) for path in sweeps]
@@ -301,7 +302,7 @@ def sweep(
     check_device(**device)
     runs = plan_sweeps(loaded, out, overrides=override or [])
     if screen is not None:
-        from launch.screen import screen_sweeps
+        from launch.sweep.screen import screen_sweeps
 
         with _training():
             screen_sweeps(
@@ -334,8 +335,8 @@ def submit(
     ] = False,
 ) -> None:
     """Hand a run or a sweep to SLURM; its jobs save, requeue and go on by themselves."""
-    from launch.site import load_site
-    from launch.submit import submit as run
+    from launch.slurm.site import load_site
+    from launch.slurm.submit import submit as run
 
     run(
         source, site=load_site(site), out=out, overrides=override or [], after=after,
@@ -349,7 +350,7 @@ def status(
     json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
     """What runs are at, what SLURM says of their jobs, and why a failed one failed."""
-    from launch.status import show_status
+    from launch.slurm.status import show_status
 
     show_status(runs, as_json=json, console=console)
 
@@ -364,7 +365,7 @@ def confirm(
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
 ) -> None:
     """Repeat the findings: the sweeps of configs/confirm, and docs/findings.md's numbers."""
-    from launch.confirm import confirm as run
+    from launch.sweep.confirm import confirm as run
 
     with _training():
         run(chapter, runs, out=out, jobs=jobs, console=console)
@@ -387,9 +388,9 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Table of all rows: .csv or .parquet.")] = None,
 ) -> None:
     """Score every checkpoint on every task and split; what is in the records is skipped."""
-    from eval.evaluate import Choice, Done, check_out, chosen_sources, results, write_table
-    from eval.evaluate import evaluate as run
-    from eval.score_table import print_scores
+    from eval.scores.evaluate import Choice, Done, check_out, chosen_sources, results, write_table
+    from eval.scores.evaluate import evaluate as run
+    from eval.scores.table import print_scores
 
     if out is not None:
         check_out(out)
@@ -426,7 +427,7 @@ def features(
     export: Annotated[Path | None, typer.Option(help="Table of all rows: .csv, .parquet.")] = None,
 ) -> None:
     """What the tasks' symbols hide, and which layer uses it; what is in the records is skipped."""
-    from launch.features import measure_features
+    from launch.show.features import measure_features
 
     measure_features(
         sources, das=das, tasks=task or (), steps=step or (), rank=rank, search_steps=search_steps,
@@ -445,7 +446,7 @@ def reference(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Natural comparisons and additions of the corpus: their frequency, and loss by checkpoint."""
-    from launch.reference import reference as run
+    from launch.show.reference import reference as run
 
     scan = {"corpus": corpus, "sample_tokens": sample_tokens}
     run(sources, scan=scan, most=most, device=device, console=console, errors=errors)
@@ -457,8 +458,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write; default: the source.")] = None,
 ) -> None:
     """Write the figures the records hold, CSV tables and one self-contained report.html."""
-    from eval.grid import cells
-    from eval.report import load_runs, print_cells, write_report
+    from eval.report.write import load_runs, print_cells, write_report
+    from eval.scores.cells import cells
 
     path = write_report(source, out, command=" ".join(["olmo-ext", *sys.argv[1:]]))
     print_cells(cells(load_runs(source)[0]), console)
@@ -494,11 +495,11 @@ def audit(
     """
     from json import dumps
 
-    from eval.audit import audit_run
-    from eval.explain import explain_step
-    from eval.ledger import export_ledger, export_path
+    from eval.audit.audit import audit_run
+    from eval.audit.explain import explain_step
+    from eval.audit.ledger import export_ledger, export_path
     from eval.records import replace_file
-    from launch.audit import progress_bar, show_audit, show_explanation
+    from launch.show.audit import progress_bar, show_audit, show_explanation
 
     if explain is not None:
         explained = explain_step(run, explain, checkpoint=step, corpus=corpus, most=rows)
@@ -540,7 +541,7 @@ def export(
     dtype: Annotated[str, typer.Option(help="fp32, exact, or bf16, rounded.")] = "fp32",
 ) -> None:
     """Write a checkpoint for transformers and lm-evaluation-harness, or read one back."""
-    from eval.export_hf import export_hf, import_hf
+    from eval.export.huggingface import export_hf, import_hf
 
     if to == "olmo" and (step, tokenizer, no_tokenizer, dtype) != (None, None, False, "fp32"):
         raise ConfigError("--step, --tokenizer, --no-tokenizer and --dtype are for --to hf alone")
@@ -575,7 +576,7 @@ def doctor() -> None:
 @contextmanager
 def _training() -> Iterator[None]:
     """Ctrl-C and a failed run of many end with one message and a status."""
-    from launch.executor import RunFailed
+    from launch.sweep.executor import RunFailed
 
     try:
         yield
@@ -598,7 +599,7 @@ def _check_device(device: str) -> None:
 
 def _tasks_of(plan: Path) -> TaskSet:
     """The tasks of a run's folder or of an experiment file."""
-    from eval.evaluate import TaskSet, tasks_of_run
+    from eval.scores.evaluate import TaskSet, tasks_of_run
 
     if plan.is_dir():
         return tasks_of_run(plan)

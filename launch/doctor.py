@@ -128,7 +128,7 @@ def _program(name: str, why: str) -> Finding:
 
 
 def _embedded_text() -> Finding:
-    from data_injection.embedded import embedded_sources
+    from data_injection.corpus.embedded import embedded_sources
 
     try:
         sources = embedded_sources()

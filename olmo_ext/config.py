@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data_injection.config import ConfigError, InjectionConfig
-from data_injection.corpus import Manifest, corpus_paths, verify_corpus
+from data_injection.corpus.prepare import Manifest, corpus_paths, verify_corpus
 
 FILE_NAME = "experiment.yaml"
 
@@ -63,7 +63,7 @@ class ExperimentConfig:
     """Rare tasks and their schedules; an empty task list trains on the host text alone."""
 
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Settings of callbacks by name; see `olmo_ext.callbacks.CALLBACKS`."""
+    """Settings of callbacks by name; see `olmo_ext.callbacks.build.CALLBACKS`."""
 
     @property
     def protocol(self) -> str:

@@ -29,7 +29,7 @@ import torch
 from olmo.torch_util import get_world_size
 
 from data_injection.config import ConfigError
-from data_injection.corpus import Manifest
+from data_injection.corpus.prepare import Manifest
 from data_injection.ledger import (
     LEDGER_FOLDER,
     LedgerWriter,
@@ -38,7 +38,12 @@ from data_injection.ledger import (
     position_from,
     read_segments,
 )
-from eval.checkpoint import IDENTITY_FILE, Checkpoint, find_checkpoints, verify_checkpoint
+from eval.checkpoints.checkpoint import (
+    IDENTITY_FILE,
+    Checkpoint,
+    find_checkpoints,
+    verify_checkpoint,
+)
 from eval.commit import git_commit
 from olmo_ext.build import Stream, check_same_run
 from olmo_ext.compat import link_latest

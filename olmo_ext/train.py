@@ -37,6 +37,7 @@ from data_injection.config import ConfigError
 from data_injection.ledger import LedgerWriter
 from eval.records import FILE_NAME as RECORDS_FILE
 from eval.records import RecordWriter, lock_folder, replace_file
+from olmo_ext.batch_check import Witness
 from olmo_ext.build import (
     Stream,
     build_model,
@@ -45,7 +46,7 @@ from olmo_ext.build import (
     run_identity,
     wrap,
 )
-from olmo_ext.callbacks import Callback, build_callbacks
+from olmo_ext.callbacks.build import Callback, build_callbacks
 from olmo_ext.compat import outlive_wandb
 from olmo_ext.config import ExperimentConfig, check_device, complete
 from olmo_ext.data import build_host, build_train_dataloader
@@ -60,7 +61,6 @@ from olmo_ext.run_folder import (
 )
 from olmo_ext.signals import StopSignals
 from olmo_ext.trainer import ENGINE, ExperimentTrainer
-from olmo_ext.witness import Witness
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,9 @@ from olmo.train import Trainer
 
 from data_injection.ledger import LedgerWriter
 from data_injection.plan import InjectionPlan
-from eval.checkpoint import IDENTITY_FILE, write_checksums
+from eval.checkpoints.checkpoint import IDENTITY_FILE, write_checksums
 from eval.records import RecordWriter, task_fields
+from olmo_ext.batch_check import Witness
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.compat import (
     atomic_links,
@@ -37,7 +38,6 @@ from olmo_ext.compat import (
     sync_folder,
 )
 from olmo_ext.signals import StopSignals
-from olmo_ext.witness import Witness
 
 log = logging.getLogger(__name__)
 

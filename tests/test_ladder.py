@@ -22,10 +22,10 @@ from olmo.config import ModelConfig
 from olmo.model import OLMo
 
 from data_injection.config import ConfigError
-from data_injection.corpus import load_tokenizer, prepare_corpus, prepare_embedded
-from eval.checkpoint import find_checkpoints
+from data_injection.corpus.prepare import load_tokenizer, prepare_corpus, prepare_embedded
+from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import read_records
-from launch.sweep_plan import load_sweep, plan_runs
+from launch.grid import load_sweep, plan_runs
 from olmo_ext.build import compile_stream
 from olmo_ext.config import ExperimentConfig, check_device, has_flash_attention, load_experiment
 from olmo_ext.train import train

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eval.chapters import CHAPTERS
-from eval.findings import fill
-from eval.grid import cells, learned_per_rung
-from eval.page import markdown_cells
+from eval.findings.chapters import CHAPTERS
+from eval.findings.controls import fill
 from eval.records import read_records
+from eval.report.page import markdown_cells
+from eval.scores.cells import cells, learned_per_rung
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,7 +6,8 @@ The model of the study's Section 3. Inputs x ~ N(0, I_d) are shared by all tasks
 frequency pi_k and asks for y = R_k Lambda_k^(1/2) B_k^T x, where the blocks B_k (d, m) are
 orthonormal and orthogonal to one another; so C_k = B_k Lambda_k B_k^T has the spectrum lambda_k,
 and feature (k, j) is column j of B_k. Everything here is in the feature basis, in which the B_k are
-the first K m coordinates: a rotation of the inputs changes nothing (tests/theory/test_student.py).
+the first K m coordinates: a rotation of the inputs changes nothing
+(tests/theory/lab/test_student.py).
 
 Inputs must be shared. If those of task k lay in its own block only, task-specific decoders would
 let one block's width serve all tasks, and nothing would compete for width (docs/theory.md).

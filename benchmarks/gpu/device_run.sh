@@ -36,7 +36,7 @@ for one in $STAGES; do
     # The project's own tests were written for the CPU: with CUDA seen, their helpers' CPU masks and two-rank runs
     # fail by themselves. Without it they say whether this torch, numpy and transformers agree.
     tests)  stage tests 120 env CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -p no:cacheprovider --timeout 100 ${DRY:+-x} -n $( [ -n "$DRY" ] && echo 0 || echo 8) \
-              ${DRY:+-k splice} $( [ -n "$DRY" ] && echo tests/data_injection/test_splice.py || echo tests/olmo_ext/test_interference.py tests/olmo_ext/test_data.py tests/olmo_ext/test_train.py tests/olmo_ext/test_retention.py tests/eval/test_accuracy.py tests/eval/test_gradients.py tests/eval/test_das.py) ;;
+              ${DRY:+-k splice} $( [ -n "$DRY" ] && echo tests/data_injection/test_splice.py || echo tests/olmo_ext/callbacks/test_interference.py tests/olmo_ext/test_data.py tests/olmo_ext/test_train.py tests/olmo_ext/callbacks/test_retention.py tests/eval/scores/test_accuracy.py tests/eval/interference/test_gradients.py tests/eval/alignment/test_das.py) ;;
     variants) stage variants "${VARIANTS_S:-190}" "$PYTHON" .gpu/stage_variants.py "$DOLMA" --seconds "${VARIANTS_S:-180}" ${DRY:+--dry --workers 0 --rungs 4M:4:2,300M:4:2 --seconds 100 --each 1} ;;
     resume) # both at once: they are launch-bound
       stage resume 60 "$PYTHON" .gpu/stage_resume.py "$DOLMA" ${DRY:+--dry} &

@@ -94,7 +94,7 @@ if [ ! -f "$OUT/dolma/manifest.json" ]; then
   TMP=$(mktemp -d); trap 'rm -rf "$TMP"' EXIT
   "$PY" - "$TMP" <<'PY'
 import gzip, json, sys
-from data_injection.embedded import embedded_documents
+from data_injection.corpus.embedded import embedded_documents
 for name, texts in zip(("english", "python"), embedded_documents(), strict=True):
     with gzip.open(f"{sys.argv[1]}/{name}.json.gz", "wt", compresslevel=1) as file:
         for text in texts:

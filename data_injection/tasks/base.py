@@ -104,7 +104,7 @@ class Task(ABC):
         Each is an array with a row per symbol, in the order of `symbols`, and a column per unit,
         shape (num_symbols, units), or (num_symbols, units, columns) where one unit has several
         columns that count only together (the cosine and sine of a frequency). The default is: the
-        family declares none, so it cannot be probed. See `eval.probes`.
+        family declares none, so it cannot be probed. See `eval.features.probes`.
         """
         return {}
 

@@ -12,9 +12,9 @@ from olmo.torch_util import get_global_rank
 from data_injection.config import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
-from eval.activations import residual_stream
-from eval.features import score_features
-from eval.probes import MIN_PERMUTATIONS, check_target
+from eval.features.activations import residual_stream
+from eval.features.presence import score_features
+from eval.features.probes import MIN_PERMUTATIONS, check_target
 from olmo_ext.callbacks.base import Callback, due
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Features(Callback):
-    """Every `every` steps and after the last: the measures of `eval.features`, task by task.
+    """Every `every` steps and after the last: measures of `eval.features.presence`, task by task.
 
     Symbols are read as the first tokens of a row, as task_eval reads examples. Folds, permutations
     and contexts are drawn from the plan's seed: the same ones at every step.
@@ -41,7 +41,7 @@ class Features(Callback):
 
     position: int = 0
     """Token of the example at which its symbols are read, counted from 0. Only the first is free of
-    context; see `eval.activations.symbol_states`."""
+    context; see `eval.features.activations.symbol_states`."""
 
     contexts: int = 16
     """Prefixes to average over where the position is not the first."""

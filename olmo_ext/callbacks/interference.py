@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_injection.config import ConfigError
-from eval.gradients import (
+from eval.interference.gradients import (
     MLP,
     RandomDirection,
     Vector,
@@ -23,7 +23,7 @@ from eval.gradients import (
     sum_over_ranks,
     unit,
 )
-from eval.interference import (
+from eval.interference.measure import (
     GROUPS,
     Place,
     Reference,
@@ -36,7 +36,7 @@ from eval.interference import (
     update_rows,
 )
 from olmo_ext.callbacks.base import Callback
-from olmo_ext.extra_passes import (
+from olmo_ext.gradients.passes import (
     Parameters,
     beside_the_step,
     check_exact,
@@ -44,7 +44,7 @@ from olmo_ext.extra_passes import (
     measured_parameters,
     num_neurons,
 )
-from olmo_ext.task_gradients import label_losses, reference_of, step_parts
+from olmo_ext.gradients.tasks import label_losses, reference_of, step_parts
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
@@ -70,8 +70,9 @@ class Measurement(NamedTuple):
 class Interference(Callback):
     """Cosines of the step's gradient, its parts and its update with each task's own gradient.
 
-    Records of `eval.interference.step_rows` and `update_rows` by task, group and layer, each cosine
-    with its nulls; `overlap` of the chosen neurons; `subset_cosine` once if `instances` is set.
+    Records of `eval.interference.measure.step_rows` and `update_rows` by task, group and layer,
+    each cosine with its nulls; `overlap` of the chosen neurons; `subset_cosine` once if `instances`
+    is set.
     """
 
     every: int = 100

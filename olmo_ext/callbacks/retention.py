@@ -12,8 +12,8 @@ import numpy as np
 from data_injection.config import ConfigError
 from data_injection.philox import permutation
 from data_injection.plan import InjectionPlan
-from eval.accuracy import score_instances
-from eval.bursts import Burst, Moment, find_bursts, geometric_lags, moments
+from eval.retention.bursts import Burst, Moment, find_bursts, geometric_lags, moments
+from eval.scores.accuracy import score_instances
 from olmo_ext.callbacks.base import Callback, forward_logits
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class Retention(Callback):
     instances of the burst (memorised; split "train", subset "burst"). Only raw measurements go into
     the records, as <metric>_before and <metric>_lag with `lag` (0: right after), `burst`,
     `burst_step` and `instances`; gain, retained share and half-life need seeds and controls and are
-    made from the records by `eval.retention`. When it measures follows from the plan and the step
-    alone, so a resumed run has nothing to remember.
+    made from the records by `eval.retention.retained`. When it measures follows from the plan and
+    the step alone, so a resumed run has nothing to remember.
     """
 
     tasks: list[str] = field(default_factory=list)

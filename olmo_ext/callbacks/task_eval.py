@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from data_injection.config import ConfigError
-from eval.accuracy import score_task
+from eval.scores.accuracy import score_task
 from olmo_ext.callbacks.base import Callback, due, forward_logits
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TaskEval(Callback):
-    """Every `every` steps and after the last: the measures of `eval.accuracy`, by task and split.
+    """Every `every` steps and after the last: `eval.scores.accuracy`, by task and split.
 
     Logits are computed at the label position only, for all instances of a task in a few batches.
     """

@@ -29,12 +29,12 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_injection import tasks as tasks_module
 from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
-from data_injection.schedule import SCHEDULES, UNITS, Geometry, build_schedule
+from data_injection.schedules.build import SCHEDULES, UNITS, Geometry, build_schedule
 from data_injection.splice import SplicedStream
+from data_injection.tasks import build as tasks_module
 from olmo_ext import compat
 from olmo_ext.compat import PositionDataset
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
 
-from data_injection.manifest import MANIFEST, CorpusFile, Manifest
+from data_injection.corpus.manifest import MANIFEST, CorpusFile, Manifest
 from data_injection.tasks.base import Task
 from data_injection.tasks.comparison import Comparison
 from data_injection.tasks.modular_addition import ModularAddition

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from data_injection.config import ConfigError
-from launch.cost import read_experiments
-from launch.mixture import load_plan
-from launch.sweep_plan import load_sweep
+from launch.grid import load_sweep
+from launch.plan.cost import read_experiments
+from launch.scaling.mixture import load_plan
 from launch.yaml_file import read_yaml, short
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from launch.executor import run_olmo_ext
+from launch.sweep.executor import run_olmo_ext
 
 EVENTS = {
     *("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.truncate"),

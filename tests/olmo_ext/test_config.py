@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data_injection.config import ConfigError
-from data_injection.corpus import prepare_corpus
-from olmo_ext.callbacks import build_callbacks
+from data_injection.corpus.prepare import prepare_corpus
+from olmo_ext.callbacks.build import build_callbacks
 from olmo_ext.config import load_experiment, num_steps
 from olmo_ext.train import train
 

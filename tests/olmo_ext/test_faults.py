@@ -31,9 +31,9 @@ import xxhash
 from data_injection.ledger import ROW, effective_rows, lineage, position_from, read_segments
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan
-from eval.checkpoint import find_checkpoints, load_plan, verify_checkpoint
+from eval.checkpoints.checkpoint import find_checkpoints, load_plan, verify_checkpoint
 from eval.records import read_records
-from launch.executor import fork_server
+from launch.sweep.executor import fork_server
 
 Write = Callable[..., Path]
 

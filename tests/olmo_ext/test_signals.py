@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import olmo_ext.callbacks
-from eval.checkpoint import find_checkpoints
+import olmo_ext.callbacks.build
+from eval.checkpoints.checkpoint import find_checkpoints
 from launch.cli import train as train_verb
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.config import load_experiment
@@ -54,7 +54,7 @@ class Sender(Callback):
 
 @pytest.fixture
 def sender(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(olmo_ext.callbacks.CALLBACKS, "sender", Sender)
+    monkeypatch.setitem(olmo_ext.callbacks.build.CALLBACKS, "sender", Sender)
 
 
 def saved(folder: Path) -> list[int]:

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from data_injection.config import ConfigError
-from eval.checkpoint import find_checkpoints, verify_checkpoint
+from eval.checkpoints.checkpoint import find_checkpoints, verify_checkpoint
 from eval.records import lock_folder, read_records
-from launch.executor import fork_server, run_olmo_ext
+from launch.sweep.executor import fork_server, run_olmo_ext
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 

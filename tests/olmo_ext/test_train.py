@@ -18,9 +18,9 @@ from tokenizers.models import WordLevel
 import olmo_ext.train
 from data_injection.config import ConfigError
 from data_injection.ledger import read_segments
-from eval.checkpoint import find_checkpoints, load_model, load_plan, write_checksums
-from eval.evaluate import evaluate
+from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan, write_checksums
 from eval.records import lock_folder, read_records
+from eval.scores.evaluate import evaluate
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 

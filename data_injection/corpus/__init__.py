@@ -1,0 +1,1 @@
+"""A corpus: text becomes the engine's token files, and is read and scanned again."""

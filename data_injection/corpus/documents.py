@@ -1,0 +1,198 @@
+"""Read documents, lazily, from Dolma-format files and `datasets` sources.
+
+from data_injection.corpus.documents import iter_documents
+next(iter_documents("dolma/part-00000.json.gz"))
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from data_injection.config import ConfigError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
+
+
+def iter_documents(
+    source: str | Path,
+    *,
+    text_field: str = "text",
+    on_bytes: Callable[[int], None] = lambda num_bytes: None,
+) -> Iterator[str]:
+    """The texts of one file or `hf:` source, lazily and in order, empty ones included.
+
+    on_bytes is told how many more bytes of the (compressed) file have been read.
+    Raises ConfigError naming file and line at a line that is no document.
+    """
+    if str(source).startswith("hf:"):
+        yield from _rows(_open_hf(str(source)), text_field, where=str(source))
+        return
+    path = Path(source)
+    with path.open("rb") as raw:
+        done, number = 0, 0
+        try:
+            for number, line in enumerate(_lines(path, raw), start=1):
+                if line.strip():
+                    yield _text(line, text_field, where=f"{path}:{number}")
+                if raw.tell() != done:
+                    on_bytes(raw.tell() - done)
+                    done = raw.tell()
+        except (EOFError, OSError, zlib.error) as error:
+            raise ConfigError(
+                f"{path} cannot be unpacked after line {number} ({error}); fetch it again"
+            ) from error
+
+
+def _lines(path: Path, raw: IO[bytes]) -> Iterator[bytes]:
+    if path.name.endswith(".gz"):
+        return iter(gzip.GzipFile(fileobj=raw))
+    return _zstd_lines(raw) if path.name.endswith(".zst") else iter(raw)
+
+
+def _zstd_lines(raw: IO[bytes]) -> Iterator[bytes]:
+    """Lines of a zstd file. (The library's own reader takes a file cut short for a short file.)"""
+    import zstandard
+
+    frame, tail = None, b""
+    while chunk := raw.read(2**20):
+        while chunk:
+            frame = frame or zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+            try:
+                *lines, tail = (tail + frame.decompress(chunk)).split(b"\n")
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from error
+            yield from lines
+            chunk = b""
+            if frame.eof:
+                chunk, frame = frame.unused_data, None
+    if frame is not None:
+        raise EOFError("the file ends inside a frame")
+    if tail:
+        yield tail
+
+
+def _text(line: bytes, field: str, *, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where} is not JSON ({error}); repair or remove the line") from error
+    return _field(record, field, where=where)
+
+
+def _field(record: Any, field: str, *, where: str) -> str:
+    text = record.get(field) if isinstance(record, Mapping) else None
+    if not isinstance(text, str):
+        found = sorted(record) if isinstance(record, Mapping) else type(record).__name__
+        raise ConfigError(
+            f"{where} has no text in field {field!r}, it has {found}; set text_field or remove it"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate escape is valid JSON
+        raise ConfigError(f"{where} is not valid Unicode ({error}); repair or remove it") from error
+    return text
+
+
+def _rows(dataset: Any, text_field: str, *, where: str) -> Iterator[str]:
+    if text_field in (dataset.column_names or ()):
+        dataset = dataset.select_columns([text_field])  # decode nothing else
+    for number, row in enumerate(dataset):
+        yield _field(row, text_field, where=f"{where} row {number}")
+
+
+def _open_hf(source: str) -> Any:
+    """The data set of an `hf:` source: from disk if the folder was saved there, else streamed."""
+    import datasets
+
+    location, _, split = source.removeprefix("hf:").partition(":")
+    path, _, config = location.partition(",")
+    if not any((Path(path) / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+        return datasets.load_dataset(path, config or None, split=split or "train", streaming=True)
+    dataset = datasets.load_from_disk(path)
+    if isinstance(dataset, dict):  # a DatasetDict
+        if (split or "train") not in dataset:
+            raise ConfigError(f"{source} has splits {sorted(dataset)}; write hf:{path}:SPLIT")
+        return dataset[split or "train"]
+    if config or (split and split != str(dataset.split)):
+        raise ConfigError(f"{source}: {path} holds the one split {dataset.split}; write hf:{path}")
+    return dataset
+
+
+@dataclass(frozen=True)
+class Source:
+    record: dict[str, Any]
+    """What the manifest says of it, and the recipe's view of it."""
+    num_bytes: int | None
+    """None if unknown (a stream)."""
+    read: Callable[[Callable[[int], None]], Iterator[str]]
+    """Documents, given a function to tell of the bytes read."""
+
+
+def resolve_sources(sources: Sequence[str | Path], *, text_field: str) -> list[Source]:
+    """Expand folders and globs, sorted; raises if a source names nothing or is named twice."""
+    if isinstance(sources, str | Path) or not sources:
+        raise ConfigError(f"sources must be a list with at least one source, got {sources!r}")
+    resolved: list[Source] = []
+    for source in map(str, sources):
+        if source.startswith("hf:"):
+            resolved.append(_resolve_hf(source, text_field=text_field))
+        else:
+            resolved += [_resolve_file(path, text_field) for path in _matching_files(source)]
+    names = [source.record["source"] for source in resolved]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"sources name {twice[0]} more than once; name each file once")
+    return resolved
+
+
+def _resolve_file(path: Path, text_field: str) -> Source:
+    stat = path.stat()
+    record = {"source": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return Source(
+        record=record,
+        num_bytes=stat.st_size,
+        read=lambda on_bytes: iter_documents(path, text_field=text_field, on_bytes=on_bytes),
+    )
+
+
+def _resolve_hf(source: str, *, text_field: str) -> Source:
+    dataset = _open_hf(source)
+    return Source(
+        record={"source": source, "fingerprint": getattr(dataset, "_fingerprint", None)},
+        num_bytes=None,
+        read=lambda _: _rows(dataset, text_field, where=source),
+    )
+
+
+def _matching_files(source: str) -> list[Path]:
+    path = Path(source)
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file()]
+    else:
+        # A file's own name may hold the signs of a glob.
+        names = [source] if path.is_file() else glob.glob(source, recursive=True)
+        found = [p for p in map(Path, names) if p.is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"source {source!r} matches no file; give a file, glob or folder of "
+            f"{', '.join(SUFFIXES)}, or hf:PATH[,CONFIG][:SPLIT]"
+        )
+    for p in found:
+        if not p.name.endswith(SUFFIXES):
+            raise ConfigError(f"source {str(p)!r} must end in one of {', '.join(SUFFIXES)}")
+    return sorted(p.resolve() for p in found)
+
+
+def reader_of_texts(texts: Sequence[str]) -> Callable[[Callable[[int], None]], Iterator[str]]:
+    def read(on_bytes: Callable[[int], None]) -> Iterator[str]:
+        for text in texts:
+            on_bytes(len(text))
+            yield text
+
+    return read

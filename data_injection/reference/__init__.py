@@ -1,0 +1,1 @@
+"""Reference tasks: comparisons and additions that a corpus makes by itself."""

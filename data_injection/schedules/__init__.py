@@ -1,0 +1,1 @@
+"""Schedules: how many instances of a task enter the stream at each step."""

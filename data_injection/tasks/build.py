@@ -1,0 +1,177 @@
+"""The task families, and how a run's tasks get their tokens.
+
+To add a family: one file with a `Task` subclass, one line in TASKS, one test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from data_injection.config import ConfigError, InjectionConfig, TaskConfig
+from data_injection.philox import permutation
+from data_injection.tasks.base import IntArray, Task
+from data_injection.tasks.comparison import Comparison
+from data_injection.tasks.group_composition import GroupComposition
+from data_injection.tasks.modular_addition import ModularAddition
+
+__all__ = ["TASKS", "Task", "build_tasks"]
+
+TASKS: dict[str, type[Task]] = {
+    "comparison": Comparison,
+    "group_composition": GroupComposition,
+    "modular_addition": ModularAddition,
+}
+
+
+def build_tasks(
+    config: InjectionConfig, *, vocab_size: int, reserved_tokens: Collection[int] = ()
+) -> list[Task]:
+    """The run's tasks with their tokens drawn: a pure function of the arguments.
+
+    One seeded permutation of the vocabulary is handed out in the order of the tasks, so tasks never
+    share a token unless they say so, and a task added at the end leaves the others unchanged (a
+    task with explicit symbols that an earlier one drew is refused: list it first).
+
+    Args:
+        vocab_size: token ids are below it.
+        reserved_tokens: ids that are never a symbol or label: EOS, padding, special, byte tokens.
+
+    Raises:
+        ConfigError: unknown family, repeated name, too few tokens, shared or forbidden tokens.
+    """
+    reserved = {int(t) for t in reserved_tokens} | {int(t) for t in config.exclude_tokens}
+    pool = permutation(vocab_size, seed=config.seed, purpose="symbols")
+    pool = pool[~np.isin(pool, sorted(reserved))]
+    tasks: dict[str, Task] = {}
+    owner: dict[int, str] = {}
+    for index, task in enumerate(config.tasks):
+        family = _check_task(task, index=index, names=tasks)
+        if task.share_symbols_with is not None:
+            source = tasks[task.share_symbols_with]
+            if task.num_symbols > len(source.symbols):
+                raise ConfigError(
+                    f"injection.tasks[{index}].num_symbols is {task.num_symbols} but "
+                    f"{source.name!r}, whose symbols it shares, has {len(source.symbols)}; lower "
+                    "num_symbols"
+                )
+            symbols = source.symbols[: task.num_symbols]
+            labels = source.labels
+        else:
+            symbols, labels = np.asarray(task.symbols or []), np.asarray(task.labels or [])
+        family_labels = family.count_labels(task.params)
+        lent = np.asarray([], dtype=np.int64)
+        if task.share_labels_with is not None:
+            labels = lent = tasks[task.share_labels_with].labels
+            if len(lent) != family_labels:
+                raise ConfigError(
+                    f"injection.tasks[{index}].share_labels_with names {task.share_labels_with!r}, "
+                    f"which has {len(lent)} labels, but {task.name!r} needs {family_labels}; share "
+                    "with a task of as many labels"
+                )
+        num_symbols = 0 if len(symbols) else task.num_symbols
+        num_labels = 0 if len(labels) == family_labels else family_labels
+        pool = pool[~np.isin(pool, [*owner, *symbols, *labels])]
+        if num_symbols + num_labels > len(pool):
+            raise ConfigError(
+                f"injection.tasks[{index}] ({task.name}) needs {num_symbols + num_labels} fresh "
+                f"tokens but only {len(pool)} of the vocabulary's {vocab_size} are left "
+                f"({len(reserved)} reserved, {len(owner)} held by earlier tasks); lower "
+                "num_symbols, use fewer tasks or share_symbols_with"
+            )
+        if num_symbols:
+            symbols = pool[:num_symbols]
+        if num_labels:
+            labels = pool[num_symbols : num_symbols + num_labels]
+        labels = labels[:family_labels]
+        own = np.concatenate([symbols, labels])
+        _check_tokens(
+            task, index, own, owner, reserved, lent=set(lent.tolist()), vocab_size=vocab_size
+        )
+        tasks[task.name] = family(
+            task.name,
+            symbols=symbols,
+            labels=labels,
+            seed=config.seed,
+            train_fraction=task.train_fraction,
+            params=task.params,
+        )
+    return list(tasks.values())
+
+
+def _check_task(task: TaskConfig, *, index: int, names: Collection[str]) -> type[Task]:
+    """The task's family, after the checks that need no tokens."""
+    key = f"injection.tasks[{index}]"
+    if task.name in ("", "???") or task.name in names:
+        raise ConfigError(f"{key}.name must be given and unique in the run, got {task.name!r}")
+    if task.family not in TASKS:
+        raise ConfigError(f"{key}.family must be one of {sorted(TASKS)}, got {task.family!r}")
+    for name in ("share_symbols_with", "share_labels_with"):
+        source = getattr(task, name)
+        if source is not None and source not in names:
+            raise ConfigError(
+                f"{key}.{name} must name an earlier task, got {source!r}; earlier tasks: "
+                f"{sorted(names)}"
+            )
+    shared, labels = task.share_symbols_with is not None, task.share_labels_with is not None
+    if shared and (task.symbols or task.labels or labels):
+        raise ConfigError(
+            f"{key}: give either share_symbols_with or symbols, labels and share_labels_with, "
+            "not both (it shares the labels too)"
+        )
+    if labels and task.labels:
+        raise ConfigError(f"{key}: give either share_labels_with or labels, not both")
+    family = TASKS[task.family]
+    try:
+        least, num_labels = family.least_symbols(task.params), family.count_labels(task.params)
+    except ConfigError as error:
+        raise ConfigError(f"{key}.{error}") from None
+    if not task.symbols and task.num_symbols < least:
+        raise ConfigError(
+            f"{key}.num_symbols must be at least {least} for {task.family}"
+            f"{f' with {task.params}' if task.params else ''}, got {task.num_symbols}"
+        )
+    if task.labels and len(task.labels) != num_labels:
+        raise ConfigError(
+            f"{key}.labels must hold {num_labels} token ids for {task.family}, got "
+            f"{len(task.labels)}; remove it to have them drawn"
+        )
+    return family
+
+
+def _check_tokens(
+    task: TaskConfig,
+    index: int,
+    tokens: IntArray,
+    owner: dict[int, str],
+    reserved: set[int],
+    *,
+    lent: set[int],
+    vocab_size: int,
+) -> None:
+    """Every token inside the vocabulary, not reserved, and not another task's unless shared or
+    lent as a label."""
+    key = f"injection.tasks[{index}] ({task.name})"
+    outside = [int(t) for t in tokens if not 0 <= t < vocab_size]
+    if outside:
+        raise ConfigError(
+            f"{key}: token ids {outside[:5]} are outside the vocabulary of {vocab_size}; choose "
+            f"ids in [0, {vocab_size})"
+        )
+    forbidden = [int(t) for t in tokens if int(t) in reserved]
+    if forbidden:
+        raise ConfigError(
+            f"{key}: token ids {forbidden[:5]} are EOS, padding, special, byte or excluded tokens; "
+            "choose others"
+        )
+    clash = [int(t) for t in tokens if owner.get(int(t), task.name) != task.name]
+    clash = [t for t in clash if t not in lent]
+    if clash and task.share_symbols_with is None:
+        raise ConfigError(
+            f"{key}: tokens {clash[:5]} already belong to task {owner[clash[0]]!r}; set "
+            f"share_symbols_with: {owner[clash[0]]} if that is meant, choose other symbols, or "
+            "list this task before those that draw theirs"
+        )
+    for token in tokens:
+        owner.setdefault(int(token), task.name)

@@ -1,0 +1,1 @@
+"""Advice: from records to the surfaces that it is read off."""

@@ -1,0 +1,198 @@
+"""Distributed alignment search: is a variable one subspace of the states at a place, causally?
+
+    pairs = draw_pairs(task, "tok1", among=task.train, num=2048, seed=0)
+    bases_SDK = learn_subspaces(model, task, pairs, Site(1, 0), rank=1, seeds=[0, 1, 2])
+    interchange(model, task, held_out, Site(1, 0), bases_SDK)    # (S, N): the target's label?
+
+Geiger, Wu, Potts, Icard and Goodman 2024 (arXiv 2303.02536): learn the rank-K subspace for which
+swapping a source example's coordinates in it into a base example gives the label of the
+counterfactual; then count on pairs it never saw how often it does (interchange accuracy).
+
+Our own lines and not pyvene 0.1.8, which takes the engine's model by module path as well and gives
+the same accuracies (tests/eval/alignment/test_das.py): it would bring 28 packages into every
+install, runs the source through the model in every step, and learns one seed at a time, so that
+three searches take three times as long. docs/measurement.md has the times.
+
+Axes: S seeds (subspaces side by side), N pairs, B pairs of a batch, D width, K rank, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from data_injection.philox import permutation
+from data_injection.tasks.base import IntArray, Task
+from eval.alignment.counterfactuals import Pairs
+from eval.alignment.interventions import Site, frozen, label_logits, patched, read_states
+
+STEPS = 200
+BATCH_PAIRS = 64
+LEARNING_RATE = 0.1
+"""Adam's, on an unconstrained matrix whose columns are orthonormalised; down to 0 linearly."""
+
+LOGITS_AT_ONCE = 2**22
+
+
+def learn_subspaces(
+    model: nn.Module,
+    task: Task,
+    pairs: Pairs,
+    site: Site,
+    *,
+    rank: int,
+    seeds: Sequence[int],
+    steps: int = STEPS,
+    batch_pairs: int = BATCH_PAIRS,
+    learning_rate: float = LEARNING_RATE,
+) -> torch.Tensor:
+    """Orthonormal bases_SDK that minimise the cross-entropy of the target's label among the labels.
+
+    The seeds are learned side by side in one forward pass: they share nothing but the model. Each
+    has its own first basis and its own order of the pairs.
+
+    Raises:
+        ValueError: no pairs, or a rank that the width does not have.
+    """
+    if not len(pairs):
+        raise ValueError(f"no pairs of task {task.name!r} to learn a subspace from")
+    device = next(model.parameters()).device
+    labels_L, answers_N = _labels(task, pairs.target)
+    source_ND = _source_states(model, task, pairs, site)
+    free_SDK = nn.Parameter(random_subspaces(source_ND.shape[1], rank=rank, seeds=seeds).to(device))
+    optimizer = torch.optim.Adam([free_SDK], lr=learning_rate)
+    order_SB = _batches(len(pairs), steps * batch_pairs, seeds)
+    inputs_NT = torch.from_numpy(task.tokens[pairs.base, :-1]).to(device)
+    with frozen(model):
+        for step in range(steps):
+            rows_SB = order_SB[:, step * batch_pairs : (step + 1) * batch_pairs].to(device)
+            rows = rows_SB.flatten()
+            basis_SDK = torch.linalg.qr(free_SDK)[0]
+            logits_BL = _interchanged(
+                model, inputs_NT[rows], source_ND[rows], site, basis_SDK, labels_L.to(device)
+            )
+            # Adam does not see that each seed has a part of the mean only.
+            loss = F.cross_entropy(logits_BL, answers_N.to(device)[rows])
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return torch.linalg.qr(free_SDK.detach())[0]
+
+
+def random_subspaces(width: int, *, rank: int, seeds: Sequence[int]) -> torch.Tensor:
+    """Uniformly random orthonormal bases_SDK, a pure function of the arguments."""
+    if not 0 < rank <= width:
+        raise ValueError(f"rank must be in [1, {width}], the width of the states, got {rank}")
+    return torch.stack(
+        [
+            torch.linalg.qr(
+                torch.randn(width, rank, generator=torch.Generator().manual_seed(seed))
+            )[0]
+            for seed in seeds
+        ]
+    )
+
+
+@torch.no_grad()
+def interchange(
+    model: nn.Module, task: Task, pairs: Pairs, site: Site, bases_SDK: torch.Tensor | None
+) -> NDArray[np.bool_]:
+    """Whether the model answers with the target's label, for every subspace and pair; (S, N).
+
+    The answer is the arg max over the task's labels. Without bases the whole state is swapped, as
+    one subspace: what no subspace of any rank should exceed by much at a place that holds nothing
+    but the variable.
+    """
+    device = next(model.parameters()).device
+    source_ND = _source_states(model, task, pairs, site)
+    if bases_SDK is None:
+        bases_SDK = torch.eye(source_ND.shape[1])[None]
+    labels_L, answers_N = _labels(task, pairs.target)
+    inputs_NT = torch.from_numpy(task.tokens[pairs.base, :-1]).to(device)
+    rows_at_once = max(LOGITS_AT_ONCE // (len(labels_L) * 64), 1)
+    with frozen(model):
+        right = [
+            [
+                _interchanged(
+                    model,
+                    inputs_NT[start : start + rows_at_once],
+                    source_ND[start : start + rows_at_once],
+                    site,
+                    basis_DK[None].to(device),
+                    labels_L.to(device),
+                ).argmax(dim=-1)
+                for start in range(0, len(pairs), rows_at_once)
+            ]
+            for basis_DK in bases_SDK
+        ]
+    chosen_SN = torch.stack([torch.cat(parts) for parts in right]).cpu()
+    return (chosen_SN == answers_N).numpy()
+
+
+@torch.no_grad()
+def chosen_labels(model: nn.Module, task: Task, examples: IntArray) -> IntArray:
+    """The model's own answer to some examples, undisturbed: a label token each."""
+    device = next(model.parameters()).device
+    labels_L = torch.from_numpy(task.label_tokens)
+    inputs = torch.from_numpy(task.tokens[examples, :-1]).to(device)
+    with frozen(model):
+        chosen = [
+            label_logits(model, part, labels_L.to(device)).argmax(dim=-1)
+            for part in inputs.split(max(LOGITS_AT_ONCE // (len(labels_L) * 64), 1))
+        ]
+    return labels_L[torch.cat(chosen).cpu()].numpy()
+
+
+def _interchanged(
+    model: nn.Module,
+    input_ids_BT: torch.Tensor,
+    source_BD: torch.Tensor,
+    site: Site,
+    basis_SDK: torch.Tensor,
+    labels_L: torch.Tensor,
+) -> torch.Tensor:
+    """Label logits after the swap; rows are seed by seed, as many for each; (B, L)."""
+    num_seeds = len(basis_SDK)
+
+    def swap(base_BD: torch.Tensor) -> torch.Tensor:
+        change_SBD = (source_BD - base_BD).unflatten(0, (num_seeds, -1))
+        return base_BD + ((change_SBD @ basis_SDK) @ basis_SDK.mT).flatten(0, 1)
+
+    with patched(model, site, swap):
+        return label_logits(model, input_ids_BT, labels_L)
+
+
+def _source_states(model: nn.Module, task: Task, pairs: Pairs, site: Site) -> torch.Tensor:
+    """The sources' states at the site, a row per pair; each example is run once."""
+    device = next(model.parameters()).device
+    examples, place = np.unique(pairs.source, return_inverse=True)
+    inputs = torch.from_numpy(task.tokens[examples, :-1]).to(device)
+    with frozen(model):
+        # The engine computes the logits of the last token whether wanted or not.
+        parts = [read_states(model, part, [site])[site] for part in inputs.split(256)]
+    return torch.cat(parts)[torch.from_numpy(place).to(device)]
+
+
+def _labels(task: Task, examples: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """The task's label tokens, and the examples' labels as places among them."""
+    labels = task.label_tokens
+    places = np.searchsorted(labels, task.tokens[examples, -1])
+    return torch.from_numpy(labels), torch.from_numpy(places)
+
+
+def _batches(num: int, total: int, seeds: Sequence[int]) -> torch.Tensor:
+    """`total` indices below num for each seed: permutations one after the other; (S, total)."""
+    rounds = -(-total // num)
+    orders = [
+        np.concatenate(
+            [permutation(num, seed=seed, purpose="das/batches", counter=i) for i in range(rounds)]
+        )[:total]
+        for seed in seeds
+    ]
+    return torch.from_numpy(np.stack(orders))

@@ -1,0 +1,224 @@
+"""What an audit looks at, and what it says: one verdict for each check.
+
+    subject = open_run(Path("runs/w32"))
+    Verdict("plan", OK, "all agree")
+
+Everything that may change while a run trains is read once, checkpoints before the ledger: a place
+in the ledger that a checkpoint names is then on the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from data_injection.config import ConfigError
+from data_injection.ledger import LEDGER_FOLDER, Segment, read_segments
+from data_injection.plan import InjectionPlan
+from eval.audit.ledger import SavedCheckpoint, choose_checkpoint, read_checkpoints
+from eval.checkpoints.checkpoint import compile_saved_plan, load_identity
+
+OK, DIFFERS, NOT_CHECKED = "ok", "differs", "not checked"
+
+IDENTITY_KEYS = ("plan_hash", "plan", "corpus_hash", "data_seed", "memmap_dtype", "vocab_size")
+
+Progress = Callable[[str, int, int], None]
+"""progress(what, done, total) is called now and then in what may take long."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one check found."""
+
+    check: str
+    status: str
+    """OK, DIFFERS or NOT_CHECKED."""
+
+    said: str
+    """In one sentence: what agrees, the first difference with both sides, or why not checked."""
+
+    details: tuple[str, ...] = ()
+    """Further differences."""
+
+    notes: tuple[str, ...] = ()
+    """What is no error: abandoned rows, a checkpoint set aside, what a sample cannot find."""
+
+    numbers: dict[str, Any] = field(default_factory=dict)
+    """What was counted, as JSON values."""
+
+
+def judge(
+    check: str,
+    problems: Sequence[str],
+    agreed: str,
+    *,
+    notes: Sequence[str] = (),
+    numbers: dict[str, Any] | None = None,
+) -> Verdict:
+    """DIFFERS with the first problem, or OK where there is none."""
+    if problems:
+        return Verdict(
+            check, DIFFERS, problems[0], tuple(problems[1:]), tuple(notes), numbers or {}
+        )
+    return Verdict(check, OK, agreed, (), tuple(notes), numbers or {})
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All verdicts on a run."""
+
+    run: str
+    step: int | None
+    """Of the checkpoint whose weights were audited; None if the run has none yet."""
+
+    plan_hash: str
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def status(self) -> int:
+        """0 if nothing that was checked differs, else 1."""
+        return int(any(verdict.status == DIFFERS for verdict in self.verdicts))
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return asdict(self) | {"status": self.status}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run as it was found."""
+
+    folder: Path
+    identity: dict[str, Any]
+    """plan.json; if that cannot be read, the audited checkpoint's."""
+
+    identity_problem: str | None
+    experiment: dict[str, Any]
+    """experiment.yaml as plain values; empty if it cannot be read."""
+
+    checkpoints: tuple[SavedCheckpoint, ...]
+    audited: SavedCheckpoint | None
+    segments: dict[int, Segment]
+    """Of the ledger; empty if there is none."""
+
+    plan: InjectionPlan | None
+    """Recompiled from experiment.yaml."""
+
+    plan_problem: str | None
+
+    @property
+    def step(self) -> int:
+        """Steps that made the audited weights."""
+        return self.audited.step if self.audited is not None else 0
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks by their number in the plan."""
+        tasks = self.identity["plan"]["tasks"]
+        return sorted(tasks, key=lambda name: tasks[name]["index"])
+
+    def setting(self, key: str) -> Any:
+        """A dotted setting of experiment.yaml, None if it is not there."""
+        value: Any = self.experiment
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def trained_plan(self) -> InjectionPlan | None:
+        """The plan to compare with: recompiled, and vouched for by plan.json or the checkpoint."""
+        vouched = {self.identity["plan_hash"]}
+        if self.audited is not None and self.audited.identity is not None:
+            vouched.add(self.audited.identity.get("plan_hash"))
+        return self.plan if self.plan is not None and self.plan.hash in vouched else None
+
+
+def open_run(folder: Path, *, step: int | None = None) -> Subject:
+    """Read a run once.
+
+    Raises FileNotFoundError if the folder is no run, ConfigError for a step without a checkpoint.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}; give the folder of a run")
+    checkpoints = read_checkpoints(folder)
+    audited = choose_checkpoint(checkpoints, run=folder, step=step)
+    identity, problem = _read_identity(folder, audited)
+    try:
+        segments = read_segments(folder / LEDGER_FOLDER)
+    except FileNotFoundError:
+        segments = {}
+    experiment, plan, plan_problem = _compile(folder, identity)
+    return Subject(
+        folder=folder,
+        identity=identity,
+        identity_problem=problem,
+        experiment=experiment,
+        checkpoints=tuple(checkpoints),
+        audited=audited,
+        segments=segments,
+        plan=plan,
+        plan_problem=plan_problem,
+    )
+
+
+def plan_digest(canonical: Any) -> str:
+    """The hash that a canonical plan has (data_injection.plan.InjectionPlan.hash)."""
+    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read_identity(
+    folder: Path, audited: SavedCheckpoint | None
+) -> tuple[dict[str, Any], str | None]:
+    try:
+        identity = load_identity(folder)
+        if missing := [key for key in IDENTITY_KEYS if key not in identity]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        return identity, None
+    except ValueError as error:
+        problem = f"plan.json cannot be read ({error})"
+        if audited is None or audited.identity is None:
+            raise ConfigError(
+                f"{folder}: {problem}, and no checkpoint says what it held; restore it"
+            ) from None
+        return audited.identity, problem
+
+
+def _compile(
+    folder: Path, identity: dict[str, Any]
+) -> tuple[dict[str, Any], InjectionPlan | None, str | None]:
+    """experiment.yaml, the plan it compiles to, and what is wrong if it does not."""
+    experiment: Any = {}
+    try:
+        experiment = OmegaConf.to_container(OmegaConf.load(folder / "experiment.yaml"))
+        plan = compile_saved_plan(folder, identity)
+    except FileNotFoundError:
+        return {}, None, "experiment.yaml is missing"
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        found = experiment if isinstance(experiment, dict) else {}
+        return found, None, f"experiment.yaml compiles to no plan ({reason})"
+    return experiment, plan, None
+
+
+def listing(names: Sequence[str], *, most: int = 4) -> str:
+    """ "a, b, c", or the first few and how many more."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
+
+
+def count(num: int, noun: str) -> str:
+    """ "1 row", "2 rows", "1,024 rows"."""
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"

@@ -1,0 +1,1 @@
+"""Checkpoints: find them, load their model and the plan they were trained with."""

@@ -1,0 +1,143 @@
+"""What `olmo-ext eval` was given: runs, folders of runs, single checkpoints, Hugging Face folders.
+
+for source in find_sources("runs/w32"):
+    print(source.path, source.kind, source.step, source.run)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_injection.config import ConfigError
+from data_injection.plan import differences
+from eval.checkpoints.checkpoint import (
+    IDENTITY_FILE,
+    find_checkpoints,
+    load_identity,
+    load_model_config,
+)
+from eval.checkpoints.sharded import checkpoint_kind
+
+_STEP = re.compile(r"step(\d+)(-unsharded)?")
+
+PADDING = 512
+"""Rows that an embedding may have beyond the vocabulary, to make a round number."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One checkpoint to ask."""
+
+    path: Path
+
+    kind: str
+    """As `eval.checkpoints.sharded.checkpoint_kind` says."""
+
+    step: int | None
+    """Optimizer steps taken; None if the folder's name does not say."""
+
+    run: Path | None
+    """The folder of the run that it is of, with its plan; None outside of any."""
+
+
+def find_sources(path: str | Path) -> list[Source]:
+    """The checkpoints at or below a path, run by run in the order of their steps.
+
+    Raises FileNotFoundError, with what to give, if there is none.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no folder {path}; give a run, a folder of runs or a checkpoint")
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is a file; give the folder of the checkpoint it is of")
+    path = path.resolve() if path.is_symlink() else path  # latest-unsharded
+    if checkpoint_kind(path) is not None:
+        run = path.parent if (path.parent / "plan.json").is_file() else None
+        return [_source(path, run)]
+    runs = _runs(path)
+    if runs:
+        found = [
+            Source(checkpoint.path, "unsharded", checkpoint.step, run)
+            for run in runs
+            for checkpoint in find_checkpoints(run)
+        ]
+        if not found:
+            raise FileNotFoundError(
+                f"no complete checkpoint in {', '.join(map(str, runs[:3]))}; let the run save one "
+                "(train.save_interval_unsharded) before it is evaluated"
+            )
+        return found
+    inside = [child for child in path.iterdir() if child.is_dir() and not child.is_symlink()]
+    sources = [_source(child, None) for child in inside if checkpoint_kind(child) is not None]
+    if not sources:
+        raise FileNotFoundError(
+            f"no run (a folder with plan.json) in or below {path}, and no checkpoint of OLMo or "
+            "transformers in it; give the folder of a run, of runs or of a checkpoint"
+        )
+    return sorted(sources, key=lambda source: (source.step or 0, source.path.name))
+
+
+def run_folders(path: str | Path) -> list[Path]:
+    """Folders of runs (with a plan.json) at or below a path, sorted; FileNotFoundError if none."""
+    if not (found := _runs(Path(path))):
+        raise FileNotFoundError(f"no run (a folder with plan.json) in or below {path}")
+    return found
+
+
+def _runs(path: Path) -> list[Path]:
+    return sorted({file.parent for file in path.rglob("plan.json")})
+
+
+def _source(path: Path, run: Path | None) -> Source:
+    kind = checkpoint_kind(path)
+    assert kind is not None
+    named = _STEP.fullmatch(path.name)
+    step = int(named[1]) if named else None
+    # A run's checkpoint says so itself; what merely lies in its folder is another's.
+    own = run is not None and step is not None and (path / IDENTITY_FILE).is_file()
+    return Source(path, kind, step, run if own and kind != "hf" else None)
+
+
+def check_belongs(source: Source) -> None:
+    """Raise ConfigError if a checkpoint in a run's folder was trained as another run.
+
+    Another plan, corpus, seed, model, strategy: the records would call it by the wrong name.
+    """
+    assert source.run is not None
+    try:
+        theirs = json.loads((source.path / IDENTITY_FILE).read_text())
+    except ValueError:
+        raise ConfigError(
+            f"{source.path}/{IDENTITY_FILE} cannot be read; restore it or use another checkpoint"
+        ) from None
+    theirs = {key: value for key, value in theirs.items() if key not in ("step", "ledger")}
+    if lines := differences(theirs, load_identity(source.run)):
+        raise ConfigError(
+            f"{source.path} was trained as another run than {source.run}/plan.json says (now: the "
+            "checkpoint, before: the run):\n  "
+            + "\n  ".join(lines)
+            + "\nMove it back to its own run's folder, or out of any and name its plan with --plan."
+        )
+
+
+def check_vocabulary(source: Source, *, vocab_size: int) -> None:
+    """Raise ConfigError if a model's token ids are not those that the tasks were drawn from."""
+    if source.kind == "hf":
+        config = source.path / "config.json"
+        try:
+            rows = int(json.loads(config.read_text())["vocab_size"])
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{config} has no vocab_size; is it transformers' own?") from None
+        fits, what = vocab_size <= rows < vocab_size + PADDING, f"vocab_size {rows}"
+    else:
+        size = load_model_config(source.path)["vocab_size"]
+        fits, what = size == vocab_size, f"model.vocab_size {size}"
+    if not fits:
+        raise ConfigError(
+            f"{source.path} has {what}, but the tasks of the plan are drawn from a vocabulary of "
+            f"{vocab_size}: the same ids would be other tokens; give the plan of a run with this "
+            "model's tokenizer"
+        )

@@ -1,0 +1,1 @@
+"""Export: a checkpoint as a folder that stock transformers loads, and back."""

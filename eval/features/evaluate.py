@@ -1,0 +1,239 @@
+"""Features of checkpoints: probes and Fourier counts, alignment search and causal effects.
+
+    for task, what, num in evaluate_features("runs/w64", das=True):
+        print(task.name, what, num)            # records appended to the run's records.jsonl
+
+Idempotent and resumable: what stands in the records is skipped, place by place. Probes are those of
+the callback `features`, with its settings where the run had it, so that either gives the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+
+from data_injection.config import ConfigError
+from data_injection.plan import InjectionPlan
+from data_injection.tasks.base import Task
+from eval.alignment.causal import causal_effects
+from eval.alignment.controls import METRIC, Place, feature_rank, score_alignment
+from eval.alignment.das import STEPS
+from eval.alignment.interventions import Site, num_blocks
+from eval.checkpoints.checkpoint import (
+    Checkpoint,
+    find_checkpoints,
+    load_model,
+    load_plan,
+    random_model,
+)
+from eval.checkpoints.sources import run_folders
+from eval.features.activations import residual_stream
+from eval.features.presence import COUNTS, score_features
+from eval.records import FILE_NAME, RecordWriter, lock_folder, read_records, task_fields
+
+METRICS = (METRIC, "causal_share", "causal_recovered", "ablation_drop")
+"""What --das adds to the probes' metrics."""
+
+_CALLBACK = ("layers", "position", "contexts", "permutations")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checkpoint whose tasks are to be measured."""
+
+    folder: Path
+    checkpoint: Checkpoint
+    plan: InjectionPlan
+    tasks: tuple[Task, ...]
+
+
+def find_jobs(
+    source: str | Path, *, steps: Sequence[int] = (), tasks: Sequence[str] = ()
+) -> list[Job]:
+    """The checkpoints of a run, of all runs below a folder, or the one that is given, by step.
+
+    steps, tasks: these alone; empty means all that are there (tasks: all that declare targets).
+
+    Raises:
+        FileNotFoundError: no run, no checkpoint, or not of these steps.
+        ConfigError: no run has a task of that name, or the task declares no targets.
+    """
+    source = Path(source)
+    one = source if (source / "model.pt").is_file() else None
+    jobs, known = [], set()
+    for folder in [source.resolve().parent] if one else run_folders(source):
+        plan = load_plan(folder)
+        able = [task for task in plan.tasks if task.targets()]
+        known |= {task.name for task in able}
+        chosen = tuple(task for task in able if not tasks or task.name in tasks)
+        for checkpoint in find_checkpoints(folder):
+            is_meant = one is None or checkpoint.path.resolve() == one.resolve()
+            if chosen and is_meant and (not steps or checkpoint.step in steps):
+                jobs.append(Job(folder, checkpoint, plan, chosen))
+    if unknown := sorted(set(tasks) - known):
+        raise ConfigError(
+            f"--task: no run has a task {unknown} that declares targets; these do: {sorted(known)}"
+        )
+    if not jobs:
+        at = f" of step {', '.join(map(str, steps))}" if steps else ""
+        raise FileNotFoundError(f"no complete checkpoint{at} in or below {source}")
+    return jobs
+
+
+def evaluate_features(
+    jobs: Sequence[Job],
+    *,
+    das: bool = False,
+    rank: int | None = None,
+    search_steps: int = STEPS,
+    device: str = "cpu",
+) -> Iterator[tuple[Job, str, int]]:
+    """Measure what is missing; yields (job, what was measured, records written) one by one.
+
+    Args:
+        rank: of the subspaces; None takes the dimensions of what the probes found.
+
+    Raises:
+        ConfigError: another process writes into the run's folder, or the model cannot be measured.
+    """
+    folders = list(dict.fromkeys(job.folder for job in jobs))
+    for folder in folders:
+        run_fields = json.loads((folder / "run.json").read_text())["record_fields"]
+        known: dict[Any, Any] = {}
+        with lock_folder(folder), RecordWriter(folder / FILE_NAME) as writer:
+            done = _Done(folder)
+            for job in (job for job in jobs if job.folder == folder):
+                measured = _measure(
+                    job, done, known, das=das, rank=rank, search_steps=search_steps, device=device
+                )
+                geometry = job.plan.geometry
+                tokens = job.checkpoint.step * geometry.batch_size * geometry.seq_len
+                common = run_fields | {"step": job.checkpoint.step, "tokens": tokens}
+                for task, what, rows in measured:
+                    fields = common | task_fields(job.plan, task.name, step=job.checkpoint.step)
+                    writer.write([fields | row for row in rows])
+                    yield job, what, len(rows)
+
+
+def _measure(
+    job: Job,
+    done: _Done,
+    known: dict[Any, Any],
+    *,
+    das: bool,
+    rank: int | None,
+    search_steps: int,
+    device: str,
+) -> Iterator[tuple[Task, str, list[dict[str, Any]]]]:
+    """What is missing of a checkpoint, piece by piece: a piece is written as a whole."""
+    step, seed = job.checkpoint.step, job.plan.seed
+    model: torch.nn.Module | None = None
+    for task in job.tasks:
+        missing_probes = not done.probes(step, task)
+        if not das and not missing_probes:
+            continue
+        model = model or load_model(job.checkpoint.path, device=device)
+        probed = done.of_probes(step, task)
+        if missing_probes:
+            rows = _probe(model, task, _settings(job.folder), seed=seed, device=device)
+            probed = pd.DataFrame(rows)
+            yield task, f"{task.name}: probes", [{"split": ""} | row for row in rows]
+        if not das:
+            continue
+        if not done.effects(step, task, num_blocks(model)):
+            effects = causal_effects(model, task, seed=seed)
+            yield task, f"{task.name}: causal effects", [{"split": "test"} | r for r in effects]
+        if "untrained" not in known:
+            known["untrained"] = random_model(job.checkpoint.path, seed=seed, device=device)
+        places = score_alignment(
+            model,
+            task,
+            untrained=known["untrained"],
+            rank=rank or feature_rank(task, _present(probed)),
+            seed=seed,
+            steps=search_steps,
+            skip=done.places(step, task, rank),
+            known=known,
+        )
+        for rows in places:
+            first = rows[0]
+            what = f"{first['variable']} at {first['layer']}.{first['position']}"
+            yield task, f"{task.name}: {what}", [{"split": "test"} | row for row in rows]
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What the run's features callback measured with; nothing where it had none."""
+    saved = OmegaConf.select(OmegaConf.load(folder / "experiment.yaml"), "callbacks.features")
+    return {name: saved[name] for name in _CALLBACK if name in saved} if saved else {}
+
+
+def _probe(
+    model: torch.nn.Module, task: Task, settings: dict[str, Any], *, seed: int, device: str
+) -> list[dict[str, Any]]:
+    layers = sorted(settings.get("layers") or range(num_blocks(model) + 1))
+    options = {name: settings[name] for name in _CALLBACK[1:] if name in settings}
+    return score_features(
+        lambda ids: residual_stream(model, ids.to(device)),
+        task,
+        layers=layers,
+        seed=seed,
+        **options,
+    )
+
+
+def _present(probed: pd.DataFrame) -> dict[str, Any]:
+    """Units (from 0) that the probes found over all layers, by target."""
+    found = probed[probed.metric.isin([*COUNTS.values(), "probe_count"]) & probed.layer.isna()]
+    units = zip(found.group, found.present, strict=True)
+    return {group: [unit - 1 for unit in present] for group, present in units}
+
+
+class _Done:
+    """What a run's records hold already. A piece is complete if its last row is there."""
+
+    def __init__(self, folder: Path) -> None:
+        file = folder / FILE_NAME
+        names = ["layer", "group", "present", "component", "position", "variable", "held_out"]
+        frame = read_records(file) if file.is_file() else pd.DataFrame(columns=["step", "task"])
+        self._rows = frame.reindex(columns=[*frame.columns, *(set(names) - set(frame.columns))])
+        for name in ("metric", "control", "subset", "rank"):
+            if name not in self._rows:
+                self._rows[name] = None
+
+    def _of(self, step: int, task: Task) -> pd.DataFrame:
+        return self._rows[(self._rows.step == step) & (self._rows.task == task.name)]
+
+    def of_probes(self, step: int, task: Task) -> pd.DataFrame:
+        rows = self._of(step, task)
+        return rows[rows.group.isin(list(task.targets()))]
+
+    def probes(self, step: int, task: Task) -> bool:
+        rows = self.of_probes(step, task)
+        counts = rows[rows.metric.isin([*COUNTS.values(), "probe_count"]) & rows.layer.isna()]
+        return set(counts.group) == set(task.targets())
+
+    def effects(self, step: int, task: Task, blocks: int) -> bool:
+        rows = self._of(step, task)
+        last = (rows.metric == "ablation_drop") & (rows.component == "mlp")
+        return bool((last & (rows.layer == blocks) & (rows.position == task.length - 2)).any())
+
+    def places(self, step: int, task: Task, rank: int | None) -> set[Place]:
+        rows = self._of(step, task)
+        rows = rows[
+            (rows.metric == METRIC)
+            & (rows.control == "full_vector")
+            & (rows.subset == "answered")
+            & ((rows["rank"] == rank) | (rank is None))
+        ]
+        sites = [
+            Site(int(layer), int(position))
+            for layer, position in zip(rows.layer, rows.position, strict=True)
+        ]
+        return set(zip(rows.variable, sites, rows.held_out, strict=True))

@@ -1,0 +1,199 @@
+"""The theory's order of the cells beside that of size x frequency, from records.
+
+    ordering_table(read_records("runs/sweep"))       # a row per set of comparable runs
+    ordering(read_records("runs/sweep")).savefig("ordering.png", dpi=180)
+
+What the theory predicts for a cell, and why it is not tuned: theory/advice/ordering.py. Sets are
+runs of one protocol, length, batch and learning rate, all families together: to order them is the
+claim.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from data_injection.config import ConfigError
+from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD
+from eval.scores.cells import LEARNED_SCORE, MIN_SEEDS, run_rows
+from theory.advice.ordering import Comparison, compare, utility_margins
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STUDY_BITS = {
+    "comparison": math.lgamma(101) / math.log(2),
+    "modular_addition": math.lgamma(101) / math.log(2),
+}
+"""Of records that name no bits: the study's 100 symbols, or the record would name a variant."""
+
+SCHEDULED = re.compile(r"\b(window|burst|trace|until)\b")
+"""Variants whose timing this prediction knows nothing of."""
+
+
+def ordering_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per set of comparable runs.
+
+    Columns: protocol, setting, rows, runs, seeds, rho_theory, rho_baseline, difference, null_low,
+    null_high (95% when the predictors change places at random), p_value, claim (the difference is
+    above null_high, over three seeds or more). Raises ConfigError where no set has two sizes.
+    """
+    return pd.DataFrame(
+        {"protocol": protocol, "setting": setting} | _as_row(rows, found)
+        for protocol, setting, rows, found in _sets(frame)
+    )
+
+
+def ordering(frame: pd.DataFrame) -> Figure:
+    """Score against the theory's margin (left) and log2 size x frequency (right), a row a set."""
+    from matplotlib.figure import Figure
+
+    sets = list(_sets(frame))
+    figure = Figure(figsize=(8.6, 3.3 * len(sets) + 0.5), layout="constrained")
+    axes = figure.subplots(len(sets), 2, sharey=True, squeeze=False)
+    for (left, right), (protocol, setting, rows, found) in zip(axes, sets, strict=True):
+        for axis, column, rho, label in (
+            (left, "theory", found.rho_theory, "theory: log2 N / N_crit, up to a constant"),
+            (right, "baseline", found.rho_baseline, "log2 width x rate per step"),
+        ):
+            _draw(axis, rows, column)
+            axis.set_xlabel(f"{label} (Spearman {rho:.3f})", fontsize=8.5)
+        left.set_ylabel("test score", fontsize=9)
+        word = "above" if _claimed(rows, found) else "not above"
+        left.set_title(f"{protocol}, {setting}", fontsize=9, color=INK, loc="left")
+        right.set_title(
+            f"difference {found.difference:+.3f}, {word} the 95% of chance "
+            f"[{found.null_low:.3f}, {found.null_high:.3f}]",
+            fontsize=8.5, color=INK, loc="left",
+        )  # fmt: skip
+    axes[0, 0].legend(fontsize=7, frameon=False, ncols=2)
+    return figure
+
+
+def _sets(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, Comparison]]:
+    rows = _predicted(run_rows(frame))
+    found = 0
+    rows["several"] = rows.groupby(["rung", "params"]).learning_rate.transform("nunique") > 1
+    rows["apart"] = rows.learning_rate.where(rows.several, 0.0)
+    for key, group in rows.groupby(["protocol", "step", "batch_size", "apart"], sort=True):
+        protocol, step, batch, rate = key
+        if group.params.nunique() < 2:
+            continue
+        try:
+            compared = compare(group.theory, group.baseline, group.value, group.cluster)
+        except ValueError:
+            continue
+        found += 1
+        setting = f"{int(step):,} steps of {int(batch)} rows"
+        setting += f", learning rate {rate:g}" if rate else ""
+        yield str(protocol), setting, group, compared
+    if not found:
+        raise ConfigError(
+            "records hold no two sizes whose cells the theory could order; train a sweep over "
+            "size and frequency"
+        )
+
+
+def _predicted(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with `width`, `theory`, `baseline` and `cluster`; tasks out of its reach left out.
+
+    Left out: other schedules than a steady one, and runs whose every row carries an example, since
+    without host text nothing competes.
+    """
+    rows = rows.assign(
+        width=_widths(rows),
+        bits=[_bits(row) for row in rows.to_dict("records")],
+        learning_rate=rows.learning_rate if "learning_rate" in rows else 0.0,
+        share=_per_token(rows),
+        batch_size=_batch(rows),
+    )
+    rows["cluster"] = rows.run.astype(str) + " " + rows.rung.astype(str) + " " + rows.seed.map(str)
+    if "folder" in rows:
+        rows["cluster"] = rows.folder.astype(str) + " " + rows.cluster
+    timed = rows.variant.fillna("").map(lambda v: bool(SCHEDULED.search(v))) if (
+        "variant" in rows
+    ) else pd.Series(False, index=rows.index)  # fmt: skip
+    load = rows.rate_per_step.groupby(rows.cluster).transform("sum")
+    known = rows[["width", "bits", "share", "batch_size"]].notna().all(axis=1)
+    rows = rows[known & ~timed & (rows.rate_per_step > 0) & (load < rows.batch_size)].copy()
+    if rows.empty:
+        raise ConfigError("records hold no task whose place in the theory's order is known")
+    rows["theory"] = 0.0
+    for _, run in rows.groupby("cluster"):
+        margins = utility_margins(
+            width=float(run.width.iloc[0]), shares=run.share.tolist(), bits=run.bits.tolist()
+        )
+        rows.loc[run.index, "theory"] = margins / math.log(2)
+    rows["baseline"] = np.log2(rows.width * rows.rate_per_step)
+    return rows
+
+
+def _widths(rows: pd.DataFrame) -> pd.Series:
+    """d_model, of the record or of a rung's name such as w64; NaN where neither says it."""
+    named = pd.to_numeric(rows.rung.astype(str).str.extract(r"^w(\d+)$")[0], errors="coerce")
+    return rows.d_model.astype(float).fillna(named) if "d_model" in rows else named
+
+
+def _bits(row: dict[Any, Any]) -> float:
+    bits = row.get("bits")
+    if bits is not None and pd.notna(bits):
+        return float(bits)
+    variant = row.get("variant")
+    plain = not variant or bool(pd.isna(variant))
+    return STUDY_BITS.get(str(row["family"]), math.nan) if plain else math.nan
+
+
+def _per_token(rows: pd.DataFrame) -> pd.Series:
+    """Labels of the task per token of the stream."""
+    share = rows.rate_per_step / (rows.tokens / rows.step.where(rows.step > 0))
+    return rows.rate_per_token.astype(float).fillna(share) if "rate_per_token" in rows else share
+
+
+def _batch(rows: pd.DataFrame) -> pd.Series:
+    """Rows per step, 0 where no record says it: then no run is taken for one without host text."""
+    if "batch_size" in rows:
+        return rows.batch_size.astype(float)
+    if "rate_per_sequence" in rows:
+        return (rows.rate_per_step / rows.rate_per_sequence).round()
+    return pd.Series(math.nan, index=rows.index)
+
+
+def _claimed(rows: pd.DataFrame, found: Comparison) -> bool:
+    return found.claim and rows.seed.nunique() >= MIN_SEEDS
+
+
+def _as_row(rows: pd.DataFrame, found: Comparison) -> dict[str, Any]:
+    return {
+        "rows": len(rows),
+        "runs": found.num_runs,
+        "seeds": int(rows.seed.nunique()),
+        "rho_theory": found.rho_theory,
+        "rho_baseline": found.rho_baseline,
+        "difference": found.difference,
+        "null_low": found.null_low,
+        "null_high": found.null_high,
+        "p_value": found.p_value,
+        "claim": _claimed(rows, found),
+    }
+
+
+def _draw(axis: Any, rows: pd.DataFrame, column: str) -> None:
+    """A mark a run and task, its colour the size and its shape the family."""
+    from matplotlib import colormaps
+
+    sizes = sorted({*zip(rows.params, rows.rung, strict=True)})
+    colours = colormaps["viridis"](np.linspace(0.1, 0.9, len(sizes)))
+    families = sorted(set(rows.family))
+    for (_, rung), colour in zip(sizes, colours, strict=True):
+        for family, marker in zip(families, MARKERS * len(families), strict=False):
+            part = rows[(rows.rung == rung) & (rows.family == family)]
+            axis.plot(part[column], part.value, marker, color=colour, markersize=4, alpha=0.8,
+                      label=rung if family == families[0] else None)  # fmt: skip
+    axis.axhline(LEARNED_SCORE, zorder=1, **THRESHOLD)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8, colors=FAINT)

@@ -1,0 +1,272 @@
+"""The study's Figs. 6b and 8 from records: equal frequency at unequal gaps, and what bursts leave.
+
+    gaps(read_records("runs/matched_frequency")).savefig("gaps.png", dpi=180)
+    forgetting(read_records("runs/matched_frequency")).savefig("forgetting.png", dpi=180)
+
+As in eval/figures/heatmap.py every function returns a Figure and touches no global state. Bars and
+bands are 95% intervals over seeds; nulls are drawn; what is undefined is said, not drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from data_injection.config import ConfigError
+from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD, number
+from eval.retention.matched_frequency import GROUP, matched_frequency
+from eval.retention.retained import SPLITS, half_life_text, half_lives, retention
+from eval.scores.cells import LEARNED_SCORE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, apart for every kind of colour vision, smallest rung first.
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+GAIN_LAG = 20
+"""When Adam (beta1 .9) has put in 89% of a burst's gradient; see eval.retention.retained."""
+
+PANEL = ("protocol", "family", "variant", "rate_per_step", "gap")
+
+
+def gaps(frame: pd.DataFrame, *, split: str = "test") -> Figure:
+    """Fig. 6b: label loss and score against the gap at equal frequency, a line per rung.
+
+    Filled: at the end of the run. Hollow: right after the last burst, where it was measured.
+    """
+    from matplotlib.figure import Figure
+
+    metrics = ("label_loss", "score")
+    ends = {metric: matched_frequency(frame, metric=metric, split=split) for metric in metrics}
+    shown = [key for key, _ in ends["label_loss"].groupby(list(GROUP))]
+    looks = _looks(ends["label_loss"])
+    figure = Figure(figsize=(8.6, 3.4 * len(shown) + 0.5), layout="constrained")
+    grid = figure.subplots(len(shown), 2, squeeze=False)
+    for axes, key in zip(grid, shown, strict=True):
+        for axis, metric in zip(axes, metrics, strict=True):
+            _draw_gaps(axis, _of(ends[metric], GROUP, key), looks)
+            after = _after(frame, metric, split, key)
+            for rung, line in after.groupby("rung"):
+                hollow = looks[rung] | {"markerfacecolor": "white", "linestyle": "none"}
+                axis.plot(line.gap, line.value, markersize=5, **hollow)
+            _dress_gaps(axis, _of(ends[metric], GROUP, key), metric, split)
+        axes[0].set_title(_group_title(dict(zip(GROUP, key, strict=True))), **_LEFT)
+    _legend_of_gaps(figure, ends["label_loss"], looks, hollow=not after.empty)
+    return figure
+
+
+def forgetting(frame: pd.DataFrame, *, split: str = "test", gain_lag: int = GAIN_LAG) -> Figure:
+    """Fig. 8: what a burst did to the loss, in nats, and the share of it that is kept; by lag.
+
+    A row per task and rate: of schedules with a control, or else of all, the one measured longest.
+    Left, a colour per rung: the loss against the one before the burst, and dashed the control's.
+    Right: the share kept of the gain at `gain_lag`, net of the control where there is one.
+    """
+    from matplotlib.figure import Figure
+
+    course = _longest(retention(frame, split=split))
+    shares = retention(frame, split=split, gain_lag=gain_lag)
+    rows = [key for key, _ in course.groupby(list(PANEL), dropna=False)]
+    looks = _looks(course)
+    figure = Figure(figsize=(8.6, 3.3 * len(rows) + 0.8), layout="constrained")
+    grid = figure.subplots(len(rows), 2, squeeze=False)
+    for (left, right), key in zip(grid, rows, strict=True):
+        panel = _of(course, PANEL, key)
+        _draw_course(left, panel, looks)
+        left.set_title(_panel_title(panel), **_LEFT)
+        left.set_ylabel(f"{split} label loss - before the burst, nats", fontsize=9)
+        _draw_shares(right, _of(shares, PANEL, key), looks)
+        net = "net of the control: " if panel.controlled.any() else ""
+        right.set_title(f"{SPLITS[split]}, {net}share of the gain at lag {gain_lag}", **_LEFT)
+        for axis in (left, right):
+            _lag_axis(axis, sorted(set(panel.lag)))
+    _legend_of_forgetting(figure, course, looks)
+    return figure
+
+
+def _longest(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each task and rate the schedule with the longest course: shorter ones show its start."""
+    kept = []
+    for _, group in table.groupby(["protocol", "family", "rate_per_step"]):
+        some = group[group.controlled] if group.controlled.any() else group
+        longest = some[some.lag == some.lag.max()].iloc[0]
+        kept.append(_of(some, PANEL, longest[list(PANEL)].tolist()))
+    return pd.concat(kept)
+
+
+_LEFT: dict[str, Any] = {"fontsize": 9, "color": INK, "loc": "left"}
+
+
+def _looks(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each rung."""
+    rungs = [rung for _, rung in sorted({*zip(table.params, table.rung, strict=True)})]
+    return {
+        rung: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, rung in enumerate(rungs)
+    }
+
+
+def _of(table: pd.DataFrame, names: Sequence[str], key: Sequence[Any]) -> pd.DataFrame:
+    """The rows of one panel; NaN equals NaN."""
+    if table.empty:
+        return table
+    same = [
+        table[name].isna() if value != value else table[name] == value
+        for name, value in zip(names, key, strict=True)
+    ]
+    return table[np.logical_and.reduce(same)]
+
+
+def _after(frame: pd.DataFrame, metric: str, split: str, key: Sequence[Any]) -> pd.DataFrame:
+    try:
+        table = matched_frequency(frame, metric=metric, split=split, when="after")
+    except ConfigError:
+        return pd.DataFrame(columns=["rung", "gap", "value"])
+    return _of(table, GROUP, key)
+
+
+def _draw_gaps(axis: Any, table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
+    for i, (rung, line) in enumerate(table.groupby("rung")):
+        spread = np.array([line.value - line.low, line.high - line.value])
+        shifted = line.gap * 1.03**i  # so that bars do not cover one another
+        axis.errorbar(
+            shifted, line.value, yerr=np.nan_to_num(spread), capsize=2.5, linewidth=1.6,
+            markersize=5, **looks[str(rung)],
+        )  # fmt: skip
+
+
+def _dress_gaps(axis: Any, table: pd.DataFrame, metric: str, split: str) -> None:
+    null = float(table.null.iloc[0])
+    axis.axhline(null, color=INK, linewidth=0.9, linestyle=":", zorder=1)
+    if metric == "score":
+        axis.axhline(LEARNED_SCORE, **THRESHOLD)
+        axis.set_ylim(-0.4, 1.1)
+    else:
+        axis.set_ylim(bottom=0)
+    every = sorted(set(table.gap))
+    axis.set_xscale("log")
+    axis.set_xticks(every, [str(gap) for gap in every], fontsize=8.5)
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(every[0] / 1.3, every[-1] * 1.3)
+    axis.set_xlabel("gap: steps from burst to burst", fontsize=9)
+    axis.set_ylabel(f"{split} {metric.replace('_', ' ')}", fontsize=9)
+    _plain_axis(axis)
+
+
+def _draw_course(axis: Any, panel: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
+    kinds = (("retained", "-", 1.8), ("control", (0, (4, 2)), 1.2))
+    for (rung, look), (kind, style, width) in product(looks.items(), kinds):
+        line = panel[(panel.rung == rung) & (panel.kind == kind)]
+        axis.plot(
+            line.lag, -line.effect, linewidth=width, markersize=4, zorder=3,
+            **look | {"linestyle": style},
+        )  # fmt: skip
+        axis.fill_between(
+            line.lag, -line.effect_high, -line.effect_low, color=look["color"], alpha=0.13, lw=0
+        )
+    axis.axhline(0, zorder=1, **THRESHOLD)
+
+
+def _draw_shares(axis: Any, panel: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
+    said = []
+    main = panel[panel.kind == "net"] if panel.controlled.any() else panel
+    lives = half_lives(main) if len(main) else main
+    for rung, look in looks.items():
+        line = main[main.rung == rung]
+        if line.empty:
+            said.append((f"{rung}: not measured at that lag", look["color"]))
+            continue
+        said.append((_life_text(rung, line, lives), look["color"]))
+        axis.plot(line.lag, line.value, linewidth=1.8, markersize=4, zorder=3, **look)
+        axis.fill_between(line.lag, line.low, line.high, color=look["color"], alpha=0.15, lw=0)
+    for i, (text, colour) in enumerate(reversed(said)):
+        axis.text(
+            0.03, 0.04 + 0.07 * i, text, transform=axis.transAxes, fontsize=8, color=colour
+        )  # fmt: skip
+    for height in (0.0, 0.5, 1.0):
+        axis.axhline(height, zorder=1, **THRESHOLD | {"linewidth": 0.6})
+    axis.set_ylim(-0.75, 1.75)
+
+
+def _lag_axis(axis: Any, lags: Sequence[int]) -> None:
+    axis.set_xscale("symlog", linthresh=1, linscale=0.5)
+    # Labels that would touch are left out: of lags closer than a quarter only the first is named.
+    named = [lags[0]]
+    for lag in lags[1:]:
+        if lag >= 1.25 * named[-1] + 0.5:
+            named.append(lag)
+    axis.set_xticks(named, [str(lag) for lag in named], fontsize=8)
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(-0.2, lags[-1] * 1.2)
+    axis.set_xlabel("steps since the burst", fontsize=9)
+    _plain_axis(axis)
+
+
+def _life_text(rung: str, line: pd.DataFrame, lives: pd.DataFrame) -> str:
+    """ "w64: half-life 8.1 (5 to 13)", or why there is none."""
+    gain = line.iloc[0]
+    if line.value.isna().all():
+        half = (gain.gain_high - gain.gain_low) / 2
+        spread = f" ± {half:.2f}" if math.isfinite(half) else ""
+        return f"{rung}: undefined, gain {gain.gain:.2f}{spread}"
+    life = lives[lives.rung == rung].iloc[0]
+    ends = [half_life_text(value, max_lag=life.max_lag) for value in (life.low, life.high)]
+    between = "" if "undefined" in ends else f" ({ends[0]} to {ends[1]})"
+    return f"{rung}: half-life {life.text}{between}, gain {gain.gain:.2f}"
+
+
+def _panel_title(panel: pd.DataFrame) -> str:
+    one = panel.iloc[0]
+    what = f"{one.family.replace('_', ' ')}, {one.protocol}, rate {number(one.rate_per_step)}"
+    return f"{what}\n{one.variant}{'' if one.controlled else '; no control'}"
+
+
+def _group_title(key: dict[str, Any]) -> str:
+    setting = f", {key['setting']}" if key["setting"] else ""
+    rate = f"{number(key['rate_per_step'])} a step, {key['end']:,.0f} steps"
+    return f"{key['family'].replace('_', ' ')}, {key['protocol']}{setting}: {rate}"
+
+
+def _plain_axis(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(FAINT)
+    axis.tick_params(labelsize=8, colors=INK, length=3)
+
+
+def _legend_of_gaps(
+    figure: Any, table: pd.DataFrame, looks: dict[str, dict[str, Any]], *, hollow: bool
+) -> None:
+    from matplotlib.lines import Line2D
+
+    seeds = sorted({int(n) for n in table.n_seeds})
+    bars = f"; bars: 95% over {seeds[0]} seeds" if seeds[0] > 1 else "; one seed"
+    handles = [Line2D([], [], label=rung, **look) for rung, look in looks.items()]
+    handles.append(Line2D([], [], color=FAINT, marker="o", ls="none", label=f"end of run{bars}"))
+    if hollow:
+        look: dict[str, Any] = {"markerfacecolor": "white", "color": FAINT, "ls": "none"}
+        handles.append(Line2D([], [], marker="o", label="right after the last burst", **look))
+    handles.append(
+        Line2D([], [], color=INK, lw=0.9, ls=":", label="null: label frequencies known, no more")
+    )
+    handles.append(Line2D([], [], label=f"learned: {LEARNED_SCORE:g}", **THRESHOLD))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+
+
+def _legend_of_forgetting(
+    figure: Any, table: pd.DataFrame, looks: dict[str, dict[str, Any]]
+) -> None:
+    from matplotlib.lines import Line2D
+
+    seeds = sorted({int(n) for n in table.n_seeds})
+    band = f"95% over {seeds[0]} seeds" if seeds[0] > 1 else "one seed, no interval"
+    handles = [Line2D([], [], linewidth=1.8, label=rung, **look) for rung, look in looks.items()]
+    handles.append(Line2D([], [], color=FAINT, lw=1.8, label=f"with the burst; band: {band}"))
+    if table.controlled.any():
+        dashed = Line2D([], [], color=FAINT, lw=1.2, ls=(0, (4, 2)), label="control: without it")
+        handles.append(dashed)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8.5, frameon=False)

@@ -1,0 +1,218 @@
+"""The tables of docs/findings.md on the mechanism: interference, features, gaps and retention.
+
+    interference(final_rows, every_row)      # each a Markdown table, as in eval.findings.controls
+
+From the sweeps `mechanism` (one task at rate 4, looked into while it trains) and
+`matched_frequency` (bursts at equal frequency, with controls).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from eval.findings.contrasts import Estimate, difference, estimate
+from eval.findings.controls import Table, markdown, verdict
+from eval.retention.matched_frequency import matched_frequency
+from eval.retention.retained import half_life_text, half_lives, retention
+
+RUNGS = ("w16", "w32", "w64", "w128")
+GROUPS = ("mlp_top", "model")
+SINCE = 600
+"""Cosines are averaged over the measured steps from here on: the second half of the runs."""
+
+BURST_STEP = 600
+"""The burst of matched_frequency that one run has and its control leaves out."""
+
+GAIN_LAG = 20
+"""When Adam has put 89% of a burst's gradient into the weights (eval.retention.retained)."""
+
+COSINES = ("cos_g_nt", "cos_g_t_all", "cos_g_t_label", "cos_update", "norm_g_r")
+FEATURES = ("order_r2", "order_r2_null99", "probe_count")
+UNREAD = ("params_total", "d_model", "batch_size", "seq_len", "corpus_hash", "rate_per_sequence")
+"""Fields that no table reads; provenance.json keeps the corpus."""
+
+
+def thin(frame: pd.DataFrame) -> pd.DataFrame:
+    """The records that the chapter stands on; the rest is in the runs' own files."""
+    sweep = frame.run.str.split("-").str[0]
+    whole = frame.subset.fillna("all") == "all"
+    inside = (sweep == "mechanism") & (frame.task != "")
+    cosines = frame.metric.isin(COSINES) & frame.group.isin(GROUPS)
+    scores = frame.metric.isin(["score", "label_loss"]) & (frame.split == "test") & whole
+    last = frame.step == frame.groupby("run").step.transform("max")
+    ends = last & whole & frame.metric.isin(["score", "label_loss", "label_entropy"])
+    bursts = frame.metric.str.endswith(("_before", "_lag")) & (frame.burst_step == BURST_STEP)
+    gaps = (sweep == "matched_frequency") & (ends | bursts) & (frame.split == "test")
+    kept = inside & (cosines | scores | frame.metric.isin(FEATURES)) | gaps
+    return (
+        frame[kept]
+        .drop(columns=[*UNREAD, "folder"], errors="ignore")
+        .sort_values(["run", "step", "task", "split", "metric", "layer", "lag"], ignore_index=True)
+    )
+
+
+def interference(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Cosine of the rest of the batch with the task's gradient, by size, beside its nulls."""
+    body = []
+    for group in GROUPS:
+        perp: dict[str, pd.Series] = {}
+        units: dict[str, pd.Series] = {}
+        for rung in RUNGS:
+            found = {
+                name: _over_steps(every, rung, group, "cos_g_nt", name)
+                for name in ("value", "null_labels", "perp", "abs_perp")
+            }
+            perp[rung] = found["abs_perp"]
+            share = _over_steps(every, rung, group, "norm_g_r", "perp_share")
+            own = _over_steps(every, rung, group, "cos_g_t_label", "perp")
+            spread = _over_steps(every, rung, group, "cos_g_nt", "random_spread")
+            # The mean size of a cosine with a random direction, not its standard deviation.
+            units[rung] = found["abs_perp"] / (spread * np.sqrt(2 / np.pi))
+            body.append(
+                [f"`{group}`", rung]
+                + [_three(estimate(values)) for values in found.values()]
+                + [estimate(units[rung]).text, estimate(share).text, estimate(own).text]
+            )
+        between = f"{RUNGS[-1]} - {RUNGS[0]}"
+        sizes = _three_signed(difference(perp[RUNGS[-1]], perp[RUNGS[0]]))
+        in_units = verdict(difference(units[RUNGS[-1]], units[RUNGS[0]]))
+        body.append([f"`{group}`", between, "", "", "", sizes, in_units, "", ""])
+    head = ["neurons", "size", "cos(g_nt, g_r)", "labels permuted", "perp", "mean abs. perp"]
+    return markdown([*head, "of a random one's", "perp part of g_r", "perp of g_t_label"], body)
+
+
+def features(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Order R^2 by size and layer beside the score, and their rank correlation over runs."""
+    inside = every[(every.sweep == "mechanism") & (every.step == every.step.max())]
+    body = []
+    for rung in RUNGS:
+        line = [rung, estimate(_metric(inside, rung, "score")).text]
+        for layer in (0, 1):
+            line.append(estimate(_metric(inside, rung, "order_r2", layer)).text)
+            line.append(f"{_metric(inside, rung, 'order_r2_null99', layer).mean():.2f}")
+        body.append(line)
+    head = ["size", "score", "order R^2, embedding", "null 99%", "after block 1", "null 99%"]
+    score = inside[inside.metric == "score"].set_index("run").value
+    tracks = []
+    for layer, where in ((0, "embedding"), (1, "after block 1")):
+        of_layer = inside[(inside.metric == "order_r2") & (inside.layer == layer)]
+        r2 = of_layer.set_index("run").value.reindex(score.index)
+        size = pd.Series(score.index.str.split("-").str[-1], index=score.index)
+        both = [rank_correlation(r2, score), rank_correlation(r2, score, within=size)]
+        texts = [f"{rho:.2f} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})" for rho, p in both]
+        tracks.append(f"{where} {texts[0]}, within sizes {texts[1]}")
+    said = f"Spearman of order R^2 and score over the {len(score)} runs, permutation p: "
+    return markdown(head, body) + "\n\n" + said + ", ".join(tracks) + "."
+
+
+def gaps(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Score and label loss at equal frequency and unequal gaps, against gap 1."""
+    frame = every[every.sweep == "matched_frequency"]
+    tables = {
+        metric: matched_frequency(frame, metric=metric).set_index(["rung", "gap"])
+        for metric in ("score", "label_loss")
+    }
+    body = []
+    for rung, gap in tables["score"].sort_index().index:
+        line = [rung, str(gap)]
+        for table in tables.values():
+            cell = table.loc[(rung, gap)]
+            n = int(cell.n_seeds)
+            line.append(Estimate(cell.value, cell.low, cell.high, n).text)
+            change = Estimate(cell.change, cell.change_low, cell.change_high, n)
+            line.append("" if gap == 1 else verdict(change))
+        body.append(line)
+    head = ["size", "gap (steps)", "score", "- gap 1", "label loss", "- gap 1"]
+    return markdown(head, body)
+
+
+def retained(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """What one burst of 100 instances leaves, net of the run without it, by lag."""
+    frame = every[every.sweep == "matched_frequency"]
+    # The plain gap-25 runs have that burst as well, and then more: they are no pair.
+    frame = frame[frame.run.str.endswith(("_once", "_control"))]
+    lags, body = (0, 20, 50, 100, 200), []
+    for metric, sign in (("label_loss", 1), ("score", -1)):
+        course = retention(frame, metric=metric)
+        course = course[course.kind == "net"]
+        for rung in ("w64", "w16"):
+            line = course[course.rung == rung].set_index("lag")
+            body.append([rung, metric, *(_effect(line.loc[lag], sign) for lag in lags), "", ""])
+    shares = retention(frame, gain_lag=GAIN_LAG)
+    lives = half_lives(shares).query("kind == 'net'").set_index("rung")
+    for rung, line in zip(("w64", "w16"), body[:2], strict=True):
+        of_rung = shares[(shares.kind == "net") & (shares.rung == rung)].set_index("lag")
+        cell = of_rung.loc[lags[-1]]
+        line[-2] = f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}]"
+        life, longest = lives.loc[rung], int(lives.loc[rung].max_lag)
+        bounds = [half_life_text(life[name], max_lag=longest) for name in ("low", "high")]
+        line[-1] = f"{life.text} [{', '.join(bounds)}]"
+    head = ["size", "lowers / raises", *(f"lag {lag}" for lag in lags)]
+    return markdown([*head, f"share of lag {GAIN_LAG} at 200", "half-life"], body)
+
+
+TABLES: dict[str, Table] = {
+    "interference": interference,
+    "features": features,
+    "gaps": gaps,
+    "retained": retained,
+}
+
+
+def rank_correlation(
+    a: pd.Series, b: pd.Series, *, within: pd.Series | None = None, permutations: int = 10_000
+) -> tuple[float, float]:
+    """Spearman's rho and its two-sided permutation p (at least 1 / permutations).
+
+    within: a group of each entry; ranks are then taken and permuted inside groups, so that what
+    moves both from group to group (size) does not count.
+    """
+    of = np.zeros(len(a), dtype=int) if within is None else pd.factorize(within)[0]
+    x, y = (values.groupby(of).rank() for values in (a, b))
+    x, y = (ranks.to_numpy() - ranks.groupby(of).transform("mean").to_numpy() for ranks in (x, y))
+    length = float(np.sqrt((x @ x) * (y @ y)))
+    rng = np.random.default_rng(0)
+    drawn = np.empty(permutations)
+    for i in range(permutations):
+        order = np.lexsort((rng.random(len(x)), of))  # a random order inside each group
+        shuffled = np.empty_like(x)
+        shuffled[np.argsort(of, kind="stable")] = x[order]
+        drawn[i] = abs(shuffled @ y) / length
+    rho = float(x @ y) / length
+    # Ties in exact arithmetic differ by rounding.
+    return rho, float((np.sum(drawn >= abs(rho) - 1e-12) + 1) / (permutations + 1))
+
+
+def _over_steps(every: pd.DataFrame, rung: str, group: str, metric: str, name: str) -> pd.Series:
+    """A field's mean over the measured steps of the second half, one value a seed."""
+    chosen = every[
+        (every.sweep == "mechanism")
+        & (every.rung == rung)
+        & (every.group == group)
+        & (every.metric == metric)
+        & (every.step >= SINCE)
+    ]
+    values = chosen.perp.abs() if name == "abs_perp" else chosen[name]
+    return values.groupby(chosen.seed).mean()
+
+
+def _metric(inside: pd.DataFrame, rung: str, metric: str, layer: int | None = None) -> pd.Series:
+    chosen = inside[(inside.rung == rung) & (inside.metric == metric)]
+    if layer is not None:
+        chosen = chosen[chosen.layer == layer]
+    return chosen.set_index("seed").value
+
+
+def _three(found: Estimate) -> str:
+    return f"{found.mean:.3f} ± {(found.high - found.low) / 2:.3f}".replace("-0.000", "0.000")
+
+
+def _three_signed(change: Estimate) -> str:
+    text = ("+" if change.mean > 0 else "") + _three(change)
+    return f"{text}, {change.verdict}"
+
+
+def _effect(cell: pd.Series, sign: int) -> str:
+    half = (cell.effect_high - cell.effect_low) / 2
+    return f"{sign * cell.effect:.2f} ± {half:.2f}"

@@ -1,0 +1,1 @@
+"""Interference: what the rest of a batch does to a rare task's gradient."""

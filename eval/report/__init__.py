@@ -1,0 +1,1 @@
+"""The report: one page from the records of a run or sweep."""

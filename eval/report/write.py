@@ -1,0 +1,182 @@
+"""One page that answers "do larger models learn rarer tasks?" from the records of a run or sweep.
+
+    from eval.report.write import write_report
+    write_report("runs/quickstart")      # report.html, heatmap.png, ..., cells.md, *.csv
+
+The page stands alone: figures are embedded and nothing is fetched. It says what measurement may
+not leave out: seeds, exposures, protocol, and which runs are unfinished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from data_injection.config import ConfigError
+from eval.figures.heatmap import count, number
+from eval.figures.index import draw_figures
+from eval.figures.ordering import ordering_table
+from eval.records import read_records, record_files, replace_file
+from eval.report.page import RUN_FILE, Run, cell_text, markdown_cells, render, verdict
+from eval.scores.cells import cells, groups, learned_per_rung
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def write_report(
+    source_folder: str | Path,
+    out_folder: str | Path | None = None,
+    *,
+    command: str | None = None,
+) -> Path:
+    """Write the report of every run in or below a folder; returns the path of report.html.
+
+    out_folder: default the source itself. command: shown as the way to repeat the report.
+    Raises FileNotFoundError or ConfigError, with what to do, if there is nothing to report.
+    """
+    source = Path(source_folder)
+    frame, runs = load_runs(source)
+    table = cells(frame)
+    default = source.parent if source.is_file() else source
+    out = Path(out_folder) if out_folder is not None else default
+    out.mkdir(parents=True, exist_ok=True)
+    figures = draw_figures(frame)
+    page = render(str(source), table, runs, figures, command)
+    for figure in figures:
+        replace_file(out / figure.name, figure.png)
+    replace_file(out / "cells.csv", table.to_csv(index=False).encode())
+    replace_file(out / "cells.md", markdown_cells(table).encode())
+    replace_file(out / "records.csv", frame.to_csv(index=False).encode())
+    with contextlib.suppress(ConfigError):  # as its figure: left out where the records hold none
+        table = ordering_table(frame)
+        replace_file(out / "ordering.csv", table.to_csv(index=False).encode())
+    return replace_file(out / "report.html", page.encode())
+
+
+def print_cells(table: pd.DataFrame, console: Console | None = None) -> None:
+    """The heatmap in a terminal: rungs by rates, learned cells marked, exposures under each."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console()
+    for protocol, family, group in groups(table):
+        metric, split = group.metric.iloc[0], group.split.iloc[0]
+        title = f"{family}, {protocol} protocol: {split} {metric}"
+        grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+        grid.add_column("rung")
+        rates = sorted(set(group.rate_per_step), reverse=True)
+        for rate in rates:
+            grid.add_column(f"{number(rate)}/step", justify="right")
+        for params, rung in sorted({*zip(group.params, group.rung, strict=True)}, reverse=True):
+            row = group[(group.rung == rung) & (group.params == params)].set_index("rate_per_step")
+            shown = [cell_text(row.loc[rate]) if rate in row.index else "-" for rate in rates]
+            grid.add_row(Text(f"{rung}\n{count(params)} par."), *map(_rich_cell, shown))
+        console.print(grid)
+    marks = "* learned" + (
+        "; (*) provisional, fewer than 3 seeds" if table.provisional.any() else ""
+    )
+    console.print(Text(f"{marks}; below: exposures per train example and protocol", style="dim"))
+    for counts in learned_per_rung(table):
+        console.print(Text(f"{counts.family}, {counts.protocol}: {verdict(counts)}"))
+
+
+def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[Run]]:
+    """All records with their run's folder, and the runs, started or not.
+
+    Raises FileNotFoundError or ConfigError, with what to do, if there is nothing to report.
+    """
+    source = Path(source)
+    try:
+        files = record_files(source)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"no records in or below {source.resolve()}; train a run with the task_eval callback "
+            "first, or give the folder of a run or sweep that has records.jsonl files"
+        ) from None
+    root = source.parent if source.is_file() else source
+    # File by file: two folders whose runs share a name must not replace each other's rows.
+    by_folder = {file.parent: read_records(file) for file in files}
+    waiting = {p.parent for p in root.rglob(RUN_FILE)} - set(by_folder)
+    runs = [_run(folder, root, by_folder.get(folder)) for folder in sorted({*by_folder, *waiting})]
+    tables = [
+        part.assign(folder=str(folder.relative_to(root)))
+        for folder, part in by_folder.items()
+        if len(part)
+    ]
+    if not any((part.task != "").any() for part in tables):
+        raise ConfigError(
+            f"the records below {source.resolve()} hold no measurement of a task; let the run "
+            "reach its first evaluation, or evaluate its checkpoints"
+        )
+    return pd.concat(tables, ignore_index=True), _mark_unfinished(runs)
+
+
+def _run(folder: Path, root: Path, rows: pd.DataFrame | None) -> Run:
+    info = _read_info(folder / RUN_FILE)
+    said = {}
+    for name in ("run", "rung", "protocol", "seed", "plan_hash"):
+        values = [] if rows is None else sorted({str(value) for value in rows[name]})
+        said[name] = ", ".join(values) or info.get(name, "")
+    planned = info.get("num_steps", "")
+    return Run(
+        folder=str(folder.relative_to(root)),
+        name=said["run"] or folder.name,
+        rung=said["rung"],
+        protocol=said["protocol"],
+        seed=said["seed"],
+        plan_hash=said["plan_hash"],
+        last_step=None if rows is None or rows.empty else int(rows.step.max()),
+        num_steps=int(planned) if planned.isdigit() else None,
+        measured=rows is not None and bool((rows.task != "").any()),
+        info=info,
+    )
+
+
+def _read_info(path: Path) -> dict[str, str]:
+    """run.json as text by text; a file we cannot read is said, never fatal to a report."""
+    if not path.exists():
+        return {}
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return {RUN_FILE: "not readable as JSON"}
+    if not isinstance(info, dict):
+        return {RUN_FILE: "not a JSON object"}
+    return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
+
+
+def _mark_unfinished(runs: list[Run]) -> list[Run]:
+    """Unfinished: behind its own plan or, where run.json names none, behind its rung's furthest."""
+    furthest: dict[tuple[str, str], int] = {}
+    for run in runs:
+        key = (run.protocol, run.rung)
+        furthest[key] = max(furthest.get(key, 0), run.last_step or 0)
+    marked = []
+    for run in runs:
+        goal = run.num_steps or furthest[(run.protocol, run.rung)]
+        whose = "planned" if run.num_steps else "reached by another run of the rung"
+        why = ""
+        if run.last_step is None or not run.measured:
+            why = "no task measured yet"
+        elif run.last_step < goal:
+            why = f"at step {run.last_step:,} of {goal:,} {whose}"
+        marked.append(replace(run, unfinished=why))
+    return marked
+
+
+def _rich_cell(cell: str | tuple[str, str, bool]) -> Any:
+    from rich.text import Text
+
+    if isinstance(cell, str):
+        return Text(cell, style="dim")
+    value, exposures, learned = cell
+    text = Text(value, style="bold green" if learned else "")
+    return text.append(f"\n{exposures}", style="not bold dim default")

@@ -1,0 +1,295 @@
+"""The size x frequency table: which rungs have learned a task at which rate.
+
+    from eval.scores.cells import cells, learned_per_rung
+    table = cells(read_records("runs/sweep"))      # one row per protocol, family, rung and rate
+
+A task alone in its run and the same task in a mixture are never one cell: like tasks can transfer.
+"Learned" has one meaning here and in every report (measurement rule): the mean test score over
+seeds is at least .5, and with three seeds or more so is its lower 95% bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from data_injection.config import ConfigError
+
+CELL = ("protocol", "family", "rung", "params", "rate_per_step")
+"""What tells two cells apart; seeds, runs and tasks of one rate are averaged inside a cell."""
+
+LEARNED_SCORE = 0.5
+MIN_SEEDS = 3
+"""Fewer seeds than this and a cell is provisional."""
+
+BESIDE = ("score", "accuracy", "label_accuracy", "label_loss", "label_entropy")
+"""Metrics that stand beside the chosen one: a score alone hides whether the format was learned."""
+
+
+def cells(
+    frame: pd.DataFrame,
+    *,
+    metric: str = "score",
+    split: str = "test",
+    step: int | Literal["final"] | None = None,
+) -> pd.DataFrame:
+    """One row per cell at one step, rungs by size, the most frequent rate first.
+
+    step: None takes, per protocol, family and rung, the last step that all its runs measured (each
+    run's own last step where they share none); "final" takes each run's own last step; a number
+    takes that step. `step` and `step_max` give the range a cell was read at.
+
+    Columns: CELL, then metric, split, n_seeds, n_runs, n_tasks, n_items, value (mean over seeds),
+    low, high (95%), interval ("seeds": t over two seeds or more; "items": the record's own Wilson
+    bounds, one seed; "none"), BESIDE in the same split, train_label_loss, majority, learned (from
+    the test score whatever the metric), provisional (fewer than MIN_SEEDS seeds),
+    exposures_per_example, rate_per_sequence, rate_per_token, step, step_max, tokens. What was not
+    measured is NaN. Raises ConfigError if nothing was measured.
+    """
+    rows = task_rows(frame)
+    measured = rows[(rows.metric == metric) & (rows.split == split)]
+    if measured.empty:
+        seen = sorted({f"{s} {m}" for s, m in zip(rows.split, rows.metric, strict=True)})
+        raise ConfigError(
+            f"records hold no {split} {metric!r} of a task, only {seen or 'no task rows at all'}; "
+            "run the accuracy measure, or ask for another metric or split"
+        )
+    rows = _at_step(rows, measured, step)
+    table = [
+        dict(zip(CELL, key, strict=True)) | _cell(group, metric, split)
+        for key, group in rows.groupby(list(CELL), sort=False)
+        if ((group.metric == metric) & (group.split == split)).any()
+    ]
+    order = ["protocol", "family", "params", "rung", "rate_per_step"]
+    ascending = [True, True, True, True, False]
+    return pd.DataFrame(table).sort_values(order, ascending=ascending, ignore_index=True)
+
+
+def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The defined measurements of tasks over all their pairs: no step losses, no mirror subsets.
+
+    Rates are rounded to four digits, so that a schedule that rounds its total over the run's steps
+    still falls in its own column. Where a record has a variant (another schedule, offset, number of
+    symbols or parameter than the study's), it joins the family's name, as does the learning rate
+    where a rung has several: such cells never merge.
+    """
+    rows = frame[(frame.task != "") & (frame.family != "") & frame.value.notna()]
+    if "subset" in rows:
+        rows = rows[rows.subset.fillna("all") == "all"]
+    rate = [float(f"{value:.4g}") for value in rows.rate_per_step]
+    family = rows.family
+    if "variant" in rows:
+        variant = rows.variant.fillna("")
+        family = family.where(variant == "", family + ", " + variant)
+    if "learning_rate" in rows:
+        # Along the ladder it goes with the size; where one size has several, they are a control.
+        several = rows.groupby(["family", "rung", "params"]).learning_rate.transform("nunique") > 1
+        # As text even where there is no row to map.
+        text = ", learning rate " + rows.learning_rate.map("{:g}".format).astype(str)
+        family = family.where(~several, family + text)
+    return rows.assign(rate_per_step=rate, family=family)
+
+
+def run_rows(
+    frame: pd.DataFrame, *, metric: str = "score", split: str = "test", step: int | None = None
+) -> pd.DataFrame:
+    """One row per run and task, read at the step at which `cells` reads its cell.
+
+    For what is fitted to runs and not to cells. Raises ConfigError if nothing was measured.
+    """
+    rows = task_rows(frame)
+    measured = rows[(rows.metric == metric) & (rows.split == split)]
+    if measured.empty:
+        raise ConfigError(f"records hold no {split} {metric!r} of a task; run the accuracy measure")
+    return _at_step(measured, measured, step).reset_index(drop=True)
+
+
+def groups(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(protocol, family, rows): what one panel may show, since nothing merges across these."""
+    for (protocol, family), group in table.groupby(["protocol", "family"], sort=True):
+        yield str(protocol), str(family), group
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high) of a value per seed: Student's t at 95%; NaN bounds for fewer than two."""
+    data = np.asarray(values, dtype=float)
+    if len(data) < 2:
+        return (float(data.mean()) if len(data) else np.nan), np.nan, np.nan
+    mean = float(data.mean())
+    half = student_t975(len(data) - 1) * float(data.std(ddof=1)) / np.sqrt(len(data))
+    return mean, mean - half, mean + half
+
+
+def student_t975(dof: int) -> float:
+    """Two-sided 95% quantile of Student's t."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, dof))
+
+
+@dataclass(frozen=True)
+class LearnedCounts:
+    """Learned cells per rung for one protocol and family, smallest rung first.
+
+    Only rates that every rung has measured count, or a sweep half done would look like a finding.
+    """
+
+    protocol: str
+    family: str
+    rungs: tuple[str, ...]
+    params: tuple[int, ...]
+    num_learned: tuple[int, ...]
+    rates: tuple[float, ...]
+    """Rates compared (instances per step), most frequent first."""
+    rates_left_out: tuple[float, ...]
+    """Rates that at least one rung has not measured."""
+    provisional: bool
+    """Some compared cell has fewer than MIN_SEEDS seeds."""
+    same_step: bool
+    """All compared cells were read at one step."""
+
+    @property
+    def comparable(self) -> bool:
+        return len(self.rungs) > 1 and bool(self.rates)
+
+    @property
+    def non_decreasing(self) -> bool | None:
+        """Never fewer learned cells at a larger rung; None if there is nothing to compare."""
+        if not self.comparable:
+            return None
+        return all(b >= a for a, b in zip(self.num_learned, self.num_learned[1:], strict=False))
+
+    @property
+    def strictly_larger(self) -> bool | None:
+        """More learned cells at the largest rung than at the smallest."""
+        return self.num_learned[-1] > self.num_learned[0] if self.comparable else None
+
+    @property
+    def rises(self) -> bool | None:
+        """The study's staircase: never falls with size, and is higher at the end."""
+        return (self.non_decreasing and self.strictly_larger) if self.comparable else None
+
+
+def learned_per_rung(table: pd.DataFrame) -> list[LearnedCounts]:
+    """Count the learned cells of each rung, for each protocol and family in a table of `cells`."""
+    counts = []
+    for protocol, family, group in groups(table):
+        rungs = [(str(r), int(p)) for p, r in sorted({*zip(group.params, group.rung, strict=True)})]
+        per_rung = [group[(group.rung == r) & (group.params == p)] for r, p in rungs]
+        everywhere = set.intersection(*(set(cells_.rate_per_step) for cells_ in per_rung))
+        shared = group[group.rate_per_step.isin(everywhere)]
+        counts.append(
+            LearnedCounts(
+                protocol=protocol,
+                family=family,
+                rungs=tuple(r for r, _ in rungs),
+                params=tuple(p for _, p in rungs),
+                num_learned=tuple(
+                    int(cells_.learned[cells_.rate_per_step.isin(everywhere)].sum())
+                    for cells_ in per_rung
+                ),
+                rates=tuple(sorted(everywhere, reverse=True)),
+                rates_left_out=tuple(sorted(set(group.rate_per_step) - everywhere, reverse=True)),
+                provisional=bool(shared.provisional.any()),
+                same_step=len({*shared.step, *shared.step_max}) <= 1,
+            )
+        )
+    return counts
+
+
+def _at_step(
+    rows: pd.DataFrame, measured: pd.DataFrame, step: int | Literal["final"] | None
+) -> pd.DataFrame:
+    """The rows of each run at the step its rung is read at."""
+    if isinstance(step, int):
+        if not (measured.step == step).any():
+            raise ConfigError(f"no run was measured at step {step}, only at {_some(measured.step)}")
+        return rows[rows.step == step]
+    rung = ["protocol", "family", "rung", "params"]
+    run = [*rung, "run", "seed"]
+    final = measured.groupby(run).step.max().rename("_read_at")
+    if step is None:
+        for _, group in measured.groupby(rung):
+            common = set.intersection(*(set(s) for _, s in group.groupby(["run", "seed"]).step))
+            if common:
+                of_rung = final.index.isin(pd.MultiIndex.from_frame(group[run]))
+                final[of_rung] = max(common)
+    read_at = rows.join(final, on=run)["_read_at"]
+    return rows[rows.step == read_at]
+
+
+def _some(steps: pd.Series) -> str:
+    known = sorted({int(s) for s in steps})
+    return ", ".join(map(str, known if len(known) < 9 else [*known[:4], "...", *known[-3:]]))
+
+
+def _cell(group: pd.DataFrame, metric: str, split: str) -> dict[str, object]:
+    """Everything one cell says, from its rows of all metrics and splits at one step."""
+    chosen = group[(group.metric == metric) & (group.split == split)]
+    places = ("layer", "group", "other_task", "burst", "lag")
+    if several := [p for p in places if p in chosen and chosen[p].nunique(dropna=False) > 1]:
+        raise ConfigError(
+            f"{split} {metric!r} was measured at several values of {', '.join(several)}, which a "
+            "cell would average; choose one of them first"
+        )
+    # A seed is one draw, however many runs or like tasks of a mixture it was measured in.
+    value, low, high = seed_interval(_per_seed(group, metric, split))
+    n_seeds = int(chosen.seed.nunique())
+    interval = "seeds" if n_seeds > 1 else "none"
+    if (
+        n_seeds == 1
+        and {"low", "high"} <= set(chosen)
+        and chosen[["low", "high"]].notna().any().all()
+    ):
+        low, high, interval = float(chosen.low.mean()), float(chosen.high.mean()), "items"
+    scores = _per_seed(group, "score", "test")
+    score, score_low, _ = seed_interval(scores)
+    learned = score >= LEARNED_SCORE and (len(scores) < MIN_SEEDS or score_low >= LEARNED_SCORE)
+    cell: dict[str, object] = {
+        "metric": metric,
+        "split": split,
+        "n_seeds": n_seeds,
+        "n_runs": len(chosen[["run", "seed"]].drop_duplicates()),
+        "n_tasks": int(chosen.task.nunique()),
+        "n_items": float(chosen.n.sum()) if "n" in chosen else np.nan,
+        "value": value,
+        "low": low,
+        "high": high,
+        "interval": interval,
+    }
+    cell |= {name: seed_interval(_per_seed(group, name, split))[0] for name in BESIDE}
+    tokens_per_step = chosen.tokens / chosen.step.where(chosen.step > 0)
+    return cell | {
+        "train_label_loss": seed_interval(_per_seed(group, "label_loss", "train"))[0],
+        "majority": _mean(chosen, "majority"),
+        "learned": bool(learned),
+        "provisional": len(scores) < MIN_SEEDS,
+        "exposures_per_example": float(chosen.exposures_per_example.mean()),
+        "rate_per_sequence": _first_known(
+            _mean(chosen, "rate_per_sequence"),
+            float(chosen.rate_per_step.mean()) / _mean(chosen, "batch_size"),
+        ),
+        "rate_per_token": _first_known(
+            _mean(chosen, "rate_per_token"), float((chosen.rate_per_step / tokens_per_step).mean())
+        ),
+        "step": int(chosen.step.min()),
+        "step_max": int(chosen.step.max()),
+        "tokens": float(chosen.tokens.mean()),
+    }
+
+
+def _per_seed(group: pd.DataFrame, metric: str, split: str) -> list[float]:
+    rows = group[(group.metric == metric) & (group.split == split)]
+    return [float(value) for value in rows.groupby("seed").value.mean()]
+
+
+def _mean(rows: pd.DataFrame, name: str) -> float:
+    return float(rows[name].mean()) if name in rows else np.nan
+
+
+def _first_known(*values: float) -> float:
+    return next((value for value in values if not np.isnan(value)), np.nan)

@@ -1,0 +1,367 @@
+"""Evaluate checkpoints: every task and split, in and out of runs, several side by side.
+
+    for done in evaluate(["runs/quickstart"]):       # appends to each run's records.jsonl
+        print(done.source.path, len(done.rows))
+
+Idempotent: what already stands in a run's records is not measured again. One process writes, and
+writes a checkpoint's rows as soon as it is done, so that a kill loses those in work alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data_injection.config import ConfigError
+from data_injection.plan import InjectionPlan
+from data_injection.tasks.base import Task
+from eval.checkpoints.checkpoint import load_identity, load_model, load_plan
+from eval.checkpoints.sharded import first_line
+from eval.checkpoints.sources import Source, check_belongs, check_vocabulary, find_sources
+from eval.records import (
+    FILE_NAME,
+    RecordWriter,
+    lock_folder,
+    read_records,
+    replace_file,
+    task_fields,
+)
+from eval.scores.accuracy import answer, score_answers
+from eval.scores.breakdown import SPLITS, breakdown
+from eval.scores.fast_answers import cut, fast_answer
+
+METRICS = (
+    *("accuracy", "label_accuracy", "score", "label_loss", "label_entropy"),
+    *("mirror_consistency", "memorised_gap", "mirror_gap"),
+)
+
+OUT_SUFFIXES = (".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """The tasks to ask of a checkpoint outside of any run, and the vocabulary they are of."""
+
+    tasks: tuple[Task, ...]
+    vocab_size: int
+
+
+def tasks_of_run(folder: str | Path) -> TaskSet:
+    """The tasks of a run's plan, recompiled from its folder."""
+    plan = load_plan(folder)
+    return TaskSet(tuple(plan.tasks), int(load_identity(folder)["train"]["model"]["vocab_size"]))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to measure: None takes all."""
+
+    tasks: Sequence[str] | None = None
+    splits: Sequence[str] = SPLITS
+    steps: Sequence[int] | None = None
+
+    def check(self) -> None:
+        """Raise ConfigError for splits that there are not."""
+        if unknown := sorted(set(self.splits) - set(SPLITS)):
+            raise ConfigError(f"--split must be train or test, got {', '.join(unknown)}")
+
+    def of_tasks(self, tasks: Sequence[Task], *, where: str) -> list[Task]:
+        """The chosen ones of these; ConfigError names those that there are not."""
+        names = [task.name for task in tasks]
+        if missing := sorted(set(self.tasks or ()) - set(names)):
+            raise ConfigError(
+                f"--task {', '.join(missing)} is not in the plan of {where}; it has "
+                f"{', '.join(names) or 'no tasks'}"
+            )
+        return [task for task in tasks if self.tasks is None or task.name in self.tasks]
+
+
+EVERYTHING = Choice()
+
+
+@dataclass(frozen=True)
+class Done:
+    """One checkpoint's outcome."""
+
+    source: Source
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """What was measured and, in a run, written; empty if all was there."""
+    problem: str = ""
+    """Why it could not be measured."""
+
+
+def evaluate(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    choice: Choice = EVERYTHING,
+    asked: TaskSet | None = None,
+    device: str = "cpu",
+    jobs: int = 1,
+) -> Iterator[Done]:
+    """Score every checkpoint of the given runs, folders and checkpoints; yields one by one.
+
+    Args:
+        asked: the tasks for checkpoints outside of any run; their rows are only yielded.
+        jobs: checkpoints side by side, each in a process of its own; 1 stays in this one.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ConfigError: a choice, plan, vocabulary or identity that does not fit, before any work; or
+            a checkpoint that could not be read, after all others are done.
+    """
+    choice.check()
+    sources = chosen_sources(paths, choice)
+    outside = [source for source in sources if source.run is None]
+    if outside and asked is None:
+        raise ConfigError(
+            f"{outside[0].path} is not in a run's folder, so that no plan says what to ask it; "
+            "name a run's folder or an experiment.yaml with --plan"
+        )
+    runs = {run: _Run.load(run, choice) for run in sorted({s.run for s in sources if s.run})}
+    for source in sources:
+        if source.run is not None:
+            check_belongs(source)
+        elif asked is not None:
+            check_vocabulary(source, vocab_size=asked.vocab_size)
+    here = choice.of_tasks(asked.tasks, where="--plan") if asked is not None else []
+    work: list[tuple[Source, list[Task]]] = []
+    for source in sources:
+        tasks = runs[source.run].missing(source, choice) if source.run is not None else here
+        if tasks:
+            work.append((source, tasks))
+        else:
+            yield Done(source)
+    problems = []
+    with ExitStack() as stack:
+        for run in sorted({source.run for source, _ in work if source.run}):
+            stack.enter_context(lock_folder(run))
+            runs[run].there = _there(run)  # another evaluation may have just ended
+        for source, rows, problem in stack.enter_context(_measured(work, device, jobs)):
+            rows = [row for row in rows if row["split"] in (*choice.splits, "")]
+            if set(choice.splits) != set(SPLITS):  # a gap is between the two
+                rows = [row for row in rows if row["split"]]
+            if problem:
+                problems.append(problem)
+            elif source.run is not None:
+                rows = runs[source.run].write(source, rows)
+            else:
+                rows = [_outside_fields(source) | row for row in rows]
+            yield Done(source, rows, problem)
+    if problems:
+        num = f"{len(problems)} of {len(sources)} checkpoints could not be scored:\n"
+        raise ConfigError((num if len(sources) > 1 else "") + "\n".join(problems))
+
+
+def chosen_sources(paths: str | Path | Sequence[str | Path], choice: Choice) -> list[Source]:
+    """The checkpoints at or below paths, each once, of the chosen steps."""
+    several = [paths] if isinstance(paths, str | Path) else paths
+    sources = list(dict.fromkeys(source for path in several for source in find_sources(path)))
+    if choice.steps is None:
+        return sources
+    kept = [source for source in sources if source.step in choice.steps]
+    if not kept:
+        there = sorted({source.step for source in sources if source.step is not None})
+        raise ConfigError(
+            f"--step {', '.join(map(str, choice.steps))}: no checkpoint of such a step; there are "
+            f"{', '.join(map(str, there)) or 'none with a step in their name'}"
+        )
+    return kept
+
+
+@dataclass
+class _Run:
+    """What the records of one run need and hold."""
+
+    folder: Path
+    plan: InjectionPlan
+    tasks: list[Task]
+    fields: dict[str, Any]
+    there: set[tuple[int, str, str, str, str]]
+    """(step, task, split, subset, metric) of the records."""
+
+    @classmethod
+    def load(cls, folder: Path, choice: Choice) -> _Run:
+        plan = load_plan(folder)
+        fields = json.loads((folder / "run.json").read_text())["record_fields"]
+        tasks = choice.of_tasks(plan.tasks, where=str(folder))
+        return cls(folder, plan, tasks, fields, _there(folder))
+
+    def missing(self, source: Source, choice: Choice) -> list[Task]:
+        """Tasks of which something is not in the records yet: the scores, or the breakdown."""
+        scored = {key[:3] for key in self.there if key[4] == "score"}
+        broken_down = {key[:3] for key in self.there if key[3].startswith("label=")}
+        both = scored & broken_down
+        step = source.step
+        return [t for t in self.tasks if any((step, t.name, s) not in both for s in choice.splits)]
+
+    def write(self, source: Source, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Append what is not there; returns it as records."""
+        step, geometry = source.step, self.plan.geometry
+        assert step is not None
+        common = self.fields | {
+            "step": step,
+            "tokens": step * geometry.batch_size * geometry.seq_len,
+        }
+        records = [
+            common | task_fields(self.plan, row["task"], step=step) | row
+            for row in rows
+            if (step, *(row[key] for key in ("task", "split", "subset", "metric")))
+            not in self.there
+        ]
+        with RecordWriter(self.folder / FILE_NAME) as writer:
+            writer.write(records)
+        return records
+
+
+def _there(folder: Path) -> set[tuple[int, str, str, str, str]]:
+    if not (folder / FILE_NAME).is_file():
+        return set()
+    rows = read_records(folder / FILE_NAME)
+    rows = rows[rows.task != ""]
+    subset = rows.subset.fillna("all") if "subset" in rows else ["all"] * len(rows)
+    return set(zip(rows.step, rows.task, rows.split, subset, rows.metric, strict=True))
+
+
+def _outside_fields(source: Source) -> dict[str, Any]:
+    return {"checkpoint": str(source.path), "step": source.step}
+
+
+# -- measuring -----------------------------------------------------------------------------------
+
+
+def measure(source: Source, tasks: Sequence[Task], *, device: str = "cpu") -> list[dict[str, Any]]:
+    """All rows of one checkpoint: scores of both splits and their breakdown, by task."""
+    rows: list[dict[str, Any]] = []
+    if source.kind == "hf":
+        last_logits = _load_hf(source.path, device)
+    else:
+        model = cut(load_model(source.path, device=device))
+    for task in tasks:
+        everything = np.arange(len(task.tokens))
+        if source.kind == "hf":
+            answers = answer(last_logits, task, everything)
+        else:
+            answers = fast_answer(model, task, everything)
+        scores = [
+            {"split": split, **row}
+            for split in SPLITS
+            for row in score_answers(answers[task.split(split)], task, task.split(split))
+        ]
+        name = {"task": task.name, "family": task.family}
+        rows += [name | row for row in (*scores, *breakdown(answers, task))]
+    return rows
+
+
+def _load_hf(path: Path, device: str) -> Any:
+    from eval.export.huggingface import load_hf
+
+    try:
+        return load_hf(path, device=device)
+    except Exception as error:  # transformers' own, of many kinds
+        raise ConfigError(
+            f"{path} cannot be read by transformers as tensors alone (cut off, of another "
+            f"architecture, or it holds code, which is not run): {first_line(error)}; restore it "
+            "or save it again as safetensors"
+        ) from error
+
+
+Outcome = tuple[Source, list[dict[str, Any]], str]
+
+
+@contextmanager
+def _measured(
+    work: Sequence[tuple[Source, list[Task]]], device: str, jobs: int
+) -> Iterator[Iterator[Outcome]]:
+    """The outcomes as they come; what has not begun is dropped if the caller stops."""
+    jobs = min(jobs, len(work))
+    if jobs <= 1:
+        yield (_outcome(source, tasks, device) for source, tasks in work)
+        return
+    # A fork server that has imported the engine once: torch's threads do not survive a plain fork.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["eval.scores.evaluate", "olmo.model"])
+    threads = max((os.cpu_count() or 1) // jobs, 1)
+    pool = ProcessPoolExecutor(jobs, context, initializer=_use_threads, initargs=(threads,))
+    try:
+        futures = [pool.submit(_outcome, source, tasks, device) for source, tasks in work]
+        yield (future.result() for future in as_completed(futures))
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            f"a process of --jobs {jobs} was killed, often for want of memory; what is done is in "
+            "the records: go on with fewer jobs"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _use_threads(num: int) -> None:
+    import torch
+
+    torch.set_num_threads(num)
+
+
+def _outcome(source: Source, tasks: list[Task], device: str) -> Outcome:
+    """Rows, or in words why there are none: one bad checkpoint must not cost the others."""
+    try:
+        return source, measure(source, tasks, device=device), ""
+    except (ConfigError, FileNotFoundError) as error:
+        return source, [], str(error)
+
+
+# -- the table -----------------------------------------------------------------------------------
+
+
+def results(sources: Sequence[Source], done: Sequence[Done], choice: Choice) -> pd.DataFrame:
+    """All rows of these checkpoints, those that the records had before too.
+
+    Columns: `checkpoint`, then those of the records.
+    """
+    parts = [pd.DataFrame(d.rows) for d in done if d.source.run is None and d.rows]
+    for run in sorted({source.run for source in sources if source.run}):
+        if not (run / FILE_NAME).is_file():
+            continue
+        rows = read_records(run / FILE_NAME)
+        paths = {s.step: str(s.path) for s in sources if s.run == run}
+        keep = rows.step.isin(list(paths)) & rows.metric.isin(METRICS) & (rows.task != "")
+        keep &= rows.split.isin([*choice.splits, ""])
+        if choice.tasks is not None:
+            keep &= rows.task.isin(list(choice.tasks))
+        rows = rows[keep].sort_values(["step", "task"], kind="stable")
+        parts.append(rows.assign(checkpoint=rows.step.map(paths)))
+    if not parts:
+        return pd.DataFrame(columns=["checkpoint", "step", "task", "split", "metric", "value"])
+    table = pd.concat(parts, ignore_index=True)
+    table["subset"] = table.subset.fillna("all")
+    table["step"] = table.step.astype("Int64")
+    rest = [name for name in table if name != "checkpoint"]
+    return table[["checkpoint", *rest]]
+
+
+def check_out(path: Path) -> None:
+    """Raise ConfigError, before any work, for a table that cannot be written."""
+    if path.suffix not in OUT_SUFFIXES:
+        raise ConfigError(f"--out {path} must end in {' or '.join(OUT_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--out {path}: there is no folder {path.parent}; make it first")
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write CSV or Parquet as the name says, under a temporary name first."""
+    if path.suffix == ".csv":
+        replace_file(path, table.to_csv(index=False).encode())
+        return
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    replace_file(path, buffer.getvalue())

@@ -1,0 +1,54 @@
+"""The scores of an evaluation in a terminal: one line a checkpoint, task and split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+SHOWN = ("accuracy", "label_accuracy", "score", "label_loss")
+
+MOST_LINES = 40
+
+
+def print_scores(table: pd.DataFrame, console: Console) -> None:
+    """Print SHOWN with the score's interval, and the gaps; of many steps the last one alone.
+
+    Args:
+        table: rows as `eval.scores.evaluate.results` gives them.
+    """
+    whole = table[table.subset == "all"] if len(table) else table
+    scores = whole[whole.metric.isin(SHOWN)]
+    last = len(scores) > MOST_LINES * len(SHOWN)
+    if last:
+        runs = scores.checkpoint.map(lambda path: str(Path(path).parent))
+        scores = scores[scores.step == scores.step.groupby(runs).transform("max")]
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for name in ("checkpoint", "task", "split"):
+        shown.add_column(name, overflow="fold")
+    for name in (*SHOWN, "memorised gap", "mirror gap"):
+        shown.add_column(name.replace("_", "\n").replace(" ", "\n"), justify="right", no_wrap=True)
+    for (path, task, split), group in scores.groupby(["checkpoint", "task", "split"], sort=False):
+        rows = group.set_index("metric")
+        gaps = whole[(whole.checkpoint == path) & (whole.task == task)].set_index("metric")
+        beside = [
+            _with_interval(gaps.loc[name]) if split == "test" and name in gaps.index else ""
+            for name in ("memorised_gap", "mirror_gap")
+        ]
+        score = _with_interval(rows.loc["score"])
+        loss = f"{rows.loc['label_loss'].value:.3f}"
+        shares = (f"{rows.loc[name].value:.3f}" for name in ("accuracy", "label_accuracy"))
+        where = "\n".join(Path(str(path)).parts[-2:]).removesuffix("-unsharded")
+        shown.add_row(where, str(task), str(split), *shares, score, loss, *beside)
+    console.print(shown)
+    if last:
+        console.print("the last steps alone; all are in the records, and in a table with --out")
+
+
+def _with_interval(row: pd.Series) -> str:
+    if pd.isna(row.value):
+        return "-"
+    return f"{row.value:.2f}\n[{row.low:.2f}, {row.high:.2f}]".replace("[", r"\[")

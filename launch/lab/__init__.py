@@ -1,0 +1,1 @@
+"""`olmo-ext theory`: the synthetic lab's experiments, run and shown."""

@@ -1,0 +1,189 @@
+"""Running the synthetic lab: predictions first, then cells, records, tables and figures.
+
+    olmo-ext theory phase --config configs/theory/phase.yaml
+
+OUT/<experiment>/ holds settings.json, predictions.json (written before anything is trained),
+cells/, records.jsonl and records.csv (a row a number), the tables of launch/lab/tables.py as CSV,
+and PNGs whose text chunks and footers say seeds, settings, interval, command and commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shlex
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Console
+
+from data_injection.config import ConfigError
+from eval.records import replace_file
+from launch.lab.tables import (
+    Result,
+    report_complexity,
+    report_gradients,
+    report_injection,
+    report_phase,
+)
+from launch.yaml_file import read_yaml
+from theory.lab import complexity, gradients, injection, phase
+from theory.lab.cells import Cell, Row, run_cells
+from theory.settings import from_mapping
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CONFIGS = ROOT / "configs" / "theory"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment is made of; to add one: a file in theory/, a report, a line below."""
+
+    settings: type
+    predictions: Callable[[Any], list[Row]]
+    cells: Callable[[Any], list[Cell]]
+    report: Callable[[Any, pd.DataFrame, pd.DataFrame], Result]
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "phase": Experiment(phase.PhaseSettings, phase.predictions, phase.cells, report_phase),
+    "complexity": Experiment(
+        complexity.ComplexitySettings, complexity.predictions, complexity.cells, report_complexity
+    ),
+    "injection": Experiment(
+        injection.InjectionSettings, injection.predictions, injection.cells, report_injection
+    ),
+    "gradients": Experiment(
+        gradients.GradientSettings, gradients.predictions, gradients.cells, report_gradients
+    ),
+}
+
+
+def load_settings(name: str, path: Path | None, *, seeds: list[int] | None) -> Any:
+    """The settings from an experiment's YAML; raises ConfigError naming file, key and remedy."""
+    path = path or CONFIGS / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"--config {path} is no file; the defaults are in {CONFIGS}")
+    mapping = read_yaml(path) or {}
+    if seeds is not None and isinstance(mapping, Mapping):
+        mapping = {**mapping, "seeds": list(seeds)}
+    try:
+        return from_mapping(EXPERIMENTS[name].settings, mapping)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def run_experiments(
+    names: list[str],
+    *,
+    config: Path | None,
+    out: Path,
+    seeds: list[int] | None,
+    jobs: int,
+    console: Console,
+) -> None:
+    """Run experiments one after the other; all settings are checked before the first begins."""
+    settings = {name: load_settings(name, config, seeds=seeds) for name in names}
+    started = time.monotonic()
+    for name, one in settings.items():
+        run_experiment(name, one, out / name, jobs=jobs, console=console)
+    console.print(f"\n{out}: {time.monotonic() - started:.0f} s", highlight=False)
+
+
+def run_experiment(
+    name: str, settings: Any, folder: Path, *, jobs: int, console: Console
+) -> Result:
+    """Predictions, cells, records, tables and figures of one experiment, into its folder."""
+    from eval.commit import git_commit
+
+    experiment = EXPERIMENTS[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    origin = {
+        "command": shlex.join(["olmo-ext", *sys.argv[1:]]),
+        "commit": git_commit(),
+        "settings": asdict(settings),
+    }
+    predicted = write_predictions(folder, experiment.predictions(settings), origin)
+    cells = experiment.cells(settings)
+    console.print(f"[bold]{name}[/]: {len(cells)} cells, predictions in {folder}/predictions.json")
+    try:
+        with _bar(name) as advance:
+            rows = run_cells(cells, folder / "cells", jobs=jobs, progress=advance)
+    except FloatingPointError as error:
+        raise ConfigError(str(error)) from None
+    table = pd.DataFrame(rows)
+    result = experiment.report(settings, table, predicted)
+    replace_file(folder / "records.jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode())
+    replace_file(folder / "records.csv", table.to_csv(index=False).encode())
+    for title, frame in result.tables.items():
+        replace_file(folder / f"{title}.csv", frame.to_csv(index=False).encode())
+    for title, (figure, caption) in result.figures.items():
+        replace_file(folder / f"{title}.png", png(figure, caption, settings, origin))
+    origin["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
+    origin["captions"] = {title: caption for title, (_, caption) in result.figures.items()}
+    replace_file(folder / "settings.json", (json.dumps(origin, indent=1) + "\n").encode())
+    for part in result.terminal:
+        console.print(part, highlight=False)
+    return result
+
+
+def write_predictions(folder: Path, rows: list[Row], origin: Mapping[str, Any]) -> pd.DataFrame:
+    """predictions.json, before anything is trained; kept if the same were written before."""
+    path = folder / "predictions.json"
+    text = json.dumps([origin["settings"], rows], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if not path.is_file() or json.loads(path.read_text()).get("digest") != digest:
+        written = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"written": written, "digest": digest, **origin, "rows": rows}
+        replace_file(path, json.dumps(content).encode())
+    return pd.DataFrame(rows)
+
+
+def png(figure: Figure, caption: str, settings: Any, origin: Mapping[str, Any]) -> bytes:
+    """The figure with its caption below it, and all that it was made from in its text chunks."""
+    seeds = ", ".join(map(str, settings.seeds))
+    commit = str(origin["commit"])
+    short = commit[:7] + ("+changes" if commit.endswith("+changes") else "")
+    width = int(figure.get_size_inches()[0] * 17)  # characters of the font below
+    wrapped = "\n".join(textwrap.wrap(caption, width))
+    footer = f"seeds {seeds}; bands: 95% (Student's t) over seeds; {origin['command']}; {short}"
+    figure.supxlabel(f"{wrapped}\n{footer}", fontsize=7, color="#6b6b6b", x=0.01, ha="left")
+    metadata = {
+        "Software": None,
+        "Description": caption,
+        "Seeds": seeds,
+        "Settings": json.dumps(origin["settings"]),
+        "Command": origin["command"],
+        "Commit": commit,
+    }
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=130, metadata=metadata)
+    return data.getvalue()
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[Callable[[Cell, int, int], None]]:
+    """A progress bar on stderr, in units of expected work."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    errors = Console(stderr=True)
+    columns = (TextColumn(name), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
+        bar = progress.add_task("", total=None)
+
+        def advance(cell: Cell, done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        yield advance

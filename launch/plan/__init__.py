@@ -1,0 +1,1 @@
+"""What stands before a run is paid for: its plan, its cost, its warnings."""

@@ -1,0 +1,316 @@
+"""What a ladder or a whole grid costs before anything is paid: one table over sizes.
+
+    olmo-ext plan --cost configs/olmo_4M_to_4B/paper
+    olmo-ext plan --cost configs/olmo_4M_to_4B/sweeps/frequency.yaml --gpus 64 --mfu 0.3
+
+No corpus and no GPU is needed: everything follows from the files (olmo_ext/cost.py). A sweep's runs
+that cost the same stand in one row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from olmo.config import TrainConfig
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from data_injection.config import ConfigError
+from eval.figures.heatmap import count, number
+from eval.records import replace_file
+from launch.grid import load_sweep, point_overrides
+from launch.grid_loader import GridLoader
+from launch.yaml_file import read_yaml
+from olmo_ext.config import ExperimentConfig, num_steps
+from olmo_ext.cost import (
+    MFU,
+    PEAK_TFLOPS,
+    Cost,
+    check_device,
+    checkpoint_bytes,
+    kept_checkpoints,
+    run_cost,
+    storage_bytes,
+)
+
+UNITS = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that cost the same: a rung, and how many of a grid are of it."""
+
+    rung: str
+    num_runs: int
+    strategy: str
+    num_steps: int
+    cost: Cost
+    """Of one run."""
+
+    checkpoint: int
+    """Bytes of one checkpoint after the first step."""
+
+    num_checkpoints: int
+    storage: int
+    """Bytes of all checkpoints that one run leaves behind."""
+
+
+class Reckoner:
+    """`Row`s of experiments, each distinct model built once (on the meta device)."""
+
+    def __init__(
+        self, *, gpus: int = 1, peak_tflops: float = PEAK_TFLOPS, mfu: float = MFU
+    ) -> None:
+        check_device(peak_tflops=peak_tflops, mfu=mfu)
+        self.options: dict[str, Any] = {"gpus": gpus, "peak_tflops": peak_tflops, "mfu": mfu}
+        self._rows: dict[str, Row] = {}
+
+    def row(self, experiment: ExperimentConfig) -> Row:
+        """Of one run of it. Raises ConfigError for GPUs that do not divide its batch."""
+        key = experiment.rung + _shape(experiment.train)
+        if key not in self._rows:
+            train = experiment.train
+            steps = num_steps(train)
+            cost = run_cost(train, num_steps=steps, **self.options)
+            total = cost.num_params_total
+            self._rows[key] = Row(
+                rung=experiment.rung,
+                num_runs=1,
+                strategy=str(train.distributed_strategy),
+                num_steps=steps,
+                cost=cost,
+                checkpoint=checkpoint_bytes(train, total),
+                num_checkpoints=len(kept_checkpoints(train, steps)),
+                storage=storage_bytes(train, total, steps),
+            )
+        return self._rows[key]
+
+    def rows(self, experiments: Sequence[ExperimentConfig]) -> list[Row]:
+        """Equal ones together, in the order of their first."""
+        found: dict[Row, int] = {}
+        for experiment in experiments:
+            row = self.row(experiment)
+            found[row] = found.get(row, 0) + 1
+        return [Row(**vars(row) | {"num_runs": runs}) for row, runs in found.items()]
+
+
+def _shape(train: TrainConfig) -> str:
+    """All of the engine's section but what is a run's own and costs nothing."""
+    own = {"run_name": None, "save_folder": None, "seed": 0, "data": None, "wandb": None}
+    return repr(asdict(train) | own)
+
+
+def read_experiments(
+    paths: Sequence[Path], overrides: Sequence[str] = ()
+) -> list[ExperimentConfig]:
+    """The experiments of files, folders of files and sweeps; no corpus is looked at.
+
+    Raises:
+        ConfigError: a folder without experiments, a file that is none.
+        FileNotFoundError: no such file.
+    """
+    loader, found = GridLoader(), []
+    for path, given in _files(paths):
+        experiment = loader.load(path, [*given, *overrides], corpus=False)
+        if experiment.train.distributed_strategy is None:
+            raise ConfigError(f"{path}: train.distributed_strategy must be ddp or fsdp")
+        found.append(experiment)
+    return found
+
+
+def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
+    for path in paths:
+        if path.is_dir():
+            inside = [file for file in path.glob("*.yaml") if not _is_sweep(file)]
+            if not inside:
+                raise ConfigError(f"{path} holds no experiment *.yaml; name files or their folder")
+            for file in sorted(inside, key=_size):
+                yield file, []
+        elif _is_sweep(path):
+            sweep = load_sweep(path)
+            for point in sweep.points():
+                yield point.experiment, point_overrides(sweep, point)
+        else:
+            yield path, []
+
+
+def _read(path: Path) -> dict[str, Any]:
+    raw = read_yaml(path) if path.is_file() else None
+    return raw if isinstance(raw, dict) else {}
+
+
+def _is_sweep(path: Path) -> bool:
+    return "experiments" in _read(path)
+
+
+def _size(path: Path) -> tuple[int, int, str]:
+    """Smaller models first, as far as the file says."""
+    model = (_read(path).get("train") or {}).get("model") or {}
+    return int(model.get("d_model") or 0), int(model.get("n_layers") or 0), path.name
+
+
+# -- for people -----------------------------------------------------------------------------------
+
+
+def show_costs(rows: Sequence[Row], console: Console) -> None:
+    """Tables of 80 columns: what is computed; what it takes; the parts of a GPU's memory."""
+    console.print(_run_table(rows))
+    console.print(_needs_table(rows))
+    console.print(_memory_table(rows))
+    cost = rows[0].cost
+    device = ", an H100 SXM in dense bf16," if cost.peak_tflops == PEAK_TFLOPS else ""
+    console.print(
+        f"hours on {cost.gpus} GPU{'s' if cost.gpus > 1 else ''} at {cost.peak_tflops:g} TFLOP/s"
+        f"{device} and MFU {cost.mfu:g}, for one run; GPU hours and checkpoints for all of a row. "
+        "An estimate: no callbacks, no saves, no waiting between nodes, and small models reach far "
+        "less. FLOPs are the engine's count: with attention, and with the input embedding in the "
+        f"backward pass, where no product is ({_embedding(rows)} on top). GPU memory "
+        "at the micro-batch, the larger of the start's peak and a step's; then its parts in GB, of "
+        "which activations and logits are estimates (olmo_ext/cost.py).",
+        highlight=False,
+    )
+
+
+def _run_table(rows: Sequence[Row]) -> Table:
+    titles = ("runs", "params", "steps", "tokens", "FLOPs", "hours", "GPU hours")
+    table = _table("rung", titles)
+    for row in rows:
+        cost, runs = row.cost, row.num_runs
+        table.add_row(
+            row.rung,
+            f"{runs:,}",
+            count(cost.num_params),
+            f"{row.num_steps:,}",
+            tokens(cost.num_tokens),
+            f"{cost.flops:.3g}",
+            number(cost.hours),
+            number(cost.gpu_hours * runs),
+        )
+    if len(rows) > 1:
+        table.add_section()
+        sums = totals(rows)
+        table.add_row(
+            "all",
+            f"{sums['runs']:,}",
+            *("", ""),
+            tokens(sums["tokens"]),
+            f"{sums['flops']:.3g}",
+            "",
+            number(sums["gpu_hours"]),
+        )
+    return table
+
+
+def _needs_table(rows: Sequence[Row]) -> Table:
+    table = _table("rung", ["strategy", "rows", "GPU memory", "checkpoint", "kept", "storage"])
+    for row in rows:
+        table.add_row(
+            row.rung,
+            row.strategy,
+            str(row.cost.microbatch),
+            size(row.cost.memory.total),
+            size(row.checkpoint),
+            f"{row.num_checkpoints:,}",
+            size(row.storage * row.num_runs),
+        )
+    if len(rows) > 1:
+        table.add_section()
+        sums = totals(rows)
+        table.add_row("all", "", "", "", "", f"{sums['checkpoints']:,}", size(sums["storage"]))
+    return table
+
+
+def _embedding(rows: Sequence[Row]) -> str:
+    """What the engine's count of the input embedding adds to the rest of it: 3% to 37%."""
+    shares = []
+    for cost in (row.cost for row in rows):
+        extra = 4 * (cost.num_params_total - cost.num_params) * cost.num_tokens
+        shares.append(extra / (cost.flops - extra))
+    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _memory_table(rows: Sequence[Row]) -> Table:
+    parts = ("weights", "gradients", "optimizer", "working_copies", "activations", "logits")
+    titles = [*(part.replace("working_", "") for part in parts), "start"]
+    table = _table("rung", titles)
+    for row in rows:
+        memory = row.cost.memory
+        sizes = [getattr(memory, part) for part in (*parts, "start")]
+        table.add_row(
+            row.rung,
+            *(number(value / 1e9) for value in sizes),
+        )
+    return table
+
+
+def _table(first: str, titles: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold")  # numbers are never cut; a long name is folded
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
+
+def tokens(number_of: float) -> str:
+    """As `count`, and trillions."""
+    return f"{number_of / 1e12:.3g}T" if number_of >= 1e12 else count(number_of)
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in three digits: 83.6 MB, 2.5 TB."""
+    for unit, name in UNITS:
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.3g} {name}"
+    return f"{num_bytes:.0f} B"
+
+
+def totals(rows: Sequence[Row]) -> dict[str, Any]:
+    """Of all runs of all rows."""
+    return {
+        "runs": sum(row.num_runs for row in rows),
+        "tokens": sum(row.cost.num_tokens * row.num_runs for row in rows),
+        "flops": sum(row.cost.flops * row.num_runs for row in rows),
+        "gpu_hours": sum(row.cost.gpu_hours * row.num_runs for row in rows),
+        "checkpoints": sum(row.num_checkpoints * row.num_runs for row in rows),
+        "storage": sum(row.storage * row.num_runs for row in rows),
+    }
+
+
+def costs_as_json(rows: Sequence[Row]) -> dict[str, Any]:
+    """All numbers, bytes and operations unrounded."""
+    return {
+        "rows": [
+            {key: value for key, value in vars(row).items() if key != "cost"}
+            | {"hours": row.cost.hours, "gpu_hours": row.cost.gpu_hours}
+            | asdict(row.cost)
+            | {"memory": asdict(row.cost.memory) | {"total": row.cost.memory.total}}
+            for row in rows
+        ],
+        "total": totals(rows),
+    }
+
+
+def plan_cost(
+    paths: Sequence[Path],
+    overrides: Sequence[str],
+    *,
+    gpus: int,
+    peak_tflops: float,
+    mfu: float,
+    json_path: Path | None,
+    console: Console,
+) -> None:
+    """The verb: read, reckon, show, write."""
+    experiments = read_experiments(paths, overrides)
+    rows = Reckoner(gpus=gpus, peak_tflops=peak_tflops, mfu=mfu).rows(experiments)
+    show_costs(rows, console)
+    if json_path is not None:
+        if json_path.is_dir() or not json_path.parent.is_dir():
+            raise ConfigError(f"--json must be a file in a folder that exists, got {json_path}")
+        replace_file(json_path, (json.dumps(costs_as_json(rows), indent=1) + "\n").encode())

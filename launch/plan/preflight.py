@@ -1,0 +1,352 @@
+"""What a researcher reads before paying for a run: the plan, the corpus, the cost, the warnings.
+
+found = preflight(load_experiment("experiment.yaml"), gpus=8)
+show(found, Console())
+write_json(found, Path("plan.json"))
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from olmo.util import is_url
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data_injection.config import ConfigError
+from data_injection.corpus.prepare import Manifest
+from data_injection.corpus.scan import CorpusScan, scan_corpus
+from data_injection.corpus.shards import Meter
+from eval.figures.heatmap import count, number
+from launch.plan.warnings import Advice, advise, natural_in_run
+from olmo_ext.build import Stream, compile_stream
+from olmo_ext.callbacks.build import build_callbacks
+from olmo_ext.config import ExperimentConfig, complete
+from olmo_ext.cost import MFU, PEAK_TFLOPS, Cost, run_cost
+
+UNITS = ("per_step", "per_sequence", "per_token", "task_tokens_per_token")
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Everything that is known of a run before it starts."""
+
+    experiment: ExperimentConfig
+    stream: Stream
+    manifest: Manifest | None
+    scan: CorpusScan | None
+    """None if it was not asked for, or if there is nothing to scan."""
+
+    cost: Cost
+    advice: list[Advice]
+
+
+def preflight(
+    experiment: ExperimentConfig,
+    *,
+    scan: bool = True,
+    scan_tokens: int | None = None,
+    gpus: int = 1,
+    peak_tflops: float = PEAK_TFLOPS,
+    mfu: float = MFU,
+) -> Preflight:
+    """Compile the plan, scan the corpus, reckon the cost.
+
+    Args:
+        scan: look for the tasks' tokens and examples in the corpus.
+        scan_tokens: in an evenly spread sample of so many tokens only.
+        gpus, peak_tflops, mfu: see `run_cost`.
+
+    Raises:
+        ConfigError: as `train` would, or an option out of its range.
+    """
+    callbacks = build_callbacks(experiment.callbacks)
+    manifest = complete(experiment)
+    # What it logs of a task without instances is said here with its remedy.
+    with _logging("olmo_ext.build", logging.ERROR):
+        stream = compile_stream(experiment, manifest=manifest)
+    for callback in callbacks.values():
+        callback.check(stream.plan, experiment.train, num_steps=stream.num_steps)
+    cost = run_cost(
+        experiment.train, num_steps=stream.num_steps, gpus=gpus, peak_tflops=peak_tflops, mfu=mfu
+    )
+    counts = _scan(experiment, stream, max_tokens=scan_tokens) if scan else None
+    advice = advise(experiment, stream, scan=counts, cost=cost, manifest=manifest)
+    return Preflight(experiment, stream, manifest, counts, cost, advice)
+
+
+def _scan(
+    experiment: ExperimentConfig, stream: Stream, *, max_tokens: int | None
+) -> CorpusScan | None:
+    """The scan with its progress on stderr."""
+    data = experiment.train.data
+    assert data.paths is not None
+    if not stream.plan.tasks or any(is_url(path) for path in data.paths):
+        return None
+    dtype = np.dtype(data.effective_memmap_dtype)
+    total = sum(Path(path).stat().st_size for path in data.paths)
+    if not logging.getLogger().handlers:  # the Meter's lines where there is no terminal
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    with _logging("data_injection.corpus.shards", logging.INFO), Meter() as meter:
+        wanted = total if max_tokens is None else min(total, max_tokens * dtype.itemsize)
+        meter.start("scanning the corpus", total=wanted)
+
+        def progress(num_tokens: int) -> None:
+            meter.add_bytes(num_tokens * dtype.itemsize)
+            meter.show(num_tokens=meter.done // dtype.itemsize)
+
+        return scan_corpus(
+            data.paths,
+            stream.plan.tasks,
+            dtype=dtype,
+            eos_token_id=experiment.train.model.eos_token_id,
+            max_tokens=max_tokens,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _logging(name: str, level: int) -> Iterator[None]:
+    """A logger's level, for a while."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+# -- for people ----------------------------------------------------------------------------------
+
+
+def show(found: Preflight, console: Console) -> None:
+    """Print it."""
+    stream, plan = found.stream, found.stream.plan
+    console.print(_rates(stream))
+    positions, epoch = stream.num_positions, stream.order.epoch_rows
+    epochs = number(positions / epoch)
+    console.print(
+        f"{stream.num_steps:,} steps of {stream.order.batch_size} rows x {plan.geometry.seq_len} "
+        f"tokens = {positions * plan.geometry.seq_len:,} tokens, {epochs} epochs of "
+        f"the corpus ({epoch:,} rows); one exposure an example is one epoch over a task's train "
+        f"split\nplan {plan.hash}"
+    )
+    console.print(f"never drawn as symbols: {_reserved(found)}\n")
+    if found.scan is not None:
+        _show_scan(found, found.scan, console)
+    else:
+        why = "there are no tasks" if not plan.tasks else "by --no-scan, or paths that are URLs"
+        console.print(f"corpus not scanned: {why}\n")
+    for line in _cost_lines(found):
+        console.print(line)
+    for advice in found.advice:
+        console.print(Text.assemble(("\nwarning: ", "bold yellow"), str(advice)))
+
+
+def _table(titles: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("task", no_wrap=True)
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
+
+def _rates(stream: Stream) -> Table:
+    """Frequencies in all units; an exposure is an epoch over the task's train split."""
+    plan, steps = stream.plan, stream.num_steps
+    titles = ["instances", *("per\n" + unit for unit in ("step", "row", "token"))]
+    table = _table([*titles, "tokens\n/token", "exposures\n/example"])
+    for index, (task, schedule) in enumerate(zip(plan.tasks, plan.schedules, strict=True)):
+        rates = plan.rates(index)
+        table.add_row(
+            f"{task.name}\n{task.family}\n{task.bits:.0f} bits, {schedule.label}",
+            f"{plan.instances(index, steps):,}",
+            *(f"{rates[unit]:.3g}" for unit in UNITS),
+            f"{plan.exposures_per_example(index, steps):.3g}\nof {len(task.train):,}",
+        )
+    return table
+
+
+def reserved_tokens(found: Preflight) -> dict[str, int]:
+    """How many ids no task may draw, by kind; an id of two kinds counts in the first."""
+    model, manifest = found.experiment.train.model, found.manifest
+    kinds: list[tuple[str, set[int]]] = [
+        ("EOS", {model.eos_token_id}),
+        ("padding", {model.pad_token_id}),
+        ("special", set(manifest.special_token_ids) if manifest else set()),
+        ("single bytes", set(manifest.byte_token_ids) if manifest else set()),
+        ("injection.exclude_tokens", set(found.experiment.injection.exclude_tokens)),
+    ]
+    seen: set[int] = set()
+    counts = {}
+    for kind, ids in kinds:
+        counts[kind] = len(ids - seen)
+        seen |= ids
+    return counts
+
+
+def _reserved(found: Preflight) -> str:
+    kinds = reserved_tokens(found)
+    text = ", ".join(f"{num} {kind}" for kind, num in kinds.items() if num)
+    if found.manifest is None:
+        text += "; special and single-byte tokens are not known, there is no manifest"
+    return f"{sum(kinds.values())} ids ({text})"
+
+
+def _show_scan(found: Preflight, scan: CorpusScan, console: Console) -> None:
+    whole = scan.num_scanned == scan.num_tokens
+    share = (
+        ""
+        if whole
+        else (
+            f", an evenly spread sample: {scan.num_scanned / max(scan.num_tokens, 1):.2%} of "
+            f"{scan.num_tokens:,}; counts are the sample's"
+        )
+    )
+    console.print(f"corpus scan: {scan.num_scanned:,} tokens{share}")
+    tokens = _table(["kind", "tokens", "never", "min", "median", "max", "share"])
+    examples = _table(
+        ["train", "test", "before\nEOS", "in the\nrun", "injected", "natural /\ninjected"]
+    )
+    for index, task in enumerate(found.stream.plan.tasks):
+        counts = scan.tasks[index]
+        for kind, values in (("symbols", counts.symbols), ("labels", counts.labels)):
+            if len(values):
+                tokens.add_row(task.name, kind, *_spread(values, scan))
+        numbers = natural_counts(found.stream, scan, index)
+        ratio = numbers["natural_per_injected"]
+        examples.add_row(
+            task.name,
+            *(f"{numbers[name]:,}" for name in ("train", "test", "before_eos")),
+            number(numbers["natural_in_run"]),
+            f"{numbers['injected']:,}",
+            "-" if ratio is None else f"{ratio:.2%}",
+        )
+    console.print(tokens)
+    console.print("examples that stand in the corpus by themselves, anywhere in it:")
+    console.print(examples)
+
+
+def _spread(values: np.ndarray, scan: CorpusScan) -> list[str]:
+    share = values.sum() / max(scan.num_scanned, 1)
+    spread = [values.min(), np.median(values), values.max()]
+    never = str((values == 0).sum())
+    return [str(len(values)), never, *(f"{value:,.0f}" for value in spread), f"{share:.3%}"]
+
+
+def natural_counts(stream: Stream, scan: CorpusScan, index: int) -> dict[str, Any]:
+    """A task's examples in the scanned text beside those that are injected."""
+    task, counts = stream.plan.tasks[index], scan.tasks[index]
+    injected = stream.plan.instances(index, stream.num_steps)
+    natural = natural_in_run(stream, scan, index)
+    return {
+        "train": int(counts.occurrences[task.train].sum()),
+        "test": int(counts.occurrences[task.test].sum()),
+        "before_eos": int(counts.before_eos.sum()),
+        "natural_in_run": natural,
+        "injected": injected,
+        "natural_per_injected": natural / injected if injected else None,
+    }
+
+
+def _cost_lines(found: Preflight) -> list[str]:
+    cost, memory, train = found.cost, found.cost.memory, found.experiment.train
+    gb = {name: f"{size / 1e9:.3g}" for name, size in asdict(memory).items()}
+    step, state = f"{memory.step / 1e9:.3g}", f"{memory.state / 1e9:.3g}"
+    gpus = f"{cost.gpus} GPU{'s' if cost.gpus > 1 else ''}"
+    device = ", an H100 SXM in dense bf16," if cost.peak_tflops == PEAK_TFLOPS else ""
+    lines = [
+        f"cost: {count(cost.num_params)} parameters ({count(cost.num_params_total)} with the input "
+        f"embedding), {count(cost.num_tokens)} tokens: {cost.flops:.3g} FLOPs as the engine "
+        f"counts, {cost.flops_6nd:.3g} by 6ND",
+        f"memory a GPU, estimated: {step} GB = {state} of state in {train.precision} under "
+        f"{train.distributed_strategy} on {gpus} (weights {gb['weights']}, gradients "
+        f"{gb['gradients']}, optimizer {gb['optimizer']}, working copies {gb['working_copies']}), "
+        f"{gb['activations']} of activations and {gb['logits']} of logits for {cost.microbatch} "
+        "rows (olmo_ext/cost.py has the formula)",
+        f"time: {number(cost.hours)} hours on {gpus}, {number(cost.gpu_hours)} GPU hours, at "
+        f"{cost.peak_tflops:g} TFLOP/s{device} and MFU {cost.mfu:g}; without callbacks and "
+        "checkpoints, and a small model reaches far less",
+    ]
+    if memory.start > memory.step:
+        lines.append(
+            f"at the start {gb['start']} GB, as each rank builds the whole model in fp32: that is "
+            "the peak, not a step"
+        )
+    if train.precision == "fp32" and device:
+        lines.append("train.precision is fp32: give --peak-tflops of your device for the hours")
+    if train.activation_checkpointing is not None:
+        lines.append("train.activation_checkpointing is set: activations are an upper bound")
+    return lines
+
+
+# -- for programs --------------------------------------------------------------------------------
+
+
+def as_json(found: Preflight) -> dict[str, Any]:
+    """All numbers as JSON values."""
+    stream, plan, scan, cost = found.stream, found.stream.plan, found.scan, found.cost
+    tasks = []
+    for index, (task, schedule) in enumerate(zip(plan.tasks, plan.schedules, strict=True)):
+        entry: dict[str, Any] = {
+            "name": task.name,
+            "family": task.family,
+            "schedule": schedule.label,
+            "bits": task.bits if np.isfinite(task.bits) else None,
+            "examples": {"train": len(task.train), "test": len(task.test)},
+            "instances": plan.instances(index, stream.num_steps),
+            "exposures_per_example": plan.exposures_per_example(index, stream.num_steps),
+            "rates": plan.rates(index),
+            "symbols": task.symbols.tolist(),
+            "labels": task.labels.tolist(),
+        }
+        if scan is not None:
+            counts = scan.tasks[index]
+            entry["scan"] = {
+                "symbol_counts": counts.symbols.tolist(),
+                "label_counts": counts.labels.tolist(),
+                "examples": natural_counts(stream, scan, index),
+            }
+        tasks.append(entry)
+    positions = stream.num_positions
+    return {
+        "plan_hash": plan.hash,
+        "corpus_hash": stream.identity["corpus_hash"],
+        "steps": stream.num_steps,
+        "batch_size": stream.order.batch_size,
+        "seq_len": plan.geometry.seq_len,
+        "tokens": positions * plan.geometry.seq_len,
+        "epoch_rows": stream.order.epoch_rows,
+        "epochs": positions / stream.order.epoch_rows,
+        "reserved_tokens": reserved_tokens(found),
+        "manifest": found.manifest is not None,
+        "scan": scan and {"corpus_tokens": scan.num_tokens, "scanned_tokens": scan.num_scanned},
+        "tasks": tasks,
+        "cost": asdict(cost)
+        | {
+            "hours": cost.hours,
+            "gpu_hours": cost.gpu_hours,
+            "memory": asdict(cost.memory)
+            | {name: getattr(cost.memory, name) for name in ("state", "step", "total")},
+        },
+        "warnings": [asdict(advice) for advice in found.advice],
+    }
+
+
+def write_json(found: Preflight, path: Path) -> None:
+    """All numbers in a file, written to a temporary name first."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"--json must be a file in a folder that exists, got {path}")
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(as_json(found), indent=1) + "\n")
+    temporary.replace(path)

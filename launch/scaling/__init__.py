@@ -1,0 +1,1 @@
+"""`olmo-ext scaling`: laws fitted to runs, and what they advise."""

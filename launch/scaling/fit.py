@@ -1,0 +1,205 @@
+"""How `olmo-ext scaling fit` runs and what it writes; the mathematics is in theory/.
+
+fit_source(Path("runs.csv"), out=Path("runs/scaling"), console=console, errors=errors)
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from data_injection.config import ConfigError
+from eval.commit import git_commit
+from eval.figures.heatmap import png
+from eval.figures.scaling import reach_figure
+from eval.records import replace_file, write_table
+from launch.scaling.losses import LossTable, read_losses
+from launch.scaling.tables import DERIVED, estimate, show
+from theory.scaling.fit import Fit, fit_law
+from theory.scaling.frontier import Frontier, fit_frontier
+from theory.scaling.law import CONSTANTS, PAPER_GAMMA
+from theory.scaling.learnability import Estimate, Learnability, learnability
+from theory.scaling.runs import Runs
+
+
+def fit_source(
+    source: Path,
+    *,
+    out: Path,
+    large: float | None = None,
+    eps: Sequence[float] = (0.0,),
+    resamples: int = 1000,
+    seed: int = 0,
+    names: dict[str, str] | None = None,
+    console: Console,
+    errors: Console,
+) -> Path:
+    """Fit, answer, print and write; returns the path of fit.json.
+
+    Raises ConfigError or FileNotFoundError naming what is wrong and what to do, before anything is
+    written.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out must be a folder, got the file {out}")
+    table = read_losses(source, names=names)
+    frame = table.frame
+    frontier: Frontier | str
+    try:
+        run = frame["run"].tolist() if "run" in frame else None
+        runs = Runs.of(frame.params.to_numpy(), frame.tokens, frame.loss, run=run)
+        _check_options(runs, large, eps)
+        columns = (TextColumn("resamples"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=errors, transient=True) as bar:
+            task = bar.add_task("", total=resamples)
+            fitted = fit_law(
+                runs,
+                resamples=resamples,
+                seed=seed,
+                progress=lambda done: bar.update(task, completed=done),
+            )
+        answers = learnability(fitted, large=large, eps=eps)
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{source}: {error}") from None
+    try:
+        frontier = fit_frontier(runs, resamples=resamples, seed=seed)
+    except ValueError as error:
+        frontier = str(error)
+    show(table, fitted, frontier, answers, console)
+    path = _write(out, source, table, fitted, frontier, answers, resamples=resamples)
+    console.print(f"{path}\n{path.with_name('scaling.png')}", soft_wrap=True, highlight=False)
+    return path
+
+
+def _check_options(runs: Runs, large: float | None, eps: Sequence[float]) -> None:
+    """Options that would only fail after the fit."""
+    if large is not None and not (np.isfinite(large) and large > runs.params.min()):
+        raise ConfigError(
+            f"--large must be above the smallest size of the runs ({runs.params.min():g}), "
+            f"got {large:g}"
+        )
+    if wrong := [one for one in eps if not (np.isfinite(one) and one >= 0)]:
+        raise ConfigError(f"--eps must be at least 0 nats per token, got {wrong[0]:g}")
+
+
+def _write(
+    out: Path,
+    source: Path,
+    table: LossTable,
+    fitted: Fit,
+    frontier: Frontier | str,
+    answers: Learnability,
+    *,
+    resamples: int,
+) -> Path:
+    """fit.json last: where it is, all the rest is too."""
+    command, commit = shlex.join(["olmo-ext", *sys.argv[1:]]), git_commit()
+    origin = f"{source}, sha256 {table.sha256[:12]}; {command}; seed {fitted.seed}; commit "
+    origin = textwrap.fill(origin + str(commit)[:12], 120)
+    figure = png(reach_figure(fitted, answers, origin=origin))
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / "scaling.png", figure)
+    named = [(name, "constant") for name in CONSTANTS] + list(DERIVED.items())
+    rows = [{"name": name, **asdict(estimate(fitted, name)), "what": what} for name, what in named]
+    write_table(out / "constants.csv", pd.DataFrame(rows))
+    write_table(out / "draws.csv", pd.DataFrame(fitted.draws.constants()))
+    write_table(out / "thresholds.csv", _flat(answers.thresholds))
+    write_table(out / "sizes.csv", _flat(answers.sizes))
+    write_table(out / "runs.csv", _residuals(fitted))
+    if isinstance(frontier, Frontier):
+        write_table(out / "frontier.csv", _points(frontier))
+    else:  # of an earlier fit into this folder
+        (out / "frontier.csv").unlink(missing_ok=True)
+    found = {
+        "law": "L(N, D) = L0 + A/N^alpha + B/D^beta",
+        "constants": {name: asdict(estimate(fitted, name)) for name in CONSTANTS},
+        "derived": {name: asdict(estimate(fitted, name)) for name in DERIVED},
+        "frontier": _frontier_json(frontier),
+        "paper_gamma": PAPER_GAMMA,
+        "learnability": asdict(answers),
+        "fit": {
+            "objective": fitted.objective,
+            "noise": fitted.noise,
+            "same_optimum": fitted.same_optimum,
+            "resamples": resamples,
+            "unfinished": fitted.unfinished,
+            "seed": fitted.seed,
+        },
+        "runs": {
+            "num_runs": fitted.runs.num_runs,
+            "rows": len(fitted.runs),
+            **{
+                name: [float(values.min()), float(values.max())]
+                for name, values in vars(fitted.runs).items()
+                if name != "group"
+            },
+        },
+        "notes": [*table.notes, *fitted.warnings],
+        "source": {"path": str(source), "sha256": table.sha256, "loss": table.kind},
+        "command": command,
+        "commit": commit,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("olmo-ext", "numpy")},
+    }
+    data = json.dumps(_plain(found), indent=1, allow_nan=False) + "\n"
+    return replace_file(out / "fit.json", data.encode())
+
+
+def _frontier_json(frontier: Frontier | str) -> dict[str, Any]:
+    if isinstance(frontier, str):
+        return {"missing": frontier}
+    found = asdict(frontier)
+    return {name: value for name, value in found.items() if not isinstance(value, np.ndarray)}
+
+
+def _points(frontier: Frontier) -> pd.DataFrame:
+    columns = {"compute": frontier.compute, "params": frontier.params, "loss": frontier.loss}
+    for name in ("params", "loss"):
+        columns[f"{name}_low"], columns[f"{name}_high"] = getattr(frontier, f"{name}_interval")
+    return pd.DataFrame(columns)
+
+
+def _residuals(fitted: Fit) -> pd.DataFrame:
+    runs = fitted.runs
+    law = np.asarray(fitted.law.loss(runs.params, runs.tokens))
+    frame = pd.DataFrame({"params": runs.params, "tokens": runs.tokens, "loss": runs.loss})
+    return frame.assign(run=runs.group, fitted=law, log_residual=np.log(runs.loss / law))
+
+
+def _flat(items: Iterable[Any]) -> pd.DataFrame:
+    """One row each; an Estimate becomes three columns."""
+    rows = []
+    for item in items:
+        row: dict[str, Any] = {}
+        for name, value in vars(item).items():
+            if isinstance(value, Estimate):
+                row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+            else:
+                row[name] = "; ".join(value) if isinstance(value, tuple) else value
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has neither infinity nor NaN: "inf" and null."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None if np.isnan(value) else str(value)
+    return value

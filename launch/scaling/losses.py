@@ -1,0 +1,163 @@
+"""A table of runs (params, tokens, loss) for a scaling law: from CSV, Parquet or a folder of runs.
+
+    table = read_losses("runs/sweep")
+    table.frame, table.notes, table.sha256
+
+From runs of ours the loss is the record `train_loss` of the last step: the engine's
+train/CrossEntropyLoss, the mean over all tokens of the one batch of that step, the few injected
+ones among them. It is measured before the batch is trained on, so on host text that is new as long
+as the run reads its corpus once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from data_injection.config import ConfigError
+from eval.figures.heatmap import number
+from eval.records import read_records, record_files
+from eval.report.page import RUN_FILE
+
+COLUMNS = ("params", "tokens", "loss")
+METRIC = "train_loss"
+SAME = ("learning_rate", "batch_size", "seq_len", "protocol", "plan_hash")
+"""What runs of one law share or else differ by: named where it differs within a size."""
+
+
+@dataclass(frozen=True)
+class LossTable:
+    """Rows of params, tokens, loss and run, and what a reader must know of them."""
+
+    frame: pd.DataFrame
+    kind: str
+    """What the loss is, in words."""
+
+    notes: tuple[str, ...]
+    sha256: str
+    """Of the file; of the names and bytes of all record files for a folder."""
+
+
+def read_losses(source: str | Path, *, names: Mapping[str, str] | None = None) -> LossTable:
+    """Read a table of runs.
+
+    names: the file's own column names by ours ("loss": "val_loss"), for CSV and Parquet. A column
+    `run` is taken as the name of the run: rows of one are resampled together.
+
+    Raises FileNotFoundError or ConfigError naming what is missing and what to do. The numbers are
+    checked by `theory.scaling.runs.Runs`.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(
+            f"no file or folder {source}; give a CSV or Parquet file with the columns "
+            f"{', '.join(COLUMNS)}, or a folder of runs"
+        )
+    if source.is_dir() or source.suffix == ".jsonl":
+        if names:
+            raise ConfigError(
+                f"--{next(iter(names))} names a column of a CSV or Parquet file, but {source} "
+                "holds records; leave it out"
+            )
+        return _from_records(source)
+    return _from_file(source, dict(names or {}))
+
+
+def _from_file(path: Path, names: dict[str, str]) -> LossTable:
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except Exception as error:  # each parser has its own
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{path} cannot be read ({first}); give a CSV with a header line, or .parquet"
+        ) from None
+    wanted = {name: names.get(name, name) for name in COLUMNS}
+    if missing := [column for column in wanted.values() if column not in frame.columns]:
+        raise ConfigError(
+            f"{path} has no column {', '.join(missing)}, but {', '.join(map(str, frame.columns))}; "
+            "rename it, or name it with --params, --tokens, --loss"
+        )
+    found = frame[list(wanted.values())].set_axis(list(COLUMNS), axis=1)
+    if "run" in frame.columns:
+        if rows := [row for row, empty in enumerate(frame["run"].isna(), start=1) if empty]:
+            some = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+            raise ConfigError(
+                f"{path}: column run is empty in {len(rows)} of {len(frame)} rows ({some}); name "
+                "every row's run, or leave the column out where each row is a run"
+            )
+        found["run"] = frame["run"].astype(str)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return LossTable(found, f"column {wanted['loss']} of {path.name}, nats per token", (), digest)
+
+
+def _from_records(source: Path) -> LossTable:
+    files = record_files(source)
+    root = source if source.is_dir() else source.parent
+    digest, rows, notes, seen = hashlib.sha256(), [], [], []
+    for file in files:
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+        records = read_records(file)
+        for name, run in records.groupby("run", sort=True):
+            label = str(file.parent.relative_to(root)) if len(files) > 1 else str(name)
+            losses = run[(run.metric == METRIC) & (run.task == "")].sort_values("step")
+            if losses.empty:
+                notes.append(f"{label} is left out: it has no record {METRIC} (callback task_eval)")
+                continue
+            last = losses.iloc[-1]
+            planned = _planned_steps(file.parent)
+            if planned is not None and last.step < planned:
+                notes.append(
+                    f"{label} is left out: it is at step {last.step:,} of {planned:,}, and the "
+                    "loss on the way is not that of a run planned to end there"
+                )
+                continue
+            rows.append(
+                {"params": last.params, "tokens": last.tokens, "loss": last.value, "run": label}
+            )
+            seen.append(last)
+    if not rows:
+        raise ConfigError(
+            f"no finished run with a record {METRIC} in or below {source}; train with the callback "
+            "task_eval, and to the end" + ("".join(f"\n  {note}" for note in notes[:3]))
+        )
+    notes += _differences(pd.DataFrame(seen))
+    kind = (
+        f"record {METRIC}: the engine's train/CrossEntropyLoss of the last step's batch, injected "
+        "tokens included, nats per token; params without the input embedding"
+    )
+    return LossTable(pd.DataFrame(rows), kind, tuple(notes), digest.hexdigest())
+
+
+def _planned_steps(folder: Path) -> int | None:
+    """From run.json; None where it does not say."""
+    try:
+        return int(json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["num_steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _differences(runs: pd.DataFrame) -> Iterable[str]:
+    """What differs between the runs beside N, D and seed. Raises ConfigError for two corpora."""
+    corpora = sorted(
+        {str(one)[:12] for one in runs.get("corpus_hash", pd.Series(dtype=str)).dropna()}
+    )
+    if len(corpora) > 1:
+        raise ConfigError(
+            f"the runs were trained on {len(corpora)} corpora ({', '.join(corpora)}), whose losses "
+            "are no one law's; give a folder with the runs of one"
+        )
+    for name in SAME:
+        values = runs[name].dropna().unique() if name in runs else []
+        within = runs.groupby("params")[name].nunique().max() if len(values) else 0
+        if within > 1:
+            shown = [number(v) if isinstance(v, float) else str(v)[:12] for v in sorted(values)[:4]]
+            yield (
+                f"runs of one size differ in {name} ({', '.join(shown)}"
+                + (", ..." if len(values) > 4 else "")
+                + "): what it does to the loss counts as noise here"
+            )

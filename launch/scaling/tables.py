@@ -1,0 +1,149 @@
+"""What `olmo-ext scaling fit` prints: constants, exponents, frontier, Defs. 1 and 2.
+
+show(table, fitted, frontier, answers, console)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from eval.figures.heatmap import count
+from launch.scaling.losses import LossTable
+from theory.scaling.fit import Fit
+from theory.scaling.frontier import Frontier
+from theory.scaling.law import CONSTANTS, PAPER_GAMMA
+from theory.scaling.learnability import Estimate, Learnability
+
+MARK = "*"
+MOST_SIZES = 12
+"""Smaller models shown; sizes.csv has all."""
+
+DERIVED = {
+    "params_exponent": "L_C - L0 falls as N^-alpha",
+    "compute_exponent": "L_C - L0 falls as C^-(alpha beta/(alpha+beta))",
+    "size_exponent": "compute-optimal N grows as C^(beta/(alpha+beta))",
+    "reach": "N_l / N_s*(0) = (1 + alpha/beta)^(1/alpha)",
+}
+"""Properties of a Law, with what they say."""
+
+
+def show(
+    table: LossTable,
+    fitted: Fit,
+    frontier: Frontier | str,
+    answers: Learnability,
+    console: Console,
+) -> None:
+    runs = fitted.runs
+    _say(
+        console,
+        f"{runs.num_runs} runs, {_span(runs.params)} parameters, {_span(runs.tokens)} tokens, loss "
+        f"{runs.loss.min():.3f} to {runs.loss.max():.3f}\nloss: {table.kind}",
+    )
+    constants = _table("L(N, D) = L0 + A/N^alpha + B/D^beta", "constant", "value", "95% interval")
+    for name in CONSTANTS:
+        constants.add_row(name, *_cells(estimate(fitted, name)))
+    for name, meaning in DERIVED.items():
+        constants.add_row(meaning, *_cells(estimate(fitted, name)))
+    constants.caption = (
+        f"{len(fitted.draws.alpha):,} resamples of the runs, seed {fitted.seed}; spread of the "
+        f"runs about the law {fitted.noise:.2%}; {fitted.same_optimum:.0%} of the starts end here"
+    )
+    console.print(constants)
+    if isinstance(frontier, Frontier):
+        console.print(_frontier_table(frontier))
+    else:
+        _say(console, f"No frontier: {frontier}")
+    _say(
+        console,
+        f"The paper's gamma, L_C(N) ~ N^-{PAPER_GAMMA:g}, does not follow from its Eq. 1, which "
+        f"gives N^-alpha = N^-{fitted.law.alpha:.3g} here; nothing is tuned to it.",
+    )
+    _show_answers(answers, console)
+    for note in (*table.notes, *fitted.warnings):
+        console.print(f"[yellow]note:[/] {note}", highlight=False)
+
+
+def _frontier_table(frontier: Frontier) -> Table:
+    title = f"Frontier of the runs, {len(frontier.compute)} points, without the law"
+    table = _table(title, "power law", "exponent", "95% interval", "floor")
+    for name, letter in (("params", "N"), ("compute", "C")):
+        for what, laws in (("floor + K", frontier.with_floor), ("K", frontier.without_floor)):
+            law = laws[name]
+            exponent = Estimate(law.exponent, *law.exponent_interval)
+            floor = f"{law.floor:.3g}" if what != "K" else "-"
+            table.add_row(f"L = {what} {letter}^-g", *_cells(exponent), floor)
+    slope = Estimate(frontier.size_exponent, *frontier.size_exponent_interval)
+    table.add_row("N = K C^g", *_cells(slope), "-")
+    return table
+
+
+def _show_answers(answers: Learnability, console: Console) -> None:
+    """Both definitions; what is outside the data carries a mark and is said below."""
+    _say(
+        console,
+        f"N_l = {_short(answers.large)}: L_C {_text(answers.optimal_loss)} at D = "
+        f"{_text(answers.tokens)}, L_inf {_text(answers.infinite_loss)}",
+    )
+    outside = list(answers.outside)
+    table = _table("Def. 2: below N_s*(eps) only parameters help", "eps", "N_s*", "95% interval")
+    for threshold in answers.thresholds:
+        value, interval = _cells(threshold.params)
+        table.add_row(f"{threshold.eps:g}", value + MARK * bool(threshold.outside), interval)
+        outside += threshold.outside
+    console.print(table)
+    columns = ("N_s", "L_inf - L_C(N_l)", "95% interval", "needs", "tokens to match")
+    table = _table("Def. 1: can data close the gap to N_l?", *columns)
+    sizes = answers.sizes
+    chosen = np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), MOST_SIZES)).round())
+    for size in (sizes[int(index)] for index in chosen):
+        tokens = "none is enough" if np.isinf(size.tokens.value) else _text(size.tokens)
+        tokens += MARK * bool(size.outside)
+        table.add_row(_short(size.params), *_cells(size.infinite_gap), size.verdict, tokens)
+        outside += size.outside
+    console.print(table)
+    for said in outside:
+        console.print(f"[yellow]{MARK} outside the data:[/] {said}", highlight=False)
+
+
+def estimate(fitted: Fit, name: str) -> Estimate:
+    return Estimate(float(getattr(fitted.law, name)), *fitted.interval(name))
+
+
+def _span(values: Any) -> str:
+    return f"{count(values.min())} to {count(values.max())}"
+
+
+def _cells(one: Estimate) -> tuple[str, str]:
+    return _short(one.value), f"{_short(one.low)} to {_short(one.high)}"
+
+
+def _text(one: Estimate) -> str:
+    return f"{_short(one.value)} [{_short(one.low)}, {_short(one.high)}]"
+
+
+def _short(value: float) -> str:
+    if not np.isfinite(value):
+        return str(value)
+    if value >= 1e15:
+        return f"{value:.3g}"
+    if value >= 1e12:
+        return f"{value / 1e12:.3g}T"
+    return count(value) if value >= 1e4 else f"{value:.4g}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(title: str, first: str, *rest: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
+    table.add_column(first)
+    for name in rest:
+        table.add_column(name, justify="right" if name else "left")
+    return table

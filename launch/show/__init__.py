@@ -1,0 +1,1 @@
+"""How verbs show what they found; the measures themselves are in eval/."""

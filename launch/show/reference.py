@@ -1,0 +1,83 @@
+"""`olmo-ext reference`: the natural tasks of a run's corpus, told and measured.
+
+reference([Path("runs/w64")], console=Console())
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from data_injection.reference.grammar import TASKS
+from eval.checkpoints.sources import run_folders
+from eval.figures.heatmap import number
+from eval.reference.evaluate import Found, evaluate_reference, find_reference
+from eval.reference.tasks import natural_rates
+from launch.show.audit import progress_bar
+
+EXAMPLES = 5
+
+
+def reference(
+    sources: list[Path],
+    *,
+    scan: dict[str, Any],
+    most: int,
+    seed: int = 0,
+    device: str = "cpu",
+    console: Console,
+    errors: Console,
+) -> None:
+    """Scan, print and measure; see `find_reference` and `evaluate_reference`."""
+    shown: set[object] = set()
+    for folder in [folder for source in sources for folder in run_folders(source)]:
+        with progress_bar(errors) as bar:
+            found = find_reference(folder, progress=partial(bar, "scanning"), **scan)
+        if (found.name, found.geometry) not in shown:
+            shown.add((found.name, found.geometry))
+            show_frequencies(found, console)
+        for checkpoint, num in evaluate_reference(found, most=most, seed=seed, device=device):
+            done = f"{num} records" if num else "already there"
+            console.print(f"{folder.name} step {checkpoint.step}: {done}")
+
+
+def show_frequencies(found: Found, console: Console) -> None:
+    """The frequency of either task in all units, and what is commonest."""
+    scan, geometry = found.scan, found.geometry
+    sample = "" if scan.num_scanned == scan.num_tokens else f" of {scan.num_tokens:,}, a sample"
+    console.print(
+        f"reference tasks in {scan.num_scanned:,} tokens{sample}; per step: {geometry.batch_size} "
+        f"rows of {geometry.seq_len} tokens"
+    )
+    titles = ("true\n(distinct)", "false", "docu-\nments", "per\nstep", "95%", "per\nrow")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    table.add_column("task", no_wrap=True)
+    for title in (*titles, "per\ntoken", "tokens\n/token"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for task in TASKS:
+        rates = natural_rates(
+            found.true_places(task), num_scanned=scan.num_scanned, geometry=geometry
+        )
+        false = sum(p.statement.task == task and not p.statement.correct for p in scan.places)
+        table.add_row(
+            task,
+            f"{rates['num']:,}\n({rates['distinct']:,})",
+            f"{false:,}",
+            f"{rates['documents']:,}",
+            number(rates["rate_per_step"]),
+            f"{number(rates['rate_low'])}\nto {number(rates['rate_high'])}",
+            number(rates["rate_per_sequence"]),
+            number(rates["rate_per_token"]),
+            number(rates["task_tokens_per_token"]),
+        )
+    console.print(table)
+    for task in TASKS:
+        common = Counter(place.statement.text for place in found.true_places(task))
+        said = ", ".join(f"{text!r} {num}" for text, num in common.most_common(EXAMPLES))
+        console.print(f"{task}: {said or 'none'}", markup=False, highlight=False)

@@ -1,0 +1,282 @@
+"""status: what runs are at, joined from their folders and from SLURM's queue.
+
+    olmo-ext status runs/                 # every run below, with or without SLURM
+    for run in find_status([Path("runs")])[0]: print(run.name, run.state, run.step)
+
+It only reads. A run counts as running without SLURM too, where a process of this machine holds the
+lock of its folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data_injection.config import ConfigError
+from eval.checkpoints.checkpoint import find_checkpoints
+from eval.records import FILE_NAME as RECORDS_FILE
+from launch.slurm.jobs import EVENTS_FILE, Job, Queue, ask_slurm, read_events
+
+MARKER = "requeue.marker"
+"""As in olmo_ext.run_folder, which takes seconds to import."""
+
+STATES = (
+    *("running", "requeued", "pending", "finished", "saved", "stopped", "stalled", "ended"),
+    *("failed", "cancelled", "interrupted", "new"),
+)
+"""saved: stopped by a signal and not in the queue; stopped: on request (logs/stop), or SLURM would
+not requeue it; stalled: requeued without a step forward; ended: before its last step but without an
+error (early stopping); interrupted: there are checkpoints, and nothing that goes on."""
+
+_STEP = re.compile(r"step (\d+)/(\d+)")
+_FAILED = {"FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+_COLOURS = {
+    **dict.fromkeys(("running", "finished"), "green"),
+    **dict.fromkeys(("requeued", "pending", "new"), "cyan"),
+    **dict.fromkeys(("failed", "stalled"), "red"),
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """One run."""
+
+    name: str
+    folder: str
+    state: str
+    """One of STATES."""
+    step: int
+    num_steps: int | None
+    checkpoint: int | None
+    """Step of the last complete one."""
+    marker: dict[str, Any] | None
+    """What requeue.marker says: step, num_steps, reason."""
+    job: str | None
+    """The last one."""
+    slurm: str
+    """SLURM's word for it and, in brackets, its reason to wait; empty if it is not known."""
+    starts: int
+    requeues: int
+    record_age: float | None
+    """Seconds since the last measurement."""
+    exposures: dict[str, float]
+    """Task -> exposures per example at the last measurement."""
+    error: str
+    """The last line of the log that tells of an error, of a failed run."""
+
+
+def find_status(sources: Sequence[Path]) -> tuple[list[Status], str]:
+    """Every run in or below the folders, and why SLURM could not be asked (or "").
+
+    Raises FileNotFoundError for a folder that is not there, ConfigError if it holds no run.
+    """
+    folders: list[Path] = []
+    for source in sources:
+        if not source.is_dir():
+            raise FileNotFoundError(f"no folder {source}")
+        if not (found := _run_folders(source)):
+            raise ConfigError(f"{source} holds no run: no run.json, no logs/{EVENTS_FILE} below it")
+        folders += [folder for folder in found if folder not in folders]
+    events = {folder: read_events(folder) for folder in folders}
+    queue = ask_slurm({told[-1]["job"] for told in events.values() if told})
+    return [run_status(folder, events[folder], queue) for folder in folders], queue.problem
+
+
+def _run_folders(source: Path) -> list[Path]:
+    found = {path.parent for path in source.rglob("run.json")}
+    found |= {path.parent.parent for path in source.rglob(f"logs/{EVENTS_FILE}")}
+    return sorted(found)
+
+
+def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> Status:
+    """One run's, from what its folder holds and what SLURM says of its last job."""
+    run = _json(folder / "run.json")
+    marker = _json(folder / MARKER) or None
+    checkpoints = find_checkpoints(folder)
+    checkpoint = checkpoints[-1].step if checkpoints else None
+    log = _tail(folder / "logs" / "train.log")
+    rows = _last_rows(folder / RECORDS_FILE, set(run.get("tasks") or ()))
+    steps = _STEP.findall(log)
+    num_steps = run.get("num_steps") or (int(steps[-1][1]) if steps else None)
+    number = events[-1]["job"] if events else None
+    job = queue.jobs.get(number) if number else None
+    state = _state(folder, events, job, checkpoint, num_steps, marker, queue)
+    reached = [checkpoint or 0, *(row["step"] for row in rows[-1:])]
+    if state == "running" and steps:  # steps after the last checkpoint are lost with their process
+        reached.append(int(steps[-1][0]))
+    return Status(
+        name=run.get("run") or folder.name,
+        folder=str(folder),
+        state=state,
+        step=max(reached) if state == "running" else checkpoint or 0,
+        num_steps=num_steps,
+        checkpoint=checkpoint,
+        marker=marker,
+        job=number,
+        slurm="" if job is None else job.state + (f" ({job.reason})" if job.reason else ""),
+        starts=len(run.get("starts", ())),
+        requeues=sum(event["event"] == "requeued" for event in events),
+        record_age=_age(folder / RECORDS_FILE),
+        exposures={row["task"]: row["exposures_per_example"] for row in rows if row.get("task")},
+        error=_error(log) if state in ("failed", "stalled") else "",
+    )
+
+
+def _state(
+    folder: Path, events: Sequence[dict[str, Any]], job: Job | None, checkpoint: int | None,
+    num_steps: int | None, marker: dict[str, Any] | None, queue: Queue,
+) -> str:  # fmt: skip
+    last = events[-1]["event"] if events else ""
+    if checkpoint is not None and num_steps is not None and checkpoint >= num_steps:
+        return "finished"
+    if job is not None and job.state in ("RUNNING", "COMPLETING") and last != "requeued":
+        return "running"
+    if job is not None and job.live:
+        own = [event["event"] for event in events if event["job"] == events[-1]["job"]]
+        return "requeued" if "requeued" in own else "pending"
+    if _locked(folder):
+        return "running"
+    if queue.problem and last in ("submitted", "requeued", "started"):
+        # Nobody can be asked: what was said last may still hold.
+        return {"submitted": "pending", "started": "running"}.get(last, last)
+    if job is not None and job.state == "CANCELLED":
+        return "cancelled"
+    if last in ("failed", "stalled", "stopped", "ended"):
+        return last
+    if job is not None and job.state in _FAILED:
+        return "failed"
+    if marker is not None:
+        return "saved"
+    return "new" if checkpoint is None else "interrupted"
+
+
+def _locked(folder: Path) -> bool:
+    """Whether a process of this machine trains there; the lock is not taken."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _tail(path: Path, size: int = 65536) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - size, 0))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _last_rows(path: Path, tasks: set[str]) -> list[dict[str, Any]]:
+    """The records of the last step in the file, from its end as far up as needed to see `tasks`."""
+    size = 65536
+    while True:
+        rows = []
+        for line in _tail(path, size).splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue  # the first of the part, or torn by a kill
+        rows = [row for row in rows if isinstance(row, dict) and "step" in row]
+        last = [row for row in rows if row["step"] == rows[-1]["step"]]
+        if len(last) < len(rows) or tasks <= {row.get("task") for row in last}:
+            return last
+        if not path.exists() or size >= path.stat().st_size:
+            return last
+        size *= 8
+
+
+def _age(path: Path) -> float | None:
+    try:
+        return max(time.time() - path.stat().st_mtime, 0.0)
+    except OSError:
+        return None
+
+
+def _error(log: str) -> str:
+    """The last line that looks like an error of ours; torchrun's own report comes after it."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    ours = [
+        line for line in lines if re.search(r"(^|\]:)\s*(error:|[\w.]*(Error|Exception)\b)", line)
+    ]
+    named = [line for line in ours if "ChildFailedError" not in line]
+    chosen = named or ours or lines
+    return chosen[-1] if chosen else ""
+
+
+# -- for people and programs ---------------------------------------------------------------------
+
+
+def show_status(sources: Sequence[Path], *, as_json: bool, console: Console) -> None:
+    """Print a table, or JSON."""
+    runs, problem = find_status(sources)
+    if as_json:
+        told = {"slurm": problem or "asked", "runs": [asdict(run) for run in runs]}
+        console.file.write(json.dumps(told, indent=1) + "\n")
+        return
+    titles = ("state", "step", "saved", "job", "requeues", "record", "exposures")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    table.add_column("run", overflow="fold")
+    for title in titles:
+        table.add_column(title, no_wrap=True)
+    for run in runs:
+        share = f"/{run.num_steps:,}" if run.num_steps else ""
+        seen = sorted({f"{value:.3g}" for value in run.exposures.values()}, key=float)
+        waits = run.slurm.partition(" ")[2] if run.state in ("pending", "requeued") else ""
+        table.add_row(
+            Text(run.name),
+            Text(f"{run.state} {waits}", style=_COLOURS.get(run.state, "yellow")),
+            f"{run.step:,}{share}",
+            "" if run.checkpoint is None else f"{run.checkpoint:,}",
+            run.job or "",
+            str(run.requeues),
+            "" if run.record_age is None else f"{_duration(run.record_age)} ago",
+            " to ".join([*seen[:1], *seen[1:][-1:]]),
+        )
+    # A pipe has no width: names are not folded for it.
+    wide = console if console.is_terminal else Console(file=console.file, width=160)
+    wide.print(table)
+    counts = {state: sum(run.state == state for run in runs) for state in STATES}
+    console.print(", ".join(f"{number} {state}" for state, number in counts.items() if number))
+    for run in runs:
+        if run.marker is not None:
+            said = f"{run.marker.get('reason')} at step {run.marker.get('step')}"
+            _line(console, f"{run.name}: stopped by {said}, wants to go on")
+        if run.error:
+            _line(console, f"{run.name}: {run.error}")
+    if problem:
+        _line(console, f"SLURM was not asked: {problem}")
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,270 @@
+"""submit: a run or a sweep as SLURM jobs that save, requeue and go on by themselves.
+
+    olmo-ext submit configs/quickstart.yaml --site configs/sites/slurm-cpu.yaml --dry-run
+    olmo-ext submit sweep.yaml --site my-site.yaml --out runs
+
+Everything is checked before the first file is written; the files of a submission stay where they
+are (RUN/logs/slurm/N or SWEEP/slurm/N), since a requeued job reads them again.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from olmo.config import TrainConfig
+from rich.console import Console
+
+from data_injection.config import ConfigError
+from eval.checkpoints.checkpoint import find_checkpoints
+from eval.records import replace_file
+from launch.slurm.batch import Task, Where, render_prepare, render_train, runs_text
+from launch.slurm.jobs import append_event, ask_slurm, events_file, read_events
+from launch.slurm.lead import Lead, reckon_lead
+from launch.slurm.site import Site
+from launch.slurm.submission import Loaded, Plan, plan_submission, reload, with_corpus
+
+_JOB = re.compile(r"\d+(_\d+)?")
+_MAY_LIVE = ("submitted", "started", "requeued")
+"""Events after which a job is in the queue, unless it was killed or cancelled since."""
+
+
+def submit(
+    source: Path,
+    *,
+    site: Site,
+    out: Path | None,
+    overrides: Sequence[str] = (),
+    after: str | None = None,
+    prepare: str | None = None,
+    dry_run: bool = False,
+    console: Console,
+) -> list[str]:
+    """Write the batch files and hand them to sbatch; the numbers of the jobs come back.
+
+    Args:
+        out: a sweep's runs go to OUT/<sweep>/<labels>; not for a single run.
+        after: number of a job that must have succeeded first.
+        prepare: words of `olmo-ext prepare` without --out; that job goes first.
+        dry_run: print the files, write and submit nothing.
+
+    Raises:
+        ConfigError: before anything is written; or sbatch refused.
+    """
+    if after is not None and not _JOB.fullmatch(after):
+        raise ConfigError(
+            f"--after must be the number of a job, like 1234 or 1234_5, got {after!r}"
+        )
+    if not dry_run and shutil.which("sbatch") is None:
+        raise ConfigError(
+            "there is no sbatch on this machine's PATH: submit from a login node of the cluster, "
+            "or look at the batch files with --dry-run"
+        )
+    words = _prepare_words(prepare)
+    later = after is not None or words is not None
+    plan = plan_submission(source, out=out, overrides=overrides, corpus_comes_later=later)
+    loaded = {number: reload(task, later) for number, task in plan.tasks.items()}
+    tasks = {number: with_corpus(task, loaded[number]) for number, task in plan.tasks.items()}
+    plan = replace(plan, tasks=tasks)
+    for number, task in tasks.items():
+        task.line()
+        _check_ranks(site, task, loaded[number].experiment.train)
+    corpora = {one.corpus for one in loaded.values()}
+    corpus = next(iter(corpora))
+    if words is not None and (len(corpora) > 1 or corpus is None):
+        raise ConfigError(
+            f"--prepare needs runs with one `corpus:`; these have {sorted(map(str, corpora))}"
+        )
+    waiting = _open_tasks(plan, console, dry_run=dry_run)
+    if not waiting:
+        console.print("nothing to submit")
+        return []
+    lead = _longest_lead(site, waiting, loaded)
+    folder = _free_folder(plan.root / "slurm")
+    texts = _render(site, plan, waiting, lead, folder, words, corpus)
+    _raw(console, f"lead time: SIGUSR1 {lead.seconds} s before the end: {lead.why}")
+    if dry_run:
+        for path, text in texts.items():
+            _raw(console, f"\n==> {path} <==\n{text.rstrip()}")
+        _raw(console, f"\n{_how(list(texts), after)}\nnothing was written or submitted")
+        return []
+    for number in waiting:
+        if number in plan.runs:
+            plan.runs[number].check_settings()
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, text.encode())
+        path.chmod(0o755 if path.suffix == ".sbatch" else 0o644)
+    return _hand_over(plan, waiting, list(texts), after, console)
+
+
+def _check_ranks(site: Site, task: Task, train: TrainConfig) -> None:
+    ranks, batch = site.nodes * site.ranks, train.global_train_batch_size
+    if batch % ranks:
+        raise ConfigError(
+            f"run {task.name}: nodes x ranks of the site profile is {ranks}, which does not divide "
+            f"train.global_train_batch_size {batch}; choose other numbers of them"
+        )
+    if site.gpus_per_node == 0 and train.precision != "fp32":
+        raise ConfigError(
+            f"run {task.name}: train.precision is {train.precision} but the site profile asks for "
+            "no GPU; set gpus_per_node, or -o train.precision=fp32"
+        )
+
+
+def _open_tasks(plan: Plan, console: Console, *, dry_run: bool) -> dict[int, Task]:
+    """The runs that are neither finished nor in the queue already.
+
+    Raises ConfigError if the queue cannot be asked about a run whose job may be in it: two jobs
+    would train in one folder. A dry run says so and goes on.
+    """
+    queue, waiting = ask_slurm(), {}
+    for number, task in plan.tasks.items():
+        checkpoints = find_checkpoints(task.folder)
+        events = read_events(task.folder)
+        jobs = {event["job"] for event in events}
+        doubt = queue.problem and events and events[-1]["event"] in _MAY_LIVE
+        live = [job for job in sorted(jobs) if job in queue.jobs and queue.jobs[job].live]
+        if checkpoints and checkpoints[-1].step >= task.num_steps:
+            said = f"finished at step {checkpoints[-1].step}"
+        elif live:
+            said = f"in the queue already, job {live[0]}"
+        else:
+            waiting[number] = task
+            if not doubt:
+                continue
+            said = (
+                f"its job {events[-1]['job']} may be in the queue, which cannot be asked "
+                f"({queue.problem}); try again when squeue answers, or, if you know that the job "
+                f"is gone, move {events_file(task.folder)} away"
+            )
+            if not dry_run:
+                raise ConfigError(f"run {task.name}: {said}")
+            console.print(f"{task.name}: {said}", markup=False, soft_wrap=True)
+            continue
+        console.print(f"{task.name}: {said}; not submitted", markup=False, soft_wrap=True)
+    return waiting
+
+
+def _longest_lead(site: Site, waiting: dict[int, Task], loaded: dict[int, Loaded]) -> Lead:
+    """An array has one; runs of one shape that have not begun are reckoned once."""
+    leads: dict[tuple[object, ...], Lead] = {}
+    for number, task in waiting.items():
+        train = loaded[number].experiment.train
+        begun = task.folder if (task.folder / "run.json").exists() else None
+        key = (str(train.model), train.global_train_batch_size, str(train.precision), begun)
+        if key not in leads:
+            steps, folder = task.num_steps, task.folder
+            leads[key] = reckon_lead(site, train, num_steps=steps, folder=folder)
+    return max(leads.values(), key=lambda lead: lead.seconds)
+
+
+def _prepare_words(prepare: str | None) -> list[str] | None:
+    if prepare is None:
+        return None
+    try:
+        words = shlex.split(prepare)
+    except ValueError as error:
+        raise ConfigError(f"--prepare {prepare!r} is not a command line: {error}") from None
+    if not words or any(word == "--out" or word.startswith("--out=") for word in words):
+        raise ConfigError(
+            "--prepare takes the words of `olmo-ext prepare` without --out, for example "
+            "--prepare \"'TEXT/*.json.gz' --tokenizer dolma2\"; the corpus goes where the runs "
+            f"look for it. Got {prepare!r}"
+        )
+    return words
+
+
+def _free_folder(parent: Path) -> Path:
+    """PARENT/N with the first number not taken: jobs of earlier submissions read theirs again."""
+    taken = (
+        [int(p.name) for p in parent.glob("[0-9]*") if p.name.isdigit()] if parent.is_dir() else []
+    )
+    return parent / str(max(taken, default=0) + 1)
+
+
+def _render(
+    site: Site, plan: Plan, waiting: dict[int, Task], lead: Lead, folder: Path,
+    words: list[str] | None, corpus: Path | None,
+) -> dict[Path, str]:  # fmt: skip
+    """Every file's text, in the order in which they are handed over."""
+    command = shlex.join(["olmo-ext", *sys.argv[1:]])
+    where = Where(folder / "train.sbatch", command, Path.cwd(), Path(sys.executable).parent)
+    texts = {}
+    if words is not None:
+        assert corpus is not None
+        prepare = render_prepare(site, words, corpus, name=plan.name, where=where)
+        texts[folder / "prepare.sbatch"] = prepare
+    runs_file = folder / "runs.txt" if plan.is_sweep else None
+    if runs_file is not None:
+        texts[runs_file] = runs_text(plan.tasks)
+    texts[where.script] = render_train(
+        site, waiting, name=plan.name, lead=lead, where=where, runs_file=runs_file
+    )
+    return texts
+
+
+def _hand_over(
+    plan: Plan, waiting: dict[int, Task], files: list[Path], after: str | None, console: Console
+) -> list[str]:
+    """sbatch, and the numbers into the folders of what they train."""
+    jobs: list[str] = []
+    needed = after
+    for script in (path for path in files if path.suffix == ".sbatch"):
+        try:
+            job = _sbatch(script, needed)
+        except ConfigError:
+            if jobs:  # the corpus would be made for nobody
+                subprocess.run(["scancel", *jobs], check=False)
+            raise
+        jobs.append(job)
+        waits = f", after {needed}" if needed else ""
+        _raw(console, f"job {job}{waits}: {script}")
+        needed = job
+    event = {"event": "submitted", "script": str(files[-1]), "step": None}
+    for number, task in waiting.items():
+        name = f"{jobs[-1]}_{number}" if plan.is_sweep else jobs[-1]
+        append_event(events_file(task.folder), event | {"job": name})
+    if plan.is_sweep:
+        told = {"job": jobs[-1], "runs": len(waiting), "jobs": jobs}
+        append_event(plan.root / "slurm" / "jobs.jsonl", event | told)
+    _raw(console, f"olmo-ext status {shlex.quote(str(_shown(plan)))}")
+    return jobs
+
+
+def _shown(plan: Plan) -> Path:
+    return plan.root if plan.is_sweep else plan.root.parent
+
+
+def _sbatch(script: Path, needed: str | None) -> str:
+    command = ["sbatch", "--parsable", *_depends(needed), str(script)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip() or f"status {done.returncode}"
+        raise ConfigError(f"{shlex.join(command)} was refused: {said}")
+    return done.stdout.strip().split(";")[0]  # with a cluster's name behind it
+
+
+def _depends(needed: str | None) -> list[str]:
+    return [f"--dependency=afterok:{needed}", "--kill-on-invalid-dep=yes"] if needed else []
+
+
+def _how(files: Sequence[Path], after: str | None) -> str:
+    """The lines that `submit` would run."""
+    lines, needed = [], after
+    for script in (path for path in files if path.suffix == ".sbatch"):
+        lines.append(shlex.join(["sbatch", "--parsable", *_depends(needed), str(script)]))
+        needed = "JOB"
+    return "\n".join(lines)
+
+
+def _raw(console: Console, text: str) -> None:
+    """As it stands: no markup, no wrapping; it may be pasted into a shell."""
+    console.file.write(text + "\n")
+    console.file.flush()

@@ -1,0 +1,1 @@
+"""Sweeps: many runs on this machine, side by side, screened and resumable."""

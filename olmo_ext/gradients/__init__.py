@@ -1,0 +1,1 @@
+"""Gradients of other losses beside a training step's own."""

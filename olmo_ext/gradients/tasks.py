@@ -1,0 +1,169 @@
+"""The gradient of a task: of its rows in a training step, and of its label over all its examples.
+
+    with beside_the_step(trainer):
+        vectors = step_parts(trainer, params, batch, measured=["cmp"])      # t/cmp, label/cmp
+        reference = reference_of(trainer, params, mlp, task, instances, seed=0)
+
+Why the task's part g_t of a step needs 4 tokens a row and not the whole batch: attention is causal,
+so the losses at a row's first positions depend on its first tokens only; g_t is the gradient of a
+batch of short rows under the batch's own denominator, and the rest of the batch's gradient is
+g - g_t. Exact for dropout 0 and no attention bias (`passes.check_exact`). EOS's own
+prediction of the host text is the rest's, and so is what host tokens see of the spliced ones.
+
+The plan tells every rank how many rows the others hold; one with fewer pads with rows of weight 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from olmo.torch_util import get_global_rank, get_world_size
+
+from data_injection.tasks.base import IntArray, Task
+from eval.interference.gradients import MLP, Vector
+from eval.interference.measure import Reference, halves, join_halves, permuted_labels
+from olmo_ext.gradients.passes import Loss, Parameters, gradient_of
+
+if TYPE_CHECKING:
+    from olmo_ext.trainer import ExperimentTrainer
+
+
+def step_parts(
+    trainer: ExperimentTrainer,
+    params: Parameters,
+    batch: dict[str, Any],
+    *,
+    measured: Collection[str],
+) -> dict[str, Vector]:
+    """t/TASK of every task with rows in the batch, and label/TASK of those that are `measured`."""
+    vectors = {}
+    for index, task in enumerate(trainer.plan.tasks):
+        rows = rows_of_task(trainer, batch, index)
+        if rows.most == 0:
+            continue
+        for name in ("t", "label") if task.name in measured else ("t",):
+            losses = step_losses(
+                trainer, batch, rows, length=task.length, label_only=name == "label"
+            )
+            vectors[f"{name}/{task.name}"] = gradient_of(trainer, params, losses)
+    return vectors
+
+
+def reference_of(
+    trainer: ExperimentTrainer,
+    params: Parameters,
+    mlp: MLP,
+    task: Task,
+    instances: IntArray,
+    *,
+    seed: int,
+) -> Reference:
+    """A task's label gradients over its instances, with the labels as they are and permuted."""
+    r: list[Vector] = []
+    p: list[Vector] = []
+    for half in halves(instances):
+        tokens, permuted = task.tokens[half], permuted_labels(task, half, seed=seed)
+        for labels, into in ((tokens[:, -1], r), (permuted, p)):
+            into.append(gradient_of(trainer, params, label_losses(trainer, tokens, labels)))
+    return join_halves(r, p, mlp, share=len(instances[0::2]) / len(instances))
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows of one task in one step's batch."""
+
+    local: list[int]
+    """This rank's, as rows of its part of the batch."""
+
+    most: int
+    """The largest number that any rank has."""
+
+
+def rows_of_task(trainer: ExperimentTrainer, batch: dict[str, Any], index: int) -> TaskRows:
+    """Where the rows of the plan's task `index` are in the batch of the step being trained.
+
+    Slot s of the global batch is row s // W of rank s % W of W (iterable_dataset.py:121).
+    """
+    rows, world = trainer.plan.at(trainer.global_step - 1), get_world_size()
+    slots, examples = rows.slots[rows.tasks == index], rows.examples[rows.tasks == index]
+    counts = [int((slots % world == rank).sum()) for rank in range(world)]
+    mine = slots % world == get_global_rank()
+    local, task = slots[mine] // world, trainer.plan.tasks[index]
+    where = slice(trainer.plan.offset, trainer.plan.offset + task.length)
+    found = batch["input_ids"][torch.as_tensor(local, device=trainer.device), where].cpu()
+    assert torch.equal(found, torch.as_tensor(task.tokens[examples[mine]])), "not the plan's batch"
+    return TaskRows(local=local.tolist(), most=max(counts))
+
+
+def step_losses(
+    trainer: ExperimentTrainer,
+    batch: dict[str, Any],
+    where: TaskRows,
+    *,
+    length: int,
+    label_only: bool = False,
+) -> list[Loss]:
+    """The part of the step's loss that is a task's, by the engine's own train_micro_batch.
+
+    Args:
+        batch: this rank's part of the step's batch.
+        where: the task's rows in it.
+        length: tokens of an example, the label's included.
+        label_only: the label's prediction alone, not those of the tokens within the example and of
+            the EOS after it.
+    """
+    offset = trainer.plan.offset
+    width = offset + length + 1
+    counted_T = torch.zeros(width, dtype=torch.bool, device=trainer.device)
+    # A row's mask goes with the token that is predicted.
+    counted_T[offset + length - 1 if label_only else slice(offset + 1, width)] = True
+    denominator = batch["input_ids"].numel()
+    size = trainer.cfg.device_train_microbatch_size
+
+    def loss(start: int) -> torch.Tensor:
+        mine = where.local[start : start + size]
+        # Row 0 with weight zero where this rank has no more.
+        rows = torch.tensor(mine or [0], device=trainer.device)
+        short = {"input_ids": batch["input_ids"][rows, :width]}
+        counted_BT = counted_T.expand(len(rows), -1) & bool(mine)
+        if "label_mask" in batch:
+            counted_BT = counted_BT & batch["label_mask"][rows, :width]
+        short["label_mask"] = counted_BT
+        if "attention_mask" in batch:
+            short["attention_mask"] = batch["attention_mask"][rows, :width]
+        if "instance_mask" in batch:
+            short["instance_mask"] = batch["instance_mask"][rows]
+        return trainer.train_micro_batch(short, denominator)[0]
+
+    return [lambda start=start: loss(start) for start in range(0, where.most, size)]  # type: ignore[misc]
+
+
+def label_losses(trainer: ExperimentTrainer, tokens_NL: IntArray, labels_N: IntArray) -> list[Loss]:
+    """The mean cross-entropy of labels after the examples' other tokens, split over ranks.
+
+    The examples stand alone, as the first tokens of a row, wherever the plan splices them. A pass
+    holds at most as many tokens as a training micro-batch, so that it needs no more memory.
+    """
+    cfg, world, rank = trainer.cfg, get_world_size(), get_global_rank()
+    num = len(tokens_NL)
+    inputs_NT = torch.as_tensor(tokens_NL[rank::world, :-1])
+    targets_N = torch.as_tensor(labels_N)[rank::world]
+    first_1T, first_1 = torch.as_tensor(tokens_NL[:1, :-1]), torch.as_tensor(labels_N)[:1]
+    most = -(-num // world)
+    tokens = cfg.device_train_microbatch_size * cfg.model.max_sequence_length
+    size = max(tokens // inputs_NT.shape[1], 1)
+
+    def loss(start: int) -> torch.Tensor:
+        inputs_BT, targets_B = inputs_NT[start : start + size], targets_N[start : start + size]
+        weight = world / num
+        if len(targets_B) == 0:  # the other ranks have more
+            inputs_BT, targets_B, weight = first_1T, first_1, 0.0
+        output = trainer.dist_model(inputs_BT.to(trainer.device), last_logits_only=True)
+        logits_BV = output.logits[:, -1]
+        return weight * F.cross_entropy(logits_BV, targets_B.to(trainer.device), reduction="sum")
+
+    return [lambda start=start: loss(start) for start in range(0, most, size)]  # type: ignore[misc]

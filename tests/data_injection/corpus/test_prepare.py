@@ -1,0 +1,484 @@
+"""Corpora: what is in the files is what was in the text, and damage or misuse is named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+
+from data_injection.corpus import prepare as corpus
+from data_injection.corpus.embedded import embedded_documents, train_tokenizer
+from data_injection.corpus.prepare import (
+    Manifest,
+    corpus_paths,
+    iter_documents,
+    load_manifest,
+    load_tokenizer,
+    prepare_corpus,
+    prepare_embedded,
+    verify_corpus,
+)
+
+DOCUMENTS = [
+    "The Aufbau principle gives the order of electron filling in an atom.",
+    "def f(x):\n\treturn x + 1  # crlf \r\n",
+    "naïve café ☃ 数学 \U0001f600",
+    "this text spells <|endoftext|> and <|padding|> itself",
+    " leading and trailing spaces  ",
+    "\n",
+] * 7
+MAX_DOCUMENTS = 60
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small byte-level tokenizer on disk."""
+    path = tmp_path_factory.mktemp("tokenizer") / "small.json"
+    train_tokenizer(DOCUMENTS, vocab_size=300).save(str(path))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded corpus of the first few documents of each source."""
+    folder = tmp_path_factory.mktemp("embedded")
+    prepare_embedded(folder, vocab_size=512, max_documents=MAX_DOCUMENTS)
+    return folder
+
+
+def write_jsonl(path: Path, documents: list[str] = DOCUMENTS) -> Path:
+    data = "".join(json.dumps({"id": str(i), "text": d}) + "\n" for i, d in enumerate(documents))
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(data.encode()))
+    elif path.suffix == ".zst":  # two frames, as concatenated files have
+        half = len(data) // 2
+        frames = [zstandard.compress(part.encode()) for part in (data[:half], data[half:])]
+        path.write_bytes(b"".join(frames))
+    else:
+        path.write_text(data, encoding="utf-8")
+    return path
+
+
+def read_tokens(folder: Path) -> np.ndarray:
+    manifest = load_manifest(folder)
+    dtype = np.dtype(manifest.dtype).newbyteorder("<")
+    return np.concatenate([np.fromfile(p, dtype=dtype) for p in corpus_paths(folder, manifest)])
+
+
+def decode_documents(folder: Path) -> list[str]:
+    tokens, tokenizer = read_tokens(folder), load_tokenizer(folder)
+    ends = np.flatnonzero(tokens == load_manifest(folder).eos_token_id)
+    assert ends[-1] == len(tokens) - 1
+    starts = [0, *(ends[:-1] + 1)]
+    return [
+        tokenizer.decode(tokens[a:b].tolist(), skip_special_tokens=False)
+        for a, b in zip(starts, ends, strict=True)
+    ]
+
+
+def prepare(source: Path | str, folder: Path, tokenizer: str, **settings: Any) -> Manifest:
+    return prepare_corpus([source], folder, name="test", tokenizer=tokenizer, **settings)
+
+
+def test_decoding_gives_the_documents_back_each_ended_by_one_eos(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    manifest = prepare(write_jsonl(tmp_path / "a.jsonl"), tmp_path / "corpus", tokenizer)
+    assert decode_documents(tmp_path / "corpus") == DOCUMENTS
+    assert manifest.num_documents == len(DOCUMENTS)
+    assert manifest.num_tokens == len(read_tokens(tmp_path / "corpus"))
+    assert load_manifest(tmp_path / "corpus") == manifest
+
+
+def test_small_batches_change_nothing(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl")
+    one = prepare(source, tmp_path / "one", tokenizer)
+    monkeypatch.setattr(corpus, "BATCH_CHARS", 50)
+    assert prepare(source, tmp_path / "two", tokenizer).hash == one.hash
+
+
+def test_embedded_documents_come_back_whole(embedded: Path) -> None:
+    english, python = embedded_documents(max_documents=MAX_DOCUMENTS)
+    assert decode_documents(embedded) == english + python
+    manifest = verify_corpus(embedded, full=True)
+    assert manifest.dtype == "uint16"
+    assert [source["documents"] for source in manifest.sources] == [MAX_DOCUMENTS] * 2
+    assert "olmo 0" in manifest.sources[0]["version"]
+
+
+def test_embedded_manifest_names_the_special_and_byte_tokens(embedded: Path) -> None:
+    manifest, tokenizer = load_manifest(embedded), load_tokenizer(embedded)
+    assert manifest.vocab_size == tokenizer.get_vocab_size() == 512
+    assert (manifest.eos_token_id, manifest.pad_token_id) == (0, 1)
+    assert manifest.special_token_ids == (0, 1)
+    assert manifest.byte_token_ids == tuple(range(2, 258))
+
+
+def test_the_same_embedded_inputs_give_the_same_bytes_in_another_process(
+    embedded: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from data_injection.corpus.prepare import prepare_embedded as p; "
+        f"print(p({str(tmp_path / 'again')!r}, vocab_size=512, max_documents={MAX_DOCUMENTS}).hash)"
+        "; assert 'olmo' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "false"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == load_manifest(embedded).hash
+
+
+def test_a_finished_preparation_is_returned_without_work(
+    embedded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "embedded_documents", None)
+    again = prepare_embedded(embedded, vocab_size=512, max_documents=MAX_DOCUMENTS)
+    assert again == load_manifest(embedded)
+
+
+def test_another_corpus_is_never_overwritten(embedded: Path) -> None:
+    with pytest.raises(ValueError, match="choose another folder or delete"):
+        prepare_embedded(embedded, vocab_size=513, max_documents=MAX_DOCUMENTS)
+
+
+def test_every_format_gives_the_same_tokens(tmp_path: Path, tokenizer: str) -> None:
+    import datasets
+
+    plain = prepare(write_jsonl(tmp_path / "a.jsonl"), tmp_path / "plain", tokenizer)
+    for name in ("a.json.gz", "a.jsonl.gz", "a.jsonl.zst"):
+        source = write_jsonl(tmp_path / name)
+        assert prepare(source, tmp_path / f"corpus-{name}", tokenizer).hash == plain.hash
+    rows = datasets.Dataset.from_dict({"id": range(len(DOCUMENTS)), "text": DOCUMENTS})
+    rows.save_to_disk(str(tmp_path / "rows"))
+    datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "splits"))
+    for name in ("rows", "splits", "splits:train"):
+        source = f"hf:{tmp_path}/{name}"
+        manifest = prepare(source, tmp_path / f"corpus-{name}", tokenizer)
+        assert manifest.hash == plain.hash
+        assert prepare(source, tmp_path / f"corpus-{name}", tokenizer) == manifest
+
+
+def test_a_data_set_of_the_hub_s_loader_is_streamed(tmp_path: Path, tokenizer: str) -> None:
+    (tmp_path / "hub").mkdir()
+    write_jsonl(tmp_path / "hub" / "train.jsonl")
+    manifest = prepare(f"hf:{tmp_path}/hub:train", tmp_path / "corpus", tokenizer)
+    assert manifest.num_documents == len(DOCUMENTS)
+    assert decode_documents(tmp_path / "corpus") == DOCUMENTS
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path: Path, tokenizer: str) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": DOCUMENTS})
+    datasets.DatasetDict({"validation": rows}).save_to_disk(str(tmp_path / "splits"))
+    with pytest.raises(ValueError, match=r"has splits \['validation'\]"):
+        prepare(f"hf:{tmp_path}/splits", tmp_path / "corpus", tokenizer)
+
+
+def test_globs_and_folders_are_read_in_sorted_order(tmp_path: Path, tokenizer: str) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for name, documents in (("b.jsonl", DOCUMENTS[1:3]), ("a.jsonl.gz", DOCUMENTS[:1])):
+        write_jsonl(folder / name, documents)
+    (folder / "notes.txt").write_text("not a source")
+    prepare(folder, tmp_path / "one", tokenizer)
+    prepare(f"{folder}/*.jsonl*", tmp_path / "two", tokenizer)
+    assert decode_documents(tmp_path / "one") == DOCUMENTS[:3]
+    assert load_manifest(tmp_path / "one").hash == load_manifest(tmp_path / "two").hash
+
+
+@pytest.mark.parametrize("max_shard_tokens", [1, 7, 64, 10**9])
+def test_shards_are_cut_exactly_and_lose_nothing(
+    tmp_path: Path, tokenizer: str, max_shard_tokens: int
+) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", DOCUMENTS[:4])
+    prepare(source, tmp_path / "whole", tokenizer)
+    manifest = prepare(source, tmp_path / "shards", tokenizer, max_shard_tokens=max_shard_tokens)
+    np.testing.assert_array_equal(read_tokens(tmp_path / "shards"), read_tokens(tmp_path / "whole"))
+    assert all(file.num_tokens == max_shard_tokens for file in manifest.files[:-1])
+    assert 0 < manifest.files[-1].num_tokens <= max_shard_tokens
+    verify_corpus(tmp_path / "shards", full=True)
+
+
+def test_max_tokens_stops_after_the_document_that_reaches_it(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl")
+    prepare(source, tmp_path / "whole", tokenizer)
+    tokens = read_tokens(tmp_path / "whole")
+    ends = np.flatnonzero(tokens == load_manifest(tmp_path / "whole").eos_token_id) + 1
+    for max_tokens, expected in ((1, ends[0]), (ends[1], ends[1]), (ends[1] + 1, ends[2])):
+        folder = tmp_path / f"first-{max_tokens}"
+        manifest = prepare(source, folder, tokenizer, max_tokens=int(max_tokens))
+        assert manifest.num_tokens == expected
+        np.testing.assert_array_equal(read_tokens(folder), tokens[:expected])
+
+
+def test_dtype_follows_the_vocabulary_and_holds_the_same_tokens(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl")
+    assert prepare(source, tmp_path / "two", tokenizer).dtype == "uint16"
+    assert prepare(source, tmp_path / "four", tokenizer, dtype="uint32").dtype == "uint32"
+    np.testing.assert_array_equal(read_tokens(tmp_path / "two"), read_tokens(tmp_path / "four"))
+    assert load_manifest(tmp_path / "two").hash != load_manifest(tmp_path / "four").hash
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "eos", "pad", "num_bytes"),
+    [
+        # NeoX has no token for the 13 bytes that UTF-8 never uses.
+        ("dolma-v1_5", "uint16", 50279, 1, 256 - 13),
+        ("tokenizers/allenai_dolma2.json", "uint32", 100257, 100277, 256),
+    ],
+)
+def test_olmo_s_tokenizers_are_found_with_their_own_eos(
+    tmp_path: Path, name: str, dtype: str, eos: int, pad: int, num_bytes: int
+) -> None:
+    manifest = prepare(write_jsonl(tmp_path / "a.jsonl"), tmp_path / "corpus", name)
+    assert (manifest.dtype, manifest.eos_token_id, manifest.pad_token_id) == (dtype, eos, pad)
+    assert len(manifest.byte_token_ids) == num_bytes
+    assert {eos, pad} < set(manifest.special_token_ids)
+    assert np.count_nonzero(read_tokens(tmp_path / "corpus") == eos) == len(DOCUMENTS)
+    assert not np.count_nonzero(read_tokens(tmp_path / "corpus") == pad)
+    assert decode_documents(tmp_path / "corpus") == DOCUMENTS
+
+
+def test_an_eos_that_text_can_spell_is_refused(tmp_path: Path) -> None:
+    # Some OLMo configs give 0 for this tokenizer, where it is |||IP_ADDRESS||| (OLMo issue 757).
+    with pytest.raises(ValueError, match=r"eos_token_id=0 is '\|\|\|IP_ADDRESS\|\|\|'"):
+        prepare(
+            write_jsonl(tmp_path / "a.jsonl"), tmp_path / "corpus", "dolma-v1_5", eos_token_id=0
+        )
+
+
+def test_the_engine_s_own_dataset_reads_the_same_tokens(tmp_path: Path, tokenizer: str) -> None:
+    from olmo.data.memmap_dataset import MemMapDataset
+
+    source, row = write_jsonl(tmp_path / "a.jsonl"), 16
+    manifest = prepare(source, tmp_path / "corpus", tokenizer, max_shard_tokens=4 * row)
+    dataset = MemMapDataset(
+        *corpus_paths(tmp_path / "corpus", manifest),
+        chunk_size=row,
+        memmap_dtype=getattr(np, manifest.dtype),
+    )
+    rows = np.concatenate([dataset[i]["input_ids"].numpy() for i in range(len(dataset))])
+    # Shards of whole rows: only the tail of the last file is left out.
+    assert len(rows) == manifest.num_tokens // row * row
+    np.testing.assert_array_equal(rows, read_tokens(tmp_path / "corpus")[: len(rows)])
+
+
+def test_empty_documents_are_skipped_and_counted(tmp_path: Path, tokenizer: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", ["", "one", "", "two"])
+    manifest = prepare(source, tmp_path / "corpus", tokenizer)
+    assert decode_documents(tmp_path / "corpus") == ["one", "two"]
+    assert (manifest.sources[0]["documents"], manifest.sources[0]["empty"]) == (2, 2)
+
+
+def test_documents_are_never_collected(tmp_path: Path) -> None:
+    drawn = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield "text"
+
+    batches = corpus._batches(endless(), {"empty": 0})
+    assert len(next(batches)) == drawn == corpus.BATCH_DOCUMENTS
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "first"}\nnot JSON\n')
+    assert next(iter_documents(path)) == "first"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{not json}", r"a.jsonl:2 is not JSON"),
+        ('{"body": "x"}', r"a.jsonl:2 has no text in field 'text', it has \['body'\]"),
+        ('{"text": 3}', r"a.jsonl:2 has no text"),
+        ("[1]", r"a.jsonl:2 has no text in field 'text', it has list"),
+        ('{"text": "\\ud800"}', r"a.jsonl:2 is not valid Unicode"),
+    ],
+)
+def test_a_bad_line_is_named_and_leaves_no_corpus(
+    tmp_path: Path, tokenizer: str, line: str, message: str
+) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=message):
+        prepare(source, tmp_path / "corpus", tokenizer)
+    assert list((tmp_path / "corpus").iterdir()) == []
+    source.write_text('{"text": "fine"}\n\n')
+    prepare(source, tmp_path / "corpus", tokenizer)
+    assert decode_documents(tmp_path / "corpus") == ["fine"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("keep", [0.1, 0.9])
+def test_a_cut_off_download_is_not_taken_for_a_short_file(
+    tmp_path: Path, tokenizer: str, name: str, keep: float
+) -> None:
+    source = write_jsonl(tmp_path / name)
+    data = source.read_bytes()
+    source.write_bytes(data[: int(keep * len(data))])
+    with pytest.raises(ValueError, match=r"cannot be unpacked after line|is not JSON"):
+        prepare(source, tmp_path / "corpus", tokenizer)
+
+
+def test_a_killed_preparation_is_no_corpus_and_the_next_starts_over(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = write_jsonl(tmp_path / "a.jsonl"), tmp_path / "corpus"
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "_write_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, folder, tokenizer, max_shard_tokens=8)
+    assert len(list(folder.glob("tokens-*.npy"))) > 1  # the worst moment: all but the manifest
+    with pytest.raises(FileNotFoundError, match=r"interrupted; run `olmo-ext prepare`"):
+        load_manifest(folder)
+    manifest = prepare(source, folder, tokenizer)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "manifest.json",
+        "tokenizer.json",
+        "tokens-00000.npy",
+    ]
+    assert verify_corpus(folder, full=True) == manifest
+
+
+def test_files_of_others_are_never_removed(tmp_path: Path, tokenizer: str) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "tokens-00000.npy").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="no manifest; choose another folder"):
+        prepare(write_jsonl(tmp_path / "a.jsonl"), folder, tokenizer)
+    assert (folder / "tokens-00000.npy").read_bytes() == b"precious"
+
+
+def test_changed_sources_are_not_taken_for_the_same_preparation(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    source, folder = write_jsonl(tmp_path / "a.jsonl"), tmp_path / "corpus"
+    manifest = prepare(source, folder, tokenizer)
+    assert prepare(source, folder, tokenizer) == manifest
+    write_jsonl(source, DOCUMENTS[:3])
+    with pytest.raises(ValueError, match="holds the corpus 'test' of other sources"):
+        prepare(source, folder, tokenizer)
+
+
+def test_the_hash_ignores_where_and_how_it_is_called(tmp_path: Path, tokenizer: str) -> None:
+    one = prepare(write_jsonl(tmp_path / "a.jsonl"), tmp_path / "one", tokenizer)
+    (tmp_path / "b").mkdir()
+    two = prepare_corpus(
+        [write_jsonl(tmp_path / "b" / "c.jsonl")], tmp_path / "two", name="x", tokenizer=tokenizer
+    )
+    assert one.hash == two.hash
+    assert (one.name, one.recipe) != (two.name, two.recipe)
+
+
+def test_verifying_finds_a_flipped_bit_and_a_cut_file(tmp_path: Path, tokenizer: str) -> None:
+    folder = tmp_path / "corpus"
+    prepare(write_jsonl(tmp_path / "a.jsonl"), folder, tokenizer)
+    path = folder / "tokens-00000.npy"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    verify_corpus(folder)
+    with pytest.raises(ValueError, match=r"tokens-00000.npy has sha256 \w{64}, its manifest says"):
+        verify_corpus(folder, full=True)
+    path.write_bytes(data[:-2])
+    with pytest.raises(ValueError, match=rf"has {len(data) - 2} bytes, .* says {len(data)}"):
+        verify_corpus(folder)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"tokens-00000.npy is missing"):
+        verify_corpus(folder)
+
+
+def test_a_changed_tokenizer_is_found_even_by_the_cheap_check(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    folder = tmp_path / "corpus"
+    prepare(write_jsonl(tmp_path / "a.jsonl"), folder, tokenizer)
+    with (folder / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(ValueError, match=r"tokenizer.json has sha256"):
+        verify_corpus(folder)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"name": "x", "files": []}'])
+def test_a_foreign_manifest_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"is not the manifest of a corpus .*olmo-ext prepare"):
+        load_manifest(tmp_path)
+
+
+def test_a_folder_without_a_corpus_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has not run; run `olmo-ext prepare`"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"dtype": "int8"}, ValueError, "dtype must be one of uint16, uint32, got 'int8'"),
+        ({"tokenizer": "nosuch"}, FileNotFoundError, "tokenizer='nosuch' .* dolma-v1_5, dolma2"),
+        (
+            {"tokenizer": "dolma2", "dtype": "uint16"},
+            ValueError,
+            "dtype='uint16' ends at 65535, .* has 100278 ids; use dtype='uint32'",
+        ),
+        ({"eos_token_id": 10**6}, ValueError, "eos_token_id=1000000 is not an id"),
+        ({"pad_token_id": -1}, ValueError, "pad_token_id=-1 is not an id"),
+        ({"eos_token_id": 60}, ValueError, "which a document can spell"),
+        ({"max_shard_tokens": 0}, ValueError, "max_shard_tokens must be positive"),
+        ({"sources": []}, ValueError, "sources must be a list"),
+        ({"sources": "a.jsonl"}, ValueError, "sources must be a list"),
+        ({"sources": ["nosuch*.jsonl"]}, FileNotFoundError, "'nosuch.*' matches no file"),
+        ({"sources": [__file__]}, ValueError, "must end in one of .jsonl"),
+    ],
+)
+def test_a_bad_setting_is_named_before_any_work(
+    tmp_path: Path,
+    tokenizer: str,
+    settings: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    given = {"sources": [write_jsonl(tmp_path / "a.jsonl")], "tokenizer": tokenizer, **settings}
+    with pytest.raises(error, match=message):
+        prepare_corpus(folder=tmp_path / "corpus", name="test", **given)
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_source_named_twice_is_refused(tmp_path: Path, tokenizer: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="more than once"):
+        prepare_corpus([source, tmp_path], tmp_path / "corpus", name="test", tokenizer=tokenizer)
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"broken.json is no tokenizers JSON file"):
+        prepare(write_jsonl(tmp_path / "a.jsonl"), tmp_path / "corpus", str(path))
+
+
+def test_vocabulary_sizes_that_cannot_be_trained_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"vocab_size must be in \(258, 65536\], got 100"):
+        prepare_embedded(tmp_path / "corpus", vocab_size=100)

@@ -1,0 +1,116 @@
+"""docs/findings.md: its tables are those of the committed records."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from data_injection.config import ConfigError
+from eval.findings.chapters import CHAPTERS, as_json_lines, write_chapter
+from eval.findings.controls import fill
+from eval.findings.mechanism import rank_correlation
+from eval.records import read_records
+from launch.sweep.confirm import CONFIGS, confirm_sweeps
+
+DOCS = Path(__file__).parent.parent.parent.parent / "docs"
+FRAMES = {name: read_records(DOCS / "findings" / name) for name in CHAPTERS}
+TEXT = (DOCS / "findings.md").read_text()
+
+each_chapter = pytest.mark.parametrize("name", CHAPTERS)
+
+
+@each_chapter
+def test_every_table_of_the_document_regenerates_from_the_committed_records(name: str) -> None:
+    assert fill(TEXT, FRAMES[name], CHAPTERS[name].tables) == TEXT
+
+
+def test_a_changed_record_or_a_changed_table_is_noticed() -> None:
+    frame, tables = FRAMES["controls"], CHAPTERS["controls"].tables
+    changed = frame.copy()
+    of = (changed.run == "single-s1-w16-r4") & (changed.metric == "score")
+    assert of.any()
+    changed.loc[of, "value"] += 0.1
+    assert fill(TEXT, changed, tables) != TEXT
+    marked = "<!-- table: transfer -->\n"
+    assert fill(TEXT.replace(marked, marked + "nonsense\n"), frame, tables) == TEXT
+
+
+def test_the_document_shows_every_table_and_figure_once() -> None:
+    tables = [name for chapter in CHAPTERS.values() for name in chapter.tables]
+    assert sorted(re.findall(r"<!-- table: (\w+) -->", TEXT)) == sorted(tables)
+    shown = re.findall(r"\]\(findings/(\w+/\w+)\.png\)", TEXT)
+    figures = [f"{name}/{f}" for name, chapter in CHAPTERS.items() for f in chapter.figures]
+    assert sorted(shown) == sorted(figures)
+    assert all((DOCS / "findings" / f"{name}.png").stat().st_size > 10_000 for name in shown)
+
+
+@each_chapter
+def test_every_figure_draws_from_the_committed_records(name: str) -> None:
+    for draw in CHAPTERS[name].figures.values():
+        assert draw(FRAMES[name]).axes
+
+
+@each_chapter
+def test_every_condition_has_at_least_three_seeds(name: str) -> None:
+    frame = FRAMES[name]
+    condition = frame.run.str.replace(r"-s\d+", "", regex=True)
+    assert frame.groupby([condition, "task", "learning_rate"]).seed.nunique().min() >= 3
+
+
+@each_chapter
+def test_the_records_are_the_runs_of_the_committed_sweeps_and_no_others(name: str) -> None:
+    planned = {
+        f"{sweep.name}-{'-'.join(point.labels)}"
+        for sweep in confirm_sweeps(name)
+        for point in sweep.points()
+    }
+    assert set(FRAMES[name].run) == planned
+    told = json.loads((DOCS / "findings" / name / "provenance.json").read_text())
+    assert told["runs"] == len(planned)
+
+
+@each_chapter
+def test_all_seeds_of_a_run_are_measured_at_the_same_last_step(name: str) -> None:
+    """One that stops half way would be averaged with runs of twice its exposures."""
+    frame = FRAMES[name]
+    last = frame[frame.metric == "score"].groupby("run").step.max()
+    cells = last.groupby(last.index.str.replace(r"-s\d+", "", regex=True))
+    assert cells.size().min() >= 3
+    assert cells.nunique().max() == 1
+
+
+def test_a_run_whose_records_stop_early_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"num_steps": 8}))
+    row = FRAMES["controls"].query("metric == 'score'").head(1).assign(step=4)
+    (folder / "records.jsonl").write_text(as_json_lines(row))
+    with pytest.raises(ConfigError, match=r"up to step 4, its last step is 8.*olmo-ext eval"):
+        write_chapter("controls", [folder], document=DOCS / "findings.md", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_sweep_of_configs_confirm_belongs_to_one_chapter() -> None:
+    files = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "experiment")
+    assert sorted(name for chapter in CHAPTERS.values() for name in chapter.sweeps) == files
+
+
+@each_chapter
+def test_thinned_records_thin_and_read_back_as_they_were(name: str, tmp_path: Path) -> None:
+    again = tmp_path / "records.jsonl"
+    again.write_text(as_json_lines(CHAPTERS[name].thin(FRAMES[name])))
+    assert again.read_bytes() == (DOCS / "findings" / name / "records.jsonl").read_bytes()
+
+
+def test_a_rank_correlation_is_exact_and_its_p_is_that_of_permutations() -> None:
+    import pandas as pd
+
+    rising = pd.Series([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    rho, p = rank_correlation(rising, rising**3)
+    assert rho == pytest.approx(1.0)
+    assert p < 0.005  # 2 of 5,040 orders are as extreme
+    rho, p = rank_correlation(rising, pd.Series([1.0, -1.0, 1.1, -1.1, 1.2, -1.2, 0.0]))
+    assert p > 0.3

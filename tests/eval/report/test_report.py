@@ -1,0 +1,341 @@
+"""The report is whole, self-contained and honest about what is missing."""
+
+import base64
+import json
+import re
+from io import StringIO
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from data_injection.config import ConfigError
+from eval.figures import index as figures
+from eval.figures.heatmap import count, curves, heatmap, number
+from eval.figures.index import Drawing, draw_figures
+from eval.records import RecordWriter, read_records
+from eval.report.write import print_cells, verdict, write_report
+from eval.scores.cells import cells, learned_per_rung
+
+SCORES = {"w16": (0.9, 0.1), "w32": (0.95, 0.7)}
+RATES = (4.0, 1.0)
+
+
+def records(rung, *, seed=0, steps=(0, 100), run=None, family="comparison", protocol="mixture"):
+    for step in steps:
+        shared = {
+            "run": run or f"{rung}-s{seed}",
+            "rung": rung,
+            "params": int(rung[1:]) * 1000,
+            "seed": seed,
+            "plan_hash": "hash-1",
+            "protocol": protocol,
+            "step": step,
+            "tokens": step * 2048,
+        }
+        nothing = {"task": "", "family": "", "rate_per_step": 0.0, "exposures_per_example": 0.0}
+        yield shared | nothing | {"split": "train", "metric": "train_loss", "value": 5.0}
+        for rate, score in zip(RATES, SCORES[rung], strict=True):
+            task = {
+                "task": f"t{rate:g}",
+                "family": family,
+                "rate_per_step": rate,
+                "exposures_per_example": rate * step / 50,
+            }
+            values = {"score": score * step / 100, "label_accuracy": score, "accuracy": score}
+            for split in ("train", "test"):
+                for metric, value in (
+                    values | {"label_loss": 1 - score, "label_entropy": 0.8}
+                ).items():
+                    rest = {"split": split, "metric": metric, "value": value, "subset": "all"}
+                    yield shared | task | rest | {"low": value - 0.05, "high": value + 0.05}
+
+
+def looks_inside(rung, *, steps=(0, 100)):
+    """What the callbacks features, interference and retention write beside the scores."""
+    for step in steps:
+        task = {
+            **{"run": f"{rung}-s0", "rung": rung, "params": int(rung[1:]) * 1000, "seed": 0},
+            **{"plan_hash": "hash-1", "protocol": "mixture", "step": step, "tokens": step * 2048},
+            **{"task": "t4", "family": "comparison", "rate_per_step": 4.0},
+            **{"exposures_per_example": 4.0 * step / 50},
+        }
+        feature = task | {"split": "", "group": "order", "units": 1}
+        for layer in (0, 1):
+            for metric, value in {
+                "order_r2": 0.4,
+                "order_r2_null99": 0.2,
+                "probe_count": 1,
+            }.items():
+                yield feature | {"layer": layer, "metric": metric, "value": value}
+        yield feature | {"metric": "probe_count", "value": 1, "present": [1]}
+        place = task | {"split": "all", "group": "model", "n": 100, "dim": 100}
+        for metric in ("cos_g_nt", "cos_g_t_label", "cos_update"):
+            nulls = {"null_labels": 0.1, "null_random": 0.0, "random_spread": 0.1, "perp": 0.05}
+            yield place | nulls | {"metric": metric, "value": 0.2}
+        yield place | {"metric": "norm_g_r", "value": 1.0, "perp_share": 0.5}
+        burst = task | {"split": "test", "subset": "all", "burst": 1, "instances": 50}
+        burst |= {"burst_step": 60, "gap": 50, "variant": "", "schedule": "burst every 50"}
+        yield burst | {"step": 60, "metric": "label_loss_before", "value": 2.0}
+        for lag in (0, 20):
+            after = {"step": 61 + lag, "lag": lag, "value": 1.0}
+            yield burst | after | {"metric": "label_loss_lag"}
+            yield burst | after | {"metric": "score_lag"}
+
+
+def write_run(folder, rung, *, info=None, **options):
+    with RecordWriter(folder / "records.jsonl") as writer:
+        writer.write(records(rung, **options))
+    if info is not None:
+        (folder / "run.json").write_text(json.dumps(info))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    for rung in SCORES:
+        info = {"num_steps": "100", "torch": "2.13.0", "git_commit": "8c95b27", "host": rung}
+        write_run(tmp_path / rung, rung, info=info)
+    return tmp_path
+
+
+def test_the_page_holds_every_figure_and_loads_nothing(sweep):
+    page = write_report(sweep).read_text()
+    for name in ("heatmap.png", "curves.png"):
+        png = (sweep / name).read_bytes()
+        assert png.startswith(b"\x89PNG")
+        assert base64.b64encode(png).decode() in page
+    without_figures = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+    assert "http" not in without_figures
+    assert not re.search(r"<(script|link|iframe)|@import|url\(", without_figures)
+
+
+@pytest.fixture
+def looked_inside(sweep):
+    for rung in SCORES:
+        with RecordWriter(sweep / rung / "records.jsonl") as writer:
+            writer.write(looks_inside(rung))
+    return sweep
+
+
+def test_what_callbacks_measured_is_drawn_and_explained(looked_inside):
+    page = write_report(looked_inside).read_text()
+    for name in ("features.png", "interference.png", "forgetting.png"):
+        assert base64.b64encode((looked_inside / name).read_bytes()).decode() in page
+        assert f"File: {name}" in page
+    for said in ("The study&#x27;s Fig. 7", "The study&#x27;s Fig. 9", "The study&#x27;s Fig. 8"):
+        assert said in page
+    assert "with the task&#x27;s labels permuted" in page
+    assert not (looked_inside / "gaps.png").exists()
+
+
+def test_cells_and_curves_ignore_what_other_callbacks_measured(sweep, looked_inside):
+    frame = read_records(looked_inside)
+    scores = frame[frame.subset.notna() | (frame.task == "")].drop(
+        columns=["layer", "group", "units", "present", "lag", "burst", "perp"]
+    )
+    scores = scores[~scores.metric.str.startswith("label_loss_") & (scores.metric != "score_lag")]
+    assert len(scores) < len(frame)
+    pd.testing.assert_frame_equal(cells(frame), cells(scores))
+    drawn, alone = (
+        [line.get_xydata().tolist() for axis in curves(some).axes for line in axis.lines]
+        for some in (frame, scores)
+    )
+    assert drawn == alone
+
+
+def test_a_figure_that_the_records_cannot_give_is_left_out_and_any_other_error_is_not(
+    sweep, monkeypatch
+):
+    def lacks(frame):
+        raise ConfigError("records hold none of it")
+
+    def breaks(frame):
+        raise KeyError("a bug")
+
+    frame = read_records(sweep)
+    assert [one.name for one in draw_figures(frame)] == ["heatmap.png", "curves.png"]
+    monkeypatch.setattr(figures, "FIGURES", (Drawing("a.png", "A", lacks, ""),))
+    assert draw_figures(frame) == []
+    monkeypatch.setattr(figures, "FIGURES", (Drawing("a.png", "A", breaks, ""),))
+    with pytest.raises(KeyError, match="a bug"):
+        draw_figures(frame)
+
+
+def test_one_gap_is_no_comparison_of_gaps():
+    """A task at a rate of 1 or more has gap 1 in any run."""
+    frame = frame_of(1).assign(gap=1.0, variant="", schedule="even")
+    assert "gaps.png" not in [one.name for one in draw_figures(frame)]
+    bursts = frame.assign(gap=10.0, run=frame.run + "-n10", plan_hash="hash-2")
+    both = pd.concat([frame, bursts], ignore_index=True)
+    assert "gaps.png" in [one.name for one in draw_figures(both)]
+
+
+def test_the_page_answers_the_question_with_its_caveats(sweep):
+    page = write_report(sweep).read_text()
+    assert "Yes: more cells are learned as size grows (1 of 2 at w16, 2 of 2 at w32)" in page
+    assert "Provisional: fewer than 3 seeds" in page
+    for caveat in ("Rare must not mean unseen", "like tasks can transfer", "one seed is one draw"):
+        assert caveat in page
+    assert "(label accuracy - majority) / (1 - majority)" in page
+
+
+def test_provenance_shows_the_runs_and_everything_in_run_json(sweep):
+    page = write_report(sweep, command="olmo-ext report X").read_text()
+    for text in ("hash-1", "git_commit", "8c95b27", "torch", "2.13.0", "olmo-ext report X"):
+        assert text in page
+
+
+def test_the_tables_are_written_whole_beside_the_page_and_no_temporary_file_stays(sweep, tmp_path):
+    out = tmp_path / "out"
+    assert write_report(sweep, out) == out / "report.html"
+    expected = {"report.html", "heatmap.png", "curves.png", "cells.csv", "cells.md", "records.csv"}
+    assert {path.name for path in out.iterdir()} == expected
+    assert len(pd.read_csv(out / "cells.csv")) == 4
+    assert len(pd.read_csv(out / "records.csv")) == len(read_records(sweep))
+
+
+def test_everything_from_outside_is_escaped(tmp_path):
+    evil = "<script>alert('&')</script>"
+    write_run(tmp_path / "a", "w16", run=evil, family=evil, info={evil: evil})
+    page = write_report(tmp_path, command=evil).read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;") >= 5
+
+
+def test_a_single_run_is_reported_without_a_verdict_on_size(tmp_path):
+    write_run(tmp_path, "w16")
+    page = write_report(tmp_path).read_text()
+    assert "Cannot say: one size only" in page
+    assert "No run.json beside the records" in page
+
+
+def test_a_record_file_alone_is_reported_beside_itself(tmp_path):
+    write_run(tmp_path, "w16")
+    assert write_report(tmp_path / "records.jsonl") == tmp_path / "report.html"
+
+
+def test_a_partial_sweep_says_which_runs_are_unfinished_and_why(sweep):
+    write_run(sweep / "late", "w32", seed=1, steps=(0,), info={"num_steps": "100"})
+    (sweep / "waiting").mkdir()
+    (sweep / "waiting" / "run.json").write_text("{}")
+    page = write_report(sweep).read_text()
+    assert "Run w32-s1 (late) is unfinished: at step 0 of 100 planned." in page
+    assert "Run waiting (waiting) is unfinished: no task measured yet." in page
+    assert "Run w16-s0" not in page
+    assert "Caution: not all sizes stand at the same step" in page
+
+
+def test_without_a_planned_length_a_run_is_measured_against_its_rung(tmp_path):
+    write_run(tmp_path / "a", "w16", seed=0)
+    write_run(tmp_path / "b", "w16", seed=1, steps=(0,))
+    assert (
+        "at step 0 of 100 reached by another run of the rung" in write_report(tmp_path).read_text()
+    )
+
+
+def test_runs_of_one_name_in_two_folders_do_not_replace_each_other(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / str(seed), "w16", seed=seed, run="same")
+    write_report(tmp_path)
+    assert list(pd.read_csv(tmp_path / "cells.csv").n_seeds) == [2, 2]
+
+
+def test_an_unreadable_run_json_does_not_cost_the_report(tmp_path):
+    write_run(tmp_path, "w16")
+    (tmp_path / "run.json").write_text('{"torn')
+    assert "not readable as JSON" in write_report(tmp_path).read_text()
+
+
+def test_a_folder_without_records_is_an_error_with_a_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train a run"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_records_without_a_task_measurement_are_an_error_with_a_remedy(tmp_path, kept):
+    with RecordWriter(tmp_path / "records.jsonl") as writer:
+        writer.write(list(records("w16"))[:kept])
+    with pytest.raises(ValueError, match="no measurement of a task; let the run"):
+        write_report(tmp_path)
+
+
+def frame_of(seeds):
+    return pd.DataFrame([r for rung in SCORES for s in range(seeds) for r in records(rung, seed=s)])
+
+
+def texts(figure):
+    from matplotlib.text import Text
+
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_every_heatmap_cell_shows_its_value_exposures_and_protocol():
+    shown = texts(heatmap(cells(frame_of(1))))
+    assert {"0.90", "0.10", "0.95", "0.70"} <= set(shown)
+    assert shown.count("8 exp./ex.\nmixture") == 4  # rate 4: two rungs, in both panels
+    assert any("1 seed (provisional), step 100, 205K tokens" in text for text in shown)
+    assert any("0 = majority guessing" in text for text in shown)
+    assert "4\n2.0e-3" in shown
+
+
+def test_the_half_interval_stands_in_a_heatmap_of_several_seeds_only():
+    assert any(text.startswith("±0.") for text in texts(heatmap(cells(frame_of(3)))))
+    assert not any(text.startswith("±") for text in texts(heatmap(cells(frame_of(1)))))
+
+
+def test_learned_cells_are_outlined_and_provisional_ones_dashed():
+    from matplotlib.patches import Rectangle
+
+    for seeds, dashed in ((1, True), (3, False)):
+        axis = heatmap(cells(frame_of(seeds))).subfigs[0].axes[0]
+        outlines = [p for p in axis.patches if isinstance(p, Rectangle) and not p.get_fill()]
+        assert len(outlines) == 3
+        assert all((p.get_linestyle() != "-") == dashed for p in outlines)
+
+
+def test_larger_rungs_stand_on_top_and_frequent_rates_left():
+    axis = heatmap(cells(frame_of(1))).subfigs[0].axes[0]
+    assert [label.get_text()[:3] for label in axis.get_yticklabels()] == ["w16", "w32"]
+    assert [label.get_text()[0] for label in axis.get_xticklabels()] == ["4", "1"]
+    assert axis.get_ylim()[0] < axis.get_ylim()[1]
+
+
+def test_protocols_get_panels_of_their_own():
+    single = list(records("w16", run="alone", protocol="single"))
+    figure = heatmap(cells(pd.concat([frame_of(1), pd.DataFrame(single)])))
+    assert len(figure.subfigs) == 2
+
+
+def test_curves_have_a_panel_per_rung_a_line_per_rate_and_the_threshold():
+    panels = [axis for axis in curves(frame_of(1)).axes if axis.get_visible()]
+    assert len(panels) == 2
+    assert all(len(axis.lines) == len(RATES) + 1 for axis in panels)
+    assert all(any(set(line.get_ydata()) == {0.5} for line in axis.lines) for axis in panels)
+
+
+def test_curves_show_a_band_from_three_seeds_on():
+    assert all(axis.collections for axis in curves(frame_of(3)).axes)
+    assert not any(axis.collections for axis in curves(frame_of(2)).axes)
+
+
+def test_the_terminal_table_shows_scores_marks_and_exposures():
+    console = Console(file=StringIO(), width=120)
+    print_cells(cells(frame_of(1)), console)
+    out = console.file.getvalue()
+    assert "0.70(*)" in out
+    assert "0.10 " in out
+    assert out.index("w32") < out.index("w16")
+    assert "Yes: more cells are learned" in out
+
+
+def test_the_verdict_does_not_call_a_saturated_grid_a_rise():
+    frame = frame_of(3)
+    frame.loc[frame.metric == "score", "value"] = 0.9
+    counts = learned_per_rung(cells(frame))[0]
+    assert verdict(counts).startswith("No: every cell is learned at every size")
+
+
+def test_numbers_are_written_as_people_read_them():
+    written = [number(v) for v in (1024, 12, 0.125, 0, 7.8e-3, 2.4e-8, float("nan"))]
+    assert written == ["1,024", "12", "0.125", "0", "7.8e-3", "2.4e-8", "?"]
+    assert [count(v) for v in (950, 20480, 3.7e6, 2.1e11)] == ["950", "20.5K", "3.7M", "210B"]

@@ -1,0 +1,388 @@
+"""Batch files: what a shell makes of them, with programs in SLURM's place (test_slurm_real has it).
+
+Every script is run by bash, with fakes of srun and scontrol that write down their arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from data_injection.config import ConfigError
+from eval.audit.audit import audit_run
+from launch.slurm.batch import (
+    Task,
+    Where,
+    directive,
+    ranges,
+    render_prepare,
+    render_train,
+    runs_text,
+)
+from launch.slurm.lead import Lead
+from launch.slurm.site import Site
+
+LEAD = Lead(1.0, 2.0, 60.0, "test", "test")
+
+HOSTILE = [
+    "a b",
+    "it's",
+    'say "x"',
+    "$(touch x)",
+    "`touch x`",
+    "a;touch x",
+    "a&&touch x",
+    "a|touch x",
+    "a>x",
+    "*",
+    "~",
+    "{a,b}",
+    "-n",
+    "#x",
+    "!x",
+    "${HOME}",
+    "\\$(touch x)",
+    "'; touch x; '",
+    "x -o y --override z",
+    "%j",
+]
+
+
+@dataclass
+class Bench:
+    """A folder with fakes of SLURM's programs, and a run in it."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        (self.folder / "bin").mkdir(parents=True)
+        # srun runs its command, the fakes torchrun and olmo-ext behind it, on "each node".
+        self.fake("srun", 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"')
+        self.fake("torchrun", 'printf "%s\\0" "$@" > "$FAKES/torchrun.arguments"; eval "$BEHAVE"')
+        self.fake("olmo-ext", 'printf "%s\\0" "$@" > "$FAKES/olmo-ext.arguments"')
+        self.fake("scontrol", 'echo "$@" >> "$FAKES/scontrol.log"; [ "$1" != show ] || echo node1')
+
+    def fake(self, name: str, does: str) -> None:
+        path = self.folder / "bin" / name
+        path.write_text(f"#!/bin/bash\n{does}\n")
+        path.chmod(0o755)
+
+    def where(self, script: Path) -> Where:
+        return Where(script, "olmo-ext submit", self.folder, self.folder / "bin")
+
+    def write(self, task: Task, *, site: Site | None = None) -> Path:
+        site = site or Site(time="60")
+        script = task.folder / "logs" / "slurm" / "1" / "train.sbatch"
+        where = self.where(script)
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(render_train(site, {1: task}, name=task.name, lead=LEAD, where=where))
+        return script
+
+    def bash(self, script: Path, behave: str = "", **variables: str) -> subprocess.CompletedProcess:
+        environment = {
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "FAKES": str(self.folder),
+            "HOME": str(self.folder),
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "BEHAVE": behave,
+        }
+        return subprocess.run(
+            ["bash", str(script)], env=environment | variables, capture_output=True, text=True,
+            cwd=self.folder, timeout=300,
+        )  # fmt: skip
+
+    def arguments(self, program: str = "torchrun") -> list[str]:
+        text = (self.folder / f"{program}.arguments").read_text()
+        return text.split("\0")[:-1]
+
+    def requeued(self) -> bool:
+        log = self.folder / "scontrol.log"
+        return log.exists() and "requeue 7" in log.read_text()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    # `sleep 60` waits for SLURM to end the script after a requeue; nobody does here.
+    bench = Bench(tmp_path / "bench")
+    bench.fake("sleep", "exit 0")
+    return bench
+
+
+def marker(step: int | None) -> str:
+    told = json.dumps({"step": step, "num_steps": 40, "reason": "SIGUSR1"}, indent=1)
+    return f"printf '%s' '{told}' > \"$RUN/requeue.marker\"; "
+
+
+def events(task: Task) -> list[str]:
+    lines = (task.folder / "logs" / "jobs.jsonl").read_text().splitlines()
+    return [json.loads(line)["event"] for line in lines]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_character_of_a_name_a_path_or_an_override_reaches_a_shell(
+    name: str, bench: Bench
+) -> None:
+    """All of them arrive as they were given, and nothing else happens."""
+    folder = bench.folder / "out" / name.replace("/", "_")
+    task = Task(name, folder, 40, ("train", f"/a {name}/x.yaml", "-o", f"train.run_name={name}"))
+    if '"' in name or "\\" in name:  # SLURM itself would misread the line of the output's path
+        with pytest.raises(ConfigError, match="double quote or a backslash"):
+            bench.write(task)
+        return
+    before = set(bench.folder.rglob("*"))
+    done = bench.bash(bench.write(task))
+    assert done.returncode == 0, done.stderr
+    assert bench.arguments()[-4:] == list(task.arguments)
+    new = {path for path in bench.folder.rglob("*") if path not in before}
+    assert [path.name for path in new if path.name in ("x", "y")] == []
+    assert events(task) == ["started", "ended"]
+    assert f"{name}: " in done.stdout
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_line_of_the_file_of_commands_is_one_task_word_for_word(name: str, bench: Bench) -> None:
+    """Names with quotes too: the array's own folder is another."""
+    folder = bench.folder / "out"
+    tasks = {
+        1: Task("first", folder / "first", 40, ("train", "one.yaml")),
+        2: Task(name, folder / "second", 40, ("train", name, "--resume", "-o", f"a={name}")),
+    }
+    runs_file = folder / "runs $(touch x) 'quoted'.txt"
+    folder.mkdir()
+    runs_file.write_text(runs_text(tasks))
+    script = folder / "train.sbatch"
+    script.write_text(
+        render_train(
+            Site(time="60", array_limit=3),
+            tasks,
+            name="sweep",
+            lead=LEAD,
+            where=bench.where(script),
+            runs_file=runs_file,
+        )
+    )
+    done = bench.bash(script, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2")
+    assert done.returncode == 0, done.stderr
+    assert bench.arguments()[-5:] == list(tasks[2].arguments)
+    assert not list(bench.folder.rglob("x"))
+    (line, _) = (folder / "second" / "logs" / "jobs.jsonl").read_text().splitlines()
+    assert json.loads(line)["job"] == "7_2"
+
+
+@pytest.mark.parametrize("bad", ["a\nb", "a\rb", "a\tb", "a\x1b[0m", "a\x00"])
+def test_control_characters_are_refused_wherever_they_stand(bad: str, bench: Bench) -> None:
+    good = bench.folder / "out"
+    for task in (
+        Task(bad, good, 1, ()),
+        Task("a", bench.folder / bad, 1, ()),
+        Task("a", good, 1, ("train", bad)),
+    ):
+        with pytest.raises(ConfigError, match="control character"):
+            render_train(
+                Site(time="60"), {1: task}, name="a", lead=LEAD, where=bench.where(good / "s")
+            )
+    with pytest.raises(ConfigError, match="control character"):
+        directive("output", bad)
+    with pytest.raises(ConfigError, match="control character"):
+        render_prepare(Site(time="60"), [bad], good, name="a", where=bench.where(good / "s"))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_words_of_prepare_are_quoted_too(name: str, bench: Bench) -> None:
+    script = bench.folder / "prepare.sbatch"
+    corpus = bench.folder / name
+    where = bench.where(script)
+    script.write_text(render_prepare(Site(time="60"), [name], corpus, name=name, where=where))
+    assert bench.bash(script).returncode == 0
+    assert bench.arguments("olmo-ext") == ["prepare", name, "--out", str(corpus)]
+    assert not list(bench.folder.rglob("x"))
+
+
+def test_a_marker_and_nothing_else_makes_a_requeue(bench: Bench) -> None:
+    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    script = bench.write(task)
+    bench.bash(script, behave=marker(5) + "exit 1", RUN=str(task.folder))
+    assert bench.requeued()  # whatever the status
+    assert events(task) == ["started", "requeued"]
+
+
+@pytest.mark.parametrize("status", [0, 1, 137])
+def test_without_a_new_marker_no_status_makes_one(status: int, bench: Bench) -> None:
+    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    script = bench.write(task)
+    old = task.folder / "requeue.marker"  # an earlier job's, whose next start failed at once
+    old.write_text('{"step": 3}')
+    os.utime(old, (1, 1))
+    done = bench.bash(script, behave=f"echo the reason; exit {status}")
+    assert done.returncode == status
+    assert not bench.requeued()
+    assert events(task)[-1] == ("failed" if status else "ended")
+    assert "the reason" in done.stdout  # the end of the log
+
+
+def test_a_finished_run_is_not_started_and_one_that_ends_is_done_whatever_the_status(
+    bench: Bench,
+) -> None:
+    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    script = bench.write(task)
+    last = f"mkdir -p {task.folder}/step40-unsharded; touch {task.folder}/step40-unsharded/"
+    done = bench.bash(script, behave=f"{last}olmo_ext.json; exit 1")
+    assert (done.returncode, events(task)) == (0, ["started", "finished"])
+    (bench.folder / "torchrun.arguments").unlink()
+    done = bench.bash(script)
+    assert (done.returncode, events(task)[-1]) == (0, "finished")
+    assert not (bench.folder / "torchrun.arguments").exists()
+
+
+def test_requeues_without_a_step_forward_come_to_an_end(bench: Bench) -> None:
+    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    script = bench.write(task, site=Site(time="60", max_stalled_requeues=2))
+    for step in (5, 5, 6, 6, 6):  # steps forward begin the count anew
+        done = bench.bash(script, behave=marker(step), RUN=str(task.folder))
+    assert events(task)[1::2] == ["requeued"] * 4 + ["stalled"]
+    assert done.returncode == 1
+    assert "after 2 requeues without a step forward" in done.stdout
+    # Submitted again, with more time: another job, which may try anew.
+    bench.bash(script, behave=marker(6), RUN=str(task.folder), SLURM_JOB_ID="8")
+    assert events(task)[-1] == "requeued"
+
+
+def test_steps_to_and_fro_are_no_steps_forward(bench: Bench) -> None:
+    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    script = bench.write(task, site=Site(time="60", max_stalled_requeues=2))
+    for step in (0, 1, 0, 1):
+        bench.bash(script, behave=marker(step), RUN=str(task.folder))
+    assert events(task)[1::2] == ["requeued"] * 3 + ["stalled"]
+
+
+@pytest.mark.parametrize("told", [marker(None), "echo {} > $RUN/requeue.marker; "])
+def test_a_marker_without_a_step_makes_no_requeue(told: str, bench: Bench) -> None:
+    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    done = bench.bash(bench.write(task), behave=told, RUN=str(task.folder))
+    assert (done.returncode, events(task)[-1], bench.requeued()) == (1, "failed", False)
+    assert "names no step: not requeued" in done.stdout
+
+
+def test_a_file_called_stop_ends_the_requeues(bench: Bench) -> None:
+    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    script = bench.write(task)
+    (task.folder / "logs" / "stop").touch()
+    done = bench.bash(script, behave=marker(5), RUN=str(task.folder))
+    assert (done.returncode, events(task)[-1], bench.requeued()) == (0, "stopped", False)
+
+
+def test_where_slurm_lets_nobody_requeue_the_script_says_so(bench: Bench) -> None:
+    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    bench.fake("scontrol", "exit 1")
+    done = bench.bash(bench.write(task), behave=marker(5), RUN=str(task.folder))
+    assert done.returncode == 1
+    assert "not requeued by SLURM" in done.stdout
+    assert events(task)[-1] == "stopped"
+
+
+def test_a_notice_that_comes_before_torchrun_handles_it_kills_nothing(bench: Bench) -> None:
+    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    bench.bash(bench.write(task), behave="kill -USR1 $$; " + marker(5), RUN=str(task.folder))
+    assert events(task) == ["started", "requeued"]
+
+
+def test_one_node_meets_nobody_and_several_meet_at_the_first(bench: Bench) -> None:
+    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    bench.bash(bench.write(task, site=Site(time="60", gpus_per_node=8)))
+    assert {"--standalone", "--nproc-per-node=8", "--nnodes=1"} <= set(bench.arguments())
+    bench.bash(bench.write(task, site=Site(time="60", nodes=2, gpus_per_node=4)))
+    arguments = set(bench.arguments())
+    assert {"--rdzv-backend=c10d", "--rdzv-endpoint=node1:20007", "--rdzv-id=7-0"} <= arguments
+    text = bench.write(task, site=Site(time="60", nodes=2, gpus_per_node=4)).read_text()
+    assert "export OLMO_SHARED_FS=1" in text
+    assert "srun --nodes=2 --ntasks=2 --ntasks-per-node=1" in text
+
+
+def test_the_directives_are_those_of_the_profile(bench: Bench) -> None:
+    site = Site(
+        time="1-12", partition="gpu", account="a", qos="high", nodes=2, gpus_per_node=8,
+        gpu_type="h100", gpu_option="gres", cpus_per_node=96, memory="0",
+        directives=["--exclusive"], setup=["module load cuda"], activate="/v env/bin/activate",
+        container=["apptainer", "exec", "/an image.sif"], environment={"A": "$B"},
+    )  # fmt: skip
+    text = bench.write(Task("r", bench.folder / "r", 40, ("train",)), site=site).read_text()
+    wanted = {
+        *("--job-name=r", "--partition=gpu", "--account=a", "--qos=high", "--nodes=2"),
+        *("--ntasks-per-node=1", "--cpus-per-task=96", "--mem=0", "--time=1-12"),
+        *("--gres=gpu:h100:8", "--open-mode=append", "--requeue", "--signal=USR1@70"),
+        "--exclusive",
+    }
+    directives = [line for line in text.splitlines() if line.startswith("#SBATCH ")]
+    assert {f"#SBATCH {option}" for option in wanted} <= set(directives)
+    body = text.partition("\ncd -- ")[2]
+    for line in ("module load cuda", "source '/v env/bin/activate'", "export A='$B'"):
+        assert line in body
+    assert "apptainer exec '/an image.sif' \\\n    torchrun" in body
+
+
+def test_setup_may_read_variables_that_are_not_set(bench: Bench) -> None:
+    """As `module load` and conda do."""
+    task = Task("r", bench.folder / "r", 40, ("train",))
+    script = bench.write(task, site=Site(time="60", setup=["echo $NOT_SET", "export A=$NOT_SET"]))
+    assert bench.bash(script).returncode == 0
+    assert events(task) == ["started", "ended"]
+
+
+def test_numbers_of_an_array_are_written_as_ranges() -> None:
+    assert ranges([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10"
+    assert ranges([5]) == "5"
+
+
+@pytest.mark.slow
+def test_the_agents_of_several_nodes_meet_and_train_one_run(
+    bench: Bench, write_experiment: Callable[..., Path]
+) -> None:
+    """No SLURM has several nodes here: srun's fake starts both agents on this machine."""
+    (bench.folder / "bin" / "torchrun").unlink()
+    (bench.folder / "bin" / "olmo-ext").unlink()
+    bench.fake("scontrol", "echo localhost; echo other")
+    command = """
+        while [ "${1#--}" != "$1" ]; do shift; done
+        "$@" & first=$!
+        "$@" & wait $! && wait $first"""
+    bench.fake("srun", command)
+    source = write_experiment()
+    run = source.parent / "run"
+    task = Task("tiny", run, 12, ("train", str(source), "--resume"))
+    site = Site(time="60", nodes=2, ranks_per_node=1)
+    script = bench.write(task, site=site)
+    variables = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    real = f"{Path(sys.executable).parent}:{bench.folder / 'bin'}:{os.environ['PATH']}"
+    done = bench.bash(script, PATH=real, **variables)
+    assert done.returncode == 0, (run / "logs" / "train.log").read_text()[-3000:]
+    assert events(task) == ["started", "finished"]
+    told = json.loads((run / "run.json").read_text())
+    assert [start["world_size"] for start in told["starts"]] == [2]
+    assert audit_run(run, full=True).status == 0
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_templates(tmp_path: Path) -> None:
+    root, copy = Path(__file__).parent.parent.parent.parent, tmp_path / "copy"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, copy)
+    for room in ("data_injection", "olmo_ext", "eval", "launch", "theory"):
+        shutil.copytree(root / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
+    build = "from setuptools.build_meta import build_wheel; build_wheel('..')"
+    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"launch/slurm/templates/train.sbatch", "launch/slurm/templates/prepare.sbatch"} <= set(
+        names
+    )

@@ -1,0 +1,212 @@
+"""status: a run's state from its folder and from SLURM's queue, whichever of them there is."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data_injection.config import ConfigError
+from eval.records import lock_folder
+from launch.slurm.jobs import Job, Queue, append_event, ask_slurm, events_file, read_events
+from launch.slurm.status import Status, find_status, run_status, show_status
+
+ABSENT = Queue(problem="no squeue here")
+
+
+def make_run(folder: Path, *, checkpoint: int | None = None, marker: int | None = None) -> Path:
+    folder.mkdir(parents=True)
+    told = {"run": "tiny", "num_steps": 40, "starts": [{}, {}]}
+    (folder / "run.json").write_text(json.dumps(told))
+    if checkpoint is not None:
+        path = folder / f"step{checkpoint}-unsharded"
+        path.mkdir()
+        for name in ("model.pt", "optim.pt", "train.pt", "config.yaml", "olmo_ext.json"):
+            (path / name).touch()
+    if marker is not None:
+        told = {"step": marker, "num_steps": 40, "reason": "SIGTERM"}
+        (folder / "requeue.marker").write_text(json.dumps(told))
+    return folder
+
+
+def status(
+    run: Path, events: str = "", job: Job | None = None, queue: Queue | None = None
+) -> Status:
+    for event in events.split():
+        append_event(events_file(run), {"job": "7", "event": event, "step": 5})
+    asked = queue or Queue({"7": job} if job is not None else {})
+    return run_status(run, read_events(run), asked)
+
+
+@pytest.mark.parametrize(
+    ("events", "slurm", "checkpoint", "marker", "state"),
+    [
+        ("submitted", "PENDING", None, None, "pending"),
+        ("submitted started", "RUNNING", None, None, "running"),
+        ("submitted started", "RUNNING", 20, 20, "running"),
+        ("submitted started requeued", "PENDING", 20, 20, "requeued"),
+        ("submitted started requeued started", "RUNNING", 20, None, "running"),
+        ("submitted started", "PENDING", 20, None, "pending"),
+        ("submitted started finished", "COMPLETED", 40, None, "finished"),
+        ("submitted started finished", None, 40, None, "finished"),
+        ("submitted started failed", "FAILED", 20, None, "failed"),
+        ("submitted started failed", None, 20, None, "failed"),
+        ("submitted started", "TIMEOUT", 20, None, "failed"),
+        ("submitted started", "OUT_OF_MEMORY", 20, None, "failed"),
+        ("submitted started", "CANCELLED", 20, 20, "cancelled"),
+        ("submitted started stalled", "FAILED", 20, 20, "stalled"),
+        ("submitted started stopped", "COMPLETED", 20, 20, "stopped"),
+        ("submitted started ended", "COMPLETED", 20, None, "ended"),
+        ("", None, 20, 20, "saved"),
+        ("", None, 20, None, "interrupted"),
+        ("", None, None, None, "new"),
+        ("", None, 40, None, "finished"),
+    ],
+)
+def test_a_state_follows_from_folder_and_queue(
+    events: str, slurm: str | None, checkpoint: int | None, marker: int | None, state: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    run = make_run(tmp_path / "run", checkpoint=checkpoint, marker=marker)
+    told = status(run, events, Job(slurm) if slurm else None)
+    assert told.state == state
+    assert told.step == (checkpoint or 0)
+    assert told.requeues == events.split().count("requeued")
+    assert told.starts == 2
+
+
+def test_a_run_submitted_anew_is_pending_whatever_its_earlier_job_did(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", checkpoint=20)
+    for job, event in (("1", "started"), ("1", "requeued"), ("1", "stopped"), ("2", "submitted")):
+        append_event(events_file(run), {"job": job, "event": event, "step": 20})
+    told = run_status(run, read_events(run), Queue({"2": Job("PENDING")}))
+    assert (told.state, told.requeues) == ("pending", 1)
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [("submitted", "pending"), ("submitted started", "running"), ("requeued", "requeued")],
+)
+def test_without_slurm_the_last_word_of_a_job_stands(
+    events: str, state: str, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", checkpoint=20)
+    assert status(run, events, queue=ABSENT).state == state
+
+
+def test_a_run_that_a_process_here_trains_is_running_without_any_job(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", checkpoint=20)
+    with lock_folder(run):
+        assert status(run, queue=ABSENT).state == "running"
+    assert status(run, queue=ABSENT).state == "interrupted"
+
+
+def test_steps_after_the_last_checkpoint_count_only_while_it_runs(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", checkpoint=20)
+    log = run / "logs" / "train.log"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("[tiny] step 27/40 (68%)  loss 4.2  3.0 step/s  ETA 1\n")
+    running = status(run, "submitted started", Job("RUNNING"))
+    assert (running.step, running.checkpoint) == (27, 20)
+    assert status(run, "failed", Job("FAILED")).step == 20
+
+
+def test_the_last_error_is_ours_and_not_torchruns_account_of_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    log = run / "logs" / "train.log"
+    log.parent.mkdir(exist_ok=True)
+    log.write_text(
+        "RuntimeError: an earlier start\n"
+        "Traceback (most recent call last):\n"
+        "[rank1]: torch.OutOfMemoryError: CUDA out of memory.\n"
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
+        "=====\nsrun: error: node1: task 0: Exited with exit code 1\n"
+    )
+    told = status(run, "submitted started failed", Job("FAILED"))
+    assert told.error == "[rank1]: torch.OutOfMemoryError: CUDA out of memory."
+    log.write_text("error: corpus: there is no folder dolma; make it\nsrun: error: node1\n")
+    assert status(run, "failed", Job("FAILED")).error.startswith(
+        "error: corpus: there is no folder"
+    )
+
+
+def test_records_give_age_and_exposures(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", checkpoint=20)
+    rows = [
+        {"step": 10, "task": "cmp", "exposures_per_example": 1.0},
+        {"step": 20, "task": "cmp", "exposures_per_example": 2.0},
+        {"step": 20, "task": "add", "exposures_per_example": 0.5},
+        {"step": 20, "task": "", "exposures_per_example": 0.0},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (run / "records.jsonl").write_text(text + '{"step": 30, "ta')
+    told = status(run, queue=ABSENT)
+    assert told.exposures == {"cmp": 2.0, "add": 0.5}
+    assert told.record_age is not None
+    assert 0 <= told.record_age < 60
+
+
+def test_exposures_of_every_task_are_found_however_long_its_records_are(tmp_path: Path) -> None:
+    """An evaluation writes hundreds of rows a task; the end of the file shows the last task's."""
+    run = make_run(tmp_path / "run", checkpoint=20)
+    told = json.loads((run / "run.json").read_text()) | {"tasks": {"cmp": {}, "add": {}}}
+    (run / "run.json").write_text(json.dumps(told))
+    rows = [
+        {"step": 20, "task": task, "exposures_per_example": exposures, "split": "x" * 100}
+        for task, exposures in (("cmp", 2.0), ("add", 0.5))
+        for _ in range(600)
+    ]
+    (run / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert status(run, queue=ABSENT).exposures == {"cmp": 2.0, "add": 0.5}
+
+
+def test_a_torn_line_of_the_jobs_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    append_event(events_file(run), {"job": "7", "event": "submitted"})
+    with events_file(run).open("a") as file:
+        file.write('{"job": "7", "ev')
+    assert [event["event"] for event in read_events(run)] == ["submitted"]
+
+
+def test_a_run_that_is_only_in_the_queue_is_found_too(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    append_event(events_file(tmp_path / "b"), {"job": "7_2", "event": "submitted"})
+    assert [Path(run.folder).name for run in find_status([tmp_path])[0]] == ["a", "b"]
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no run"):
+        find_status([tmp_path])
+    with pytest.raises(FileNotFoundError):
+        find_status([tmp_path / "none"])
+
+
+def test_names_are_printed_as_they_are(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "[red]run")
+    (run / "run.json").write_text(json.dumps({"run": "[bold]x[/]", "num_steps": 40}))
+    out = io.StringIO()
+    show_status([run], as_json=False, console=Console(file=out, width=100))
+    assert "[bold]x[/]" in out.getvalue()
+
+
+def fake(folder: Path, name: str, prints: str, status: int = 0) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\ncat <<'E'\n{prints}\nE\nexit {status}\n")
+    path.chmod(0o755)
+
+
+def test_jobs_that_left_the_queue_are_looked_up_in_the_accounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    fake(tmp_path, "squeue", "12_3|PENDING|0:00|JobArrayTaskLimit\n13|RUNNING|1:02|None")
+    fake(tmp_path, "sacct", "9|CANCELLED by 0|00:01:00\n13|FAILED|00:01:00")
+    jobs = ask_slurm(["9", "13"]).jobs
+    assert jobs["12_3"] == Job("PENDING", "JobArrayTaskLimit", "0:00")
+    assert jobs["13"].state == "RUNNING"  # the queue knows better
+    assert (jobs["9"].state, jobs["9"].live) == ("CANCELLED", False)
+    fake(tmp_path, "squeue", "", status=1)
+    assert ask_slurm().problem

@@ -1,0 +1,92 @@
+"""The line that starts a run's ranks: what it says and refuses, and that no shell reads it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from data_injection.config import ConfigError
+from launch.slurm.torchrun import launch_torchrun, torchrun_command, train_arguments
+
+Write = Callable[..., Path]
+
+
+def test_one_node_stands_alone_and_several_meet() -> None:
+    one = torchrun_command(["train", "a.yaml", "--resume"], nproc=8, bin_folder=Path("/bin"))
+    assert one[:3] == ["/bin/torchrun", "--nnodes=1", "--nproc-per-node=8"]
+    assert "--standalone" in one
+    assert one[-5:] == ["--no-python", "/bin/olmo-ext", "train", "a.yaml", "--resume"]
+    several = torchrun_command(
+        [], nproc=8, nnodes=4, rdzv_endpoint="node01:29400", rdzv_id="1B", max_restarts=3
+    )
+    assert "--standalone" not in several
+    for part in ("c10d", "node01:29400", "1B"):
+        assert sum(part in argument for argument in several) == 1
+    assert "--max-restarts=3" in several
+
+
+def test_torchrun_knows_the_options_that_the_line_has() -> None:
+    """Its own parser, of the installed version: a renamed option must not wait for a cluster."""
+    from torch.distributed.run import config_from_args, get_args_parser
+
+    command = torchrun_command(
+        ["train", "a.yaml", "--resume"], nproc=2, nnodes=2, rdzv_endpoint="localhost:29400"
+    )
+    config, program, arguments = config_from_args(get_args_parser().parse_args(command[1:]))
+    assert config.signals_to_handle == "SIGTERM,SIGINT,SIGUSR1"
+    assert (config.shutdown_timeout, config.max_restarts) == (600, 0)
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (2, 2, 2)
+    assert program == str(Path(sys.executable).parent / "olmo-ext")
+    assert arguments == ["train", "a.yaml", "--resume"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"nproc": 0}, "--nproc must be at least 1, got 0"),
+        ({"nproc": 1, "nnodes": 0}, "--nnodes must be at least 1, got 0"),
+        ({"nproc": 1, "max_restarts": -1}, "--max-restarts must be at least 0"),
+        ({"nproc": 1, "shutdown_timeout": 0}, "--shutdown-timeout must be at least 1"),
+        ({"nproc": 1, "nnodes": 2}, "--nnodes 2 needs --rdzv-endpoint"),
+        ({"nproc": 1, "rdzv_endpoint": "a:1"}, "are for several nodes"),
+        ({"nproc": 1, "nnodes": 2, "rdzv_endpoint": "node01"}, "must be HOST:PORT"),
+        ({"nproc": 1, "nnodes": 2, "rdzv_endpoint": "$(id):1"}, "must be HOST:PORT"),
+        ({"nproc": 1, "nnodes": 2, "rdzv_endpoint": "a:70000"}, "must be HOST:PORT"),
+    ],
+)
+def test_a_line_that_cannot_work_is_refused_by_option(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        torchrun_command([], **options)
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused_before_anything_starts(
+    write_experiment: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"3 ranks, which do not divide .* 8; .* that does is 2"):
+        launch_torchrun(write_experiment(), nproc=3, dry_run=True, console=Console())
+    assert capsys.readouterr().out == ""
+
+
+def test_a_metacharacter_in_a_path_or_name_is_an_argument_not_a_command(
+    write_experiment: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = write_experiment()
+    odd = experiment.rename(tmp_path / "a $(touch hacked);'b .yaml")
+    overrides = ["train.run_name='`touch hacked` & x'", f"train.save_folder={tmp_path}/$(touch y)"]
+    launch_torchrun(odd, nproc=2, overrides=overrides, dry_run=True, console=Console(width=20))
+    (line,) = capsys.readouterr().out.splitlines()
+    words = shlex.split(line)
+    assert words[-len(train_arguments(odd, overrides)) :] == train_arguments(odd, overrides)
+    # And as a shell reads it: each word comes out as it went in, and nothing ran.
+    command = line.replace(words[1], "printf '%s\\n'", 1)
+    said = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert said.stdout.splitlines() == words[2:]
+    assert not (tmp_path / "hacked").exists()
+    assert not (tmp_path / "y").exists()

@@ -1,0 +1,274 @@
+"""Sweeps: their grid and their bookkeeping. What they find is checked by `make smoke`, in CI."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from rich.console import Console
+
+from data_injection.config import ConfigError
+from eval.records import lock_folder
+from launch.grid import Run, Sweep, load_sweep, plan_runs, plan_sweeps
+from launch.sweep import executor
+from launch.sweep.executor import ENVIRONMENT, RunFailed, train_all
+
+
+def make_run(name: str, folder: Path, *arguments: str, seed: int = 1) -> Run:
+    return Run(name, folder / name, list(arguments), 10, 10_000, {"train": {"seed": seed}})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run("w4", tmp_path, "no-such-verb")
+
+
+def finish(run: Run) -> None:
+    checkpoint = run.folder / f"step{run.num_steps}-unsharded"
+    checkpoint.mkdir(parents=True)
+    for name in ("model.pt", "optim.pt", "train.pt", "config.yaml", "olmo_ext.json"):
+        (checkpoint / name).touch()
+
+
+def test_a_finished_run_is_not_trained_again(run: Run) -> None:
+    finish(run)
+    train_all([run], jobs=1, console=Console(quiet=True))
+    assert run.process is None
+
+
+def test_a_run_of_other_settings_is_refused_not_reported_as_this_one(run: Run) -> None:
+    run.check_settings()
+    replace(run).check_settings()
+    with pytest.raises(ConfigError, match="choose another --out"):
+        replace(run, settings={"train": {"seed": 2}}).check_settings()
+
+
+def test_a_failed_run_shows_the_end_of_its_log_and_stops_the_others(
+    run: Run, write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    # Long, but not so that it starts by writing its rows' order for minutes: no signal ends that.
+    endless = write_experiment(lambda config: config["train"].update(max_duration=20_000))
+    other = make_run("w8", tmp_path, "train", str(endless))
+    with pytest.raises(RunFailed, match=r"(?s)w4 ended with status 2.*No such command"):
+        train_all([other, run], jobs=2, console=Console(quiet=True))
+    assert other.process is not None
+    assert other.process.exitcode is not None
+
+
+@pytest.mark.slow
+def test_a_sweeps_run_equals_the_same_command_typed(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Forked from a process that has imported the engine, or started afresh: the same weights."""
+    experiment = write_experiment()
+    (run,) = plan_runs(
+        Sweep("demo", (experiment,), {"seed": {"s3": {"train.seed": 3}}}), tmp_path / "out"
+    )
+    train_all([run], jobs=1, console=Console(quiet=True))
+    told = json.loads((run.folder / "run.json").read_text())
+    assert told["command"] == shlex.join(["olmo-ext", *run.arguments])
+    program = Path(sys.executable).with_name("olmo-ext")
+    again = [a.replace(str(run.folder), str(tmp_path / "typed")) for a in run.arguments]
+    subprocess.run([str(program), *again], env=os.environ | ENVIRONMENT, check=True)
+    ours, theirs = (
+        torch.load(folder / "step12-unsharded" / "model.pt", weights_only=True)
+        for folder in (run.folder, tmp_path / "typed")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_progress_is_read_from_the_log_of_the_latest_start(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run.step() == 0
+    run.log.parent.mkdir(parents=True)
+    run.log.write_text("[w4] step 3/10 (30%)  loss 5\n[w4] step 7/10 (70%)  loss 4\n")
+    assert run.step() == 7
+    monkeypatch.setattr(executor, "fork_server", MagicMock())
+    executor.start(run)
+    assert run.step() == 0  # what the log told of is lost: there is no checkpoint
+    with run.log.open("a") as file:
+        file.write("step 3/10\n")
+    assert run.step() == 3
+    finish(run)
+    executor.start(run)
+    assert run.step() == 10  # nothing said yet: where it goes on
+
+
+def test_children_run_on_one_thread_and_offline() -> None:
+    assert ENVIRONMENT["OMP_NUM_THREADS"] == "1"
+    assert ENVIRONMENT["HF_HUB_OFFLINE"] == "1"
+
+
+def sweep_file(folder: Path, text: str) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_sweeps_grid_is_every_combination_named_by_its_labels(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_experiment()
+    path = sweep_file(
+        tmp_path,
+        """
+name: demo
+experiments: [experiment.yaml]
+set: {train.max_duration: 6, injection.tasks.0.schedule.rate: 1}
+axes:
+  rate:
+    r2: {injection.tasks.0.schedule.rate: 2}
+    rq: {injection.tasks.0.schedule.rate: 1/4}
+  seed: {s1: {train.seed: 1}, s2: {train.seed: 2, injection.seed: 2}}
+""",
+    )
+    runs = plan_runs(load_sweep(path), tmp_path / "out", overrides=["train.seed=9"])
+    assert [run.name for run in runs] == [
+        "demo-r2-s1",
+        "demo-r2-s2",
+        "demo-rq-s1",
+        "demo-rq-s2",
+    ]
+    assert [run.folder for run in runs[:1]] == [tmp_path / "out" / "r2-s1"]
+    assert {run.num_steps for run in runs} == {6}
+    assert [run.settings["train"]["seed"] for run in runs] == [9] * 4  # the command line has it
+    assert [run.settings["plan"]["seed"] for run in runs] == [0, 2, 0, 2]
+    schedules = [run.settings["plan"]["tasks"]["cmp"]["schedule"] for run in runs]
+    assert schedules[0] == schedules[1]
+    assert schedules[0] != schedules[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "a sweep has the keys"),
+        ("experimets: [a.yaml]\naxes: {}\n", "a sweep has the keys.*experimets"),
+        ("axes: {a: {b: {}}}\n", "experiments must list"),
+        ("experiments: [a.yaml]\n", "axes must map"),
+        ("experiments: [a.yaml]\naxes: {seed: [1, 2]}\n", "axes.seed must map labels"),
+        ("experiments: [a.yaml]\naxes: {seed: {s1: 3}}\n", "axes.seed must map labels"),
+        ("experiments: [a.yaml]\nset: 3\naxes: {s: {s1: {}}}\n", "set must map"),
+        ("{", "is not YAML"),
+    ],
+)
+def test_a_sweep_file_that_cannot_be_one_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_sweep(sweep_file(tmp_path, text))
+
+
+def test_a_missing_sweep_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no sweep file"):
+        load_sweep(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("label", ["a/b", "a-b", "$(touch x)", "a b", "", "..", ".hidden"])
+def test_a_label_that_is_no_part_of_a_name_is_refused(label: str) -> None:
+    with pytest.raises(ConfigError, match="becomes a part of run names"):
+        Sweep("demo", (Path("a.yaml"),), {"seed": {label: {}}}).points()
+
+
+@pytest.mark.parametrize("axis", [{}, {1: {}, "1": {}}])
+def test_an_axis_without_labels_or_with_two_of_one_text_is_refused(axis: dict) -> None:
+    with pytest.raises(ConfigError, match=r"axes.seed must have labels, all different"):
+        Sweep("demo", (Path("a.yaml"),), {"seed": axis}).points()
+
+
+def test_an_axis_setting_of_a_whole_list_is_not_overridden_by_the_sweeps_for_a_part() -> None:
+    sweep = Sweep(
+        "demo",
+        (Path("a.yaml"),),
+        {"task": {"t": {"injection.tasks": [{"name": "b"}], "train.seed": 1}}},
+        {"injection.tasks": [], "injection.tasks.0.name": "a"},
+    )
+    assert list(sweep.points()[0].settings)[-2:] == ["injection.tasks", "train.seed"]
+
+
+def test_a_setting_that_is_no_plain_value_is_refused(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    import datetime
+
+    axes = {"seed": {"s1": {"train.run_name": datetime.date(2026, 1, 1)}}}
+    with pytest.raises(ConfigError, match=r"train.run_name must be text.*put it in quotes"):
+        plan_runs(Sweep("demo", (write_experiment(),), axes), tmp_path / "out")
+
+
+def test_other_callbacks_are_other_settings(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A finished run without the asked measurements must not pass as the one asked for."""
+    sweep = Sweep("demo", (write_experiment(),), {"seed": {"s1": {}}})
+    (before,) = plan_runs(sweep, tmp_path / "out")
+    (after,) = plan_runs(sweep, tmp_path / "out", overrides=["callbacks.task_eval.every=3"])
+    before.check_settings()
+    with pytest.raises(ConfigError, match="other settings"):
+        after.check_settings()
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_terminated_takes_its_runs_along(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_experiment(lambda config: config["train"].update(max_duration=20_000))
+    text = "experiments: [experiment.yaml]\naxes: {seed: {s1: {}}}\n"
+    program = Path(sys.executable).with_name("olmo-ext")
+    out = tmp_path / "out"
+    sweep = subprocess.Popen([program, "sweep", sweep_file(tmp_path, text), "--out", out])
+    wait_for((out / "sweep" / "s1" / "records.jsonl").exists)
+    sweep.terminate()
+    assert sweep.wait(timeout=60) == 143
+    with lock_folder(out / "sweep" / "s1"):  # held by the run as long as it lives
+        pass
+
+
+def wait_for(happens: Callable[[], bool], *, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_sweeps_of_one_name_are_refused(tmp_path: Path) -> None:
+    sweep = Sweep("demo", (Path("a.yaml"),), {"seed": {"s1": {}}})
+    with pytest.raises(ConfigError, match=r"share the names \['demo'\]"):
+        plan_sweeps([sweep, sweep], tmp_path)
+
+
+def test_experiments_of_one_file_name_are_refused() -> None:
+    sweep = Sweep("demo", (Path("ladder/4M.yaml"), Path("paper/4M.yaml")), {"seed": {"s1": {}}})
+    with pytest.raises(ConfigError, match="share a file name"):
+        sweep.points()
+
+
+def test_a_point_that_cannot_run_is_named_before_any_run_starts(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    axes = {"rate": {"r2": {}, "r99": {"injection.tasks.0.schedule.rate": 99}}}
+    with pytest.raises(ConfigError, match=r"sweep demo, run r99: injection.tasks\[0\]"):
+        plan_runs(Sweep("demo", (write_experiment(),), axes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+CONFIRM = Path(__file__).parent.parent.parent.parent / "configs" / "confirm"
+
+
+def test_the_findings_sweeps_have_three_seeds_and_names_of_their_own() -> None:
+    sweeps = [load_sweep(p) for p in sorted(CONFIRM.glob("*.yaml")) if p.stem != "experiment"]
+    assert len({sweep.name for sweep in sweeps}) == len(sweeps) > 8
+    for sweep in sweeps:
+        assert len(sweep.axes["seed"]) >= 3
+        points = sweep.points()
+        assert len({point.labels for point in points}) == len(points)

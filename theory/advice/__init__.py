@@ -1,0 +1,1 @@
+"""Advice: thresholds, orders and mixtures that theory and a sweep speak for."""

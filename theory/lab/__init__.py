@@ -1,0 +1,1 @@
+"""The synthetic lab: students of mixtures of regression tasks, and its experiments."""

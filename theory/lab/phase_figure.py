@@ -1,0 +1,97 @@
+"""The phase diagram as a figure: width by frequency, the analytic staircase drawn over it.
+
+figure = phase_figure(rows, predicted, mixture="A")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from theory.lab.phase import LEARNED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, FAINT = "#1a1a1a", "#6b6b6b"
+STAIRS: dict[str, Any] = {"color": "#d1242f", "linewidth": 1.8, "zorder": 3}
+HALF: dict[str, Any] = {"color": "#d1242f", "linewidth": 1.2, "linestyle": (0, (3, 2)), "zorder": 3}
+
+
+def phase_figure(rows: pd.DataFrame, predicted: pd.DataFrame, *, mixture: str) -> Figure:
+    """A panel of the prediction and one of each trainer (mean over seeds).
+
+    Heat: retained signal l_k. Solid line: the critical width of the leading feature, predicted; a
+    task below it should be learned. Dashed: where half of the signal should be kept. Dots: cells in
+    which most seeds are on the other side of the solid line than predicted.
+    """
+    from matplotlib.figure import Figure
+
+    theory = predicted[predicted.mixture == mixture]
+    measured = rows[rows.mixture == mixture]
+    trainers = list(dict.fromkeys(measured.trainer))
+    figure = Figure(figsize=(2.2 + 2.7 * (1 + len(trainers)), 5.0), layout="constrained")
+    axes = figure.subplots(1, 1 + len(trainers), sharey=True, squeeze=False)[0]
+    widths = sorted(theory.width.unique())
+    for axis, name in zip(axes, ["predicted before any run", *trainers], strict=True):
+        own = measured[measured.trainer == name] if name in trainers else theory
+        kept = own[own.metric == "retained"].pivot_table(
+            index="task", columns="width", values="value", aggfunc="mean"
+        )
+        mesh = axis.pcolormesh(
+            np.arange(len(widths) + 1), np.arange(0.5, len(kept) + 1), kept[widths].to_numpy(),
+            cmap="cividis", vmin=0, vmax=1, rasterized=True,
+        )  # fmt: skip
+        _stairs(axis, theory, "critical_width", widths, STAIRS)
+        _stairs(axis, theory, "half_width", widths, HALF)
+        if name in trainers:
+            _misses(axis, own, theory, widths)
+        axis.set_xticks(np.arange(len(widths)) + 0.5, [str(w) for w in widths], fontsize=8)
+        axis.set_title(name, fontsize=9.5, color=INK)
+        axis.set_xlabel("width N", fontsize=9, color=INK)
+        axis.tick_params(length=0, colors=INK, labelsize=8)
+        axis.spines[:].set_visible(False)
+    axes[0].set_ylabel("task, by frequency (1 is the commonest)", fontsize=9, color=INK)
+    axes[0].invert_yaxis()
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.7, pad=0.01)
+    bar.set_label("retained signal Tr(P C) / Tr C", fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=8, length=2)
+    bar.outline.set_visible(False)
+    _legend(figure, mixture)
+    return figure
+
+
+def _stairs(
+    axis: Any, theory: pd.DataFrame, metric: str, widths: list[int], look: dict[str, Any]
+) -> None:
+    """Under each width, the last task that the theory says is on the learned side."""
+    critical = theory[theory.metric == metric].drop_duplicates("task").value
+    heights = [0.5 + int((critical <= width).sum()) for width in widths]
+    axis.stairs(heights, np.arange(len(widths) + 1), baseline=None, **look)
+
+
+def _misses(axis: Any, own: pd.DataFrame, theory: pd.DataFrame, widths: list[int]) -> None:
+    spanned = own[own.metric == "leverage"]
+    share = (spanned.value > LEARNED).groupby([spanned.task, spanned.width]).mean()
+    expected = theory[theory.metric == "learned"].set_index(["task", "width"]).value
+    for (task, width), value in share.items():
+        if (value > 0.5) != bool(expected[task, width]):
+            axis.plot(widths.index(width) + 0.5, task, "o", color="white", markersize=3.4,
+                      markeredgecolor=INK, markeredgewidth=0.6, zorder=4)  # fmt: skip
+
+
+def _legend(figure: Any, mixture: str) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], label="critical width, predicted", **STAIRS),
+        Line2D([], [], label="half of the signal kept, predicted", **HALF),
+        Line2D([], [], linestyle="none", marker="o", markerfacecolor="white", markeredgecolor=INK,
+               markersize=4, label="most seeds elsewhere than predicted"),
+    ]  # fmt: skip
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=3, fontsize=8, frameon=False,
+        title=f"mixture {mixture}", title_fontsize=9,
+    )  # fmt: skip

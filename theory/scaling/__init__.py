@@ -1,0 +1,1 @@
+"""Scaling laws: their closed forms, their fit and the frontier."""

@@ -1,0 +1,161 @@
+"""What a smaller model can make up for with data, and what only parameters give (Defs. 1 and 2).
+
+    answers = learnability(fitted, large=1e10, eps=(0.0, 0.02))
+    answers.thresholds[0].params, answers.sizes[0].verdict
+
+Every answer comes with its 95% interval over the resamples of the fit, and with what of it lies
+outside the runs. L_inf is an extrapolation in D by its nature: no run has read infinitely much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from theory.scaling.fit import Fit, interval
+from theory.scaling.law import Law
+from theory.scaling.runs import Runs
+
+EDGE = 1.01
+"""A size within 1% of the runs' range is inside: a size is never meant to the last parameter."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: Any, draws: Any) -> Estimate:
+        return cls(float(value), *interval(draws))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Def. 2 at one eps."""
+
+    eps: float
+    """Nats per token."""
+
+    params: Estimate
+    """N_s*(eps): any smaller model stays more than eps above L_C(N_l), whatever it reads."""
+
+    outside: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Def. 1 for one smaller model."""
+
+    params: float
+    optimal_gap: Estimate
+    """L_C(N_s) - L_C(N_l), nats per token."""
+
+    infinite_gap: Estimate
+    """L_inf(N_s) - L_C(N_l): below 0, data can close the gap; above 0, only parameters can."""
+
+    tokens: Estimate
+    """The D at which it has the large model's loss; inf where none is enough."""
+
+    verdict: str
+    """ "data", "parameters", or "unclear" where the interval of `infinite_gap` holds 0."""
+
+    outside: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Learnability:
+    """The answers for one large model."""
+
+    large: float
+    tokens: Estimate
+    """Its compute-optimal D."""
+
+    optimal_loss: Estimate
+    infinite_loss: Estimate
+    reach: Estimate
+    """N_l / N_s*(0)."""
+
+    outside: tuple[str, ...]
+    """What of the large model itself is outside the data."""
+
+    thresholds: tuple[Threshold, ...]
+    sizes: tuple[Size, ...]
+
+
+def learnability(
+    fitted: Fit,
+    *,
+    large: float | None = None,
+    eps: Sequence[float] = (0.0,),
+    sizes: Sequence[float] | None = None,
+) -> Learnability:
+    """Answer both definitions.
+
+    Args:
+        large: N_l in parameters; default: the largest of the runs.
+        eps: nats per token, each at least 0.
+        sizes: the smaller models to judge; default: all sizes of the runs below `large`.
+
+    Raises ValueError naming what is out of its range.
+    """
+    runs, law, draws = fitted.runs, fitted.law, fitted.draws
+    large = float(runs.params.max()) if large is None else float(large)
+    if not (np.isfinite(large) and large > 0):
+        raise ValueError(f"large must be a positive number of parameters, got {large}")
+    if sizes is None:
+        sizes = [size for size in np.unique(runs.params).tolist() if size < large]
+    if wrong := [size for size in sizes if not 0 < size < large]:
+        raise ValueError(f"sizes must be positive and below large ({large:g}), got {wrong[0]:g}")
+    about_large = _outside(runs, "N_l", large, "params")
+    optimal = Estimate.of(law.optimal_tokens(large), draws.optimal_tokens(large))
+    optimal_loss, infinite_loss = (
+        Estimate.of(getattr(law, name)(large), getattr(draws, name)(large))
+        for name in ("compute_optimal_loss", "infinite_data_loss")
+    )
+    return Learnability(
+        large=large,
+        tokens=optimal,
+        optimal_loss=optimal_loss,
+        infinite_loss=infinite_loss,
+        reach=Estimate.of(law.reach, draws.reach),
+        outside=(*about_large, *_outside(runs, "its compute-optimal D", optimal.value, "tokens")),
+        thresholds=tuple(_threshold(law, draws, runs, large, one) for one in eps),
+        sizes=tuple(_size(law, draws, runs, large, one) for one in sizes),
+    )
+
+
+def _threshold(law: Law, draws: Law, runs: Runs, large: float, eps: float) -> Threshold:
+    params = Estimate.of(law.small_below(large, eps=eps), draws.small_below(large, eps=eps))
+    return Threshold(eps, params, _outside(runs, "N_s*", params.value, "params"))
+
+
+def _size(law: Law, draws: Law, runs: Runs, large: float, small: float) -> Size:
+    optimal, infinite = (
+        Estimate.of(value, drawn)
+        for value, drawn in zip(
+            law.data_gaps(small, large), draws.data_gaps(small, large), strict=True
+        )
+    )
+    tokens = Estimate.of(law.tokens_to_match(small, large), draws.tokens_to_match(small, large))
+    verdict = "data" if infinite.high < 0 else "parameters" if infinite.low > 0 else "unclear"
+    outside = _outside(runs, "N_s", small, "params")
+    if np.isfinite(tokens.value):
+        outside += _outside(runs, "the D it needs", tokens.value, "tokens")
+    return Size(small, optimal, infinite, tokens, verdict, outside)
+
+
+def _outside(runs: Runs, what: str, value: float, column: str) -> tuple[str, ...]:
+    """What to say after "outside the data:", if a value is outside a column's range."""
+    low, high = (float(f(getattr(runs, column))) for f in (np.min, np.max))
+    if low / EDGE <= value <= high * EDGE:
+        return ()
+    side, edge = ("above", high) if value > high else ("below", low)
+    times = max(value / edge, edge / value)
+    return (f"{what} = {value:.3g} is {times:.3g} times {side} the runs' {edge:.3g}",)

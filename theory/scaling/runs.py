@@ -1,0 +1,167 @@
+"""The runs that a scaling law is fitted to, refused where they cannot identify one.
+
+runs = Runs.of(params, tokens, loss)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from theory.scaling.law import FLOPS, Array
+
+NUM_CONSTANTS = 5
+LEAST_SIZES = 3
+"""Different N: L0 + A/N^alpha at two of them fits any L0. The same for D."""
+
+RAY = 0.05
+"""Spread of log D that log N does not explain, below which the runs lie on a line: at 5% either way
+A/N^alpha and B/D^beta are the same curve within the noise of any training."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Rows of (N, D, loss), in an order that does not depend on the file's."""
+
+    params: Array
+    tokens: Array
+    loss: Array
+    """Nats per token."""
+
+    group: NDArray[np.int64]
+    """Number of the run that a row is of; each row its own unless runs are named."""
+
+    @classmethod
+    def of(
+        cls,
+        params: ArrayLike,
+        tokens: ArrayLike,
+        loss: ArrayLike,
+        *,
+        run: Sequence[object] | None = None,
+    ) -> Runs:
+        """Check and sort the rows.
+
+        run: names of the runs; rows of one name are resampled together. Default: each row is a run.
+
+        Raises ValueError naming the column, the rows (numbered from 1) and the remedy: not numbers,
+        not positive, not finite; a row twice; fewer runs than the law has constants; fewer than
+        three sizes or data sizes; D a power of N in all runs.
+        """
+        columns = {
+            name: _numbers(name, values)
+            for name, values in (("params", params), ("tokens", tokens), ("loss", loss))
+        }
+        lengths = {name: len(values) for name, values in columns.items()}
+        if len(set(lengths.values())) != 1 or (run is not None and len(run) != lengths["loss"]):
+            raise ValueError(f"params, tokens, loss and run must be of one length, got {lengths}")
+        table = np.stack(list(columns.values()), axis=1)
+        names = [str(one) for one in run] if run is not None else None
+        order = sorted(
+            range(len(table)), key=lambda row: (*table[row], names[row] if names else "")
+        )
+        _check_twice(table, order)
+        table = table[order]
+        group = np.arange(len(table))
+        if names is not None:
+            numbers: dict[str, int] = {}
+            group = np.array([numbers.setdefault(names[row], len(numbers)) for row in order])
+        runs = cls(table[:, 0], table[:, 1], table[:, 2], group)
+        _check_identified(runs)
+        return runs
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @property
+    def num_runs(self) -> int:
+        return int(self.group.max()) + 1
+
+    @property
+    def compute(self) -> Array:
+        """FLOPs of each row, 6 N D."""
+        return FLOPS * self.params * self.tokens
+
+
+def _numbers(name: str, values: ArrayLike) -> Array:
+    """A column as floats, all positive and finite."""
+    given = np.asarray(values).ravel()
+    try:
+        column = given.astype(float)
+    except (TypeError, ValueError):
+        wrong = [row for row, value in enumerate(given, start=1) if not _is_number(value)]
+        raise ValueError(
+            f"column {name} must be numbers, but {_rows(wrong)} {given[wrong[0] - 1]!r}; mend or "
+            "drop such rows"
+        ) from None
+    for bad, what in ((~np.isfinite(column), "is missing or not finite"), (column <= 0, "is")):
+        if bad.any():
+            rows = (np.flatnonzero(bad) + 1).tolist()
+            value = "" if "missing" in what else f" {column[rows[0] - 1]:g}"
+            raise ValueError(
+                f"column {name} must be positive in every row, but {_rows(rows)} {what}{value}; "
+                "mend or drop such rows"
+                + (" (a loss is a cross-entropy, in nats per token)" if name == "loss" else "")
+            )
+    return column
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _rows(rows: list[int]) -> str:
+    some = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    return f"in {len(rows)} row{'s' * (len(rows) > 1)} ({some}) it"
+
+
+def _check_twice(table: Array, order: list[int]) -> None:
+    twice = [(a + 1, b + 1) for a, b in pairwise(order) if (table[a] == table[b]).all()]
+    if twice:
+        some = ", ".join(f"{a} and {b}" for a, b in twice[:3])
+        raise ValueError(
+            f"{len(twice)} rows stand twice, with the same params, tokens and loss ({some}): "
+            "counted twice they would make the intervals too narrow; drop them (two seeds of one "
+            "size are two runs, and their losses differ)"
+        )
+
+
+def _check_identified(runs: Runs) -> None:
+    num = runs.num_runs if len(runs) else 0
+    if num <= NUM_CONSTANTS:
+        raise ValueError(
+            f"{num} runs cannot fit the {NUM_CONSTANTS} constants of L0 + A/N^alpha + B/D^beta and "
+            f"say how sure they are; give at least {NUM_CONSTANTS + 1}, better a hundred"
+        )
+    for column, values, terms, remedy in (
+        ("params", runs.params, "A, alpha and L0", "train other sizes"),
+        ("tokens", runs.tokens, "B, beta and L0", "train for other lengths (train.max_duration)"),
+    ):
+        sizes = np.unique(values)
+        if len(sizes) < LEAST_SIZES:
+            shown = ", ".join(f"{size:g}" for size in sizes)
+            raise ValueError(
+                f"column {column} has only the value{'s' * (len(sizes) > 1)} {shown} in all runs, "
+                f"so that {terms} are not identified; {remedy}, {LEAST_SIZES} at least"
+            )
+    x, y = np.log(runs.params), np.log(runs.tokens)
+    slope = float(np.cov(x, y)[0, 1] / x.var(ddof=1))
+    if (y - y.mean() - slope * (x - x.mean())).std() < RAY:
+        ratio = np.exp((y - x).mean())
+        what = (
+            f"tokens = {ratio:.3g} params"
+            if abs(slope - 1) < 0.02
+            else f"tokens ~ params^{slope:.2f}"
+        )
+        raise ValueError(
+            f"all runs lie on one ray, {what}: A/N^alpha and B/D^beta cannot be told apart; train "
+            "some sizes for longer or shorter than others"
+        )
