@@ -1,22 +1,40 @@
 """Stage variants: which ways to be faster pay on this card, each alone and then together.
 
     stage_variants.py CORPUS --rungs 4M:32:16,300M:16:8 --seconds 150
-A variant is a list of switches: `fused` (AdamW in one kernel), `blocks` (torch.compile per block, as
-the engine's own script), `model` (torch.compile of the whole model), `loss` (the cross-entropy
+A variant is a list of switches: `fused` (AdamW in one kernel), `blocks` (torch.compile per block,
+as the engine's own script), `model` (torch.compile of the whole model), `loss` (the cross-entropy
 compiled, so that the fp32 copy of the logits is not written), `linear` (output layer and loss
 together, in chunks of rows: the logits never stand whole), `graphs` (the model in CUDA graphs).
 Losses of the first steps stand beside eager's: a variant that is faster and another model is none.
 """
 
-import argparse, tempfile, time
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-
-from gpu_common import GPU, PEAK, Stepper, experiment, flops_per_token, free, main_guard, ours, say
+from gpu_common import (
+    GPU,
+    PEAK,
+    Stepper,
+    attempt,
+    experiment,
+    flops_per_token,
+    free,
+    ours,
+    peak_gb,
+    run_stage,
+    say,
+    stage_parser,
+)
 
 VARIANTS = {
     "4M": [
@@ -33,76 +51,91 @@ VARIANTS = {
     "300M": ["", "blocks+loss+fused", "linear+model+fused", "blocks", "loss", "fused"],
     "1B": ["", "blocks+loss+fused", "linear+blocks+fused"],
 }
+IGNORED = -100
+CHUNK = 8192
+"""Rows of hidden states whose logits stand at a time."""
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """Sum of cross-entropies of hidden_ND @ weight_VD.T, a chunk of rows at a time; gradients come at once."""
+    """Sum of cross-entropies of hidden_ND @ weight_VD.T by chunks; the gradients come at once."""
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda")
-    def forward(ctx, hidden_ND, weight_VD, labels_N, chunk):
-        w = weight_VD.to(torch.bfloat16) if GPU else weight_VD
-        dh, dw = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD, dtype=torch.float32)
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        labels_N: torch.Tensor,
+        chunk_loss: Callable[..., Any],
+    ) -> torch.Tensor:
+        weight = weight_VD.to(torch.bfloat16) if GPU else weight_VD
+        d_hidden = torch.empty_like(hidden_ND)
+        d_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
         total = torch.zeros((), device=hidden_ND.device)
-        for start in range(0, len(hidden_ND), chunk):
-            h = hidden_ND[start : start + chunk].to(w.dtype)
-            loss, g = _chunk(h @ w.T, labels_N[start : start + chunk])
+        for start in range(0, len(hidden_ND), CHUNK):
+            part = slice(start, start + CHUNK)
+            hidden = hidden_ND[part].to(weight.dtype)
+            loss, d_logits = chunk_loss(hidden @ weight.T, labels_N[part])
             total += loss
-            dh[start : start + chunk] = g @ w
-            dw += g.T @ h
-        ctx.save_for_backward(dh, dw)
+            d_hidden[part] = d_logits @ weight
+            d_weight += d_logits.T @ hidden
+        ctx.save_for_backward(d_hidden, d_weight)
         return total
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cuda")
-    def backward(ctx, grad):
-        dh, dw = ctx.saved_tensors
-        return dh * grad, dw * grad, None, None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden * grad, d_weight * grad, None, None
 
 
-def _chunk_plain(logits, labels):
-    x = logits.float()
-    lse = x.logsumexp(-1)
-    kept = labels != -100
-    at = labels.clamp_min(0)
-    loss = ((lse - x.gather(-1, at[:, None]).squeeze(-1)) * kept).sum()
-    p = (x - lse[:, None]).exp()
-    hot = torch.arange(x.shape[-1], device=x.device)[None] == at[:, None]
-    return loss, ((p - hot.float()) * kept[:, None]).to(logits.dtype)
+def loss_and_gradient(
+    logits_NV: torch.Tensor, labels_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy, and its gradient by the logits: softmax minus the one hot label."""
+    logits = logits_NV.float()
+    norm_N = logits.logsumexp(-1)
+    kept_N, at_N = labels_N != IGNORED, labels_N.clamp_min(0)
+    loss = ((norm_N - logits.gather(-1, at_N[:, None]).squeeze(-1)) * kept_N).sum()
+    p_NV = (logits - norm_N[:, None]).exp()
+    hot_NV = torch.arange(logits.shape[-1], device=logits.device)[None] == at_N[:, None]
+    return loss, ((p_NV - hot_NV.float()) * kept_N[:, None]).to(logits_NV.dtype)
 
 
-_chunk = _chunk_plain
+def linear_loss(weight_VD: torch.Tensor) -> Callable[..., Any]:
+    chunk_loss = torch.compile(loss_and_gradient, dynamic=False)
+
+    def loss(hidden: Any, labels: Any, reduction: str = "sum", **settings: Any) -> Any:
+        assert reduction == "sum", reduction
+        assert not settings.get("compute_z_loss")
+        return ChunkedLoss.apply(hidden, weight_VD, labels, chunk_loss), None
+
+    return loss
 
 
-def switch(trainer, names: set[str], chunk: int) -> None:
-    global _chunk
+def compiled_loss() -> Callable[..., Any]:
+    @torch.compile(dynamic=False)
+    def cross_entropy(logits: Any, labels: Any, reduction: str) -> Any:
+        return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction=reduction)
+
+    def loss(logits: Any, labels: Any, reduction: str = "sum", **settings: Any) -> Any:
+        return cross_entropy(logits, labels, reduction), None
+
+    return loss
+
+
+def switch(trainer: Any, names: set[str]) -> None:
+    """Make a trainer of ours, just built, into a variant."""
     model = trainer.model
     if "fused" in names:
         for group in trainer.optim.param_groups:
             group["fused"], group["foreach"] = True, False
     if "linear" in names:
         out = model.transformer.ff_out
-        weight = out.weight
+        trainer.loss_fn = linear_loss(out.weight)
         out.forward = lambda hidden: hidden
-        _chunk = torch.compile(_chunk_plain, dynamic=False)
-
-        def loss(hidden, labels, ignore_index=-100, reduction="sum", compute_z_loss=False, **kw):
-            assert reduction == "sum" and not compute_z_loss
-            return ChunkedLoss.apply(hidden, weight, labels, chunk), None
-
-        trainer.loss_fn = loss
     if "loss" in names:
-
-        @torch.compile(dynamic=False)
-        def ce(logits, labels, reduction):
-            return F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction=reduction)
-
-        trainer.loss_fn = (
-            lambda logits, labels, ignore_index=-100, reduction="sum", compute_z_loss=False, **kw: (
-                ce(logits, labels, reduction),
-                None,
-            )
-        )
+        trainer.loss_fn = compiled_loss()
     if "blocks" in names:
         for block in model.transformer.blocks:
             block.compile(dynamic=False)
@@ -112,28 +145,17 @@ def switch(trainer, names: set[str], chunk: int) -> None:
         model.compile(dynamic=False, mode="reduce-overhead")
 
 
-def one(args, name: str, batch: int, micro: int, variant: str, eager: list[float]) -> None:
-    names = set(variant.split("+")) - {""}
-    small = {"d_model": 32, "n_heads": 4, "n_layers": 2} if args.dry else {}
-    context = 64 if args.dry else 2048
+def measure(
+    args: argparse.Namespace, name: str, batch: int, micro: int, variant: str, eager: list[float]
+) -> list[float]:
+    """Time a variant of a rung beside the losses of `eager`, and return its own."""
     torch._dynamo.reset()
+    rows: dict[str, Any] = {"batch": batch, "micro": micro, "steps": 1000, "warmup": 20, "rate": 1}
+    rows |= {"workers": args.workers, "dry": args.dry}
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         free()
-        exp = experiment(
-            name,
-            Path(folder) / "v",
-            args.corpus,
-            batch=batch,
-            micro=micro,
-            steps=1000,
-            context=context,
-            warmup=20,
-            model=small,
-            workers=args.workers,
-            rate=1,
-        )
-        trainer = ours(exp, stack)
-        switch(trainer, names, 256 if args.dry else 8192)
+        trainer = ours(experiment(name, Path(folder) / "v", args.corpus, **rows), stack)
+        switch(trainer, set(variant.split("+")))
         stepper = Stepper(trainer)
         began = time.time()
         for _ in range(4):
@@ -144,12 +166,8 @@ def one(args, name: str, batch: int, micro: int, variant: str, eager: list[float
         until = time.time() + args.each
         while len(stepper.seconds) < 4 or (time.time() < until and len(stepper.seconds) < 60):
             stepper.step()
-        peak = torch.cuda.max_memory_allocated() / 1e9 if GPU else 0.0
-        tokens = batch * context
-        if not names:
-            eager[:] = stepper.losses
-        s = median(stepper.seconds)
-        n = min(len(eager), len(stepper.losses), 8)
+        tokens, seconds = batch * trainer.cfg.model.max_sequence_length, median(stepper.seconds)
+        pairs = list(zip(eager or stepper.losses, stepper.losses, strict=False))[:8]
         say(
             "variants",
             rung=name,
@@ -157,28 +175,26 @@ def one(args, name: str, batch: int, micro: int, variant: str, eager: list[float
             rows=batch,
             micro=micro,
             steps=len(stepper.seconds),
-            step_s=s,
-            tok_s=tokens / s,
-            mfu=flops_per_token(trainer) * tokens / s / PEAK,
-            peak_gb=peak,
+            step_s=seconds,
+            tok_s=tokens / seconds,
+            mfu=flops_per_token(trainer) * tokens / seconds / PEAK,
+            peak_gb=peak_gb(),
             warm_s=warm,
-            loss_diff=max(
-                (abs(a - b) for a, b in zip(eager[:n], stepper.losses[:n])), default=None
-            ),
-            losses=stepper.losses[:n],
+            loss_diff=max(abs(a - b) for a, b in pairs),
+            losses=[loss for _, loss in pairs],
         )
+        losses = stepper.losses
     del trainer, stepper
     free()
+    return losses
 
 
 def run() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("corpus", type=Path)
+    parser = stage_parser(__doc__)
     parser.add_argument("--rungs", default="4M:32:16,300M:16:8,20M:64:16,1B:8:4")
     parser.add_argument("--seconds", type=float, default=170, help="of the whole stage")
     parser.add_argument("--each", type=float, default=4, help="of each variant's timed part")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--dry", action="store_true")
     args = parser.parse_args()
     torch._dynamo.config.cache_size_limit = 128
     until = time.time() + args.seconds
@@ -189,20 +205,10 @@ def run() -> None:
             if time.time() > until:
                 say("variants", rung=name, variant=variant, error="no time left")
                 continue
-            try:
-                one(args, name, int(batch), int(micro), variant, eager)
-            except Exception as error:
-                import traceback
-
-                traceback.print_exc()
-                say(
-                    "variants",
-                    rung=name,
-                    variant=variant,
-                    error=f"{type(error).__name__}: {str(error)[:400]}",
-                )
-                free()
+            with attempt("variants", rung=name, variant=variant):
+                losses = measure(args, name, int(batch), int(micro), variant, eager)
+                eager = eager if variant else losses
 
 
 if __name__ == "__main__":
-    main_guard("variants", run)
+    run_stage("variants", run)
