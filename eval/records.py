@@ -25,6 +25,7 @@ import pandas as pd
 
 from data_injection.config import ConfigError
 from data_injection.plan import InjectionPlan
+from eval.run import find_below
 
 log = logging.getLogger(__name__)
 
@@ -175,13 +176,6 @@ def replace_file(path: Path, data: bytes) -> Path:
     return path
 
 
-def write_table(path: Path, table: pd.DataFrame) -> Path:
-    """Write a table as .csv, or as .parquet; beside the target, then renamed."""
-    if path.suffix == ".csv":
-        return replace_file(path, table.to_csv(index=False).encode())
-    return replace_file(path, table.to_parquet(index=False))
-
-
 def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
@@ -195,7 +189,7 @@ def record_files(source: str | Path) -> list[Path]:
     source = Path(source)
     if source.is_file():
         return [source]
-    files = sorted(source.rglob(FILE_NAME))
+    files = find_below(source, FILE_NAME)
     if not files:
         raise FileNotFoundError(
             f"no {FILE_NAME} in or below {source}; has a run been trained there?"

@@ -12,7 +12,6 @@ the verb that needs them, so that --help answers at once.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import sys
@@ -211,8 +210,8 @@ def _train(
     import torch.distributed as dist
 
     from eval.checkpoints.checkpoint import find_checkpoints
+    from eval.run import MARKER, read_if_whole, read_run
     from olmo_ext.config import load_experiment
-    from olmo_ext.run_folder import MARKER
     from olmo_ext.train import train as run
 
     logging.basicConfig(
@@ -230,14 +229,13 @@ def _train(
         return
     if dry_run:
         console.print(f"{experiment}: all checks passed; nothing was trained or written")
-    elif (marker := folder / MARKER).exists():
-        told = json.loads(marker.read_text())
+    elif told := read_if_whole(folder / MARKER):
         console.print(
             f"{folder}: stopped by {told['reason']}, saved at step {told['step']} of "
-            f"{told['num_steps']}; --resume goes on ({marker.name} is for the batch script)"
+            f"{told['num_steps']}; --resume goes on ({MARKER} is for the batch script)"
         )
     else:
-        steps = json.loads((folder / "run.json").read_text())["num_steps"]
+        steps = read_run(folder)["num_steps"]
         console.print(f"{folder}: trained to step {find_checkpoints(folder)[-1].step} of {steps}")
 
 
@@ -388,12 +386,13 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Table of all rows: .csv or .parquet.")] = None,
 ) -> None:
     """Score every checkpoint on every task and split; what is in the records is skipped."""
-    from eval.scores.evaluate import Choice, Done, check_out, chosen_sources, results, write_table
+    from eval.scores.evaluate import Choice, Done, chosen_sources, results
     from eval.scores.evaluate import evaluate as run
     from eval.scores.table import print_scores
+    from eval.text import check_table_path, write_table
 
     if out is not None:
-        check_out(out)
+        check_table_path(out, option="--out")
     _check_device(device)
     choice = Choice(task, split or ("train", "test"), step)
     found = chosen_sources(sources, choice)
@@ -407,7 +406,7 @@ def evaluate(
     table = results(found, done, choice)
     print_scores(table, console)
     if out is not None:
-        write_table(table, out)
+        write_table(out, table)
         console.print(f"{out}: {len(table):,} rows", highlight=False)
 
 

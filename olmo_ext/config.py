@@ -26,8 +26,6 @@ from yaml import YAMLError
 from data_injection.config import ConfigError, InjectionConfig
 from data_injection.corpus.prepare import Manifest, corpus_paths, verify_corpus
 
-FILE_NAME = "experiment.yaml"
-
 UNUSED = {
     "dry_run": "pass --dry-run",
     "load_path": "pass --resume to go on with a run",

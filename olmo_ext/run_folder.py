@@ -45,15 +45,12 @@ from eval.checkpoints.checkpoint import (
     verify_checkpoint,
 )
 from eval.commit import git_commit
+from eval.run import EXPERIMENT, MARKER, PLAN, RUN
 from olmo_ext.build import Stream, check_same_run
 from olmo_ext.compat import link_latest
-from olmo_ext.config import FILE_NAME, ExperimentConfig, save_experiment
+from olmo_ext.config import ExperimentConfig, save_experiment
 
 log = logging.getLogger(__name__)
-
-MARKER = "requeue.marker"
-"""Written when a signal or the time limit has ended a run before its last step: what a batch script
-decides by."""
 
 NO_SPACE = 64 * 2**20
 """Free bytes below which a write that failed without a reason is taken to have filled the disk."""
@@ -74,7 +71,7 @@ def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Non
             f"train.save_folder {folder} is in use by an earlier run; pass --resume to go on with "
             "it, or choose another folder"
         )
-    plan_file = folder / "plan.json"
+    plan_file = folder / PLAN
     if not plan_file.is_file():
         raise ConfigError(
             f"train.save_folder {folder} holds files but no plan.json, so it is not a run of "
@@ -268,8 +265,8 @@ def write_run_files(
     """plan.json, experiment.yaml, config.yaml and run.json, each under a temporary name first."""
     folder = Path(experiment.train.save_folder)
     # First: without it a folder is not taken for a run that can be resumed.
-    _write_json(folder / "plan.json", identity)
-    save_experiment(experiment, folder / FILE_NAME)
+    _write_json(folder / PLAN, identity)
+    save_experiment(experiment, folder / EXPERIMENT)
     save_experiment(experiment.train, folder / "config.yaml")
     tasks = {
         task.name: stream.plan.rates(index)
@@ -284,7 +281,7 @@ def write_run_files(
         "world_size": get_world_size(),
     }
     _write_json(
-        folder / "run.json",
+        folder / RUN,
         {
             "run": experiment.train.run_name,
             "starts": [*_earlier_starts(folder), start],
@@ -306,7 +303,7 @@ def write_run_files(
 
 
 def _earlier_starts(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "run.json"
+    path = folder / RUN
     if not path.is_file():
         return []
     try:

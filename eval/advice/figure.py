@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.figures.heatmap import FAINT, INK, count, number
+from eval.figures.heatmap import FAINT, INK
+from eval.text import count, number
 from theory.advice.thresholds import threshold
 
 if TYPE_CHECKING:

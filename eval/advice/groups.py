@@ -24,7 +24,8 @@ from data_injection.config import ConfigError
 from data_injection.schedules.build import UNITS
 from eval.records import record_files
 from eval.report.write import load_runs
-from eval.scores.cells import MIN_SEEDS, run_rows
+from eval.scores.cells import run_rows
+from eval.statistics import MIN_SEEDS
 from theory.advice.surface import Surface, fit_surface
 
 SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}

@@ -33,7 +33,7 @@ from eval.alignment.interventions import (
     patched,
     read_states,
 )
-from eval.scores.accuracy import wilson
+from eval.statistics import ratio_fields, share_of
 
 FloatArray = NDArray[np.float64]
 
@@ -107,8 +107,8 @@ def _patch_all(
         moved = _difference(patched_NL, wanted, was) - _difference(base_NL, wanted, was)
         for subset, keep in (("all", np.ones(len(pairs), dtype=bool)), ("answered", answered)):
             where = _fields(site) | {"subset": subset, "n": int(keep.sum())}
-            yield where | {"metric": "causal_share"} | share(right[keep])
-            yield where | {"metric": "causal_recovered"} | ratio(moved[keep], whole[keep])
+            yield where | {"metric": "causal_share"} | share_of(right[keep])
+            yield where | {"metric": "causal_recovered"} | ratio_fields(moved[keep], whole[keep])
 
 
 def _ablate_all(
@@ -178,24 +178,3 @@ def _difference(logits_NL: FloatArray, one: IntArray, other: IntArray) -> FloatA
 
 def _fields(site: Site) -> dict[str, Any]:
     return {"component": site.component, "layer": site.layer, "position": site.position}
-
-
-def share(right: NDArray[np.bool_]) -> dict[str, float]:
-    """A share of pairs with its 95% Wilson interval; undefined of none."""
-    if not len(right):
-        return dict.fromkeys(("value", "low", "high"), float("nan"))
-    value = float(right.mean())
-    low, high = wilson(value, len(right))
-    return {"value": value, "low": low, "high": high}
-
-
-def ratio(part: FloatArray, whole: FloatArray) -> dict[str, float]:
-    """Ratio of the means with its 95% interval (linearised); undefined where the whole is 0.
-
-    Of means and not of pairs: where one pair's whole is nearly 0 its own ratio is anything.
-    """
-    if len(whole) < 2 or whole.mean() == 0:
-        return dict.fromkeys(("value", "low", "high"), float("nan"))
-    value = float(part.mean() / whole.mean())
-    spread = (part - value * whole).std(ddof=1) / (abs(whole.mean()) * np.sqrt(len(whole)))
-    return {"value": value, "low": value - 1.96 * spread, "high": value + 1.96 * spread}

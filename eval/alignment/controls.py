@@ -25,7 +25,7 @@ from data_injection.tasks.base import FloatArray, IntArray, Task
 from eval.alignment.counterfactuals import ANSWER, Pairs, draw_pairs, operands, token_of
 from eval.alignment.das import STEPS, chosen_labels, interchange, learn_subspaces, random_subspaces
 from eval.alignment.interventions import Site, num_blocks
-from eval.scores.accuracy import wilson
+from eval.statistics import share_fields
 
 log = logging.getLogger(__name__)
 
@@ -199,12 +199,9 @@ def _measure(
         return dict.fromkeys(names, float("nan")) | {"n": 0, "draws": len(right_SN)}
     by_draw = right_SN[:, keep].mean(axis=1)
     value = float(by_draw.mean())
-    low, high = wilson(value, n)
     majority = float(np.unique(labels[keep], return_counts=True)[1].max() / n)
     return {
-        "value": value,
-        "low": low,
-        "high": high,
+        **share_fields(value, n),
         "n": n,
         "draws": len(right_SN),
         "least": float(by_draw.min()),

@@ -34,7 +34,8 @@ from data_injection.ledger import (
     position_from,
     read_segments,
 )
-from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints, load_identity
+from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints
+from eval.run import RUN, load_identity, read_run
 
 STATES = ("effective", "abandoned", "pending")
 EFFECTIVE, ABANDONED, PENDING = range(3)
@@ -274,8 +275,7 @@ def _write_parquet(table: pd.DataFrame, path: Path, metadata: dict[str, str]) ->
 
 
 def _origin(run: Path) -> dict[str, str]:
-    path = run / "run.json"
-    start = json.loads(path.read_text()) if path.is_file() else {}
+    start = read_run(run) if (run / RUN).is_file() else {}
     values = {"run": start.get("run"), "commit": start.get("commit")}
     values["plan_hash"] = load_identity(run)["plan_hash"]
     return {name: str(value or "") for name, value in values.items()}

@@ -24,7 +24,8 @@ from data_injection.config import ConfigError
 from data_injection.ledger import LEDGER_FOLDER, Segment, read_segments
 from data_injection.plan import InjectionPlan
 from eval.audit.ledger import SavedCheckpoint, choose_checkpoint, read_checkpoints
-from eval.checkpoints.checkpoint import compile_saved_plan, load_identity
+from eval.checkpoints.checkpoint import compile_saved_plan
+from eval.run import EXPERIMENT, load_identity
 
 OK, DIFFERS, NOT_CHECKED = "ok", "differs", "not checked"
 
@@ -183,16 +184,15 @@ def _read_identity(
 ) -> tuple[dict[str, Any], str | None]:
     try:
         identity = load_identity(folder)
-        if missing := [key for key in IDENTITY_KEYS if key not in identity]:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        return identity, None
-    except ValueError as error:
-        problem = f"plan.json cannot be read ({error})"
-        if audited is None or audited.identity is None:
-            raise ConfigError(
-                f"{folder}: {problem}, and no checkpoint says what it held; restore it"
-            ) from None
-        return audited.identity, problem
+    except ConfigError as error:
+        problem = str(error)
+    else:
+        if not (missing := [key for key in IDENTITY_KEYS if key not in identity]):
+            return identity, None
+        problem = f"plan.json cannot be read (it lacks {', '.join(missing)})"
+    if audited is None or audited.identity is None:
+        raise ConfigError(f"{folder}: {problem}, and no checkpoint says what it held; restore it")
+    return audited.identity, problem
 
 
 def _compile(
@@ -201,7 +201,7 @@ def _compile(
     """experiment.yaml, the plan it compiles to, and what is wrong if it does not."""
     experiment: Any = {}
     try:
-        experiment = OmegaConf.to_container(OmegaConf.load(folder / "experiment.yaml"))
+        experiment = OmegaConf.to_container(OmegaConf.load(folder / EXPERIMENT))
         plan = compile_saved_plan(folder, identity)
     except FileNotFoundError:
         return {}, None, "experiment.yaml is missing"

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from data_injection.config import ConfigError, InjectionConfig
 from data_injection.plan import InjectionPlan, compile_plan
 from eval.checkpoints.sharded import READABLE, RESTORE, checkpoint_kind, first_line, read_sharded
+from eval.run import EXPERIMENT, load_identity
 
 IDENTITY_FILE = "olmo_ext.json"
 """Beside the engine's files in every checkpoint: the stream that it was trained on, under "ledger"
@@ -203,14 +204,6 @@ def _model_config(path: Path, device: str) -> Any:
     return config
 
 
-def load_identity(folder: str | Path) -> dict[str, Any]:
-    """The identity of a run's stream as it was saved: plan, corpus, seeds; see plan.json."""
-    path = Path(folder) / "plan.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no plan.json in {folder}; is it the folder of a run?")
-    return json.loads(path.read_text())
-
-
 def load_plan(folder: str | Path) -> InjectionPlan:
     """Recompile the plan of a run from its saved experiment and check that it is the same.
 
@@ -232,9 +225,7 @@ def compile_saved_plan(folder: str | Path, identity: dict[str, Any]) -> Injectio
 
     `identity` (see `load_identity`) gives what follows from the corpus. Raises ConfigError.
     """
-    raw = OmegaConf.select(
-        OmegaConf.load(Path(folder) / "experiment.yaml"), "injection", default={}
-    )
+    raw = OmegaConf.select(OmegaConf.load(Path(folder) / EXPERIMENT), "injection", default={})
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(InjectionConfig), raw))
     assert isinstance(config, InjectionConfig)
     canonical = identity["plan"]

@@ -13,13 +13,9 @@ from pathlib import Path
 
 from data_injection.config import ConfigError
 from data_injection.plan import differences
-from eval.checkpoints.checkpoint import (
-    IDENTITY_FILE,
-    find_checkpoints,
-    load_identity,
-    load_model_config,
-)
+from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints, load_model_config
 from eval.checkpoints.sharded import checkpoint_kind
+from eval.run import PLAN, find_below, load_identity
 
 _STEP = re.compile(r"step(\d+)(-unsharded)?")
 
@@ -55,9 +51,9 @@ def find_sources(path: str | Path) -> list[Source]:
         raise FileNotFoundError(f"{path} is a file; give the folder of the checkpoint it is of")
     path = path.resolve() if path.is_symlink() else path  # latest-unsharded
     if checkpoint_kind(path) is not None:
-        run = path.parent if (path.parent / "plan.json").is_file() else None
+        run = path.parent if (path.parent / PLAN).is_file() else None
         return [_source(path, run)]
-    runs = _runs(path)
+    runs = [file.parent for file in find_below(path, PLAN)]
     if runs:
         found = [
             Source(checkpoint.path, "unsharded", checkpoint.step, run)
@@ -78,17 +74,6 @@ def find_sources(path: str | Path) -> list[Source]:
             "transformers in it; give the folder of a run, of runs or of a checkpoint"
         )
     return sorted(sources, key=lambda source: (source.step or 0, source.path.name))
-
-
-def run_folders(path: str | Path) -> list[Path]:
-    """Folders of runs (with a plan.json) at or below a path, sorted; FileNotFoundError if none."""
-    if not (found := _runs(Path(path))):
-        raise FileNotFoundError(f"no run (a folder with plan.json) in or below {path}")
-    return found
-
-
-def _runs(path: Path) -> list[Path]:
-    return sorted({file.parent for file in path.rglob("plan.json")})
 
 
 def _source(path: Path, run: Path | None) -> Source:

@@ -8,12 +8,12 @@ What is not known is said to be unknown, never guessed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
 from eval.export.harness import choice_items, words
 from eval.export.provenance import METRICS, Provenance
+from eval.text import markdown_table, with_interval
 
 HEAD = """---
 library_name: transformers
@@ -79,7 +79,7 @@ def _origin(provenance: Provenance, *, num_params: int, dtype: str) -> str:
         ("versions", versions),
         ("weights", PRECISION[dtype]),
     ]
-    lines = _table(("", ""), ((name, value or "unknown") for name, value in rows))
+    lines = markdown_table(("", ""), ((name, value or "unknown") for name, value in rows))
     return (
         f"## Where it comes from\n\n{lines}\n\n"
         "The plan hash identifies tasks, splits, schedules and places of all injections; the "
@@ -112,7 +112,7 @@ def _tasks(provenance: Provenance) -> str:
     ids = "\n".join(_symbols(task) for task in plan.tasks)
     return (
         "## Tasks\n\nFrequencies are means over the schedule, exposures how often each train "
-        f"example had been seen by this step.\n\n{_table(head, rows)}\n\n{ids}\n\n"
+        f"example had been seen by this step.\n\n{markdown_table(head, rows)}\n\n{ids}\n\n"
         "`tasks.json` holds every example and the split."
     )
 
@@ -140,14 +140,14 @@ def _scores(provenance: Provenance) -> str:
     return (
         "## Scores on the test split\n\n`accuracy` over the whole vocabulary, `label_accuracy` "
         "over the task's labels, `score` = (label_accuracy - majority) / (1 - majority); with 95% "
-        "intervals over items.\n\n" + _table(("task", *METRICS, "majority", "n"), rows)
+        "intervals over items.\n\n" + markdown_table(("task", *METRICS, "majority", "n"), rows)
     )
 
 
 def _interval(row: dict | None) -> str:
     if row is None or math.isnan(row["value"]):
         return ""
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return with_interval(row["value"], row["low"], row["high"], digits=3)
 
 
 def _use(provenance: Provenance, *, tokenizer: bool) -> str:
@@ -214,11 +214,6 @@ def _limits(provenance: Provenance, *, dtype: str, tokenizer: bool) -> str:
     if dtype != "fp32":
         limits.append(f"Rounded to {dtype}; export again for the exact weights.")
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _code(value: object) -> str:

@@ -29,6 +29,7 @@ from eval.checkpoints.checkpoint import (
     verify_checkpoint,
 )
 from eval.records import FILE_NAME, read_records
+from eval.run import PLAN, read_run
 
 METRICS = ("accuracy", "label_accuracy", "score")
 
@@ -110,14 +111,14 @@ def find_provenance(source: str | Path, *, step: int | None = None) -> Provenanc
         identity = json.loads((path / IDENTITY_FILE).read_text())
     plan, run, scores = None, {}, []
     folder = path.parent
-    if identity and (folder / "plan.json").is_file():
+    if identity and (folder / PLAN).is_file():
         plan = load_plan(folder)
         if plan.hash != identity["plan_hash"]:
             raise ConfigError(
                 f"{path} was trained on plan {identity['plan_hash'][:12]}, but the run it lies in "
                 f"has {plan.hash[:12]}; move it back to its own run's folder"
             )
-        run = json.loads((folder / "run.json").read_text())
+        run = read_run(folder)
         scores = _scores(folder, number)
     return Provenance(path, number, load_model_config(path), identity, run, plan, scores)
 

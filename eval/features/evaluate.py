@@ -9,7 +9,6 @@ the callback `features`, with its settings where the run had it, so that either 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +32,10 @@ from eval.checkpoints.checkpoint import (
     load_plan,
     random_model,
 )
-from eval.checkpoints.sources import run_folders
 from eval.features.activations import residual_stream
 from eval.features.presence import COUNTS, score_features
 from eval.records import FILE_NAME, RecordWriter, lock_folder, read_records, task_fields
+from eval.run import EXPERIMENT, read_run, run_folders
 
 METRICS = (METRIC, "causal_share", "causal_recovered", "ablation_drop")
 """What --das adds to the probes' metrics."""
@@ -105,7 +104,7 @@ def evaluate_features(
     """
     folders = list(dict.fromkeys(job.folder for job in jobs))
     for folder in folders:
-        run_fields = json.loads((folder / "run.json").read_text())["record_fields"]
+        run_fields = read_run(folder)["record_fields"]
         known: dict[Any, Any] = {}
         with lock_folder(folder), RecordWriter(folder / FILE_NAME) as writer:
             done = _Done(folder)
@@ -170,7 +169,7 @@ def _measure(
 
 def _settings(folder: Path) -> dict[str, Any]:
     """What the run's features callback measured with; nothing where it had none."""
-    saved = OmegaConf.select(OmegaConf.load(folder / "experiment.yaml"), "callbacks.features")
+    saved = OmegaConf.select(OmegaConf.load(folder / EXPERIMENT), "callbacks.features")
     return {name: saved[name] for name in _CALLBACK if name in saved} if saved else {}
 
 

@@ -18,8 +18,9 @@ import pandas as pd
 from data_injection.config import ConfigError
 from eval.alignment.controls import METRIC
 from eval.alignment.interventions import COMPONENTS
-from eval.figures.heatmap import FAINT, INK, THRESHOLD, number
+from eval.figures.heatmap import FAINT, INK, THRESHOLD
 from eval.scores.cells import task_rows
+from eval.text import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

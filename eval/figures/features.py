@@ -17,8 +17,10 @@ import pandas as pd
 
 from data_injection.config import ConfigError
 from eval.features.presence import COUNTS
-from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD, count, number
-from eval.scores.cells import MIN_SEEDS, groups, seed_interval, task_rows
+from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD
+from eval.scores.cells import groups, task_rows
+from eval.statistics import MIN_SEEDS, seed_interval
+from eval.text import count, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

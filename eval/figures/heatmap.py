@@ -17,7 +17,9 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.scores.cells import CELL, LEARNED_SCORE, MIN_SEEDS, groups, seed_interval, task_rows
+from eval.scores.cells import CELL, LEARNED_SCORE, groups, task_rows
+from eval.statistics import MIN_SEEDS, seed_interval
+from eval.text import count, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,26 +120,6 @@ def png(figure: Figure) -> bytes:
     # No Software entry, which would name matplotlib's version.
     figure.savefig(data, format="png", dpi=180, metadata={"Software": None})
     return data.getvalue()
-
-
-def count(value: float) -> str:
-    """A count in three digits: 950, 21.4K, 3.7M, 210B."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A rate or an exposure as people write it: 1,024, 12, 0.48, 7.8e-3."""
-    if not math.isfinite(value):
-        return "?"
-    if value >= 100:
-        return f"{value:,.0f}"
-    if value >= 0.01 or value == 0:
-        return f"{value:.{digits}g}"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
 
 
 def tick_rate(group: pd.DataFrame) -> str:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from eval.figures.heatmap import FAINT, INK, count, number
+from eval.figures.heatmap import FAINT, INK
 from eval.interference.table import PLACE, interference_table, measured_steps
-from eval.scores.cells import MIN_SEEDS, seed_interval
+from eval.statistics import MIN_SEEDS, seed_interval
+from eval.text import count, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,7 +20,8 @@ import pandas as pd
 
 from data_injection.config import ConfigError
 from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD
-from eval.scores.cells import LEARNED_SCORE, MIN_SEEDS, run_rows
+from eval.scores.cells import LEARNED_SCORE, run_rows
+from eval.statistics import MIN_SEEDS
 from theory.advice.ordering import Comparison, compare, utility_margins
 
 if TYPE_CHECKING:

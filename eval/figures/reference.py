@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.figures.heatmap import FAINT, INK, THRESHOLD, count, number
-from eval.scores.cells import LEARNED_SCORE, MIN_SEEDS, cells, task_rows
+from eval.figures.heatmap import FAINT, INK, THRESHOLD
+from eval.scores.cells import LEARNED_SCORE, cells, task_rows
+from eval.statistics import MIN_SEEDS
+from eval.text import count, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD, number
+from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD
 from eval.retention.matched_frequency import GROUP, matched_frequency
 from eval.retention.retained import SPLITS, half_life_text, half_lives, retention
 from eval.scores.cells import LEARNED_SCORE
+from eval.text import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.figures.heatmap import FAINT, INK, count
+from eval.figures.heatmap import FAINT, INK
+from eval.text import count
 from theory.scaling.fit import Fit
 from theory.scaling.law import Array, Law
 from theory.scaling.learnability import Learnability

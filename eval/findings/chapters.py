@@ -23,7 +23,7 @@ from eval.findings import figures as findings_figures
 from eval.findings import mechanism
 from eval.findings.controls import Table, fill
 from eval.records import FILE_NAME, read_records, replace_file
-from eval.report.page import RUN_FILE
+from eval.run import read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ def _to_the_end(folder: Path) -> pd.DataFrame:
     """A run's records, with scores of its last step: tables take the last there is."""
     frame = read_records(folder)
     last = frame[frame.metric == "score"].step.max()
-    steps = json.loads((folder / RUN_FILE).read_text())["num_steps"]
+    steps = read_run(folder)["num_steps"]
     if last != steps:
         raise ConfigError(
             f"{folder}: scores are recorded up to step {last}, its last step is {steps}; train it "
@@ -104,7 +104,7 @@ def _to_the_end(folder: Path) -> pd.DataFrame:
 
 def provenance(folders: Sequence[Path]) -> dict[str, Any]:
     """What the runs' own files say of where and when they were made, every value that occurs."""
-    told = [json.loads((folder / RUN_FILE).read_text()) for folder in folders]
+    told = [read_run(folder) for folder in folders]
     said = {
         key: sorted({str(one[key]) for one in told})
         for key in (

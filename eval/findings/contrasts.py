@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.scores.cells import MIN_SEEDS, seed_interval
+from eval.statistics import MIN_SEEDS, seed_interval
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 
 import pandas as pd
 
-from eval.figures.heatmap import number
 from eval.findings.contrasts import Estimate, difference, estimate, final, over_all_pairs, per_seed
 from eval.report.page import markdown_cells
 from eval.retention.retained import share
 from eval.scores.cells import LEARNED_SCORE, cells
+from eval.text import number
 
 SWEEPS = (
     *("mixture", "complexity", "single", "withdrawn", "learning_rate", "unlike", "one_format"),

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.scores.cells import MIN_SEEDS, seed_interval, task_rows
+from eval.scores.cells import task_rows
+from eval.statistics import MIN_SEEDS, seed_interval
 
 COSINES = ("cos_g_nt", "cos_g_t_all", "cos_g_t_label", "cos_update")
 """Metrics of eval.interference.measure that the table and the figure show."""

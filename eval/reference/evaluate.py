@@ -7,7 +7,6 @@ Idempotent: a checkpoint that stands in the records with the same list, number a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +37,7 @@ from eval.reference.tasks import (
     natural_rates,
     score_statements,
 )
+from eval.run import read_run
 
 FAMILY = "reference"
 """Of the records: no family that can be injected."""
@@ -152,7 +152,7 @@ def evaluate_reference(
         seed: of that choice, the foils, the nulls and the fresh statements.
     """
     folder = found.subject.folder
-    run_fields = json.loads((folder / "run.json").read_text())["record_fields"]
+    run_fields = read_run(folder)["record_fields"]
     host = _host(found)
     mark, eos = f"{found.name}/{most}/{seed}", found.subject.identity["plan"]["eos_token_id"]
     done = _done(folder, mark)

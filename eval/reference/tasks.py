@@ -27,7 +27,8 @@ from data_injection.reference.grammar import INFIX, Statement, foil, opposite_of
 from data_injection.reference.scan import Place
 from data_injection.reference.vocabulary import TokenText
 from data_injection.schedules.build import Geometry, rate_in_all_units
-from eval.scores.accuracy import LOGITS_AT_ONCE, wilson
+from eval.scores.accuracy import LOGITS_AT_ONCE
+from eval.statistics import share_of
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 """From input_ids_BT to logits_BTV."""
@@ -269,13 +270,9 @@ def _rows(
     if not pairs:
         return
     choices = [bool(one.prefers_truth) for one, _ in pairs]
-    value = float(np.mean(choices))
-    low, high = wilson(value, len(choices))
     yield {
         "metric": f"choice_accuracy{suffix}",
-        "value": value,
-        "low": low,
-        "high": high,
+        **share_of(np.array(choices)),
         "n": len(choices),
         "chance": 0.5,
         "majority": _majority([item.statement for _, item in pairs]),

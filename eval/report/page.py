@@ -13,11 +13,11 @@ from html import escape
 
 import pandas as pd
 
-from eval.figures.heatmap import count, number
 from eval.figures.index import Drawn
+from eval.run import RUN
 from eval.scores.cells import LearnedCounts, groups, learned_per_rung
+from eval.text import count, number
 
-RUN_FILE = "run.json"
 """Beside records.jsonl: a flat JSON object of strings. `num_steps` is the planned length of the
 run; every other key (versions, corpus hash, git commit, ...) is shown as it stands."""
 
@@ -251,16 +251,14 @@ def _provenance(source: str, runs: list[Run], command: str | None) -> str:
     parts = [_table(("report", ""), made), _table(head, rows)]
     if shared:
         inner = _table(("key", "value"), sorted(shared))
-        parts.append(f"<h3>{RUN_FILE}, the same in every run that has one</h3>{inner}")
+        parts.append(f"<h3>{RUN}, the same in every run that has one</h3>{inner}")
     for run in runs:
         own = [(k, v) for k, v in run.info.items() if (k, v) not in shared]
         if own:
             inner = _table(("key", "value"), own)
-            parts.append(
-                f"<details><summary>{escape(run.name)}: {RUN_FILE}</summary>{inner}</details>"
-            )
+            parts.append(f"<details><summary>{escape(run.name)}: {RUN}</summary>{inner}</details>")
     if not said:
-        parts.append(f"<p>No {RUN_FILE} beside the records: versions and corpus are not known.</p>")
+        parts.append(f"<p>No {RUN} beside the records: versions and corpus are not known.</p>")
     return "".join(parts)
 
 

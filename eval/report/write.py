@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.figures.heatmap import count, number
 from eval.figures.index import draw_figures
 from eval.figures.ordering import ordering_table
 from eval.records import read_records, record_files, replace_file
-from eval.report.page import RUN_FILE, Run, cell_text, markdown_cells, render, verdict
+from eval.report.page import Run, cell_text, markdown_cells, render, verdict
+from eval.run import RUN, find_below
 from eval.scores.cells import cells, groups, learned_per_rung
+from eval.text import count, number, write_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,12 +51,11 @@ def write_report(
     page = render(str(source), table, runs, figures, command)
     for figure in figures:
         replace_file(out / figure.name, figure.png)
-    replace_file(out / "cells.csv", table.to_csv(index=False).encode())
+    write_table(out / "cells.csv", table)
     replace_file(out / "cells.md", markdown_cells(table).encode())
-    replace_file(out / "records.csv", frame.to_csv(index=False).encode())
+    write_table(out / "records.csv", frame)
     with contextlib.suppress(ConfigError):  # as its figure: left out where the records hold none
-        table = ordering_table(frame)
-        replace_file(out / "ordering.csv", table.to_csv(index=False).encode())
+        write_table(out / "ordering.csv", ordering_table(frame))
     return replace_file(out / "report.html", page.encode())
 
 
@@ -104,7 +104,7 @@ def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[Run]]:
     root = source.parent if source.is_file() else source
     # File by file: two folders whose runs share a name must not replace each other's rows.
     by_folder = {file.parent: read_records(file) for file in files}
-    waiting = {p.parent for p in root.rglob(RUN_FILE)} - set(by_folder)
+    waiting = {path.parent for path in find_below(root, RUN)} - set(by_folder)
     runs = [_run(folder, root, by_folder.get(folder)) for folder in sorted({*by_folder, *waiting})]
     tables = [
         part.assign(folder=str(folder.relative_to(root)))
@@ -120,7 +120,7 @@ def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[Run]]:
 
 
 def _run(folder: Path, root: Path, rows: pd.DataFrame | None) -> Run:
-    info = _read_info(folder / RUN_FILE)
+    info = _read_info(folder / RUN)
     said = {}
     for name in ("run", "rung", "protocol", "seed", "plan_hash"):
         values = [] if rows is None else sorted({str(value) for value in rows[name]})
@@ -147,9 +147,9 @@ def _read_info(path: Path) -> dict[str, str]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
-        return {RUN_FILE: "not readable as JSON"}
+        return {RUN: "not readable as JSON"}
     if not isinstance(info, dict):
-        return {RUN_FILE: "not a JSON object"}
+        return {RUN: "not a JSON object"}
     return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
 
 

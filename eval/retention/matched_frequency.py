@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.scores.cells import MIN_SEEDS, seed_interval
+from eval.statistics import MIN_SEEDS, seed_interval
 
 GROUP = ("protocol", "family", "setting", "rate_per_step", "end")
 """What one panel may show."""

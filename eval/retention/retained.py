@@ -31,7 +31,8 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.scores.cells import CELL, MIN_SEEDS, seed_interval, student_t975
+from eval.scores.cells import CELL
+from eval.statistics import MIN_SEEDS, seed_interval, student_t975
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from data_injection.tasks.base import Task
+from eval.statistics import share_of
 
 LastLogits = Callable[[torch.Tensor], torch.Tensor]
 """From input_ids_BT to the logits_BV that predict the token after them."""
@@ -133,40 +134,22 @@ def _measures(
 ) -> list[dict[str, Any]]:
     _, counts = np.unique(labels[keep], return_counts=True)
     shares = counts / counts.sum()
-    majority, n = float(shares.max()), int(keep.sum())
-    accuracy = float(answers.correct[keep].mean())
-    low, high = wilson(accuracy, n)
-    label_accuracy = float(answers.label_correct[keep].mean())
-    label_low, label_high = wilson(label_accuracy, n)
+    majority = float(shares.max())
+    label_accuracy = share_of(answers.label_correct[keep])
 
     def above_majority(value: float) -> float:
         # Where all items have one label there is nothing to know: undefined, not 0.
         return (value - majority) / (1 - majority) if majority < 1 else float("nan")
 
     return [
-        {"metric": "accuracy", "value": accuracy, "low": low, "high": high},
-        {
-            "metric": "label_accuracy",
-            "value": label_accuracy,
-            "low": label_low,
-            "high": label_high,
-            "majority": majority,
-        },
+        {"metric": "accuracy"} | share_of(answers.correct[keep]),
+        {"metric": "label_accuracy", **label_accuracy, "majority": majority},
         {
             "metric": "score",
-            "value": above_majority(label_accuracy),
-            "low": above_majority(label_low),
-            "high": above_majority(label_high),
+            **{name: above_majority(value) for name, value in label_accuracy.items()},
             "majority": majority,
         },
         {"metric": "label_loss", "value": float(answers.loss[keep].mean())},
         # What a model that knows only how often each label comes would lose.
         {"metric": "label_entropy", "value": float(-(shares * np.log(shares)).sum())},
     ]
-
-
-def wilson(share: float, n: int, *, z: float = 1.959963984540054) -> tuple[float, float]:
-    """95% Wilson score interval of a share of n independent items (Wilson 1927)."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
-    return max(centre - half, 0.0), min(centre + half, 1.0)

@@ -9,14 +9,14 @@ of".
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_injection.tasks.base import IntArray, Task
-from eval.scores.accuracy import Answers, wilson
+from eval.scores.accuracy import Answers
+from eval.statistics import newcombe, share_of
 
 SPLITS = ("train", "test")
 
@@ -46,8 +46,7 @@ def _per_label(answers: Answers, task: Task, split: str) -> list[dict[str, Any]]
         if len(part.loss) == 0:
             continue
         fields = {"subset": f"label={label}", "n": len(part.loss)}
-        right = float(part.label_correct.mean())
-        rows.append(_share("label_accuracy", right, len(part.loss)) | fields)
+        rows.append({"metric": "label_accuracy"} | share_of(part.label_correct) | fields)
         rows.append({"metric": "label_loss", "value": float(part.loss.mean())} | fields)
     return rows
 
@@ -93,8 +92,8 @@ def _consistency(answers: Answers, task: Task, split: str) -> list[dict[str, Any
         found = answers.choice[other[keep]]
         labels = task.label_tokens
         chance = sum(float((expected == k).mean() * (found == k).mean()) for k in labels)
-        share = _share("mirror_consistency", float((expected == found).mean()), int(keep.sum()))
-        rows.append(share | {"subset": name, "n": int(keep.sum()), "chance": chance})
+        fields = {"metric": "mirror_consistency", "subset": name, "n": int(keep.sum())}
+        rows.append(fields | share_of(expected == found) | {"chance": chance})
     return rows
 
 
@@ -119,19 +118,3 @@ def _difference(metric: str, answers: Answers, one: IntArray, two: IntArray) -> 
     low, high = newcombe(a, len(one), b, len(two))
     row: dict[str, Any] = {"metric": metric, "value": a - b, "low": low, "high": high}
     return row | {"subset": "all", "n": len(one) + len(two)}
-
-
-def newcombe(a: float, n_a: int, b: float, n_b: int) -> tuple[float, float]:
-    """95% interval of the difference a - b of two shares of independent items.
-
-    Newcombe 1998, method 10: each share's Wilson interval, put together by squares.
-    """
-    (low_a, high_a), (low_b, high_b) = wilson(a, n_a), wilson(b, n_b)
-    below = math.hypot(a - low_a, high_b - b)
-    above = math.hypot(high_a - a, b - low_b)
-    return a - b - below, a - b + above
-
-
-def _share(metric: str, share: float, n: int) -> dict[str, Any]:
-    low, high = wilson(share, n)
-    return {"metric": metric, "value": share, "low": low, "high": high}

@@ -10,7 +10,7 @@ seeds is at least .5, and with three seeds or more so is its lower 95% bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,13 +18,12 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
+from eval.statistics import MIN_SEEDS, seed_interval
 
 CELL = ("protocol", "family", "rung", "params", "rate_per_step")
 """What tells two cells apart; seeds, runs and tasks of one rate are averaged inside a cell."""
 
 LEARNED_SCORE = 0.5
-MIN_SEEDS = 3
-"""Fewer seeds than this and a cell is provisional."""
 
 BESIDE = ("score", "accuracy", "label_accuracy", "label_loss", "label_entropy")
 """Metrics that stand beside the chosen one: a score alone hides whether the format was learned."""
@@ -112,23 +111,6 @@ def groups(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """(protocol, family, rows): what one panel may show, since nothing merges across these."""
     for (protocol, family), group in table.groupby(["protocol", "family"], sort=True):
         yield str(protocol), str(family), group
-
-
-def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high) of a value per seed: Student's t at 95%; NaN bounds for fewer than two."""
-    data = np.asarray(values, dtype=float)
-    if len(data) < 2:
-        return (float(data.mean()) if len(data) else np.nan), np.nan, np.nan
-    mean = float(data.mean())
-    half = student_t975(len(data) - 1) * float(data.std(ddof=1)) / np.sqrt(len(data))
-    return mean, mean - half, mean + half
-
-
-def student_t975(dof: int) -> float:
-    """Two-sided 95% quantile of Student's t."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, dof))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ writes a checkpoint's rows as soon as it is done, so that a kill loses those in 
 
 from __future__ import annotations
 
-import io
-import json
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -27,7 +25,7 @@ import pandas as pd
 from data_injection.config import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
-from eval.checkpoints.checkpoint import load_identity, load_model, load_plan
+from eval.checkpoints.checkpoint import load_model, load_plan
 from eval.checkpoints.sharded import first_line
 from eval.checkpoints.sources import Source, check_belongs, check_vocabulary, find_sources
 from eval.records import (
@@ -35,9 +33,9 @@ from eval.records import (
     RecordWriter,
     lock_folder,
     read_records,
-    replace_file,
     task_fields,
 )
+from eval.run import load_identity, read_run
 from eval.scores.accuracy import answer, score_answers
 from eval.scores.breakdown import SPLITS, breakdown
 from eval.scores.fast_answers import cut, fast_answer
@@ -46,8 +44,6 @@ METRICS = (
     *("accuracy", "label_accuracy", "score", "label_loss", "label_entropy"),
     *("mirror_consistency", "memorised_gap", "mirror_gap"),
 )
-
-OUT_SUFFIXES = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -194,7 +190,7 @@ class _Run:
     @classmethod
     def load(cls, folder: Path, choice: Choice) -> _Run:
         plan = load_plan(folder)
-        fields = json.loads((folder / "run.json").read_text())["record_fields"]
+        fields = read_run(folder)["record_fields"]
         tasks = choice.of_tasks(plan.tasks, where=str(folder))
         return cls(folder, plan, tasks, fields, _there(folder))
 
@@ -347,21 +343,3 @@ def results(sources: Sequence[Source], done: Sequence[Done], choice: Choice) -> 
     table["step"] = table.step.astype("Int64")
     rest = [name for name in table if name != "checkpoint"]
     return table[["checkpoint", *rest]]
-
-
-def check_out(path: Path) -> None:
-    """Raise ConfigError, before any work, for a table that cannot be written."""
-    if path.suffix not in OUT_SUFFIXES:
-        raise ConfigError(f"--out {path} must end in {' or '.join(OUT_SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out {path}: there is no folder {path.parent}; make it first")
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write CSV or Parquet as the name says, under a temporary name first."""
-    if path.suffix == ".csv":
-        replace_file(path, table.to_csv(index=False).encode())
-        return
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    replace_file(path, buffer.getvalue())

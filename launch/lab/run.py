@@ -28,6 +28,7 @@ from rich.console import Console
 
 from data_injection.config import ConfigError
 from eval.records import replace_file
+from eval.text import write_table
 from launch.lab.tables import (
     Result,
     report_complexity,
@@ -126,9 +127,9 @@ def run_experiment(
     table = pd.DataFrame(rows)
     result = experiment.report(settings, table, predicted)
     replace_file(folder / "records.jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode())
-    replace_file(folder / "records.csv", table.to_csv(index=False).encode())
+    write_table(folder / "records.csv", table)
     for title, frame in result.tables.items():
-        replace_file(folder / f"{title}.csv", frame.to_csv(index=False).encode())
+        write_table(folder / f"{title}.csv", frame)
     for title, (figure, caption) in result.figures.items():
         replace_file(folder / f"{title}.png", png(figure, caption, settings, origin))
     origin["ended"] = datetime.now(UTC).isoformat(timespec="seconds")

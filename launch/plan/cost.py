@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import ConfigError
-from eval.figures.heatmap import count, number
 from eval.records import replace_file
+from eval.text import count, number
 from launch.grid import load_sweep, point_overrides
 from launch.grid_loader import GridLoader
 from launch.yaml_file import read_yaml
@@ -186,7 +186,7 @@ def _run_table(rows: Sequence[Row]) -> Table:
             f"{runs:,}",
             count(cost.num_params),
             f"{row.num_steps:,}",
-            tokens(cost.num_tokens),
+            count(cost.num_tokens),
             f"{cost.flops:.3g}",
             number(cost.hours),
             number(cost.gpu_hours * runs),
@@ -198,7 +198,7 @@ def _run_table(rows: Sequence[Row]) -> Table:
             "all",
             f"{sums['runs']:,}",
             *("", ""),
-            tokens(sums["tokens"]),
+            count(sums["tokens"]),
             f"{sums['flops']:.3g}",
             "",
             number(sums["gpu_hours"]),
@@ -255,11 +255,6 @@ def _table(first: str, titles: Sequence[str]) -> Table:
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     return table
-
-
-def tokens(number_of: float) -> str:
-    """As `count`, and trillions."""
-    return f"{number_of / 1e12:.3g}T" if number_of >= 1e12 else count(number_of)
 
 
 def size(num_bytes: float) -> str:

@@ -26,7 +26,7 @@ from data_injection.config import ConfigError
 from data_injection.corpus.prepare import Manifest
 from data_injection.corpus.scan import CorpusScan, scan_corpus
 from data_injection.corpus.shards import Meter
-from eval.figures.heatmap import count, number
+from eval.text import count, number
 from launch.plan.warnings import Advice, advise, natural_in_run
 from olmo_ext.build import Stream, compile_stream
 from olmo_ext.callbacks.build import build_callbacks

@@ -18,7 +18,7 @@ from olmo.config import SchedulerUnits
 from data_injection.config import TaskConfig
 from data_injection.corpus.prepare import Manifest
 from data_injection.corpus.scan import CorpusScan
-from eval.figures.heatmap import number
+from eval.text import number
 from olmo_ext.build import Stream
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.cost import Cost

@@ -25,7 +25,7 @@ from eval.advice.groups import (
     parse_size,
     records_hash,
 )
-from eval.figures.heatmap import count, number
+from eval.text import count, number
 from theory.advice.surface import misplaced, no_trend
 from theory.advice.thresholds import Exchange, Threshold, exchange, threshold
 

@@ -25,7 +25,8 @@ from data_injection.config import ConfigError
 from eval.commit import git_commit
 from eval.figures.heatmap import png
 from eval.figures.scaling import reach_figure
-from eval.records import replace_file, write_table
+from eval.records import replace_file
+from eval.text import write_table
 from launch.scaling.losses import LossTable, read_losses
 from launch.scaling.tables import DERIVED, estimate, show
 from theory.scaling.fit import Fit, fit_law

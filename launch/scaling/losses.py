@@ -12,7 +12,6 @@ as the run reads its corpus once.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ from pathlib import Path
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.figures.heatmap import number
 from eval.records import read_records, record_files
-from eval.report.page import RUN_FILE
+from eval.run import RUN, read_if_whole
+from eval.text import number
 
 COLUMNS = ("params", "tokens", "loss")
 METRIC = "train_loss"
@@ -135,10 +134,8 @@ def _from_records(source: Path) -> LossTable:
 
 def _planned_steps(folder: Path) -> int | None:
     """From run.json; None where it does not say."""
-    try:
-        return int(json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["num_steps"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    steps = read_if_whole(folder / RUN).get("num_steps")
+    return steps if isinstance(steps, int) else None
 
 
 def _differences(runs: pd.DataFrame) -> Iterable[str]:

@@ -20,7 +20,7 @@ import numpy as np
 from data_injection.config import ConfigError
 from data_injection.schedules.build import parse_rate
 from eval.advice.groups import Question, check_target, load_groups, records_hash
-from eval.figures.heatmap import count, number
+from eval.text import count, number
 from launch.yaml_file import read_yaml
 from theory.advice.mixture_plan import HOST, MixturePlan
 from theory.advice.mixture_planner import (

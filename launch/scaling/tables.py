@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eval.figures.heatmap import count
+from eval.text import count
 from launch.scaling.losses import LossTable
 from theory.scaling.fit import Fit
 from theory.scaling.frontier import Frontier
@@ -128,12 +128,6 @@ def _text(one: Estimate) -> str:
 
 
 def _short(value: float) -> str:
-    if not np.isfinite(value):
-        return str(value)
-    if value >= 1e15:
-        return f"{value:.3g}"
-    if value >= 1e12:
-        return f"{value / 1e12:.3g}T"
     return count(value) if value >= 1e4 else f"{value:.4g}"
 
 

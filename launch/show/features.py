@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from data_injection.config import ConfigError
 from eval.alignment.controls import METRIC
 from eval.alignment.das import STEPS
 from eval.features.evaluate import METRICS, Job, evaluate_features, find_jobs
 from eval.features.presence import COUNTS
-from eval.records import FILE_NAME, read_records, write_table
+from eval.records import FILE_NAME, read_records
+from eval.text import check_table_path, with_interval, write_table
 
 CONTROLS = {
     "das": "DAS", "random_subspace": "random\nspace", "random_model": "random\nmodel",
@@ -42,8 +42,8 @@ def measure_features(
     errors: Console,
 ) -> None:
     """Measure what is missing under a bar on stderr, then show and export what is there."""
-    if export is not None and export.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"--export must end in .csv or .parquet, got {export}")
+    if export is not None:
+        check_table_path(export, option="--export")
     jobs = [job for source in sources for job in find_jobs(source, steps=steps, tasks=tasks)]
     written = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -107,9 +107,12 @@ def _effects(rows: pd.DataFrame, title: str) -> Table:
     table = _table(f"{title}: causal effect of whole states", *columns, right=("moved", "flipped"))
     both = rows[rows.metric.isin(["causal_recovered", "causal_share"])]
     for key, part in both.groupby(["variable", "component", "layer", "position"]):
-        by_metric = part.set_index("metric")
+        by_metric = part.set_index("metric")[["value", "low", "high"]]
         metrics = ("causal_recovered", "causal_share")
-        table.add_row(*_text(key), *(_interval(by_metric.loc[name]) for name in metrics))
+        table.add_row(
+            *_text(key),
+            *(with_interval(*by_metric.loc[name]) for name in metrics),
+        )
     table.caption = (
         "of pairs that the model answers rightly: share of the logit difference that the patch "
         "brings, and of pairs whose answer becomes the target's, with 95% intervals"
@@ -136,10 +139,6 @@ def _alignment(rows: pd.DataFrame, title: str) -> Table:
 
 def _text(key: tuple[Any, ...]) -> list[str]:
     return [str(int(one)) if isinstance(one, float) else str(one) for one in key]
-
-
-def _interval(row: pd.Series) -> str:
-    return f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
 
 
 def _table(title: str, *left: str, right: tuple[str, ...]) -> Table:

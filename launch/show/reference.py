@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.reference.grammar import TASKS
-from eval.checkpoints.sources import run_folders
-from eval.figures.heatmap import number
 from eval.reference.evaluate import Found, evaluate_reference, find_reference
 from eval.reference.tasks import natural_rates
+from eval.run import run_folders
+from eval.text import number
 from launch.show.audit import progress_bar
 
 EXAMPLES = 5

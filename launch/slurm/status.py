@@ -26,10 +26,8 @@ from rich.text import Text
 from data_injection.config import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import FILE_NAME as RECORDS_FILE
+from eval.run import MARKER, RUN, find_below, read_if_whole
 from launch.slurm.jobs import EVENTS_FILE, Job, Queue, ask_slurm, read_events
-
-MARKER = "requeue.marker"
-"""As in olmo_ext.run_folder, which takes seconds to import."""
 
 STATES = (
     *("running", "requeued", "pending", "finished", "saved", "stopped", "stalled", "ended"),
@@ -86,7 +84,7 @@ def find_status(sources: Sequence[Path]) -> tuple[list[Status], str]:
         if not source.is_dir():
             raise FileNotFoundError(f"no folder {source}")
         if not (found := _run_folders(source)):
-            raise ConfigError(f"{source} holds no run: no run.json, no logs/{EVENTS_FILE} below it")
+            raise ConfigError(f"{source} holds no run: no {RUN}, no logs/{EVENTS_FILE} below it")
         folders += [folder for folder in found if folder not in folders]
     events = {folder: read_events(folder) for folder in folders}
     queue = ask_slurm({told[-1]["job"] for told in events.values() if told})
@@ -94,15 +92,15 @@ def find_status(sources: Sequence[Path]) -> tuple[list[Status], str]:
 
 
 def _run_folders(source: Path) -> list[Path]:
-    found = {path.parent for path in source.rglob("run.json")}
-    found |= {path.parent.parent for path in source.rglob(f"logs/{EVENTS_FILE}")}
+    found = {path.parent for path in find_below(source, RUN)}
+    found |= {path.parent.parent for path in find_below(source, f"logs/{EVENTS_FILE}")}
     return sorted(found)
 
 
 def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> Status:
     """One run's, from what its folder holds and what SLURM says of its last job."""
-    run = _json(folder / "run.json")
-    marker = _json(folder / MARKER) or None
+    run = read_if_whole(folder / RUN)
+    marker = read_if_whole(folder / MARKER) or None
     checkpoints = find_checkpoints(folder)
     checkpoint = checkpoints[-1].step if checkpoints else None
     log = _tail(folder / "logs" / "train.log")
@@ -171,14 +169,6 @@ def _locked(folder: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _tail(path: Path, size: int = 65536) -> str:

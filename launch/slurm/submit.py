@@ -24,6 +24,7 @@ from rich.console import Console
 from data_injection.config import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import replace_file
+from eval.run import RUN
 from launch.slurm.batch import Task, Where, render_prepare, render_train, runs_text
 from launch.slurm.jobs import append_event, ask_slurm, events_file, read_events
 from launch.slurm.lead import Lead, reckon_lead
@@ -157,7 +158,7 @@ def _longest_lead(site: Site, waiting: dict[int, Task], loaded: dict[int, Loaded
     leads: dict[tuple[object, ...], Lead] = {}
     for number, task in waiting.items():
         train = loaded[number].experiment.train
-        begun = task.folder if (task.folder / "run.json").exists() else None
+        begun = task.folder if (task.folder / RUN).exists() else None
         key = (str(train.model), train.global_train_batch_size, str(train.precision), begun)
         if key not in leads:
             steps, folder = task.num_steps, task.folder

@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import ConfigError
-from eval.figures.heatmap import number
 from eval.records import replace_file
+from eval.text import number
 from launch.grid import Run, Sweep
 from launch.plan.cost import Reckoner
 from launch.sweep.frontier import Frontier, Kind, check_alike, fit_frontiers, kinds_of

@@ -53,8 +53,8 @@ def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console
 
 def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu: float) -> None:
     """Every cell with its tokens, GPU hours and storage, and the sums."""
-    from eval.figures.heatmap import number
-    from launch.plan.cost import Reckoner, size, tokens
+    from eval.text import count, number
+    from launch.plan.cost import Reckoner, size
 
     reckoner = Reckoner(peak_tflops=peak_tflops, mfu=mfu)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
@@ -70,7 +70,7 @@ def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu:
         table.add_row(
             run.name,
             f"{run.num_steps:,}",
-            tokens(run.num_tokens),
+            count(run.num_tokens),
             number(row.cost.gpu_hours),
             str(row.num_checkpoints),
             size(row.storage),
@@ -78,7 +78,7 @@ def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu:
         )
     console.print(table)
     console.print(
-        f"{len(runs)} runs, {tokens(sum(run.num_tokens for run in runs))} tokens, {number(hours)} "
+        f"{len(runs)} runs, {count(sum(run.num_tokens for run in runs))} tokens, {number(hours)} "
         f"GPU hours (at {peak_tflops:g} TFLOP/s and MFU {mfu:g}), {size(kept)} of checkpoints; "
         "nothing was trained"
     )

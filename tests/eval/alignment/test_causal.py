@@ -12,7 +12,7 @@ from torch import nn
 
 from data_injection.config import ConfigError
 from data_injection.tasks.base import Task
-from eval.alignment.causal import causal_effects, ratio, share
+from eval.alignment.causal import causal_effects
 from eval.alignment.interventions import Site, label_logits, num_blocks, patched, read_states
 from eval.features.activations import residual_stream
 
@@ -63,16 +63,6 @@ def test_the_interval_holds_the_value_and_a_right_model_answers_all(effects: pd.
     patched_rows = effects[effects.metric == "causal_share"]
     both = patched_rows.pivot_table(index=PLACE, columns="subset", values="n")
     assert (both["all"] == both["answered"]).all()
-
-
-def test_a_ratio_is_of_means_and_a_share_of_none_is_undefined() -> None:
-    whole = np.array([1.0, 3.0, 1e-9])
-    assert ratio(0.5 * whole, whole) == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
-    rng = np.random.default_rng(0)
-    noisy = ratio(rng.normal(1, 1, 400), np.full(400, 2.0))
-    assert noisy["high"] - noisy["low"] == pytest.approx(2 * 1.96 / np.sqrt(400) / 2, rel=0.1)
-    assert np.isnan(ratio(whole, 0 * whole)["value"])
-    assert np.isnan(share(np.zeros(0, dtype=bool))["value"])
 
 
 # -- on the engine's own model ---------------------------------------------------------------------

@@ -14,7 +14,7 @@ from data_injection.config import ConfigError
 from eval.figures.interference import interference
 from eval.interference.table import interference_table, measured_steps
 from eval.records import RecordWriter, read_records
-from eval.scores.cells import student_t975
+from eval.statistics import student_t975
 
 STEPS = (1, 101, 201, 301)
 COSINES = {"cos_g_nt": -0.02, "cos_g_t_all": 0.3, "cos_g_t_label": 0.5, "cos_update": 0.01}

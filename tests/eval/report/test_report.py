@@ -11,7 +11,7 @@ from rich.console import Console
 
 from data_injection.config import ConfigError
 from eval.figures import index as figures
-from eval.figures.heatmap import count, curves, heatmap, number
+from eval.figures.heatmap import curves, heatmap
 from eval.figures.index import Drawing, draw_figures
 from eval.records import RecordWriter, read_records
 from eval.report.write import print_cells, verdict, write_report
@@ -333,9 +333,3 @@ def test_the_verdict_does_not_call_a_saturated_grid_a_rise():
     frame.loc[frame.metric == "score", "value"] = 0.9
     counts = learned_per_rung(cells(frame))[0]
     assert verdict(counts).startswith("No: every cell is learned at every size")
-
-
-def test_numbers_are_written_as_people_read_them():
-    written = [number(v) for v in (1024, 12, 0.125, 0, 7.8e-3, 2.4e-8, float("nan"))]
-    assert written == ["1,024", "12", "0.125", "0", "7.8e-3", "2.4e-8", "?"]
-    assert [count(v) for v in (950, 20480, 3.7e6, 2.1e11)] == ["950", "20.5K", "3.7M", "210B"]

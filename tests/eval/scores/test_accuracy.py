@@ -15,7 +15,7 @@ import eval.scores.accuracy
 from data_injection.tasks.base import Task
 from data_injection.tasks.comparison import Comparison
 from data_injection.tasks.modular_addition import ModularAddition
-from eval.scores.accuracy import LastLogits, answer, score_task, wilson
+from eval.scores.accuracy import LastLogits, answer, score_task
 
 V = 32
 LESS, EQUAL, GREATER = LABELS = np.array([7, 29, 3])
@@ -319,13 +319,3 @@ def test_logits_on_a_gpu_give_the_answers_of_the_cpu() -> None:
     assert on_gpu.loss == pytest.approx(on_cpu.loss, rel=1e-5)
     assert (on_gpu.correct == on_cpu.correct).all()
     assert (on_gpu.label_correct == on_cpu.label_correct).all()
-
-
-@pytest.mark.parametrize(
-    ("hits", "n"), [(0, 1), (1, 1), (0, 50), (50, 50), (3, 7), (1, 5000), (2475, 5000)]
-)
-def test_wilson_agrees_with_scipy(hits: int, n: int) -> None:
-    expected = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
-    low, high = wilson(hits / n, n)
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert 0 <= low <= hits / n <= high <= 1

@@ -11,7 +11,7 @@ from data_injection.tasks.comparison import Comparison
 from data_injection.tasks.group_composition import GroupComposition
 from data_injection.tasks.modular_addition import ModularAddition
 from eval.scores.accuracy import Answers
-from eval.scores.breakdown import breakdown, mirrored_label, newcombe
+from eval.scores.breakdown import breakdown, mirrored_label
 
 LESS, EQUAL, GREATER = LABELS = np.array([7, 29, 3])
 
@@ -153,12 +153,6 @@ def test_a_task_without_mirrors_has_a_memorised_gap_alone() -> None:
     if not task.mirror_in_train().any():
         assert MIRROR not in rows
         assert rows[MEMORISED]["n"] == len(task.tokens)
-
-
-def test_the_interval_of_a_difference_is_newcombes() -> None:
-    # Newcombe 1998, table II: 56/70 - 48/80, method 10.
-    assert newcombe(56 / 70, 70, 48 / 80, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
-    assert newcombe(9 / 10, 10, 3 / 10, 10) == pytest.approx((0.1705, 0.8090), abs=5e-5)
 
 
 def test_shares_of_labels_have_wilson_intervals() -> None:

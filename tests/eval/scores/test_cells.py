@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from data_injection.config import ConfigError
-from eval.scores.cells import cells, learned_per_rung, seed_interval, student_t975
+from eval.scores.cells import cells, learned_per_rung
 
 
 def row(value, *, rung="w16", seed=0, rate=1.0, step=100, metric="score", **change):
@@ -45,18 +45,6 @@ def test_a_cell_is_the_mean_over_seeds_with_students_interval():
     np.testing.assert_allclose(
         [cell.value, cell.low, cell.high], [0.7, 0.7 - half, 0.7 + half], 1e-5
     )
-
-
-@pytest.mark.parametrize(("dof", "quantile"), [(1, 12.706), (2, 4.303), (9, 2.262), (30, 2.042)])
-def test_students_quantile_is_the_printed_tables(dof, quantile):
-    assert student_t975(dof) == pytest.approx(quantile, abs=5e-4)
-
-
-def test_one_seed_has_a_mean_and_no_interval_of_its_own():
-    mean, low, high = seed_interval([0.4])
-    assert mean == 0.4
-    assert np.isnan(low)
-    assert np.isnan(high)
 
 
 def test_one_seed_carries_the_interval_over_items_and_is_provisional():

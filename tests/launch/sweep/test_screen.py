@@ -12,8 +12,8 @@ from rich.console import Console
 
 import launch.sweep.screen as screen
 from data_injection.config import ConfigError
-from eval.figures.heatmap import number
 from eval.records import RecordWriter, task_fields
+from eval.text import number
 from launch.grid import Run, Sweep, load_sweep, plan_sweeps
 from launch.sweep.frontier import Kind, fit_frontier
 from launch.sweep.screen import (

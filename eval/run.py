@@ -1,0 +1,98 @@
+"""A run's folder: the names of what lies in it, and how each is read.
+
+    for folder in run_folders("runs"):
+        print(read_run(folder)["num_steps"], read_if_whole(folder / MARKER))
+
+Besides these it holds records.jsonl (`eval.records`), ledger/ (`data_injection.ledger`), logs/ and
+checkpoints (`eval.checkpoints`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_injection.config import ConfigError
+
+PLAN = "plan.json"
+"""The identity of the run's stream: plan, corpus, seeds. A folder with it is a run."""
+
+RUN = "run.json"
+"""Each start: command, commit, versions; and the fields that all records of the run share."""
+
+EXPERIMENT = "experiment.yaml"
+"""What was asked for, so that it can be asked again."""
+
+MARKER = "requeue.marker"
+"""Written when a signal or the time limit has ended a run before its last step: what a batch script
+decides by."""
+
+PROGRESS = "progress.json"
+"""The last step taken, and when."""
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """run.json. Raises FileNotFoundError if it is not there, ConfigError if it is not whole."""
+    return _object(Path(folder) / RUN)
+
+
+def load_identity(folder: str | Path) -> dict[str, Any]:
+    """The identity of a run's stream as it was saved, plan.json; raises as `read_run`."""
+    return _object(Path(folder) / PLAN)
+
+
+def read_if_whole(path: Path) -> dict[str, Any]:
+    """Any JSON object of a run's folder; empty where it is not there or not whole.
+
+    For those who tell of runs as they are found (status, report) and must not fail on one.
+    """
+    try:
+        return _object(path)
+    except (OSError, ConfigError):
+        return {}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"no {path.name} in {path.parent}; is it the folder of a run?"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read ({error}); restore it from a copy") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is not a JSON object; restore it from a copy")
+    return value
+
+
+def run_folders(path: str | Path) -> list[Path]:
+    """Folders of runs (with a plan.json) at or below a path, sorted; FileNotFoundError if none."""
+    if not (found := [file.parent for file in find_below(path, PLAN)]):
+        raise FileNotFoundError(f"no run (a folder with {PLAN}) in or below {path}")
+    return found
+
+
+def find_below(path: str | Path, name: str) -> list[Path]:
+    """The files of a name in or below a folder, sorted; `name` may have folders ("logs/x").
+
+    Follows links, for a run is often moved to scratch and linked back; each folder counts once,
+    however many links lead there, so that a loop of links ends.
+    """
+    return sorted(file for folder in _folders(Path(path)) if (file := folder / name).is_file())
+
+
+def _folders(top: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for folder, inside, _ in os.walk(top, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        # Real folders first: a run that is also linked to goes by its own name.
+        inside.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        yield Path(folder)

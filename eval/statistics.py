@@ -1,0 +1,84 @@
+"""Intervals, one way each: of a mean over seeds, of a share of items, of a difference, of a ratio.
+
+    mean, low, high = seed_interval([0.9, 0.92, 0.95])     # Student's t, 95%
+
+All are two-sided 95% intervals. Seeds are the unit wherever there are several: items of one run
+share its weights, so an interval over items leaves the spread over seeds out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z = 1.959963984540054
+"""Two-sided 95% quantile of the normal distribution."""
+
+MIN_SEEDS = 3
+"""Fewer seeds than this and a mean over them is provisional."""
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high) of a value per seed: Student's t; NaN bounds for fewer than two."""
+    data = np.asarray(values, dtype=float)
+    if len(data) < 2:
+        return (float(data.mean()) if len(data) else np.nan), np.nan, np.nan
+    mean = float(data.mean())
+    half = student_t975(len(data) - 1) * float(data.std(ddof=1)) / np.sqrt(len(data))
+    return mean, mean - half, mean + half
+
+
+def student_t975(dof: int) -> float:
+    """Two-sided 95% quantile of Student's t."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, dof))
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a share of n independent items (Wilson 1927).
+
+    By hand, as scipy's takes whole successes: the mean of several draws' shares is none.
+    """
+    centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * float(np.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n)))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def share_of(right: NDArray[np.bool_]) -> dict[str, float]:
+    """`share_fields` of the items that are right."""
+    return share_fields(float(right.mean()) if len(right) else math.nan, len(right))
+
+
+def share_fields(share: float, n: int) -> dict[str, float]:
+    """value, low and high of a record whose value is a share of n items; NaN of none."""
+    if n == 0:
+        return dict.fromkeys(("value", "low", "high"), math.nan)
+    low, high = wilson(share, n)
+    return {"value": share, "low": low, "high": high}
+
+
+def newcombe(a: float, n_a: int, b: float, n_b: int) -> tuple[float, float]:
+    """Interval of the difference a - b of two shares of independent items.
+
+    Newcombe 1998, method 10: each share's Wilson interval, put together by squares.
+    """
+    (low_a, high_a), (low_b, high_b) = wilson(a, n_a), wilson(b, n_b)
+    below = math.hypot(a - low_a, high_b - b)
+    above = math.hypot(high_a - a, b - low_b)
+    return a - b - below, a - b + above
+
+
+def ratio_fields(part: NDArray[np.float64], whole: NDArray[np.float64]) -> dict[str, float]:
+    """value, low, high of the ratio of two means over pairs (linearised); NaN of a whole of 0.
+
+    Of means and not of pairs: where one pair's whole is nearly 0 its own ratio is anything.
+    """
+    if len(whole) < 2 or whole.mean() == 0:
+        return dict.fromkeys(("value", "low", "high"), math.nan)
+    value = float(part.mean() / whole.mean())
+    spread = (part - value * whole).std(ddof=1) / (abs(whole.mean()) * np.sqrt(len(whole)))
+    return {"value": value, "low": value - 1.96 * spread, "high": value + 1.96 * spread}
