@@ -160,7 +160,7 @@ def plan(
     from launch.plan.preflight import preflight, show, write_json
     from olmo_ext.config import load_experiment
 
-    config = load_experiment(experiments[0], override)
+    config = load_experiment(experiments[0], override, corpus=False)
     gpus = 1 if gpus is None else gpus
     try:
         found = preflight(config, scan=scan, scan_tokens=scan_tokens, gpus=gpus, **device)
@@ -219,7 +219,9 @@ def _train(
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
     try:
-        folder = run(load_experiment(experiment, override), dry_run=dry_run, **settings)
+        folder = run(
+            load_experiment(experiment, override, corpus=False), dry_run=dry_run, **settings
+        )
     except KeyboardInterrupt:
         errors.print("interrupted; --resume goes on from the last checkpoint")
         raise typer.Exit(130) from None
@@ -602,12 +604,12 @@ def _tasks_of(plan: Path) -> TaskSet:
 
     if plan.is_dir():
         return tasks_of_run(plan)
-    from olmo_ext.build import compile_stream
-    from olmo_ext.config import complete, load_experiment
+    from olmo_ext.config import load_experiment
+    from olmo_ext.prepare import prepare
 
-    config = load_experiment(plan)
-    stream = compile_stream(config, manifest=complete(config))
-    return TaskSet(tuple(stream.plan.tasks), config.train.model.vocab_size)
+    prepared = prepare(load_experiment(plan, corpus=False))
+    vocab_size = prepared.experiment.train.model.vocab_size
+    return TaskSet(tuple(prepared.stream.plan.tasks), vocab_size)
 
 
 @contextmanager

@@ -19,7 +19,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,10 +213,9 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
     Raises:
         ConfigError: a point that cannot run; the message names it.
     """
-    from data_injection.corpus.prepare import load_manifest
     from launch.grid_loader import GridLoader
-    from olmo_ext.build import Memo, compile_stream, run_identity
-    from olmo_ext.callbacks.build import build_callbacks
+    from olmo_ext.build import Memo
+    from olmo_ext.prepare import prepare
 
     runs, memo, loader = [], Memo(), GridLoader()
     for point in sweep.points():
@@ -226,17 +224,11 @@ def plan_runs(sweep: Sweep, out: Path, *, overrides: Sequence[str] = ()) -> list
         try:
             experiment = loader.load(point.experiment, given)
             check_own(experiment, name, folder)
-            manifest = None
-            if experiment.corpus is not None:
-                manifest = memo.once(
-                    ("manifest", experiment.corpus), partial(load_manifest, experiment.corpus)
-                )
-            stream = compile_stream(experiment, manifest=manifest, memo=memo)
-            for callback in build_callbacks(experiment.callbacks).values():
-                callback.check(stream.plan, experiment.train, num_steps=stream.num_steps)
+            prepared = prepare(experiment, memo=memo)
         except ConfigError as error:
             raise ConfigError(f"sweep {sweep.name}, run {point.name}: {error}") from None
-        settings = run_identity(experiment, stream) | {
+        stream = prepared.stream
+        settings = prepared.identity | {
             "num_steps": stream.num_steps,
             "callbacks": json.loads(json.dumps(experiment.callbacks, default=str)),
         }

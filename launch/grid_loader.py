@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_injection.config import InjectionConfig
-from olmo_ext.config import ExperimentConfig, complete, load_experiment, read_raw
+from olmo_ext.config import ExperimentConfig, load_experiment, read_raw
 
 PLAIN = {"run_name": str, "save_folder": str, "seed": int}
 """Keys of the engine's section that are most points' own; nothing else in it follows from them."""
@@ -49,19 +49,15 @@ class GridLoader:
         self._sections: dict[tuple[object, ...], Any] = {}
         """(file as it is, which section, its overrides) -> what it becomes, never handed out."""
 
-    def load(
-        self, path: str | Path, overrides: Sequence[str], *, corpus: bool = True
-    ) -> ExperimentConfig:
-        """As `load_experiment`, with its errors."""
+    def load(self, path: str | Path, overrides: Sequence[str]) -> ExperimentConfig:
+        """As `load_experiment` without its corpus, with its errors."""
         path = Path(path)
         try:
             experiment = self._load(path, overrides)
         except OmegaConfBaseException:
             experiment = None  # its words need the whole schema
         if experiment is None:
-            return load_experiment(path, list(overrides), corpus=corpus)
-        if corpus:
-            complete(experiment)
+            return load_experiment(path, list(overrides), corpus=False)
         return experiment
 
     def _load(self, path: Path, overrides: Sequence[str]) -> ExperimentConfig | None:

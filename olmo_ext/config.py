@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, lru_cache
 from pathlib import Path
@@ -146,9 +146,14 @@ def _problem(error: Exception) -> str:
     return f"{said or str(error).splitlines()[0]}{line}"
 
 
-def complete(experiment: ExperimentConfig) -> Manifest | None:
-    """Fill the engine's section from the corpus and check every value that can be checked now."""
-    manifest = _use_corpus(experiment) if experiment.corpus is not None else None
+def complete(
+    experiment: ExperimentConfig, *, verify: Callable[[str], Manifest] = verify_corpus
+) -> Manifest | None:
+    """Fill the engine's section from the corpus and check every value that can be checked now.
+
+    `verify` checks a corpus' files and reads its manifest; a grid does so once for all its runs.
+    """
+    manifest = None if experiment.corpus is None else _use_corpus(experiment, verify)
     _check(experiment)
     return manifest
 
@@ -218,7 +223,7 @@ def _explain(error: OmegaConfBaseException, path: Path) -> str:
     return f"{path}: {key}: {message}{hint}"
 
 
-def _use_corpus(experiment: ExperimentConfig) -> Manifest:
+def _use_corpus(experiment: ExperimentConfig, verify: Callable[[str], Manifest]) -> Manifest:
     """Point the engine at the corpus; a setting of its own that says otherwise is an error."""
     assert experiment.corpus is not None
     if not Path(experiment.corpus).is_dir():
@@ -227,7 +232,7 @@ def _use_corpus(experiment: ExperimentConfig) -> Manifest:
             f"'TEXT/*.json.gz' --out {experiment.corpus}`, or name another with -o corpus=FOLDER "
             "(docs/data.md says where the text comes from)"
         )
-    manifest = verify_corpus(experiment.corpus)
+    manifest = verify(experiment.corpus)
     train, stock = experiment.train, TrainConfig()
     wanted: list[tuple[str, Any, str, Any, Any]] = [
         ("train.data.paths", train.data, "paths", stock.data.paths,

@@ -29,7 +29,6 @@ import torch
 from olmo.torch_util import get_world_size
 
 from data_injection.config import ConfigError
-from data_injection.corpus.prepare import Manifest
 from data_injection.ledger import (
     LEDGER_FOLDER,
     LedgerWriter,
@@ -46,9 +45,10 @@ from eval.checkpoints.checkpoint import (
 )
 from eval.commit import git_commit
 from eval.run import EXPERIMENT, MARKER, PLAN, RUN
-from olmo_ext.build import Stream, check_same_run
+from olmo_ext.build import check_same_run
 from olmo_ext.compat import link_latest
-from olmo_ext.config import ExperimentConfig, save_experiment
+from olmo_ext.config import save_experiment
+from olmo_ext.prepare import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -253,19 +253,12 @@ def _refusal(error: BaseException, *, free: int) -> int | None:
     return None if error.__context__ is None else _refusal(error.__context__, free=free)
 
 
-def write_run_files(
-    experiment: ExperimentConfig,
-    stream: Stream,
-    identity: dict[str, Any],
-    fields: dict[str, Any],
-    manifest: Manifest | None,
-    *,
-    resumed_from: Path | None,
-) -> None:
+def write_run_files(prepared: Prepared, *, resumed_from: Path | None) -> None:
     """plan.json, experiment.yaml, config.yaml and run.json, each under a temporary name first."""
+    experiment, stream, manifest = prepared.experiment, prepared.stream, prepared.manifest
     folder = Path(experiment.train.save_folder)
     # First: without it a folder is not taken for a run that can be resumed.
-    _write_json(folder / PLAN, identity)
+    _write_json(folder / PLAN, prepared.identity)
     save_experiment(experiment, folder / EXPERIMENT)
     save_experiment(experiment.train, folder / "config.yaml")
     tasks = {
@@ -296,7 +289,7 @@ def write_run_files(
             "python": platform.python_version(),
             "torch": torch.__version__,
             **{name: version(name) for name in ("ai2-olmo", "numpy", "olmo-ext")},
-            "record_fields": fields,
+            "record_fields": prepared.fields,
             "tasks": tasks,
         },
     )

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import wandb
 from olmo.checkpoint import Checkpointer
 from olmo.config import CheckpointType
 from olmo.torch_util import get_global_rank
@@ -38,6 +37,7 @@ from olmo_ext.compat import (
     sync_folder,
 )
 from olmo_ext.signals import StopSignals
+from olmo_ext.tracking import mirror
 
 log = logging.getLogger(__name__)
 
@@ -242,10 +242,6 @@ class ExperimentTrainer(Trainer):
         }
         if task:
             row |= task_fields(self.plan, task, step=self.global_step)
-        self.writer.write([row | fields])
-        if wandb.run is not None:
-            layer = f"layer{fields['layer']}" if "layer" in fields else ""
-            places = [fields.get(name, "") for name in ("subset", "group", "other_task")]
-            parts = [callback, task, split, *places, layer, metric]
-            name = "/".join(["olmo_ext", *(part for part in parts if part)])
-            wandb.log({name: value}, step=self.global_step)
+        row |= fields
+        self.writer.write([row])
+        mirror(callback, row)

@@ -116,7 +116,7 @@ def read_experiments(
     """
     loader, found = GridLoader(), []
     for path, given in _files(paths):
-        experiment = loader.load(path, [*given, *overrides], corpus=False)
+        experiment = loader.load(path, [*given, *overrides])
         if experiment.train.distributed_strategy is None:
             raise ConfigError(f"{path}: train.distributed_strategy must be ddp or fsdp")
         found.append(experiment)

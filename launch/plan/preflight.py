@@ -28,10 +28,10 @@ from data_injection.corpus.scan import CorpusScan, scan_corpus
 from data_injection.corpus.shards import Meter
 from eval.text import count, number
 from launch.plan.warnings import Advice, advise, natural_in_run
-from olmo_ext.build import Stream, compile_stream
-from olmo_ext.callbacks.build import build_callbacks
-from olmo_ext.config import ExperimentConfig, complete
+from olmo_ext.build import Stream
+from olmo_ext.config import ExperimentConfig
 from olmo_ext.cost import MFU, PEAK_TFLOPS, Cost, run_cost
+from olmo_ext.prepare import prepare
 
 UNITS = ("per_step", "per_sequence", "per_token", "task_tokens_per_token")
 
@@ -69,13 +69,10 @@ def preflight(
     Raises:
         ConfigError: as `train` would, or an option out of its range.
     """
-    callbacks = build_callbacks(experiment.callbacks)
-    manifest = complete(experiment)
     # What it logs of a task without instances is said here with its remedy.
     with _logging("olmo_ext.build", logging.ERROR):
-        stream = compile_stream(experiment, manifest=manifest)
-    for callback in callbacks.values():
-        callback.check(stream.plan, experiment.train, num_steps=stream.num_steps)
+        prepared = prepare(experiment)
+    stream, manifest = prepared.stream, prepared.manifest
     cost = run_cost(
         experiment.train, num_steps=stream.num_steps, gpus=gpus, peak_tflops=peak_tflops, mfu=mfu
     )

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_injection.config import ConfigError
-from data_injection.corpus.prepare import load_manifest
 from launch.grid import (
     Point,
     Run,
@@ -26,9 +25,8 @@ from launch.grid import (
 )
 from launch.slurm.batch import Task, check_line
 from launch.yaml_file import read_yaml
-from olmo_ext.build import compile_stream
-from olmo_ext.callbacks.build import build_callbacks
 from olmo_ext.config import ExperimentConfig, load_experiment, num_steps, read_raw
+from olmo_ext.prepare import prepare
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,8 @@ def _one_run(source: Path, overrides: Sequence[str], corpus_comes_later: bool) -
     path = source.resolve()
     loaded = _load(path, list(overrides), corpus_comes_later)
     if not corpus_comes_later:
-        _compile(loaded)
+        # Here what `olmo-ext train` refuses costs no place in a queue.
+        prepare(loaded.experiment)
     train = loaded.experiment.train
     folder = Path(train.save_folder).resolve()
     given = [*overrides, f"train.save_folder={json.dumps(str(folder))}"]
@@ -134,15 +133,6 @@ def _load(path: Path, overrides: list[str], corpus_comes_later: bool) -> Loaded:
 def _corpus_of(path: Path, overrides: Sequence[str]) -> Path | None:
     named = read_raw(path, overrides).get("corpus")
     return Path(named).resolve() if named else None
-
-
-def _compile(loaded: Loaded) -> None:
-    """All that `olmo-ext train` refuses, now: on this machine it costs no place in a queue."""
-    experiment = loaded.experiment
-    manifest = load_manifest(experiment.corpus) if experiment.corpus else None
-    stream = compile_stream(experiment, manifest=manifest)
-    for callback in build_callbacks(experiment.callbacks).values():
-        callback.check(stream.plan, experiment.train, num_steps=stream.num_steps)
 
 
 def reload(task: Task, corpus_comes_later: bool) -> Loaded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,13 +88,15 @@ def test_a_grid_loads_each_file_as_it_is_loaded_alone(path: Path) -> None:
         ["train.save_folder=runs/${train.run_name}", "train.run_name=d"],
         ["injection.tasks=[{name: x}]", "train.seed=null"],
     ):
-        assert loaded(loader.load, path, overrides) == loaded(load_experiment, path, overrides)
+        assert loaded(loader.load, path, overrides) == loaded(
+            partial(load_experiment, corpus=False), path, overrides
+        )
 
 
 def loaded(load: Callable, path: Path, overrides: list[str]) -> object:
     """The experiment, or the error's words."""
     try:
-        return load(path, overrides, corpus=False)
+        return load(path, overrides)
     except ConfigError as error:
         return str(error)
 

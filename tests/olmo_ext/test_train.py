@@ -15,13 +15,14 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-import olmo_ext.train
+import olmo_ext.prepare
 from data_injection.config import ConfigError
 from data_injection.ledger import read_segments
 from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan, write_checksums
 from eval.records import lock_folder, read_records
 from eval.scores.evaluate import evaluate
 from olmo_ext.config import load_experiment
+from olmo_ext.tracking import has_wandb_key
 from olmo_ext.train import train
 
 Write = Callable[..., Path]
@@ -426,7 +427,7 @@ def test_wandb_mirrors_the_records_offline(
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     logged: dict[str, list[int]] = {}
-    start = olmo_ext.train._start_wandb
+    start = olmo_ext.prepare.start_wandb
 
     def start_and_spy(*args: object) -> None:
         start(*args)
@@ -439,7 +440,7 @@ def test_wandb_mirrors_the_records_offline(
 
         monkeypatch.setattr(wandb, "log", spy)
 
-    monkeypatch.setattr(olmo_ext.train, "_start_wandb", start_and_spy)
+    monkeypatch.setattr(olmo_ext.prepare, "start_wandb", start_and_spy)
     with_wandb = write_experiment(
         lambda c: c["train"].update(wandb={"project": "test", "entity": None}, stop_at=3)
     )
@@ -454,13 +455,13 @@ def test_a_wandb_key_is_found_in_the_environment_or_in_netrc(
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert not olmo_ext.train.has_wandb_key()
+    assert not has_wandb_key()
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret")
-    assert olmo_ext.train.has_wandb_key()
+    assert has_wandb_key()
     (tmp_path / "netrc").write_text("machine example.org login user password secret")
-    assert not olmo_ext.train.has_wandb_key()
+    assert not has_wandb_key()
     monkeypatch.setenv("WANDB_API_KEY", "secret")
-    assert olmo_ext.train.has_wandb_key()
+    assert has_wandb_key()
 
 
 # -- refusals: before any work starts, nothing overwritten ----------------------------------------

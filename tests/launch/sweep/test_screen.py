@@ -24,7 +24,7 @@ from launch.sweep.screen import (
     screen_sweeps,
     write_chosen,
 )
-from olmo_ext.train import run_fields
+from olmo_ext.prepare import prepare
 
 Write = Callable[..., Path]
 
@@ -156,7 +156,7 @@ def plant(run: Run, learned: dict[str, float]) -> None:
         (checkpoint / name).touch()
     assert run.experiment is not None
     assert run.stream is not None
-    fields = run_fields(run.experiment, run.stream)
+    fields = prepare(run.experiment).fields
     with RecordWriter(run.folder / "records.jsonl") as writer:
         for task, value in learned.items():
             row = fields | {"step": run.num_steps, "tokens": run.num_tokens, "split": "test"}

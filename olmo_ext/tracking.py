@@ -1,0 +1,71 @@
+"""Weights & Biases beside a run: joined if the config asks for it, a mirror of the records.
+
+    start_wandb(cfg, folder)
+    mirror("task_eval", row)
+
+records.jsonl is what counts; nothing reads from W&B.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import wandb
+from olmo.config import TrainConfig
+
+from eval.records import replace_file
+from olmo_ext.compat import outlive_wandb
+
+
+def has_wandb_key() -> bool:
+    """Whether W&B can log in: a key in the environment, or one left in netrc by `wandb login`."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+def start_wandb(cfg: TrainConfig, folder: Path) -> None:
+    """Join W&B if the config asks for it, offline without an API key; resumes its own run."""
+    if cfg.wandb is None:
+        return
+    mode = os.environ.get("WANDB_MODE")
+    if mode is None and not has_wandb_key():
+        mode = "offline"
+    id_file = folder / "wandb_id"
+    # Renamed into place: after a kill an empty one would make the next start another W&B run.
+    if not id_file.exists() or not id_file.read_text():
+        replace_file(id_file, secrets.token_hex(4).encode())
+    wandb.init(
+        dir=folder,
+        id=id_file.read_text(),
+        resume="allow",
+        mode=mode,  # type: ignore[arg-type]
+        project=cfg.wandb.project,
+        entity=cfg.wandb.entity,
+        group=cfg.wandb.group,
+        name=cfg.wandb.name or cfg.run_name,
+        tags=cfg.wandb.tags,
+        config=cfg.asdict(exclude=["wandb"]),
+    )
+    outlive_wandb()
+
+
+def mirror(callback: str, row: Mapping[str, Any]) -> None:
+    """Show a record in W&B, if the run has joined it."""
+    if wandb.run is None:
+        return
+    layer = f"layer{row['layer']}" if "layer" in row else ""
+    places = [row.get(name, "") for name in ("subset", "group", "other_task")]
+    parts = [callback, row["task"], row["split"], *places, layer, row["metric"]]
+    name = "/".join(["olmo_ext", *(part for part in parts if part)])
+    wandb.log({name: row["value"]}, step=row["step"])
