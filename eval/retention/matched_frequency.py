@@ -78,15 +78,10 @@ def _rows(
         return frame.iloc[:0].assign(gap=np.nan, setting="", end=0)
     run = [name for name in ("folder", "run", "seed") if name in frame]
     rows = frame[frame.gap.notna() & (frame.task != "") & (frame.split == split)]
-    rows = rows.assign(
-        end=rows.groupby(run).step.transform("max"),
-        setting=[
-            variant.removeprefix(schedule).removeprefix(", ")
-            for variant, schedule in zip(
-                rows.variant.fillna(""), rows.schedule.fillna(""), strict=True
-            )
-        ],
-    )
+    # Records of before have no schedule: then the variant names none either, or tells it apart.
+    said = rows.reindex(columns=["variant", "schedule"]).fillna("").itertuples(index=False)
+    setting = [one.variant.removeprefix(one.schedule).removeprefix(", ") for one in said]
+    rows = rows.assign(end=rows.groupby(run).step.transform("max"), setting=setting)
     whole = rows.subset.fillna("all").isin(["all", "sampled"])
     if when == "end":
         return rows[whole & (rows.metric == metric) & (rows.step == rows.end)]

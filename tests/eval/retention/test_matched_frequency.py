@@ -143,3 +143,10 @@ def test_what_is_undefined_is_said_and_not_drawn(frame: pd.DataFrame) -> None:
 def test_a_lag_that_was_never_measured_is_refused_by_number(frame: pd.DataFrame) -> None:
     with pytest.raises(ConfigError, match="lag 7"):
         forgetting(frame, gain_lag=7)
+
+
+def test_committed_records_from_before_the_schedules_field_are_read() -> None:
+    """docs/findings/controls: a gap, no schedule; its report stopped at an AttributeError."""
+    frame = read_records(Path(__file__).parents[3] / "docs" / "findings" / "controls")
+    assert "schedule" not in frame
+    assert set(matched_frequency(frame).gap) == {1, 2, 4}
