@@ -459,7 +459,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write; default: the source.")] = None,
 ) -> None:
     """Write the figures the records hold, CSV tables and one self-contained report.html."""
-    from eval.report.write import load_runs, print_cells, write_report
+    from eval.report.tables import print_cells
+    from eval.report.write import load_runs, write_report
     from eval.scores.cells import cells
 
     path = write_report(source, out, command=" ".join(["olmo-ext", *sys.argv[1:]]))

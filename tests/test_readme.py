@@ -7,7 +7,7 @@ from pathlib import Path
 from eval.findings.chapters import CHAPTERS
 from eval.findings.controls import fill
 from eval.records import read_records
-from eval.report.page import markdown_cells
+from eval.report.tables import markdown_cells
 from eval.scores.cells import cells, learned_per_rung
 
 ROOT = Path(__file__).parent.parent

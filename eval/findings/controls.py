@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from eval.findings.contrasts import Estimate, difference, estimate, final, over_all_pairs, per_seed
-from eval.report.page import markdown_cells
+from eval.report.tables import markdown_cells
 from eval.retention.retained import share
 from eval.scores.cells import LEARNED_SCORE, cells
 from eval.text import number

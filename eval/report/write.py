@@ -13,7 +13,6 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -21,13 +20,11 @@ from data_injection.config import ConfigError
 from eval.figures.index import draw_figures
 from eval.figures.ordering import ordering_table
 from eval.records import read_records, record_files, replace_file
-from eval.report.page import Run, cell_text, markdown_cells, render, verdict
+from eval.report.page import Run, render
+from eval.report.tables import markdown_cells
 from eval.run import RUN, find_below
-from eval.scores.cells import cells, groups, learned_per_rung
-from eval.text import count, number, write_table
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from eval.scores.cells import cells
+from eval.text import write_table
 
 
 def write_report(
@@ -57,35 +54,6 @@ def write_report(
     with contextlib.suppress(ConfigError):  # as its figure: left out where the records hold none
         write_table(out / "ordering.csv", ordering_table(frame))
     return replace_file(out / "report.html", page.encode())
-
-
-def print_cells(table: pd.DataFrame, console: Console | None = None) -> None:
-    """The heatmap in a terminal: rungs by rates, learned cells marked, exposures under each."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = console or Console()
-    for protocol, family, group in groups(table):
-        metric, split = group.metric.iloc[0], group.split.iloc[0]
-        title = f"{family}, {protocol} protocol: {split} {metric}"
-        grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
-        grid.add_column("rung")
-        rates = sorted(set(group.rate_per_step), reverse=True)
-        for rate in rates:
-            grid.add_column(f"{number(rate)}/step", justify="right")
-        for params, rung in sorted({*zip(group.params, group.rung, strict=True)}, reverse=True):
-            row = group[(group.rung == rung) & (group.params == params)].set_index("rate_per_step")
-            shown = [cell_text(row.loc[rate]) if rate in row.index else "-" for rate in rates]
-            grid.add_row(Text(f"{rung}\n{count(params)} par."), *map(_rich_cell, shown))
-        console.print(grid)
-    marks = "* learned" + (
-        "; (*) provisional, fewer than 3 seeds" if table.provisional.any() else ""
-    )
-    console.print(Text(f"{marks}; below: exposures per train example and protocol", style="dim"))
-    for counts in learned_per_rung(table):
-        console.print(Text(f"{counts.family}, {counts.protocol}: {verdict(counts)}"))
 
 
 def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[Run]]:
@@ -170,13 +138,3 @@ def _mark_unfinished(runs: list[Run]) -> list[Run]:
             why = f"at step {run.last_step:,} of {goal:,} {whose}"
         marked.append(replace(run, unfinished=why))
     return marked
-
-
-def _rich_cell(cell: str | tuple[str, str, bool]) -> Any:
-    from rich.text import Text
-
-    if isinstance(cell, str):
-        return Text(cell, style="dim")
-    value, exposures, learned = cell
-    text = Text(value, style="bold green" if learned else "")
-    return text.append(f"\n{exposures}", style="not bold dim default")

@@ -65,7 +65,8 @@ def quickstart(
         at the smallest size, in every block of the grid.
     """
     from data_injection.corpus.prepare import prepare_embedded
-    from eval.report.write import load_runs, print_cells, write_report
+    from eval.report.tables import print_cells
+    from eval.report.write import load_runs, write_report
     from eval.scores.cells import cells, learned_per_rung
 
     started = time.monotonic()

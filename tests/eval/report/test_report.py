@@ -14,7 +14,9 @@ from eval.figures import index as figures
 from eval.figures.heatmap import curves, heatmap
 from eval.figures.index import Drawing, draw_figures
 from eval.records import RecordWriter, read_records
-from eval.report.write import print_cells, verdict, write_report
+from eval.report.page import answer
+from eval.report.tables import print_cells
+from eval.report.write import write_report
 from eval.scores.cells import cells, learned_per_rung
 
 SCORES = {"w16": (0.9, 0.1), "w32": (0.95, 0.7)}
@@ -122,9 +124,9 @@ def test_what_callbacks_measured_is_drawn_and_explained(looked_inside):
     for name in ("features.png", "interference.png", "forgetting.png"):
         assert base64.b64encode((looked_inside / name).read_bytes()).decode() in page
         assert f"File: {name}" in page
-    for said in ("The study&#x27;s Fig. 7", "The study&#x27;s Fig. 9", "The study&#x27;s Fig. 8"):
+    for said in ("The study&#39;s Fig. 7", "The study&#39;s Fig. 9", "The study&#39;s Fig. 8"):
         assert said in page
-    assert "with the task&#x27;s labels permuted" in page
+    assert "with the task&#39;s labels permuted" in page
     assert not (looked_inside / "gaps.png").exists()
 
 
@@ -171,7 +173,7 @@ def test_one_gap_is_no_comparison_of_gaps():
 
 
 def test_the_page_answers_the_question_with_its_caveats(sweep):
-    page = write_report(sweep).read_text()
+    page = " ".join(write_report(sweep).read_text().split())
     assert "Yes: more cells are learned as size grows (1 of 2 at w16, 2 of 2 at w32)" in page
     assert "Provisional: fewer than 3 seeds" in page
     for caveat in ("Rare must not mean unseen", "like tasks can transfer", "one seed is one draw"):
@@ -199,7 +201,7 @@ def test_everything_from_outside_is_escaped(tmp_path):
     write_run(tmp_path / "a", "w16", run=evil, family=evil, info={evil: evil})
     page = write_report(tmp_path, command=evil).read_text()
     assert "<script" not in page
-    assert page.count("&lt;script&gt;alert(&#x27;&amp;&#x27;)&lt;/script&gt;") >= 5
+    assert page.count("&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;") >= 5
 
 
 def test_a_single_run_is_reported_without_a_verdict_on_size(tmp_path):
@@ -328,8 +330,8 @@ def test_the_terminal_table_shows_scores_marks_and_exposures():
     assert "Yes: more cells are learned" in out
 
 
-def test_the_verdict_does_not_call_a_saturated_grid_a_rise():
+def test_the_answer_does_not_call_a_saturated_grid_a_rise():
     frame = frame_of(3)
     frame.loc[frame.metric == "score", "value"] = 0.9
     counts = learned_per_rung(cells(frame))[0]
-    assert verdict(counts).startswith("No: every cell is learned at every size")
+    assert answer(counts).startswith("No: every cell is learned at every size")
