@@ -14,9 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-
-class ConfigError(ValueError):
-    """A setting or an input that cannot be used: the message names key, value and remedy."""
+from data_injection.errors import ConfigError as ConfigError
 
 
 @dataclass
@@ -59,7 +57,8 @@ class TaskConfig:
     """Name of the task, unique in the run; it stands in every record."""
 
     family: str = "comparison"
-    """Key of `data_injection.tasks.build.TASKS`."""
+    """Key of `data_injection.tasks.build.TASKS`, or a family of one's own: an import path
+    "package.module:Class", or the name of an entry point of the group "olmo_ext.tasks"."""
 
     num_symbols: int = 100
     """Number of symbol tokens (the study: 100, drawn at random from the vocabulary)."""

@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
+from data_injection.files import sync_folder
 from data_injection.plan import StepRows
 
 ROW = np.dtype([("step", "<u4"), ("slot", "<u4"), ("example", "<u4"), ("task", "<u2")])
@@ -107,7 +108,7 @@ class LedgerWriter:
         self._next_step = start_step
         self._num_rows, self._crc = 0, self._header_crc
         os.fsync(self._descriptor)
-        _sync_entry(folder)
+        sync_folder(folder)
 
     def append(self, step: int, rows: StepRows) -> None:
         """Write the rows of a step (counted from 0) that has been taken; in one system call."""
@@ -368,14 +369,6 @@ def _parse_header(line: bytes) -> dict[str, Any] | None:
 def _damage(records: NDArray[np.void], first: int, end: int) -> str:
     """What can be said of the records first .. end-1, which no seal vouches for."""
     return f"records {first} to {end - 1} are damaged: their checksum does not hold"
-
-
-def _sync_entry(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def position_from(value: Any, *, where: str) -> Position | None:

@@ -12,15 +12,14 @@ stream, and the engine sees a single epoch: its multi-epoch restarts have been w
 
 from __future__ import annotations
 
-import os
-import socket
 import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
+from data_injection.files import replaced
 
 
 class RowOrder:
@@ -75,15 +74,10 @@ class RowOrder:
             if self._is_whole(path):
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Of this process alone: nodes that share the folder may all write.
-            temporary = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.tmp")
             rows = self._build(epoch).astype("<u4").data
-            with temporary.open("wb") as file:
+            with replaced(path, sync=True) as temporary, temporary.open("wb") as file:
                 file.write(rows)
                 file.write(zlib.crc32(rows).to_bytes(4, "little"))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
 
     def _is_whole(self, path: Path) -> bool:
         """Whether a file of an earlier start is what was written: all ranks believe it."""

@@ -1,9 +1,9 @@
 """What a task is: a finite list of examples over its own tokens, split once into train and test.
 
-To add a family, write one file with a subclass and one line in `TASKS` (data_injection/tasks):
+A family is a subclass, found by its import path (`family: mypkg.tasks:Parity`), as an entry point
+of its package, or, if it is ours, by a line in `TASKS` (data_injection/tasks/build.py):
 
     class Parity(Task):
-        family = "parity"
         num_labels = 2
         def examples(self): ...   # (n, length) token ids, the label last
 
@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
+from data_injection.extensions import import_path
 from data_injection.philox import permutation
 
 IntArray = NDArray[np.int64]
@@ -45,11 +46,17 @@ class Task(ABC):
         ConfigError: a value the family cannot use.
     """
 
-    family: ClassVar[str]
+    family: str
+    """The name by which an experiment asks for it; of a class that states none, its import path."""
+
     num_labels: ClassVar[int] = 0
     """Label tokens the family needs besides its symbols."""
 
     min_symbols: ClassVar[int] = 2
+
+    def __init_subclass__(cls) -> None:
+        # Not inherited: a stranger's variant of a family of ours must not go under its name.
+        cls.family = cls.__dict__.get("family", import_path(cls))
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ import numpy as np
 from data_injection.config import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
-from data_injection.tasks.build import TASKS
+from data_injection.tasks.build import find_family
 
 FILE_NAME = "tasks.json"
 
@@ -35,7 +35,7 @@ def load_tasks(folder: str | Path) -> list[Task]:
 
     Raises:
         FileNotFoundError: it was exported without its plan.
-        ConfigError: a table is not the one that was written.
+        ConfigError: a table is not the one that was written, or its family is not installed here.
     """
     path = Path(folder) / FILE_NAME
     if not path.is_file():
@@ -57,17 +57,14 @@ def _table(task: Task) -> dict[str, Any]:
 
 
 def _task(name: str, table: dict[str, Any], *, where: str) -> Task:
-    if table["family"] not in TASKS:
-        raise ConfigError(
-            f"{where}: {name!r} is of family {table['family']!r}, which this release does not know"
-        )
-    task = TASKS[table["family"]](
+    task = find_family(table["family"], key=f"{where}: family of {name!r}")(
         name,
         symbols=np.array(table["symbols"], dtype=np.int64),
         labels=np.array(table["labels"], dtype=np.int64),
         seed=0,  # of the split, which the table says
         params=table["params"],
     )
+    task.family = table["family"]
     task.tokens = np.array(table["tokens"], dtype=np.int64)
     task.train = np.array(table["train"], dtype=np.int64)
     task.test = np.setdiff1d(np.arange(len(task.tokens)), task.train)

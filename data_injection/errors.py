@@ -1,0 +1,54 @@
+"""The error of a setting or an input that cannot be used; what went wrong travels as attributes.
+
+raise ConfigError(
+    key="injection.tasks[0].train_fraction", value=1.5,
+    rule="must be in (0, 1)", remedy="the study uses 0.5",
+)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+NO_VALUE = object()
+"""Stands for the value where the rule is about several settings at once."""
+
+
+class ConfigError(ValueError):
+    """A setting or an input that cannot be used.
+
+    Args:
+        message: the whole sentence, for an error that is about no single key.
+        key: the setting, as the user writes it, e.g. "train.global_train_batch_size".
+        value: what it is.
+        rule: what it must be, as the sentence goes on from the key: "must be at least 1".
+        remedy: what to do; may be left out where the rule says it.
+
+    As text: "KEY RULE, got VALUE; REMEDY".
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        key: str = "",
+        value: Any = NO_VALUE,
+        rule: str = "",
+        remedy: str = "",
+    ) -> None:
+        # The text is made at once and kept in `args`, so that the error survives pickling by a
+        # process pool, which makes it anew from `args` and `__dict__`.
+        got = "" if value is NO_VALUE else f", got {value!r}"
+        super().__init__(message or f"{key} {rule}{got}{remedy and f'; {remedy}'}")
+        self.key, self.value, self.rule, self.remedy = key, value, rule, remedy
+
+    def under(self, prefix: str) -> ConfigError:
+        """The same error of a part, told by the whole: its key, or its text, begins with `prefix`.
+
+        error.under("injection.tasks[0]")           # params.k becomes injection.tasks[0].params.k
+        """
+        if not self.key:
+            return ConfigError(f"{prefix}.{self}")
+        return ConfigError(
+            key=f"{prefix}.{self.key}", value=self.value, rule=self.rule, remedy=self.remedy
+        )

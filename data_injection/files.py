@@ -1,0 +1,82 @@
+"""Files that are whole or not there: written under another name in the same folder, then renamed.
+
+    replace_file(path, "text")
+    replace_file(run / "plan.json", data, sync=True)
+    with replaced(path) as temporary:
+        table.to_csv(temporary)
+
+The one rule for `sync`: what a resumed run depends on (checkpoints, ledger, manifests, the files of
+a run's folder) is forced onto the disk, file and folder, before work goes on; what can be made
+again (figures, tables, reports) is not. Without it a kill does no harm, but a power cut may leave
+an empty file under the new name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_injection.errors import ConfigError
+
+
+@contextmanager
+def replaced(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """A name to write a file under, which becomes `path` when the block is through.
+
+    If the block fails nothing is renamed, what was at `path` stays, and the temporary file goes. It
+    may be a folder too (without sync; `path` must not be there, or be empty).
+    """
+    # The name is this writer's alone: nodes that share a folder may write the same file at once.
+    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}"
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
+    try:
+        yield temporary
+        if sync:
+            _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
+    if sync:
+        sync_folder(path.parent)
+
+
+def replace_file(path: Path, data: bytes | str, *, sync: bool = False) -> Path:
+    """Give a file new content (text as UTF-8): a reader sees the old one or the new one, whole."""
+    with replaced(path, sync=sync) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's entries onto the disk: which names it holds, not what the files hold."""
+    _sync(path)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises FileNotFoundError if there is none, ConfigError with the file's name if it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also bytes that are no text
+        raise ConfigError(f"{path} is not JSON ({error}); restore or remove it") from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
