@@ -21,7 +21,8 @@ import numpy as np
 
 from data_injection.config import ConfigError, InjectionConfig
 from data_injection.philox import permutation
-from data_injection.schedules.build import Geometry, Schedule, build_schedule, rate_in_all_units
+from data_injection.schedules.base import Geometry, Schedule, rate_in_all_units
+from data_injection.schedules.build import build_schedule
 from data_injection.tasks.base import IntArray, Task
 from data_injection.tasks.build import build_tasks
 

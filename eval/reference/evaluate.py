@@ -21,7 +21,7 @@ from data_injection.philox import permutation
 from data_injection.reference.grammar import TASKS, fresh_statements
 from data_injection.reference.scan import Place, ReferenceScan, scan_reference, seen_operands
 from data_injection.reference.vocabulary import TokenText
-from data_injection.schedules.build import Geometry
+from data_injection.schedules.base import Geometry
 from eval.audit.corpus import Corpus, find_corpus
 from eval.audit.decode import tokenizer_file
 from eval.audit.host import HostRows

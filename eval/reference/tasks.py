@@ -26,7 +26,7 @@ from data_injection.philox import permutation
 from data_injection.reference.grammar import INFIX, Statement, foil, opposite_of, shape_before
 from data_injection.reference.scan import Place
 from data_injection.reference.vocabulary import TokenText
-from data_injection.schedules.build import Geometry, rate_in_all_units
+from data_injection.schedules.base import Geometry, rate_in_all_units
 from eval.scores.accuracy import LOGITS_AT_ONCE
 from eval.statistics import share_of
 

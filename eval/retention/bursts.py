@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_injection.config import ConfigError
-from data_injection.schedules.build import Schedule
+from data_injection.schedules.base import Schedule
 
 
 @dataclass(frozen=True)

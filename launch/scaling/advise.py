@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_injection.config import ConfigError
-from data_injection.schedules.build import parse_rate
+from data_injection.schedules.base import parse_rate
 from eval.advice.groups import (
     Group,
     Question,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_injection.config import ConfigError
-from data_injection.schedules.build import parse_rate
+from data_injection.schedules.base import parse_rate
 from eval.advice.groups import Question, check_target, load_groups, records_hash
 from eval.text import count, number
 from launch.yaml_file import read_yaml

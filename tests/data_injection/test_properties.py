@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
-from data_injection.schedules.build import SCHEDULES, UNITS, Geometry, build_schedule
+from data_injection.schedules.base import UNITS, Geometry
+from data_injection.schedules.build import SCHEDULES, build_schedule
 from data_injection.splice import SplicedStream
 from data_injection.tasks import build as tasks_module
 from olmo_ext import compat

@@ -19,17 +19,16 @@ from hypothesis import strategies as st
 from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.philox import raw_words
 from data_injection.plan import compile_plan
-from data_injection.schedules import build as schedule_module
-from data_injection.schedules.build import (
-    SCHEDULES,
+from data_injection.schedules import random as random_module
+from data_injection.schedules.base import (
     UNITS,
-    Bernoulli,
     Geometry,
     Schedule,
-    build_schedule,
     parse_rate,
     rate_in_all_units,
 )
+from data_injection.schedules.build import SCHEDULES, build_schedule
+from data_injection.schedules.random import Bernoulli
 
 BATCH = 16
 KEY = "injection.tasks[0].schedule"
@@ -128,7 +127,7 @@ def test_the_random_rows_read_in_pieces_are_those_of_the_whole_stream(
     data: st.DataObject, span: int, seed: int
 ):
     num = data.draw(st.one_of(st.integers(0, span), st.just(span // 2), st.just(span)))
-    mask = schedule_module._distinct(num, span, seed=seed, purpose="p")
+    mask = random_module._distinct(num, span, seed=seed, purpose="p")
     assert mask.shape == (span,)
     wanted = distinct_in_memory(num, span, seed=seed, purpose="p")
     assert np.flatnonzero(mask).tolist() == sorted(wanted.tolist())
@@ -137,14 +136,14 @@ def test_the_random_rows_read_in_pieces_are_those_of_the_whole_stream(
 
 def test_random_rows_beyond_one_piece_of_words_are_those_of_the_whole_stream():
     num, span = 1_500_000, 3_000_000  # three pieces, the last of them of a second block
-    mask = schedule_module._distinct(num, span, seed=1, purpose="p")
+    mask = random_module._distinct(num, span, seed=1, purpose="p")
     wanted = distinct_in_memory(num, span, seed=1, purpose="p")
     np.testing.assert_array_equal(np.flatnonzero(mask), np.sort(wanted))
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 1000])
 def test_words_read_in_pieces_are_the_words_of_the_plan(size: int):
-    stream = schedule_module.word_stream(seed=5, purpose="p", counter=7)
+    stream = random_module.word_stream(seed=5, purpose="p", counter=7)
     read = np.concatenate([stream.random_raw(size) for _ in range(4)])
     assert read.tolist() == raw_words(4 * size, seed=5, purpose="p", counter=7).tolist()
 
@@ -193,7 +192,7 @@ def test_bernoulli_stays_right_when_a_second_thread_extends_it_meanwhile(
 ):
     built = schedule(kind="bernoulli", rate=1)
     expected = [schedule(kind="bernoulli", rate=1).before(s) for s in range(0, 2000, 50)]
-    raw_words = schedule_module.raw_words
+    raw_words = random_module.raw_words
     questions = [3 * Bernoulli.BLOCK]
 
     def interrupted(num: int, **arguments: Any) -> np.ndarray:
@@ -201,7 +200,7 @@ def test_bernoulli_stays_right_when_a_second_thread_extends_it_meanwhile(
             built.before(questions.pop())  # what the other thread asks
         return raw_words(num, **arguments)
 
-    monkeypatch.setattr(schedule_module, "raw_words", interrupted)
+    monkeypatch.setattr(random_module, "raw_words", interrupted)
     assert built.before(1) == schedule(kind="bernoulli", rate=1).before(1)
     assert [built.before(s) for s in range(0, 2000, 50)] == expected
 

@@ -15,7 +15,7 @@ from data_injection.corpus.encoder import tokenizer_path
 from data_injection.reference.grammar import find_statements, fresh_statements
 from data_injection.reference.scan import Place, ReferenceScan, scan_reference
 from data_injection.reference.vocabulary import TokenText
-from data_injection.schedules.build import Geometry
+from data_injection.schedules.base import Geometry
 from eval.figures.index import draw_figures
 from eval.figures.reference import beside_natural, natural_frequencies
 from eval.records import RecordWriter, read_records

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from data_injection.config import ConfigError
-from data_injection.schedules.build import Burst as BurstSchedule
-from data_injection.schedules.build import Even, Trace
+from data_injection.schedules.exact import Burst as BurstSchedule
+from data_injection.schedules.exact import Even, Trace
 from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan
 from eval.records import read_records
 from eval.retention.bursts import find_bursts, geometric_lags, moments
