@@ -14,7 +14,11 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import typer
 from packaging.version import Version
+from rich.table import Table
+
+from launch.terminal import console
 
 
 @dataclass(frozen=True)
@@ -151,3 +155,17 @@ def _wandb() -> Finding:
     if has_wandb_key():
         return Finding("ok", "W&B", "an API key is set")
     return Finding("note", "W&B", "no API key", "runs that ask for W&B log offline")
+
+
+def doctor() -> None:
+    """Look at Python, packages, devices and launchers; status 1 if a run cannot work here."""
+    table = Table("", "what", "found", "remedy or reason")
+    colours = {"ok": "green", "note": "yellow", "fail": "red"}
+    failed = False
+    for finding in examine():
+        mark = f"[{colours[finding.status]}]{finding.status}[/]"
+        table.add_row(mark, finding.what, finding.detail, finding.remedy)
+        failed |= finding.status == "fail"
+    console.print(table)
+    if failed:
+        raise typer.Exit(1)

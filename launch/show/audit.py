@@ -5,20 +5,11 @@ show_audit(audit_run("runs/w32"), console)
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
 from eval.audit.explain import Explanation, Text
-from eval.audit.subject import DIFFERS, NOT_CHECKED, OK, Audit, Progress
-
-PATIENCE = 1.0
-"""Seconds before a bar is shown."""
+from eval.audit.subject import DIFFERS, NOT_CHECKED, OK, Audit
 
 MOST = 10
 """Differences shown of one check; --json has all."""
@@ -76,30 +67,6 @@ def show_explanation(explained: Explanation, console: Console) -> None:
         _say(console, f"and {explained.num_rows - len(explained.rows)} more; see --rows")
     if explained.unplanned:
         _say(console, f"the ledger has {explained.unplanned} rows there that the plan has not")
-
-
-@contextmanager
-def progress_bar(console: Console) -> Iterator[Progress]:
-    """A bar on `console` for what takes longer than PATIENCE; removed at the end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bars = Bars(*columns, TimeRemainingColumn(), console=console, transient=True)
-    began: dict[str, float] = {}
-    shown: dict[str, object] = {}
-
-    def progress(what: str, done: int, total: int) -> None:
-        start = began.setdefault(what, time.monotonic())
-        if what not in shown and time.monotonic() - start < PATIENCE:
-            return
-        if what not in shown:
-            bars.start()
-            shown[what] = bars.add_task(what, total=total)
-        bars.update(shown[what], completed=done, total=total)  # type: ignore[arg-type]
-
-    try:
-        yield progress
-    finally:
-        if shown:  # stopped unstarted, it prints an empty line
-            bars.stop()
 
 
 def _text(text: Text) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from eval.alignment.controls import METRIC
@@ -21,6 +20,7 @@ from eval.features.evaluate import METRICS, Job, evaluate_features, find_jobs
 from eval.features.presence import COUNTS
 from eval.records import FILE_NAME, read_records
 from eval.text import check_table_path, with_interval, write_table
+from launch.terminal import progress_bar
 
 CONTROLS = {
     "das": "DAS", "random_subspace": "random\nspace", "random_model": "random\nmodel",
@@ -46,15 +46,14 @@ def measure_features(
         check_table_path(export, option="--export")
     jobs = [job for source in sources for job in find_jobs(source, steps=steps, tasks=tasks)]
     written = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=errors, transient=True) as bar:
-        shown = bar.add_task("features", total=len(jobs))
-        measured = evaluate_features(
+    with progress_bar(errors, patience=0) as bar:
+        bar("checkpoints", 0, len(jobs))
+        for job, what, num in evaluate_features(
             jobs, das=das, rank=rank, search_steps=search_steps, device=device
-        )
-        for job, what, num in measured:
+        ):
             said = f"{job.folder.name} step {job.checkpoint.step}: {what}"
-            bar.update(shown, description=said, completed=jobs.index(job))
+            errors.print(said, markup=False, highlight=False, soft_wrap=True)
+            bar("checkpoints", jobs.index(job), len(jobs))
             written += num
     rows = pd.concat([_rows_of(job) for job in jobs], ignore_index=True)
     for table in _tables(rows):

@@ -19,7 +19,7 @@ from eval.reference.evaluate import Found, evaluate_reference, find_reference
 from eval.reference.tasks import natural_rates
 from eval.run import run_folders
 from eval.text import number
-from launch.show.audit import progress_bar
+from launch.terminal import progress_bar
 
 EXAMPLES = 5
 

@@ -30,6 +30,7 @@ from launch.slurm.jobs import append_event, ask_slurm, events_file, read_events
 from launch.slurm.lead import Lead, reckon_lead
 from launch.slurm.site import Site
 from launch.slurm.submission import Loaded, Plan, plan_submission, reload, with_corpus
+from launch.terminal import typed_command
 
 _JOB = re.compile(r"\d+(_\d+)?")
 _MAY_LIVE = ("submitted", "started", "requeued")
@@ -195,8 +196,7 @@ def _render(
     words: list[str] | None, corpus: Path | None,
 ) -> dict[Path, str]:  # fmt: skip
     """Every file's text, in the order in which they are handed over."""
-    command = shlex.join(["olmo-ext", *sys.argv[1:]])
-    where = Where(folder / "train.sbatch", command, Path.cwd(), Path(sys.executable).parent)
+    where = Where(folder / "train.sbatch", typed_command(), Path.cwd(), Path(sys.executable).parent)
     texts = {}
     if words is not None:
         assert corpus is not None

@@ -23,11 +23,12 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from data_injection.config import ConfigError
 from eval.records import lock_folder
 from launch.grid import Run
+from launch.terminal import BAD_INPUT, progress_bar
+from launch.train import train_as_typed
 from olmo_ext.signals import end_after
 
 ENVIRONMENT = {
@@ -43,9 +44,6 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 
-BAD_INPUT = 2
-"""Status of a run that no second start would mend; see `launch.cli.main`."""
-
 
 class RunFailed(Exception):
     """A training process ended with an error."""
@@ -54,9 +52,7 @@ class RunFailed(Exception):
 def run_olmo_ext(
     arguments: list[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> None:
-    """What a run's process does: the command line, its output into the log."""
-    from launch.cli import main
-
+    """What a run's process does: `olmo-ext train ...`, its output into the log."""
     # A process of a fork server would start the loader's workers by a fork server too: another
     # way than a typed command's, whose workers are its children and end with it.
     multiprocessing.set_start_method(None, force=True)
@@ -69,8 +65,7 @@ def run_olmo_ext(
     with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    sys.argv = ["olmo-ext", *arguments]
-    main()
+    train_as_typed(arguments)
 
 
 def fork_server() -> ForkServerContext:
@@ -192,31 +187,30 @@ class _Executor:
     """Run name -> the run and the slot it takes."""
     attempts: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
-    bars: dict[str, TaskID] = field(default_factory=dict)
     busy: set[str] = field(default_factory=set)
 
     def train(self, waiting: list[Run]) -> list[Failure]:
         total, finished = sum(run.num_tokens for run in waiting), 0
-        with _stopping(self.running), _progress(self.console) as progress:
-            all_bar = progress.add_task(f"all {len(waiting)} runs", total=total)
+        with _stopping(self.running), progress_bar(self.console) as bar:
+            num_runs = len(waiting)
             said = time.monotonic()
             while waiting or self.running:
-                self._start_some(waiting, progress)
+                self._start_some(waiting)
                 time.sleep(0.2)
                 for run, _ in list(self.running.values()):
-                    progress.update(self.bars[run.name], completed=run.step())
+                    bar(run.name, run.step(), run.num_steps)
                     assert run.process is not None
                     if run.process.exitcode is None:
                         continue
                     del self.running[run.name]
-                    progress.remove_task(self.bars.pop(run.name))
+                    bar(run.name, run.num_steps, run.num_steps)
                     if self._ended(run, run.process.exitcode):
                         finished += run.num_tokens
                     else:
                         waiting.append(run)
                 now = [run for run, _ in self.running.values()]
                 part = sum(run.num_tokens * run.step() / run.num_steps for run in now)
-                progress.update(all_bar, completed=finished + part)
+                bar(f"all {num_runs} runs", (finished + part) / total * num_runs, num_runs)
                 if not self.console.is_terminal and time.monotonic() - said > 20:
                     said = time.monotonic()
                     self.console.print(
@@ -225,7 +219,7 @@ class _Executor:
                     )
         return self.failures
 
-    def _start_some(self, waiting: list[Run], progress: Progress) -> None:
+    def _start_some(self, waiting: list[Run]) -> None:
         for run in list(waiting):
             if len(self.running) >= self.jobs:
                 return
@@ -240,7 +234,6 @@ class _Executor:
             self.attempts[run.name] += 1
             pin = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
             start(run, pin)
-            self.bars[run.name] = progress.add_task(run.name, total=run.num_steps)
             self.running[run.name] = (run, slot)
 
     def _ended(self, run: Run, status: int) -> bool:
@@ -301,14 +294,3 @@ def _stopping(running: Mapping[str, tuple[Run, int]]) -> Iterator[None]:
             process.terminate()
         for process in processes:
             process.join()
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f}%"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

@@ -9,7 +9,6 @@ was; finished runs are not trained again.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rich.console import Console
 from data_injection.config import ConfigError
 from launch.grid import Sweep, plan_runs
 from launch.sweep.executor import train_all
+from launch.terminal import typed_command
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml"
 
@@ -81,7 +81,7 @@ def quickstart(
     sweep = quickstart_sweep(widths=widths, seeds=seeds, smoke=smoke)
     runs = plan_runs(sweep, out, overrides=[f"corpus={corpus}"])
     train_all(runs, jobs=jobs, console=console)
-    report = write_report(out, command=" ".join(["olmo-ext", *sys.argv[1:]]))
+    report = write_report(out, command=typed_command())
     table = cells(load_runs(out)[0])
     console.print()
     print_cells(table, console)

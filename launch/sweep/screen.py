@@ -12,8 +12,6 @@ the same command chooses the same again.
 from __future__ import annotations
 
 import re
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
@@ -34,6 +32,7 @@ from launch.grid import Run, Sweep
 from launch.plan.cost import Reckoner
 from launch.sweep.frontier import Frontier, Kind, check_alike, fit_frontiers, kinds_of
 from launch.sweep.sweep import train_sweeps
+from launch.terminal import typed_command
 
 UNITS = ("tokens", "flops", "gpuh")
 
@@ -167,7 +166,6 @@ def write_chosen(
             label.pop(key, None)
             label[key] = value
     points = [run.point.name for run in runs if run.point is not None]
-    command = shlex.join(["olmo-ext", *sys.argv[1:]])
     text = yaml.safe_dump(
         {
             "name": sweep.name,
@@ -179,7 +177,7 @@ def write_chosen(
         sort_keys=False,
     )
     out.mkdir(parents=True, exist_ok=True)
-    header = f"# Single-task runs near the frontier, chosen by\n#   {command}\n"
+    header = f"# Single-task runs near the frontier, chosen by\n#   {typed_command()}\n"
     return replace_file(out / f"{sweep.name}.chosen.yaml", (header + text).encode())
 
 

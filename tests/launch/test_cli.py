@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.train import train_as_typed
+
 Write = Callable[..., Path]
 
 
@@ -87,3 +89,17 @@ def test_quickstart_refuses_a_width_that_cannot_be(tmp_path: Path) -> None:
     done = olmo_ext("quickstart", "--out", tmp_path / "q", "--widths", "10")
     assert done.returncode == 2
     assert "--widths" in done.stderr
+
+
+def test_the_module_is_the_program() -> None:
+    command = [sys.executable, "-m", "launch", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "quickstart" in done.stdout
+
+
+def test_a_sweeps_child_can_do_nothing_but_train() -> None:
+    """It needs no other verb, and so imports none: the circle cli -> executor -> cli is no more."""
+    code = "import sys, launch.sweep.executor; sys.exit('launch.cli' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(ValueError, match="a run is `olmo-ext train"):
+        train_as_typed(["report", "runs"])

@@ -17,7 +17,7 @@ import torch
 
 import olmo_ext.callbacks.build
 from eval.checkpoints.checkpoint import find_checkpoints
-from launch.cli import train as train_verb
+from launch.train import train as train_verb
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.config import load_experiment
 from olmo_ext.signals import SIGNALS, StopSignals, ignore_in_worker

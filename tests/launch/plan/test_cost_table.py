@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_injection.config import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
-from launch.cli import plan as plan_verb
 from launch.grid import Sweep, plan_runs
 from launch.plan.cost import Reckoner, read_experiments, show_costs, size, tokens, totals
+from launch.plan.verbs import plan as plan_verb
 from launch.sweep.sweep import show_runs
 from olmo_ext.config import load_experiment
 from olmo_ext.cost import kept_checkpoints, run_cost

@@ -19,6 +19,7 @@ from data_injection.tasks.base import Task
 from launch import cli
 from launch.plan import preflight
 from launch.plan import warnings as advice
+from launch.plan.verbs import plan as plan_verb
 from launch.plan.warnings import round_up
 from olmo_ext import cost
 from olmo_ext.build import compile_stream
@@ -341,7 +342,7 @@ def test_the_options_change_the_hours(write_experiment: Write, plan: Plan) -> No
 
 
 def test_the_defaults_of_the_command_are_those_of_the_estimate() -> None:
-    defaults = inspect.signature(cli.plan).parameters
+    defaults = inspect.signature(plan_verb).parameters
     assert defaults["peak_tflops"].default == cost.PEAK_TFLOPS
     assert defaults["mfu"].default == cost.MFU
 

@@ -17,8 +17,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import eval.audit.audit
-import launch.show.audit
 from launch.cli import app
+from launch.terminal import progress_bar
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 
@@ -142,14 +142,13 @@ def test_ctrl_c_ends_with_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -
     assert done.output.strip() == "interrupted; nothing was written"
 
 
-def test_a_bar_is_shown_only_for_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_is_shown_only_for_what_takes_long() -> None:
     shown = StringIO()
     console = Console(file=shown, force_terminal=True)
-    with launch.show.audit.progress_bar(console) as progress:
+    with progress_bar(console) as progress:
         progress("ledger", 1, 2)
     assert "ledger" not in shown.getvalue()
-    monkeypatch.setattr(launch.show.audit, "PATIENCE", 0.0)
-    with launch.show.audit.progress_bar(console) as progress:
+    with progress_bar(console, patience=0.0) as progress:
         progress("ledger", 1, 2)
         time.sleep(0.2)
     assert "ledger" in shown.getvalue()

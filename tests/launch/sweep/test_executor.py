@@ -184,7 +184,7 @@ def test_a_sweep_that_is_killed_leaves_no_run_alive_and_goes_on_afterwards(
     (tmp_path / "two.yaml").write_text(text)
     # A path that a shell would take apart reaches no shell.
     out = tmp_path / "out $(touch hacked); #x"
-    command = [sys.executable, "-m", "launch.cli", "sweep", str(tmp_path / "two.yaml")]
+    command = [sys.executable, "-m", "launch", "sweep", str(tmp_path / "two.yaml")]
     command += ["--out", str(out), "--jobs", "2"]
     folders = [out / "two" / label for label in ("s1", "s2")]
     sweep = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)

@@ -30,7 +30,7 @@ def make_run(name: str, folder: Path, *arguments: str, seed: int = 1) -> Run:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return make_run("w4", tmp_path, "no-such-verb")
+    return make_run("w4", tmp_path, "train", str(tmp_path / "none.yaml"))
 
 
 def finish(run: Run) -> None:
@@ -59,7 +59,7 @@ def test_a_failed_run_shows_the_end_of_its_log_and_stops_the_others(
     # Long, but not so that it starts by writing its rows' order for minutes: no signal ends that.
     endless = write_experiment(lambda config: config["train"].update(max_duration=20_000))
     other = make_run("w8", tmp_path, "train", str(endless))
-    with pytest.raises(RunFailed, match=r"(?s)w4 ended with status 2.*No such command"):
+    with pytest.raises(RunFailed, match=r"(?s)w4 ended with status 2.*none.yaml"):
         train_all([other, run], jobs=2, console=Console(quiet=True))
     assert other.process is not None
     assert other.process.exitcode is not None

@@ -1,0 +1,97 @@
+"""`olmo-ext prepare` and `olmo-ext plan`: what comes before a run is paid for.
+
+olmo-ext prepare embedded --out runs/corpus
+olmo-ext plan experiment.yaml
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_injection.config import ConfigError
+from launch.terminal import Overrides, console, interruptible
+
+
+def prepare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="`embedded`, or Dolma files, globs, folders, hf:PATH[,CONFIG][:SPLIT]."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the corpus.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="dolma-v1_5, dolma2, or a tokenizer.json.")
+    ] = "dolma-v1_5",
+    name: Annotated[str | None, typer.Option(help="Name in the manifest.")] = None,
+    text_field: Annotated[str, typer.Option(help="Field of a record with its text.")] = "text",
+    dtype: Annotated[str | None, typer.Option(help="uint16 or uint32; default: smallest.")] = None,
+    vocab_size: Annotated[int, typer.Option(help="BPE vocabulary of `embedded`.")] = 2048,
+    max_tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens.")] = None,
+) -> None:
+    """Turn text into the engine's token files with a manifest."""
+    from data_injection.corpus.prepare import prepare_corpus, prepare_embedded
+
+    if sources == ["embedded"]:
+        manifest = prepare_embedded(out, vocab_size=vocab_size)
+    else:
+        manifest = prepare_corpus(
+            sources,
+            out,
+            name=name or out.name,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            text_field=text_field,
+            max_tokens=max_tokens,
+        )
+    console.print(
+        f"{out}: {manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents, "
+        f"{manifest.dtype}, vocabulary {manifest.vocab_size}, sha256 {manifest.hash}"
+    )
+
+
+def plan(
+    experiments: Annotated[
+        list[Path],
+        typer.Argument(help="Experiment YAML; with --cost several, folders of them, sweeps."),
+    ],
+    override: Overrides = None,
+    scan: Annotated[bool, typer.Option(help="Look for the tasks' tokens in the corpus.")] = True,
+    scan_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Scan an evenly spread sample of so many tokens.")
+    ] = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Only what runs cost, in one table; needs no corpus.")
+    ] = False,
+    gpus: Annotated[
+        int | None, typer.Option(help="World size of the estimate; default 1, with --cost 8.")
+    ] = None,
+    peak_tflops: Annotated[
+        float, typer.Option(help="Peak of one GPU; 989 is an H100 SXM in dense bf16.")
+    ] = 989.0,
+    mfu: Annotated[float, typer.Option(help="Share of the peak that the model uses.")] = 0.4,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
+) -> None:
+    """Before you pay for a run: exposures, what the corpus holds already, cost, warnings."""
+    device = {"peak_tflops": peak_tflops, "mfu": mfu}
+    if cost:
+        from launch.plan.cost import plan_cost
+
+        gpus = 8 if gpus is None else gpus
+        plan_cost(experiments, override or [], gpus=gpus, **device, json_path=json, console=console)
+        return
+    if len(experiments) != 1:
+        raise ConfigError(f"plan takes one experiment, got {len(experiments)}; --cost takes more")
+    from launch.plan.preflight import preflight, show, write_json
+    from olmo_ext.config import load_experiment
+
+    config = load_experiment(experiments[0], override, corpus=False)
+    gpus = 1 if gpus is None else gpus
+    with interruptible("--no-scan or --scan-tokens takes less time"):
+        found = preflight(config, scan=scan, scan_tokens=scan_tokens, gpus=gpus, **device)
+    show(found, console)
+    if json is not None:
+        write_json(found, json)

@@ -1,0 +1,220 @@
+"""The verbs of what runs leave behind: eval, features, reference, report, audit, export.
+
+olmo-ext eval runs/
+olmo-ext report runs/
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from data_injection.config import ConfigError
+from launch.terminal import console, errors, interruptible, progress_bar, typed_command
+
+if TYPE_CHECKING:
+    from eval.scores.evaluate import TaskSet
+
+
+def evaluate(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Runs, folders of runs, checkpoints, HF folders.")
+    ],
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="train or test; default both.")] = None,
+    step: Annotated[list[int] | None, typer.Option(help="Only this step; repeatable.")] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Run or experiment.yaml whose tasks checkpoints outside runs are asked."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    jobs: Annotated[int, typer.Option(min=1, help="Checkpoints side by side.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Table of all rows: .csv or .parquet.")] = None,
+) -> None:
+    """Score every checkpoint on every task and split; what is in the records is skipped."""
+    from eval.scores.evaluate import Choice, Done, chosen_sources, results
+    from eval.scores.evaluate import evaluate as run
+    from eval.scores.table import print_scores
+    from eval.text import check_table_path, write_table
+
+    if out is not None:
+        check_table_path(out, option="--out")
+    _check_device(device)
+    choice = Choice(task, split or ("train", "test"), step)
+    found = chosen_sources(sources, choice)
+    asked = _tasks_of(plan) if plan is not None else None
+    done: list[Done] = []
+    with progress_bar(errors, patience=0) as bar:
+        bar("checkpoints", 0, len(found))
+        for one in run(sources, choice=choice, asked=asked, device=device, jobs=jobs):
+            done.append(one)
+            said = one.problem or (f"{len(one.rows)} rows" if one.rows else "already there")
+            line = f"{one.source.path}: {said}"
+            errors.print(line, markup=False, highlight=False, soft_wrap=True)
+            bar("checkpoints", len(done), len(found))
+    table = results(found, done, choice)
+    print_scores(table, console)
+    if out is not None:
+        write_table(out, table)
+        console.print(f"{out}: {len(table):,} rows", highlight=False)
+
+
+def features(
+    sources: Annotated[list[Path], typer.Argument(help="Runs, checkpoints, or folders of runs.")],
+    das: Annotated[
+        bool, typer.Option("--das", help="Also alignment search, its controls, causal effects.")
+    ] = False,
+    task: Annotated[list[str] | None, typer.Option(help="These tasks only; repeatable.")] = None,
+    step: Annotated[list[int] | None, typer.Option(help="These steps only; repeatable.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Of subspaces; default: of what the probes found.")
+    ] = None,
+    search_steps: Annotated[int, typer.Option(min=1, help="Of a subspace's search.")] = 200,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    export: Annotated[Path | None, typer.Option(help="Table of all rows: .csv, .parquet.")] = None,
+) -> None:
+    """What the tasks' symbols hide, and which layer uses it; what is in the records is skipped."""
+    from launch.show.features import measure_features
+
+    measure_features(
+        sources, das=das, tasks=task or (), steps=step or (), rank=rank, search_steps=search_steps,
+        device=device, export=export, console=console, errors=errors,
+    )  # fmt: skip
+
+
+def reference(
+    sources: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
+    corpus: Annotated[Path | None, typer.Option(help="Where the token files are now.")] = None,
+    sample_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Scan an evenly spread sample of so many tokens.")
+    ] = None,
+    most: Annotated[int, typer.Option(min=2, help="Distinct statements measured a task.")] = 500,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Natural comparisons and additions of the corpus: their frequency, and loss by checkpoint."""
+    from launch.show.reference import reference as run
+
+    scan = {"corpus": corpus, "sample_tokens": sample_tokens}
+    run(sources, scan=scan, most=most, device=device, console=console, errors=errors)
+
+
+def report(
+    source: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write; default: the source.")] = None,
+) -> None:
+    """Write the figures the records hold, CSV tables and one self-contained report.html."""
+    from eval.report.tables import print_cells
+    from eval.report.write import load_runs, write_report
+    from eval.scores.cells import cells
+
+    path = write_report(source, out, command=typed_command())
+    print_cells(cells(load_runs(source)[0]), console)
+    console.print(str(path))
+
+
+def audit(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint; default: the latest.")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="All files of all checkpoints, all tokens of the stream.")
+    ] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option(help="Steps read again without --full; default: those of 268M tokens."),
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Where the token files are now, if they were moved.")
+    ] = None,
+    explain: Annotated[
+        int | None, typer.Option(help="Show what a step (from 0) injected, audit nothing.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows shown by --explain.")] = 10,
+    export: Annotated[
+        str | None, typer.Option(help="Write the ledger: parquet, csv, or a file of that ending.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
+) -> None:
+    """Hold plan, checkpoints, ledger and text of a run against each other; status 1 if one differs.
+
+    Writes nothing into the run's folder but what --export asks for.
+    """
+    from json import dumps
+
+    from eval.audit.audit import audit_run
+    from eval.audit.explain import explain_step
+    from eval.audit.ledger import export_ledger, export_path
+    from eval.records import replace_file
+    from launch.show.audit import show_audit, show_explanation
+
+    if explain is not None:
+        explained = explain_step(run, explain, checkpoint=step, corpus=corpus, most=rows)
+        show_explanation(explained, console)
+        return
+    target = export_path(run, export) if export is not None else None
+    with interruptible("nothing was written"), progress_bar(errors) as progress:
+        found = audit_run(
+            run, step=step, corpus=corpus, full=full, sample=sample, progress=progress
+        )
+    show_audit(found, console)
+    try:
+        if json is not None:
+            replace_file(json, (dumps(found.as_json(), indent=1) + "\n").encode())
+        if target is not None:
+            export_ledger(run, target, checkpoint=step, command=typed_command())
+            console.print(str(target), soft_wrap=True, highlight=False)
+    except OSError as error:
+        raise ConfigError(f"{error}; give --json and --export files that can be written") from None
+    if found.status:
+        raise typer.Exit(found.status)
+
+
+def export(
+    source: Annotated[Path, typer.Argument(help="A checkpoint or a run; for olmo a HF folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    to: Annotated[str, typer.Option(help="hf (stock LlamaForCausalLM) or olmo, back.")] = "hf",
+    step: Annotated[int | None, typer.Option(help="Of a run; default: its latest.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="tokenizer.json or dolma-v1_5; default: the corpus's.")
+    ] = None,
+    no_tokenizer: Annotated[bool, typer.Option("--no-tokenizer", help="Token ids alone.")] = False,
+    dtype: Annotated[str, typer.Option(help="fp32, exact, or bf16, rounded.")] = "fp32",
+) -> None:
+    """Write a checkpoint for transformers and lm-evaluation-harness, or read one back."""
+    from eval.export.huggingface import export_hf, import_hf
+
+    if to == "olmo" and (step, tokenizer, no_tokenizer, dtype) != (None, None, False, "fp32"):
+        raise ConfigError("--step, --tokenizer, --no-tokenizer and --dtype are for --to hf alone")
+    if to == "olmo":
+        console.print(f"{import_hf(source, out)}: config.yaml and model.pt, as eval reads them")
+        return
+    if to != "hf":
+        raise ConfigError(f"--to must be hf or olmo, got {to!r}")
+    done = export_hf(
+        source, out, step=step, tokenizer=tokenizer, no_tokenizer=no_tokenizer, dtype=dtype
+    )
+    console.print(f"{out}: {done.provenance.path}, {done.num_params:,} parameters in {dtype}")
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device must be cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no GPU here; leave it out or see doctor")
+
+
+def _tasks_of(plan: Path) -> TaskSet:
+    """The tasks of a run's folder or of an experiment file."""
+    from eval.scores.evaluate import TaskSet, tasks_of_run
+
+    if plan.is_dir():
+        return tasks_of_run(plan)
+    from olmo_ext.config import load_experiment
+    from olmo_ext.prepare import prepare
+
+    prepared = prepare(load_experiment(plan, corpus=False))
+    vocab_size = prepared.experiment.train.model.vocab_size
+    return TaskSet(tuple(prepared.stream.plan.tasks), vocab_size)

@@ -1,0 +1,129 @@
+"""What the verbs share at the terminal: consoles, common options, one bar, how errors end.
+
+with exits():                                  # bad input: one message and status 2
+    app()
+with progress_bar(errors) as show:
+    show("checkpoints", 3, 12)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from data_injection.config import ConfigError
+
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+"""The disk's own reasons: no defect of the program, so that a traceback would only hide them."""
+
+BAD_INPUT = 2
+"""Status of what no second start would mend."""
+
+PATIENCE = 1.0
+"""Seconds before a bar is shown."""
+
+console = Console()
+errors = Console(stderr=True)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--override", "-o", help="Dotted setting, e.g. train.seed=1; repeatable."),
+]
+ExperimentFile = Annotated[Path, typer.Argument(help="Experiment YAML.")]
+
+
+def typed_command() -> str:
+    """The command line of this process, as a shell takes it."""
+    return shlex.join(["olmo-ext", *sys.argv[1:]])
+
+
+def is_rank_zero() -> bool:
+    """Of all ranks under torchrun one speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def exits() -> Iterator[None]:
+    """Bad input ends the process with one message and status 2, a full disk with status 1."""
+    # The engine registers its resolvers by OmegaConf's older name (olmo/config.py:104).
+    warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
+    try:
+        yield
+    except (ConfigError, FileNotFoundError) as error:
+        if is_rank_zero():
+            _error(str(error))
+        sys.exit(BAD_INPUT)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        # On whatever rank: the disk may be that node's alone.
+        _error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        sys.exit(1)
+
+
+def _error(said: str) -> None:
+    errors.print("[bold red]error:[/] ", end="")
+    errors.print(said, markup=False, highlight=False)
+
+
+@contextmanager
+def interruptible(said: str) -> Iterator[None]:
+    """Ctrl-C ends the verb with a line and status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(f"interrupted; {said}")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def progress_bar(
+    console: Console, *, patience: float = PATIENCE
+) -> Iterator[Callable[[str, float, float], None]]:
+    """Bars of `show(what, done, total)` for what takes longer than `patience`, on a terminal.
+
+    One that is done is taken away; what is printed meanwhile through the console stands above.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
+    bars = Progress(*columns, console=console, transient=True)
+    began: dict[str, float] = {}
+    shown = {}
+
+    def show(what: str, done: float, total: float) -> None:
+        start = began.setdefault(what, time.monotonic())
+        if done >= total:
+            began.pop(what)
+            if what in shown:
+                bars.remove_task(shown.pop(what))
+        elif what in shown:
+            bars.update(shown[what], completed=done, total=total)
+        elif time.monotonic() - start >= patience and console.is_terminal:
+            bars.start()
+            shown[what] = bars.add_task(what, completed=int(done), total=total)
+
+    try:
+        yield show
+    finally:
+        if bars.live.is_started:  # stopped unstarted, it prints an empty line
+            bars.stop()
