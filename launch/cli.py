@@ -11,6 +11,8 @@ the verb that needs them, so that --help answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from launch.doctor import doctor
@@ -29,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-VERBS = {
+VERBS: dict[str, Callable[..., None]] = {
     "quickstart": sweep.quickstart,
     "prepare": plan.prepare,
     "plan": plan.plan,

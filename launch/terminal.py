@@ -99,6 +99,7 @@ def progress_bar(
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -108,7 +109,7 @@ def progress_bar(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
     bars = Progress(*columns, console=console, transient=True)
     began: dict[str, float] = {}
-    shown = {}
+    shown: dict[str, TaskID] = {}
 
     def show(what: str, done: float, total: float) -> None:
         start = began.setdefault(what, time.monotonic())
