@@ -39,7 +39,7 @@ def replaced(path: Path, *, sync: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         if sync:
-            _sync(temporary)
+            sync_path(temporary)
         os.replace(temporary, path)
     except BaseException:
         if temporary.is_dir():
@@ -48,7 +48,7 @@ def replaced(path: Path, *, sync: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         raise
     if sync:
-        sync_folder(path.parent)
+        sync_path(path.parent)
 
 
 def replace_file(path: Path, data: bytes | str, *, sync: bool = False) -> Path:
@@ -58,9 +58,13 @@ def replace_file(path: Path, data: bytes | str, *, sync: bool = False) -> Path:
     return path
 
 
-def sync_folder(path: Path) -> None:
-    """Force a folder's entries onto the disk: which names it holds, not what the files hold."""
-    _sync(path)
+def sync_path(path: Path) -> None:
+    """Force a file onto the disk; of a folder the names in it, not what its files hold."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:
@@ -72,11 +76,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also bytes that are no text
         raise ConfigError(f"{path} is not JSON ({error}); restore or remove it") from None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_injection.errors import ConfigError
-from data_injection.files import sync_folder
+from data_injection.files import sync_path
 from data_injection.plan import StepRows
 
 ROW = np.dtype([("step", "<u4"), ("slot", "<u4"), ("example", "<u4"), ("task", "<u2")])
@@ -108,7 +108,7 @@ class LedgerWriter:
         self._next_step = start_step
         self._num_rows, self._crc = 0, self._header_crc
         os.fsync(self._descriptor)
-        sync_folder(folder)
+        sync_path(folder)
 
     def append(self, step: int, rows: StepRows) -> None:
         """Write the rows of a step (counted from 0) that has been taken; in one system call."""

@@ -165,17 +165,6 @@ def task_fields(plan: InjectionPlan, name: str, *, step: int) -> dict[str, Any]:
     }
 
 
-def replace_file(path: Path, data: bytes) -> Path:
-    """Write beside the target, then rename: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
 def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.records import replace_file
+from data_injection.files import replace_file
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 
@@ -67,5 +67,5 @@ def check_table_path(path: Path, *, option: str) -> None:
 def write_table(path: Path, table: pd.DataFrame) -> Path:
     """Write a table as .csv or, under any other name, as Parquet; whole or not at all."""
     if path.suffix == ".csv":
-        return replace_file(path, table.to_csv(index=False).encode())
+        return replace_file(path, table.to_csv(index=False))
     return replace_file(path, table.to_parquet(index=False))

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from data_injection.config import ConfigError
+from data_injection.files import replace_file
 from eval.checkpoints.checkpoint import find_checkpoints
 from launch.yaml_file import read_yaml, short
 
@@ -186,9 +187,7 @@ class Run:
                 )
             return
         told.parent.mkdir(parents=True, exist_ok=True)
-        temporary = told.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.settings, indent=1))
-        temporary.replace(told)
+        replace_file(told, json.dumps(self.settings, indent=1), sync=True)
 
     def note_start(self) -> None:
         """What is there already is an earlier start's: steps after its last save are lost."""

@@ -32,6 +32,8 @@ from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.api import FullOptimStateDictConfig, FullStateDictConfig
 from torch.utils.data import get_worker_info
 
+from data_injection.files import sync_path
+
 log = logging.getLogger(__name__)
 
 
@@ -224,18 +226,14 @@ def stock_trainer_state(plain: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries and its plain files onto the disk.
+def sync_checkpoint(folder: Path) -> None:
+    """Force a checkpoint's files and its entries onto the disk.
 
     Wart: the engine renames a checkpoint into place without it (checkpoint.py:581), so that after a
     power cut a complete-looking one may hold empty files. Goes when the engine syncs.
     """
-    for path in [*(p for p in folder.iterdir() if p.is_file() and p.suffix != ".jsonl"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
+        sync_path(path)
 
 
 def finish_wandb(exit_code: int) -> None:

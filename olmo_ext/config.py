@@ -25,6 +25,7 @@ from yaml import YAMLError
 
 from data_injection.config import ConfigError, InjectionConfig
 from data_injection.corpus.prepare import Manifest, corpus_paths, verify_corpus
+from data_injection.files import replace_file
 
 UNUSED = {
     "dry_run": "pass --dry-run",
@@ -159,10 +160,8 @@ def complete(
 
 
 def save_experiment(experiment: ExperimentConfig | TrainConfig, path: Path) -> None:
-    """Write an experiment, or the engine's section alone, as YAML, to a temporary name first."""
-    temporary = path.with_suffix(".tmp")
-    OmegaConf.save(OmegaConf.structured(experiment), temporary)
-    temporary.replace(path)
+    """Write an experiment, or the engine's section alone, as YAML."""
+    replace_file(path, OmegaConf.to_yaml(OmegaConf.structured(experiment)), sync=True)
 
 
 def num_steps(train: TrainConfig) -> int:

@@ -29,6 +29,7 @@ import torch
 from olmo.torch_util import get_world_size
 
 from data_injection.config import ConfigError
+from data_injection.files import replace_file
 from data_injection.ledger import (
     LEDGER_FOLDER,
     LedgerWriter,
@@ -307,12 +308,7 @@ def _earlier_starts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".json.tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, json.dumps(value, indent=1), sync=True)
 
 
 def _device_name() -> str:

@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 import wandb
 from olmo.config import TrainConfig
 
-from eval.records import replace_file
+from data_injection.files import replace_file
 from olmo_ext.compat import outlive_wandb
 
 
@@ -44,7 +44,7 @@ def start_wandb(cfg: TrainConfig, folder: Path) -> None:
     id_file = folder / "wandb_id"
     # Renamed into place: after a kill an empty one would make the next start another W&B run.
     if not id_file.exists() or not id_file.read_text():
-        replace_file(id_file, secrets.token_hex(4).encode())
+        replace_file(id_file, secrets.token_hex(4))
     wandb.init(
         dir=folder,
         id=id_file.read_text(),

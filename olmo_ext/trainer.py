@@ -21,6 +21,7 @@ from olmo.config import CheckpointType
 from olmo.torch_util import get_global_rank
 from olmo.train import Trainer
 
+from data_injection.files import sync_path
 from data_injection.ledger import LedgerWriter
 from data_injection.plan import InjectionPlan
 from eval.checkpoints.checkpoint import IDENTITY_FILE, write_checksums
@@ -34,7 +35,7 @@ from olmo_ext.compat import (
     finish_wandb,
     plain_trainer_state,
     stock_trainer_state,
-    sync_folder,
+    sync_checkpoint,
 )
 from olmo_ext.signals import StopSignals
 from olmo_ext.tracking import mirror
@@ -132,7 +133,7 @@ class ExperimentTrainer(Trainer):
             self._remove_unfinished()
             raise
         if get_global_rank() == 0:
-            sync_folder(Path(self.cfg.save_folder))  # the renamed entry itself
+            sync_path(Path(self.cfg.save_folder))  # the renamed entry itself
         for callback in self.callbacks.values():
             callback.on_checkpoint(self)
         return paths
@@ -175,7 +176,7 @@ class ExperimentTrainer(Trainer):
         identity = self.identity | {"step": self.global_step, "ledger": place}
         (folder / IDENTITY_FILE).write_text(json.dumps(identity, indent=1))
         write_checksums(folder)
-        sync_folder(folder)
+        sync_checkpoint(folder)
 
     def _remove_unfinished(self) -> None:
         """Free what a failed save has taken: it may be what fills the disk."""

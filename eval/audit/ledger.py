@@ -12,7 +12,6 @@ run went on from before it.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_injection.config import ConfigError
+from data_injection.files import replaced
 from data_injection.ledger import (
     LEDGER_FOLDER,
     Lineage,
@@ -253,15 +253,11 @@ def export_ledger(
     Parquet carries run, plan_hash, commit (that the run was trained with) and command as metadata.
     """
     table = read_ledger(run, checkpoint=checkpoint)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replaced(path) as temporary:
         if path.suffix == ".csv":
             table.to_csv(temporary, index=False)
         else:
             _write_parquet(table, temporary, _origin(Path(run)) | {"command": command})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_parquet(table: pd.DataFrame, path: Path, metadata: dict[str, str]) -> None:

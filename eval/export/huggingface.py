@@ -11,8 +11,6 @@ on one side, safetensors on the other.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import yaml
 
 from data_injection.config import ConfigError
 from data_injection.corpus.encoder import parse_tokenizer, tokenizer_path
+from data_injection.files import replaced
 from eval.checkpoints.checkpoint import IDENTITY_FILE, verify_checkpoint, write_checksums
 from eval.export.harness import (
     FOLDER,
@@ -219,19 +218,10 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill under a temporary name, then renamed; removed if filling it fails.
-
-    Raises ConfigError if `out` is there and not empty.
-    """
+    """A folder to fill; ConfigError if `out` is there and not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is there already and not empty; choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
-    temporary.mkdir()
-    try:
+    with replaced(out) as temporary:
+        temporary.mkdir()
         yield temporary
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from data_injection.config import ConfigError
+from data_injection.files import replace_file
 from eval.figures import features as feature_plots
 from eval.figures import interference as interference_plots
 from eval.figures import retention as retention_plots
@@ -22,7 +23,7 @@ from eval.findings import controls as findings
 from eval.findings import figures as findings_figures
 from eval.findings import mechanism
 from eval.findings.controls import Table, fill
-from eval.records import FILE_NAME, read_records, replace_file
+from eval.records import FILE_NAME, read_records
 from eval.run import read_run
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def write_chapter(name: str, folders: Sequence[Path], *, document: Path, out: Pa
     chapter, folder = CHAPTERS[name], out / "findings" / name
     frame = chapter.thin(pd.concat([_to_the_end(run) for run in folders]))
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / FILE_NAME, as_json_lines(frame).encode())
-    replace_file(folder / "provenance.json", json.dumps(provenance(folders), indent=1).encode())
+    replace_file(folder / FILE_NAME, as_json_lines(frame))
+    replace_file(folder / "provenance.json", json.dumps(provenance(folders), indent=1))
     frame = read_records(folder / FILE_NAME)
     for figure, draw in chapter.figures.items():
         replace_file(folder / f"{figure}.png", png(draw(frame)))
@@ -86,7 +87,7 @@ def write_chapter(name: str, folders: Sequence[Path], *, document: Path, out: Pa
         else:
             old.append(other)
     note = f"> Not run here, committed numbers: {', '.join(old)}.\n\n" if old else ""
-    return replace_file(out / "findings.md", (note + text).encode())
+    return replace_file(out / "findings.md", note + text)
 
 
 def _to_the_end(folder: Path) -> pd.DataFrame:

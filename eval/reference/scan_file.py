@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from data_injection.corpus.manifest import digest
+from data_injection.files import replace_file
 from data_injection.reference.grammar import GRAMMAR, Statement
 from data_injection.reference.scan import Place, ReferenceScan
-from eval.records import replace_file
 
 FOLDER = "reference"
 

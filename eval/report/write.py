@@ -17,9 +17,10 @@ from pathlib import Path
 import pandas as pd
 
 from data_injection.config import ConfigError
+from data_injection.files import replace_file
 from eval.figures.index import draw_figures
 from eval.figures.ordering import ordering_table
-from eval.records import read_records, record_files, replace_file
+from eval.records import read_records, record_files
 from eval.report.page import Run, render
 from eval.report.tables import markdown_cells
 from eval.run import RUN, find_below
@@ -49,11 +50,11 @@ def write_report(
     for figure in figures:
         replace_file(out / figure.name, figure.png)
     write_table(out / "cells.csv", table)
-    replace_file(out / "cells.md", markdown_cells(table).encode())
+    replace_file(out / "cells.md", markdown_cells(table))
     write_table(out / "records.csv", frame)
     with contextlib.suppress(ConfigError):  # as its figure: left out where the records hold none
         write_table(out / "ordering.csv", ordering_table(frame))
-    return replace_file(out / "report.html", page.encode())
+    return replace_file(out / "report.html", page)
 
 
 def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[Run]]:

@@ -27,7 +27,7 @@ import pandas as pd
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from eval.records import replace_file
+from data_injection.files import replace_file
 from eval.text import write_table
 from launch.lab.tables import (
     Result,
@@ -126,7 +126,7 @@ def run_experiment(
         raise ConfigError(str(error)) from None
     table = pd.DataFrame(rows)
     result = experiment.report(settings, table, predicted)
-    replace_file(folder / "records.jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode())
+    replace_file(folder / "records.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     write_table(folder / "records.csv", table)
     for title, frame in result.tables.items():
         write_table(folder / f"{title}.csv", frame)
@@ -134,7 +134,7 @@ def run_experiment(
         replace_file(folder / f"{title}.png", png(figure, caption, settings, origin))
     origin["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
     origin["captions"] = {title: caption for title, (_, caption) in result.figures.items()}
-    replace_file(folder / "settings.json", (json.dumps(origin, indent=1) + "\n").encode())
+    replace_file(folder / "settings.json", json.dumps(origin, indent=1) + "\n")
     for part in result.terminal:
         console.print(part, highlight=False)
     return result
@@ -148,7 +148,7 @@ def write_predictions(folder: Path, rows: list[Row], origin: Mapping[str, Any]) 
     if not path.is_file() or json.loads(path.read_text()).get("digest") != digest:
         written = datetime.now(UTC).isoformat(timespec="seconds")
         content = {"written": written, "digest": digest, **origin, "rows": rows}
-        replace_file(path, json.dumps(content).encode())
+        replace_file(path, json.dumps(content))
     return pd.DataFrame(rows)
 
 

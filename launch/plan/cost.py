@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import ConfigError
-from eval.records import replace_file
+from data_injection.files import replace_file
 from eval.text import count, number
 from launch.grid import load_sweep, point_overrides
 from launch.grid_loader import GridLoader
@@ -308,4 +308,4 @@ def plan_cost(
     if json_path is not None:
         if json_path.is_dir() or not json_path.parent.is_dir():
             raise ConfigError(f"--json must be a file in a folder that exists, got {json_path}")
-        replace_file(json_path, (json.dumps(costs_as_json(rows), indent=1) + "\n").encode())
+        replace_file(json_path, json.dumps(costs_as_json(rows), indent=1) + "\n")

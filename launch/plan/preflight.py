@@ -26,6 +26,7 @@ from data_injection.config import ConfigError
 from data_injection.corpus.prepare import Manifest
 from data_injection.corpus.scan import CorpusScan, scan_corpus
 from data_injection.corpus.shards import Meter
+from data_injection.files import replace_file
 from eval.text import count, number
 from launch.plan.warnings import Advice, advise, natural_in_run
 from olmo_ext.build import Stream
@@ -344,6 +345,4 @@ def write_json(found: Preflight, path: Path) -> None:
     """All numbers in a file, written to a temporary name first."""
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"--json must be a file in a folder that exists, got {path}")
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(as_json(found), indent=1) + "\n")
-    temporary.replace(path)
+    replace_file(path, json.dumps(as_json(found), indent=1) + "\n")

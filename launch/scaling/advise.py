@@ -88,16 +88,16 @@ def _write(
     told: dict[str, Any],
     console: Console,
 ) -> None:
+    from data_injection.files import replace_file
     from eval.advice.figure import thresholds
     from eval.figures.heatmap import png
-    from eval.records import replace_file
 
     folder = out or (source if source.is_dir() else source.parent)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = replace_file(folder / "advice.png", png(thresholds(found, told)))
     console.print(str(drawn), markup=False, highlight=False, soft_wrap=True)
     if as_json is not None:
-        replace_file(as_json, (json.dumps(_finite(told), indent=1) + "\n").encode())
+        replace_file(as_json, json.dumps(_finite(told), indent=1) + "\n")
         console.print(str(as_json), markup=False, highlight=False, soft_wrap=True)
 
 

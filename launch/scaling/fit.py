@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from data_injection.config import ConfigError
+from data_injection.files import replace_file
 from eval.commit import git_commit
 from eval.figures.heatmap import png
 from eval.figures.scaling import reach_figure
-from eval.records import replace_file
 from eval.text import write_table
 from launch.scaling.losses import LossTable, read_losses
 from launch.scaling.tables import DERIVED, estimate, show
@@ -157,7 +157,7 @@ def _write(
         "versions": {name: version(name) for name in ("olmo-ext", "numpy")},
     }
     data = json.dumps(_plain(found), indent=1, allow_nan=False) + "\n"
-    return replace_file(out / "fit.json", data.encode())
+    return replace_file(out / "fit.json", data)
 
 
 def _frontier_json(frontier: Frontier | str) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def mixture(
     if ways is not None and target is not None:
         _show_ways(plan, ways, target, where, console)
     if as_json is not None:
-        from eval.records import replace_file
+        from data_injection.files import replace_file
 
         told = {
             "command": command,
@@ -110,7 +110,7 @@ def mixture(
             "ways": None if ways is None else [asdict(way) for way in ways],
         }
         text = json.dumps(told, indent=1, default=float).replace("NaN", "null")
-        replace_file(as_json, (text + "\n").encode())
+        replace_file(as_json, text + "\n")
         console.print(str(as_json), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -142,10 +142,10 @@ def audit(
     """
     from json import dumps
 
+    from data_injection.files import replace_file
     from eval.audit.audit import audit_run
     from eval.audit.explain import explain_step
     from eval.audit.ledger import export_ledger, export_path
-    from eval.records import replace_file
     from launch.show.audit import show_audit, show_explanation
 
     if explain is not None:
@@ -160,7 +160,7 @@ def audit(
     show_audit(found, console)
     try:
         if json is not None:
-            replace_file(json, (dumps(found.as_json(), indent=1) + "\n").encode())
+            replace_file(json, dumps(found.as_json(), indent=1) + "\n")
         if target is not None:
             export_ledger(run, target, checkpoint=step, command=typed_command())
             console.print(str(target), soft_wrap=True, highlight=False)

@@ -22,8 +22,8 @@ from olmo.config import TrainConfig
 from rich.console import Console
 
 from data_injection.config import ConfigError
+from data_injection.files import replace_file
 from eval.checkpoints.checkpoint import find_checkpoints
-from eval.records import replace_file
 from eval.run import RUN
 from launch.slurm.batch import Task, Where, render_prepare, render_train, runs_text
 from launch.slurm.jobs import append_event, ask_slurm, events_file, read_events
@@ -101,7 +101,7 @@ def submit(
             plan.runs[number].check_settings()
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text.encode())
+        replace_file(path, text)
         path.chmod(0o755 if path.suffix == ".sbatch" else 0o644)
     return _hand_over(plan, waiting, list(texts), after, console)
 

@@ -37,9 +37,10 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     Raises ConfigError for a chapter that there is not.
     """
     from data_injection.corpus.prepare import prepare_embedded
+    from data_injection.files import replace_file
     from eval.findings.chapters import CHAPTERS, write_chapter
     from eval.findings.controls import fill
-    from eval.records import read_records, replace_file
+    from eval.records import read_records
 
     if chapter not in CHAPTERS:
         raise ConfigError(f"--chapter must be one of {', '.join(CHAPTERS)}, got {chapter!r}")
@@ -57,6 +58,6 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     if path == DOCUMENT:  # the committed one: the README shows a table of it
         frame, readme = read_records(path.parent / "findings" / chapter), ROOT / "README.md"
         text = fill(readme.read_text(), frame, CHAPTERS[chapter].tables)
-        replace_file(readme, text.encode())
+        replace_file(readme, text)
     console.print(f"{path}\n{time.monotonic() - started:.0f} s")
     return path

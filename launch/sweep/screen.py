@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import ConfigError
-from eval.records import replace_file
+from data_injection.files import replace_file
 from eval.text import number
 from launch.grid import Run, Sweep
 from launch.plan.cost import Reckoner
@@ -178,7 +178,7 @@ def write_chosen(
     )
     out.mkdir(parents=True, exist_ok=True)
     header = f"# Single-task runs near the frontier, chosen by\n#   {typed_command()}\n"
-    return replace_file(out / f"{sweep.name}.chosen.yaml", (header + text).encode())
+    return replace_file(out / f"{sweep.name}.chosen.yaml", header + text)
 
 
 def _settings(overrides: Sequence[str]) -> dict[str, Any]:
