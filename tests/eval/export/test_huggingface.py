@@ -36,6 +36,8 @@ from eval.export.llama import (
     llama_weights,
     olmo_config,
 )
+from eval.export.model_card import model_card
+from eval.export.provenance import Provenance
 from eval.export.task_tables import load_tasks
 from eval.records import read_records
 from eval.scores.accuracy import answer
@@ -467,6 +469,18 @@ def test_bf16_rounds_and_says_so(tmp_path: Path) -> None:
 @pytest.fixture
 def run(write_experiment: Write) -> Path:
     return train(load_experiment(write_experiment()))
+
+
+def test_no_name_becomes_markup_of_the_model_card() -> None:
+    name = "<script>`x`</script> [a](javascript:b) | c\n# d"
+    run = {"run": name, "starts": []}
+    known = Provenance(Path("x"), 6, {"embedding_size": None}, {}, run, None, [])
+    known.model["max_sequence_length"] = 8
+    card = model_card(known, num_params=1, dtype="fp32", tokenizer=False)
+    said = r"&lt;script&gt;\`x\`&lt;/script&gt; \[a\](javascript:b) \| c # d"
+    assert f"# {said}, step 6\n" in card
+    assert r"| run | `` <script>`x`</script> [a](javascript:b) \| c # d `` |" in card
+    assert card.count("<script>") == 1  # inside a code span, which shows it
 
 
 def test_a_runs_export_carries_plan_exposures_scores_and_tables(run: Path, tmp_path: Path) -> None:
