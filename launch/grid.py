@@ -29,6 +29,7 @@ from data_injection.config import ConfigError
 from data_injection.files import replace_file
 from eval.checkpoints.checkpoint import find_checkpoints
 from launch.yaml_file import read_yaml, short
+from olmo_ext.shipped import locate, shipped
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
@@ -116,9 +117,9 @@ class Sweep:
 
 def load_sweep(path: str | Path) -> Sweep:
     """Read a sweep's YAML. Raises FileNotFoundError, or ConfigError naming key and remedy."""
-    path = Path(path)
+    path = locate(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no sweep file {path}; see configs/confirm for some")
+        raise FileNotFoundError(f"no sweep file {path}; see {shipped('configs/confirm')} for some")
     raw = read_yaml(path)
     if not isinstance(raw, dict) or set(raw) - set(KEYS):
         unknown = sorted(set(raw) - set(KEYS), key=str) if isinstance(raw, dict) else raw

@@ -26,6 +26,7 @@ from yaml import YAMLError
 from data_injection.config import ConfigError, InjectionConfig
 from data_injection.corpus.prepare import Manifest, corpus_paths, verify_corpus
 from data_injection.files import replace_file
+from olmo_ext.shipped import locate, shipped
 
 UNUSED = {
     "dry_run": "pass --dry-run",
@@ -102,8 +103,10 @@ def read_raw(path: Path, overrides: Sequence[str], *, without: str | None = None
 
     Without the section of that name, if one is given: copying the engine's is most of reading.
     """
+    path = locate(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no experiment file {path}; see configs/quickstart.yaml for one")
+        example = shipped("configs/quickstart.yaml")
+        raise FileNotFoundError(f"no experiment file {path}; see {example} for one")
     # The engine's resolvers (path.glob, path.choose) may stand in its section.
     TrainConfig._register_resolvers(validate_paths=False)
     OmegaConf.register_new_resolver("flash_attn_available", has_flash_attention, replace=True)

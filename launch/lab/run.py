@@ -37,6 +37,7 @@ from launch.lab.tables import (
     report_phase,
 )
 from launch.yaml_file import read_yaml
+from olmo_ext.shipped import shipped
 from theory.lab import complexity, gradients, injection, phase
 from theory.lab.cells import Cell, Row, run_cells
 from theory.settings import from_mapping
@@ -44,8 +45,7 @@ from theory.settings import from_mapping
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-CONFIGS = ROOT / "configs" / "theory"
+CONFIGS = shipped("configs/theory")
 
 
 @dataclass(frozen=True)

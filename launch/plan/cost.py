@@ -37,6 +37,7 @@ from olmo_ext.cost import (
     run_cost,
     storage_bytes,
 )
+from olmo_ext.shipped import locate
 
 UNITS = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -124,7 +125,7 @@ def read_experiments(
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
-    for path in paths:
+    for path in map(locate, paths):
         if path.is_dir():
             inside = [file for file in path.glob("*.yaml") if not _is_sweep(file)]
             if not inside:

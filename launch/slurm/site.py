@@ -19,6 +19,7 @@ from typing import Any, get_args, get_type_hints
 
 from data_injection.config import ConfigError
 from launch.yaml_file import read_yaml, short
+from olmo_ext.shipped import locate, shipped
 
 TIME_FORMS = "minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS"
 
@@ -186,9 +187,10 @@ def parse_time(text: str, *, key: str) -> int:
 
 def load_site(path: str | Path) -> Site:
     """Read a site profile. Raises FileNotFoundError, or ConfigError naming file, key and remedy."""
-    path = Path(path)
+    path = locate(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no site profile {path}; configs/sites has some to begin with")
+        some = shipped("configs/sites")
+        raise FileNotFoundError(f"no site profile {path}; {some} has some to begin with")
     raw = read_yaml(path, as_text=True)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a site profile maps keys to values, got {short(raw)}")

@@ -18,10 +18,11 @@ from rich.console import Console
 from data_injection.config import ConfigError
 from launch.grid import Sweep, load_sweep, plan_sweeps
 from launch.sweep.executor import train_all
+from olmo_ext.shipped import shipped
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-CONFIGS = ROOT / "configs" / "confirm"
-DOCUMENT = ROOT / "docs" / "findings.md"
+CONFIGS = shipped("configs/confirm")
+DOCUMENT = shipped("docs/findings.md")
+README = DOCUMENT.parent.parent / "README.md"
 
 
 def confirm_sweeps(chapter: str) -> list[Sweep]:
@@ -55,8 +56,8 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     console.print("tables and figures ...")
     folders = [run.folder for run in planned]
     path = write_chapter(chapter, folders, document=DOCUMENT, out=out or runs).resolve()
-    if path == DOCUMENT:  # the committed one: the README shows a table of it
-        frame, readme = read_records(path.parent / "findings" / chapter), ROOT / "README.md"
+    if path == DOCUMENT and README.exists():  # the committed one: the README shows a table of it
+        frame, readme = read_records(path.parent / "findings" / chapter), README
         text = fill(readme.read_text(), frame, CHAPTERS[chapter].tables)
         replace_file(readme, text)
     console.print(f"{path}\n{time.monotonic() - started:.0f} s")

@@ -19,8 +19,9 @@ from data_injection.config import ConfigError
 from launch.grid import Sweep, plan_runs
 from launch.sweep.executor import train_all
 from launch.terminal import typed_command
+from olmo_ext.shipped import shipped
 
-CONFIG = Path(__file__).parent.parent.parent / "configs" / "quickstart.yaml"
+CONFIG = shipped("configs/quickstart.yaml")
 
 WIDTHS = (16, 32, 64)
 SMOKE_WIDTHS = (16, 64)
