@@ -29,7 +29,8 @@ from data_injection.config import ConfigError
 from data_injection.corpus.prepare import Manifest
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan, differences
-from olmo_ext.config import ExperimentConfig, num_steps
+from olmo_ext.checks import num_steps
+from olmo_ext.config import ExperimentConfig
 from olmo_ext.data import build_host, check_memmaps, data_seed, fingerprint
 
 log = logging.getLogger(__name__)

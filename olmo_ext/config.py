@@ -9,40 +9,23 @@ a wrong type or a value that cannot work raises ConfigError before any work star
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from olmo.config import TrainConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data_injection.config import ConfigError, InjectionConfig
+from data_injection.config import InjectionConfig
 from data_injection.corpus.prepare import Manifest, corpus_paths, verify_corpus
+from data_injection.errors import ConfigError
 from data_injection.files import replace_file
+from olmo_ext.checks import check, has_flash_attention
 from olmo_ext.shipped import locate, shipped
-
-UNUSED = {
-    "dry_run": "pass --dry-run",
-    "load_path": "pass --resume to go on with a run",
-    "try_load_latest_save": "pass --resume to go on with a run",
-    "reset_optimizer_state": "start a new run",
-    "reset_trainer_state": "start a new run",
-    "restore_dataloader": "start a new run for another stream",
-    "force_save_unsharded": "set save_interval_unsharded",
-    "epoch": "rely on the step: the stream has no epochs to count",
-    "fast_forward_batches": "choose another data seed: a position follows from the step alone",
-    "compile": "train uncompiled",
-    "save_overwrite": "move the checkpoint away: none is ever written over",
-    "remote_save_folder": "copy the run's folder",
-}
-"""Settings of the engine's own script that a run of olmo-ext does not read, and what to do."""
 
 
 @dataclass
@@ -87,6 +70,7 @@ def load_experiment(
     path = Path(path)
     try:
         raw = read_raw(path, overrides or [])
+        _check_text(raw)
         if isinstance(raw.get("train"), DictConfig):
             raw.train = TrainConfig.update_legacy_settings(raw.train)
         experiment = OmegaConf.to_object(OmegaConf.merge(_schema(), raw))
@@ -118,6 +102,16 @@ def read_raw(path: Path, overrides: Sequence[str], *, without: str | None = None
     for override in overrides:
         _override(raw, override)
     return raw
+
+
+def _check_text(raw: Any) -> None:
+    """Refuse names that YAML has read as something else: `no` is False, `1e3` the number 1000.0."""
+    for key in ("rung", "train.run_name"):
+        value = OmegaConf.select(raw, key)
+        if isinstance(value, bool | float):
+            raise ConfigError(
+                key=key, value=value, rule="must be text", remedy="put it in quotes: '\"no\"'"
+            )
 
 
 @cache
@@ -158,46 +152,13 @@ def complete(
     `verify` checks a corpus' files and reads its manifest; a grid does so once for all its runs.
     """
     manifest = None if experiment.corpus is None else _use_corpus(experiment, verify)
-    _check(experiment)
+    check(experiment)
     return manifest
 
 
 def save_experiment(experiment: ExperimentConfig | TrainConfig, path: Path) -> None:
     """Write an experiment, or the engine's section alone, as YAML."""
     replace_file(path, OmegaConf.to_yaml(OmegaConf.structured(experiment)), sync=True)
-
-
-def num_steps(train: TrainConfig) -> int:
-    """Optimizer steps of the whole run. Raises ConfigError for a duration in epochs."""
-    value = train.max_duration
-    text = str(value).strip()
-    try:
-        if text.endswith("T"):
-            tokens = int(float(text[:-1]))
-            return math.ceil(
-                tokens / (train.global_train_batch_size * train.model.max_sequence_length)
-            )
-        return int(float(text))
-    except ValueError:
-        raise ConfigError(
-            f"train.max_duration must be steps (2400) or tokens ('210e9T'), got {value!r}; epochs "
-            "are not supported because the stream has no end"
-        ) from None
-
-
-def has_flash_attention() -> bool:
-    """Whether attention can run in the flash-attn package here: it imports, and there is CUDA.
-
-    `train.model.flash_attention: ${flash_attn_available:}` asks for it. The engine falls back where
-    the import fails, but on a CPU it would call the package and fail in the first step.
-    """
-    if not torch.cuda.is_available():
-        return False
-    try:
-        import flash_attn  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def _override(raw: Any, override: str) -> None:
@@ -263,116 +224,3 @@ def _use_corpus(experiment: ExperimentConfig, verify: Callable[[str], Manifest])
             f"set it to {manifest.vocab_size}"
         )
     return manifest
-
-
-def _check(experiment: ExperimentConfig) -> None:
-    train = experiment.train
-    if experiment.rung in ("", "???"):
-        raise ConfigError("rung must name the model size, for example 20M")
-    if train.run_name is None:
-        raise ConfigError("train.run_name must be given: every record carries it")
-    if not train.data.paths or train.data.datasets:
-        raise ConfigError(
-            "corpus or train.data.paths must be given, and train.data.datasets be unset; "
-            "`olmo-ext prepare` makes a corpus"
-        )
-    if not train.data.drop_last:
-        raise ConfigError(
-            "train.data.drop_last must be true: the stream is made of whole batches, and the "
-            "engine's partial last batch has no step of its own"
-        )
-    if num_steps(train) < 1:
-        raise ConfigError(f"train.max_duration must be at least 1 step, got {train.max_duration!r}")
-    for key, value in _counts(train):
-        if value is None or value < 1:
-            raise ConfigError(f"{key} must be at least 1, got {value}")
-    strategy = str(train.distributed_strategy)
-    if strategy in ("ddp", "fsdp") and getattr(train, strategy) is None:
-        raise ConfigError(
-            f"train.{strategy} must be given for distributed_strategy {strategy}; write "
-            f"`{strategy}: {{}}` for the engine's defaults"
-        )
-    if train.data.num_workers == 0 and train.data.timeout:
-        raise ConfigError("train.data.timeout needs train.data.num_workers; set it to 0")
-    for name, remedy in UNUSED.items():
-        if getattr(train, name) != getattr(TrainConfig(), name):
-            raise ConfigError(f"train.{name} has no effect here; remove it and {remedy}")
-    # Measured with torch 2.13, 2 ranks: files of torch_legacy are refused by torch.load, torch_new
-    # cannot build its reader, local crashes while saving, and olmo_core restores without an error
-    # but goes on along another trajectory. Unsharded files restore bit for bit.
-    if train.save_interval is not None or train.save_interval_ephemeral is not None:
-        raise ConfigError(
-            "train.save_interval and save_interval_ephemeral must be null: no sharded checkpoint "
-            "of ai2-olmo 0.6.0 restores exactly under this torch; set train.save_interval_unsharded"
-        )
-    model = train.model
-    if model.d_model % model.n_heads:
-        raise ConfigError(
-            f"train.model.n_heads must divide d_model, got d_model={model.d_model}, "
-            f"n_heads={model.n_heads}"
-        )
-    if model.rope and (model.d_model // model.n_heads) % 2:
-        raise ConfigError(
-            "train.model.d_model / n_heads must be even, since RoPE turns pairs; got "
-            f"{model.d_model} / {model.n_heads} = {model.d_model // model.n_heads}"
-        )
-    if model.embedding_size is not None and model.embedding_size < model.vocab_size:
-        raise ConfigError(
-            f"train.model.embedding_size must be at least vocab_size {model.vocab_size} or null, "
-            f"got {model.embedding_size}"
-        )
-    if model.n_heads % model.effective_n_kv_heads:
-        raise ConfigError(
-            f"train.model.n_kv_heads must divide n_heads {model.n_heads}, got {model.n_kv_heads}"
-        )
-    if train.precision not in ("fp32", "amp_bf16"):  # amp_fp16 would need a gradient scaler
-        raise ConfigError(f"train.precision must be fp32 or amp_bf16, got {train.precision!r}")
-    if train.data.generate_doc_lengths:
-        try:
-            import flash_attn  # noqa: F401
-        except ImportError:
-            raise ConfigError(
-                "train.data.generate_doc_lengths needs flash-attn (the engine asserts it, "
-                "model.py:543); install the extra `flash` on a CUDA machine or set it to false"
-            ) from None
-    if train.data.effective_memmap_dtype not in (np.uint8, np.uint16, np.uint32, np.uint64):
-        raise ConfigError(
-            f"train.data.memmap_dtype must be an unsigned integer type, got "
-            f"{train.data.memmap_dtype!r}"
-        )
-
-
-def _counts(train: TrainConfig) -> list[tuple[str, int | None]]:
-    """Settings of which less than one would end in a division by zero or an endless loop."""
-    names = (
-        *("global_train_batch_size", "device_train_microbatch_size", "device_eval_batch_size"),
-        *("save_interval_unsharded", "console_log_interval", "canceled_check_interval"),
-        "eval_interval",
-    )
-    shape = ("d_model", "n_heads", "n_layers", "mlp_ratio", "max_sequence_length", "vocab_size")
-    counts = [(f"train.{name}", getattr(train, name)) for name in names]
-    return counts + [(f"train.model.{name}", getattr(train.model, name)) for name in shape]
-
-
-def check_device(train: TrainConfig, *, world_size: int) -> None:
-    """What depends on the machine: precision on a CPU, and the batch over the ranks."""
-    if train.precision != "fp32" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"train.precision is {train.precision} but there is no CUDA device, where the engine "
-            "would silently train in fp32; run it on a CUDA machine, or set train.precision=fp32"
-        )
-    if train.precision == "fp32" and train.model.flash_attention and has_flash_attention():
-        raise ConfigError(
-            "train.model.flash_attention is true but train.precision is fp32, which the flash-attn "
-            "package cannot compute in; set train.model.flash_attention=false"
-        )
-    if train.global_train_batch_size % world_size:
-        raise ConfigError(
-            f"train.global_train_batch_size {train.global_train_batch_size} must be a multiple of "
-            f"the world size {world_size}; use a number of ranks that divides it"
-        )
-    if train.distributed_strategy is None:
-        raise ConfigError(
-            "train.distributed_strategy must be ddp or fsdp, also on one device: the engine saves "
-            "no weights otherwise"
-        )

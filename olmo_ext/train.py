@@ -26,7 +26,8 @@ from data_injection.config import ConfigError
 from data_injection.ledger import LedgerWriter
 from eval.records import lock_folder
 from olmo_ext.build import init_process_group
-from olmo_ext.config import ExperimentConfig, check_device
+from olmo_ext.checks import check_device
+from olmo_ext.config import ExperimentConfig
 from olmo_ext.prepare import build_trainer, prepare
 from olmo_ext.run_folder import (
     check_folder,

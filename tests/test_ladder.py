@@ -27,7 +27,8 @@ from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import read_records
 from launch.grid import load_sweep, plan_runs
 from olmo_ext.build import compile_stream
-from olmo_ext.config import ExperimentConfig, check_device, has_flash_attention, load_experiment
+from olmo_ext.checks import check_device, has_flash_attention
+from olmo_ext.config import ExperimentConfig, load_experiment
 from olmo_ext.train import train
 
 LADDER = Path(__file__).parent.parent / "configs" / "olmo_4M_to_4B"
@@ -276,7 +277,7 @@ class TestDryRun:
         def build_model(*args: object) -> None:
             raise AssertionError("a dry run must not build a model of 16 GB")
 
-        monkeypatch.setattr("olmo_ext.train.build_model", build_model)
+        monkeypatch.setattr("olmo_ext.prepare.build_model", build_model)
         monkeypatch.chdir(tmp_path)
         overrides = ["corpus=", f"train.data.paths=[{tokens}]", "train.precision=fp32"]
         train(load(preset, rung, *overrides), dry_run=True)
@@ -292,9 +293,11 @@ class TestDryRun:
         for words in ("no folder dolma", "olmo-ext prepare", "-o corpus=", "docs/data.md"):
             assert words in str(error.value)
 
-    def test_without_a_gpu_it_says_so(self, dolma: Path) -> None:
-        with pytest.raises(ConfigError, match=r"amp_bf16 .* no CUDA .* CUDA machine, or set"):
-            train(load("ladder", "4M", f"corpus={dolma}"), dry_run=True)
+    def test_without_a_gpu_it_says_so(self, tokens: Path) -> None:
+        with pytest.raises(ConfigError) as error:
+            train(load("ladder", "4M", "corpus=", f"train.data.paths=[{tokens}]"), dry_run=True)
+        assert (error.value.key, error.value.value) == ("train.precision", "amp_bf16")
+        assert "CUDA machine" in error.value.remedy
 
     def test_a_corpus_below_one_batch_is_refused(self, dolma: Path) -> None:
         with pytest.raises(ConfigError, match=r"rows.* one batch of 2048"):

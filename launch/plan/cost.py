@@ -26,7 +26,8 @@ from eval.text import count, number
 from launch.grid import load_sweep, point_overrides
 from launch.grid_loader import GridLoader
 from launch.yaml_file import read_yaml
-from olmo_ext.config import ExperimentConfig, num_steps
+from olmo_ext.checks import num_steps
+from olmo_ext.config import ExperimentConfig
 from olmo_ext.cost import (
     MFU,
     PEAK_TFLOPS,

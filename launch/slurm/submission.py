@@ -25,7 +25,8 @@ from launch.grid import (
 )
 from launch.slurm.batch import Task, check_line
 from launch.yaml_file import read_yaml
-from olmo_ext.config import ExperimentConfig, load_experiment, num_steps, read_raw
+from olmo_ext.checks import num_steps
+from olmo_ext.config import ExperimentConfig, load_experiment, read_raw
 from olmo_ext.prepare import prepare
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from olmo.config import (
+    FSDPConfig,
+    InstanceFilterConfig,
+    SpeedMonitorConfig,
+    TrainConfig,
+    WandbConfig,
+)
 
 from data_injection.config import ConfigError
 from data_injection.corpus.prepare import prepare_corpus
 from olmo_ext.callbacks.build import build_callbacks
-from olmo_ext.config import load_experiment, num_steps
+from olmo_ext.checks import NUMBERS, num_steps, numbers
+from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 
 Write = Callable[..., Path]
@@ -28,8 +37,6 @@ TWO_BIG_TASKS = "[{name: a, num_symbols: 9, schedule: {rate: 6}}, {name: b, num_
         ("train.model.width=8", ["train.model.width", "d_model"]),
         ("train.model.d_model=wide", ["train.model.d_model", "wide"]),
         ("train.seed", ["train.seed", "key=value"]),
-        ("train.model.n_heads=3", ["train.model.n_heads", "d_model=16"]),
-        ("train.model.d_model=6", ["train.model.d_model / n_heads", "even", "6 / 2 = 3"]),
         (
             "injection.tasks=[{name: a, family: group_composition, params: {group: Z9}}]",
             ["tasks[0].params.group", "Z9", "C2 to C120"],
@@ -38,26 +45,6 @@ TWO_BIG_TASKS = "[{name: a, num_symbols: 9, schedule: {rate: 6}}, {name: b, num_
             "injection.tasks=[{name: a, family: group_composition, num_symbols: 5, params: {group: C6}}]",  # noqa: E501
             ["tasks[0].num_symbols", "at least 6", "got 5"],
         ),
-        ("train.data.drop_last=false", ["train.data.drop_last", "must be true"]),
-        ("train.max_duration=2ep", ["train.max_duration", "2ep", "tokens"]),
-        ("train.max_duration=0", ["train.max_duration", "at least 1"]),
-        ("train.epoch=1", ["train.epoch", "no effect"]),
-        ("train.load_path=elsewhere", ["train.load_path", "--resume"]),
-        ("train.compile={}", ["train.compile", "no effect"]),
-        ("train.save_interval=5", ["train.save_interval", "save_interval_unsharded"]),
-        ("train.save_interval_unsharded=null", ["train.save_interval_unsharded"]),
-        ("train.precision=fp8", ["train.precision", "fp8", "amp_bf16"]),
-        ("train.precision=amp_fp16", ["train.precision", "amp_bf16"]),
-        ("train.run_name=null", ["train.run_name"]),
-        ("train.data.generate_doc_lengths=true", ["generate_doc_lengths", "flash-attn"]),
-        ("train.model.embedding_size=128", ["embedding_size", "128"]),
-        ("train.global_train_batch_size=0", ["train.global_train_batch_size", "at least 1"]),
-        ("train.device_train_microbatch_size=0", ["device_train_microbatch_size", "at least 1"]),
-        ("train.save_interval_unsharded=0", ["save_interval_unsharded", "at least 1"]),
-        ("train.console_log_interval=0", ["console_log_interval", "at least 1"]),
-        ("train.model.n_kv_heads=3", ["n_kv_heads", "3"]),
-        ("train.ddp=null", ["train.ddp", "ddp: {}"]),
-        ("train.data.timeout=5", ["train.data.timeout", "num_workers"]),
         # The plan.
         ("injection.tasks.0.schedule.rate=9", ["tasks[0].schedule", "9", "largest", "8"]),
         ("injection.tasks.0.schedule.rate=-1", ["tasks[0].schedule.rate", "-1"]),
@@ -86,6 +73,88 @@ def test_a_bad_setting_is_named_with_its_remedy(
     for words in said:
         assert words in str(error.value), str(error.value)
     assert {p.name for p in tmp_path.iterdir()} == before
+
+
+def change(*keys: str) -> Iterator[tuple[str, str]]:
+    """(override, key that is refused) of "key=value, key=value"."""
+    for line in keys:
+        yield from ((each, each.partition("=")[0]) for each in line.split(", "))
+
+
+REFUSED = [
+    *change(
+        "train.seed=-1, train.seed=4294967296, train.data.seed=-1, train.data.num_workers=-1",
+        "train.data.prefetch_factor=0, train.data.timeout=-1, train.wandb.log_interval=0",
+        "train.optimizer.learning_rate=nan, train.optimizer.learning_rate=-1",
+        "train.optimizer.weight_decay=-0.1, train.optimizer.weight_decay=inf",
+        "train.optimizer.eps=0, train.optimizer.eps=nan, train.optimizer.metrics_log_interval=0",
+        "train.scheduler.t_warmup=-1, train.scheduler.t_warmup=.inf, train.scheduler.t_max=0",
+        "train.scheduler.alpha_f=nan, train.scheduler.alpha_f=-1",
+        "train.scheduler.warmup_min_lr=-1, train.scheduler.grad_clip_warmup_steps=-1",
+        "train.model.init_std=nan, train.model.init_std=0, train.model.rope_theta=0",
+        "train.model.layer_norm_eps=0, train.model.clip_qkv=inf, train.model.clip_qkv=0",
+        "train.model.attention_dropout=1, train.model.residual_dropout=-0.1",
+        "train.model.n_kv_heads=0, train.model.pad_token_id=-1, train.model.mlp_hidden_size=0",
+        "train.max_grad_norm=nan, train.max_grad_norm=0, train.max_grad_norm_ratio=-1",
+        "train.auxiliary_loss_multiplier=nan, train.early_stopping_factor=nan",
+        "train.time_limit=nan, train.time_limit=-1, train.stop_at=0, train.gen1_gc_interval=0",
+        "train.save_num_unsharded_checkpoints_to_keep=-2, train.speed_monitor.window_size=0",
+        "train.max_duration=inf, train.max_duration=infT",
+        "train.max_duration=nan, train.max_duration=nanT, train.max_duration=1e30T",
+        "train.max_duration='1e30', train.max_duration=2ep, train.max_duration=0",
+        "train.max_duration=-5, train.max_duration=-5T",
+        "train.global_train_batch_size=0, train.device_train_microbatch_size=0",
+        "train.save_interval_unsharded=0, train.save_interval_unsharded=null",
+        "train.console_log_interval=0, train.canceled_check_interval=0, train.model.n_layers=0",
+        # Rules of several settings.
+        "train.model.n_heads=3, train.model.d_model=6, train.model.n_kv_heads=3",
+        "train.model.embedding_size=128, train.precision=fp8, train.precision=amp_fp16",
+        "train.run_name=null, train.run_name=no, train.run_name=1e3, rung=no, rung=1e3",
+        "train.data.drop_last=false, train.data.timeout=5, train.data.generate_doc_lengths=true",
+        "train.data.memmap_dtype=int32, train.ddp=null, train.save_interval=5",
+        "train.epoch=1, train.load_path=elsewhere, train.compile={}",
+    ),
+    ("train.optimizer.betas=[0.9,1]", "train.optimizer.betas[1]"),
+    ("train.optimizer.betas=[nan,0.9]", "train.optimizer.betas[0]"),
+    (
+        "train.evaluators=[{label: a, data: {num_workers: -1}}]",
+        "train.evaluators[0].data.num_workers",
+    ),
+]
+
+
+@pytest.mark.parametrize(("override", "key"), REFUSED, ids=[override for override, _ in REFUSED])
+def test_a_value_that_cannot_be_trained_is_refused_by_its_key(
+    override: str, key: str, write_experiment: Write, tmp_path: Path
+) -> None:
+    experiment = write_experiment()
+    with pytest.raises(ConfigError) as error:
+        load_experiment(experiment, [override])
+    assert error.value.key == key
+    assert error.value.rule
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_range_is_of_a_setting_that_the_engine_has() -> None:
+    """A misspelt line of the table would check nothing."""
+    train = TrainConfig(
+        evaluators=[], wandb=WandbConfig(), fsdp=FSDPConfig(), speed_monitor=SpeedMonitorConfig()
+    )
+    train.data.instance_filter = InstanceFilterConfig()
+    there = {
+        ".".join(re.sub(r"\[.*", "", key).split(".")[-2:]) for key, _ in numbers(train, "train")
+    }
+    assert set(NUMBERS) <= there
+
+
+@pytest.mark.parametrize(
+    "override", ["train.optimizer.learning_rate=0", "train.scheduler.warmup_min_lr=1"]
+)
+def test_an_optimizer_or_scheduler_that_cannot_be_built_is_found_by_a_dry_run(
+    override: str, write_experiment: Write
+) -> None:
+    with pytest.raises(ConfigError, match="the engine cannot build them"):
+        train(load_experiment(write_experiment(), [override]), dry_run=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,337 @@
+"""Which values of an experiment can be trained: the one table of rules, asked before any work.
+
+    check(experiment)                                  # every number and every rule below
+    check_device(experiment.train, world_size=8)       # what depends on the machine
+
+To add a rule: a line in NUMBERS (a range) or in RULES (anything else), and a line in its test.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from olmo.config import TrainConfig
+
+from data_injection.errors import ConfigError
+
+if TYPE_CHECKING:
+    from olmo_ext.config import ExperimentConfig
+
+UNUSED = {
+    "dry_run": "pass --dry-run",
+    "load_path": "pass --resume to go on with a run",
+    "try_load_latest_save": "pass --resume to go on with a run",
+    "reset_optimizer_state": "start a new run",
+    "reset_trainer_state": "start a new run",
+    "restore_dataloader": "start a new run for another stream",
+    "force_save_unsharded": "set save_interval_unsharded",
+    "epoch": "rely on the step: the stream has no epochs to count",
+    "fast_forward_batches": "choose another data seed: a position follows from the step alone",
+    "compile": "train uncompiled",
+    "save_overwrite": "move the checkpoint away: none is ever written over",
+    "remote_save_folder": "copy the run's folder",
+}
+"""Settings of the engine's own script that a run of olmo-ext does not read, and what to do."""
+
+MAX_ROWS = 2**32
+"""Rows of a run: the engine numbers them in uint32 (olmo/data/iterable_dataset.py)."""
+
+
+class Range(NamedTuple):
+    """What a number must be; a null passes unless the setting is `needed`."""
+
+    low: float
+    high: float = math.inf
+    open: str = ""
+    """Which ends are themselves outside: "low", "high"."""
+    needed: bool = False
+
+    def holds(self, value: float) -> bool:
+        above = value > self.low if "low" in self.open else value >= self.low
+        return above and (value < self.high if "high" in self.open else value <= self.high)
+
+    def __str__(self) -> str:
+        if math.isinf(self.high):
+            return f"must be {'above' if 'low' in self.open else 'at least'} {self.low}"
+        ends = "(["["low" not in self.open], ")]"["high" not in self.open]
+        return f"must be in {ends[0]}{self.low}, {self.high}{ends[1]}"
+
+
+COUNT, NOT_NEGATIVE, POSITIVE = Range(1), Range(0), Range(0, open="low")
+NEEDED, SHARE = Range(1, needed=True), Range(0, 1, open="high")
+
+NUMBERS: dict[str, Range] = {
+    # The generators of Python, NumPy and torch take 32 bits; the row order's takes any natural.
+    **{"train.seed": Range(0, 2**32 - 1), "data.seed": NOT_NEGATIVE},
+    # Less than one would end in a division by zero or an endless loop.
+    **dict.fromkeys(
+        (
+            *("train.global_train_batch_size", "train.device_train_microbatch_size"),
+            *("train.device_eval_batch_size", "train.save_interval_unsharded"),
+            *("train.console_log_interval", "train.canceled_check_interval", "train.eval_interval"),
+            *("model.d_model", "model.n_heads", "model.n_layers", "model.mlp_ratio"),
+            *("model.max_sequence_length", "model.vocab_size"),
+        ),
+        NEEDED,
+    ),
+    **dict.fromkeys(
+        (
+            *("train.stop_at", "train.stop_after", "train.gen1_gc_interval"),
+            *("model.n_kv_heads", "model.mlp_hidden_size", "model.block_group_size"),
+            *("optimizer.metrics_log_interval", "wandb.log_interval", "scheduler.t_max"),
+            *("data.prefetch_factor", "speed_monitor.window_size"),
+            *("instance_filter.repetition_max_period", "instance_filter.repetition_min_period"),
+            *("instance_filter.repetition_max_count", "fsdp.hybrid_sharding_num_model_replicas"),
+        ),
+        COUNT,
+    ),
+    **dict.fromkeys(
+        (
+            *("train.time_limit", "train.auxiliary_loss_multiplier", "data.num_workers"),
+            *("data.timeout", "model.eos_token_id", "model.pad_token_id"),
+            *("optimizer.learning_rate", "optimizer.weight_decay", "scheduler.t_warmup"),
+            *("scheduler.alpha_f", "scheduler.grad_clip_warmup_steps", "scheduler.warmup_min_lr"),
+        ),
+        NOT_NEGATIVE,
+    ),
+    **dict.fromkeys(
+        (
+            *("train.max_grad_norm", "train.max_grad_norm_ratio", "train.early_stopping_factor"),
+            *("model.rope_theta", "model.layer_norm_eps", "model.clip_qkv"),
+            *("model.alibi_bias_max", "model.init_std", "model.emb_init_std"),
+            *("model.init_cutoff_factor", "optimizer.eps", "scheduler.grad_clip_warmup_factor"),
+            "speed_monitor.gpu_flops_available",
+        ),
+        POSITIVE,
+    ),
+    **dict.fromkeys(
+        (
+            *("model.attention_dropout", "model.residual_dropout", "model.embedding_dropout"),
+            "optimizer.betas",
+        ),
+        SHARE,
+    ),
+    # -1 keeps all checkpoints, evaluates on all batches.
+    **dict.fromkeys(
+        (
+            *("train.save_num_checkpoints_to_keep", "train.eval_subset_num_batches"),
+            "train.save_num_unsharded_checkpoints_to_keep",
+        ),
+        Range(-1),
+    ),
+}
+"""Setting (section and name) -> its range. A number that is not here need only be finite."""
+
+
+class Rule(NamedTuple):
+    """What one setting must be, in the light of the others."""
+
+    key: str
+    holds: Callable[[Any, TrainConfig], bool]
+    """Of its value and the engine's section."""
+
+    rule: str
+    """As the sentence goes on from the key; {train...} stands for other settings."""
+
+    remedy: str = ""
+
+
+RULES = (
+    Rule("rung", lambda v, t: v not in ("", "???"), "must name the model size", "for example 20M"),
+    Rule("train.run_name", lambda v, t: v is not None, "must be given", "every record carries it"),
+    Rule(
+        "train.data.paths", lambda v, t: bool(v), "or corpus must be given",
+        "`olmo-ext prepare` makes a corpus",
+    ),
+    Rule(
+        "train.data.datasets", lambda v, t: not v, "must be unset", "list files in train.data.paths"
+    ),
+    Rule(
+        "train.data.drop_last", lambda v, t: v, "must be true",
+        "the stream is made of whole batches, and the engine's partial last batch has no step of "
+        "its own",
+    ),
+    Rule(
+        "train.max_duration", lambda v, t: num_steps(t) >= 1, "must be at least 1 step",
+        "give steps (2400) or tokens ('210e9T')",
+    ),
+    Rule(
+        "train.max_duration",
+        lambda v, t: num_steps(t) * t.global_train_batch_size <= MAX_ROWS,
+        f"must be at most {MAX_ROWS} rows, which the engine numbers in 32 bits",
+        "train fewer steps or longer rows",
+    ),
+    *(
+        Rule(
+            f"train.{name}",
+            lambda v, t, name=name: str(t.distributed_strategy) != name or v is not None,
+            f"must be given for distributed_strategy {name}",
+            f"write `{name}: {{{{}}}}` for the engine's defaults",
+        )
+        for name in ("ddp", "fsdp")
+    ),
+    Rule(
+        "train.data.timeout", lambda v, t: t.data.num_workers or not v,
+        "needs train.data.num_workers", "set it to 0",
+    ),
+    *(
+        Rule(
+            f"train.{name}",
+            lambda v, t, name=name: v == getattr(TrainConfig(), name),
+            "has no effect here",
+            f"remove it and {remedy}",
+        )
+        for name, remedy in UNUSED.items()
+    ),
+    # Measured with torch 2.13, 2 ranks: files of torch_legacy are refused by torch.load, torch_new
+    # cannot build its reader, local crashes while saving, and olmo_core restores without an error
+    # but goes on along another trajectory. Unsharded files restore bit for bit.
+    *(
+        Rule(
+            f"train.{name}", lambda v, t: v is None,
+            "must be null: no sharded checkpoint of ai2-olmo 0.6.0 restores exactly under this "
+            "torch",
+            "set train.save_interval_unsharded",
+        )
+        for name in ("save_interval", "save_interval_ephemeral")
+    ),
+    Rule(
+        "train.model.n_heads", lambda v, t: t.model.d_model % v == 0,
+        "must divide d_model={train.model.d_model}",
+    ),
+    Rule(
+        "train.model.d_model",
+        lambda v, t: not t.model.rope or v // t.model.n_heads % 2 == 0,
+        "must be an even multiple of n_heads={train.model.n_heads}, since RoPE turns pairs",
+    ),
+    Rule(
+        "train.model.embedding_size", lambda v, t: v is None or v >= t.model.vocab_size,
+        "must be at least vocab_size {train.model.vocab_size} or null",
+    ),
+    Rule(
+        "train.model.n_kv_heads", lambda v, t: t.model.n_heads % (v or t.model.n_heads) == 0,
+        "must divide n_heads {train.model.n_heads}",
+    ),
+    # amp_fp16 would need a gradient scaler.
+    Rule("train.precision", lambda v, t: v in ("fp32", "amp_bf16"), "must be fp32 or amp_bf16"),
+    Rule(
+        "train.data.generate_doc_lengths",
+        lambda v, t: not v or find_spec("flash_attn") is not None,
+        "needs flash-attn (the engine asserts it, model.py:543)",
+        "install the extra `flash` on a CUDA machine or set it to false",
+    ),
+    Rule(
+        "train.data.memmap_dtype",
+        lambda v, t: t.data.effective_memmap_dtype in (np.uint8, np.uint16, np.uint32, np.uint64),
+        "must be an unsigned integer type",
+    ),
+)  # fmt: skip
+
+
+def check(experiment: ExperimentConfig) -> None:
+    """Raise ConfigError (key, value, rule, remedy) for the first value that cannot be trained."""
+    for key, value in numbers(experiment.train, "train"):
+        _check_number(key, value)
+    for key, holds, rule, remedy in RULES:
+        value: Any = experiment
+        for name in key.split("."):
+            value = getattr(value, name)
+        if not holds(value, experiment.train):
+            said = rule.format(train=experiment.train)
+            raise ConfigError(key=key, value=value, rule=said, remedy=remedy.format())
+
+
+def numbers(section: Any, key: str) -> Iterator[tuple[str, float | None]]:
+    """Every number of a section and of those in it, with its dotted key; nulls as None."""
+    if is_dataclass(section):
+        for one in fields(section):
+            yield from numbers(getattr(section, one.name), f"{key}.{one.name}")
+    elif isinstance(section, list | tuple):
+        for index, value in enumerate(section):
+            yield from numbers(value, f"{key}[{index}]")
+    elif section is None or (isinstance(section, int | float) and not isinstance(section, bool)):
+        yield key, section
+
+
+def _check_number(key: str, value: float | None) -> None:
+    # An evaluator's data have the rules of the run's.
+    parts = re.sub(r"\[\d+\]", "", key).split(".")
+    allowed = NUMBERS.get(".".join(parts[-2:]))
+    if value is None:
+        if allowed is not None and allowed.needed:
+            raise ConfigError(key=key, value=value, rule=str(allowed))
+    elif not math.isfinite(value):
+        raise ConfigError(key=key, value=value, rule="must be a finite number")
+    elif allowed is not None and not allowed.holds(value):
+        raise ConfigError(key=key, value=value, rule=str(allowed))
+
+
+def num_steps(train: TrainConfig) -> int:
+    """Optimizer steps of the whole run. Raises ConfigError for a duration in epochs."""
+    text = str(train.max_duration).strip()
+    try:
+        number = float(text.removesuffix("T"))
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(
+            key="train.max_duration",
+            value=train.max_duration,
+            rule="must be steps (2400) or tokens ('210e9T')",
+            remedy="epochs are not supported because the stream has no end",
+        )
+    if text.endswith("T"):
+        tokens = train.global_train_batch_size * train.model.max_sequence_length
+        return math.ceil(int(number) / tokens)
+    return int(number)
+
+
+def has_flash_attention() -> bool:
+    """Whether attention can run in the flash-attn package here: it imports, and there is CUDA.
+
+    `train.model.flash_attention: ${flash_attn_available:}` asks for it. The engine falls back where
+    the import fails, but on a CPU it would call the package and fail in the first step.
+    """
+    if not torch.cuda.is_available():
+        return False
+    try:
+        import flash_attn  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def check_device(train: TrainConfig, *, world_size: int) -> None:
+    """What depends on the machine: precision on a CPU, and the batch over the ranks."""
+    if train.precision != "fp32" and not torch.cuda.is_available():
+        raise ConfigError(
+            key="train.precision",
+            value=str(train.precision),
+            rule="needs a CUDA device; without one the engine would silently train in fp32",
+            remedy="run it on a CUDA machine, or set train.precision=fp32",
+        )
+    if train.precision == "fp32" and train.model.flash_attention and has_flash_attention():
+        raise ConfigError(
+            "train.model.flash_attention is true but train.precision is fp32, which the flash-attn "
+            "package cannot compute in; set train.model.flash_attention=false"
+        )
+    if train.global_train_batch_size % world_size:
+        raise ConfigError(
+            key="train.global_train_batch_size",
+            value=train.global_train_batch_size,
+            rule=f"must be a multiple of the world size {world_size}",
+            remedy="use a number of ranks that divides it",
+        )
+    if train.distributed_strategy is None:
+        raise ConfigError(
+            key="train.distributed_strategy",
+            value=None,
+            rule="must be ddp or fsdp, also on one device: the engine saves no weights otherwise",
+        )
