@@ -143,6 +143,14 @@ class Rule(NamedTuple):
     remedy: str = ""
 
 
+def _given_under(strategy: str) -> Callable[[Any, TrainConfig], bool]:
+    return lambda v, t: str(t.distributed_strategy) != strategy or v is not None
+
+
+def _as_by_default(name: str) -> Callable[[Any, TrainConfig], bool]:
+    return lambda v, t: v == getattr(TrainConfig(), name)
+
+
 RULES = (
     Rule("rung", lambda v, t: v not in ("", "???"), "must name the model size", "for example 20M"),
     Rule("train.run_name", lambda v, t: v is not None, "must be given", "every record carries it"),
@@ -171,7 +179,7 @@ RULES = (
     *(
         Rule(
             f"train.{name}",
-            lambda v, t, name=name: str(t.distributed_strategy) != name or v is not None,
+            _given_under(name),
             f"must be given for distributed_strategy {name}",
             f"write `{name}: {{{{}}}}` for the engine's defaults",
         )
@@ -184,7 +192,7 @@ RULES = (
     *(
         Rule(
             f"train.{name}",
-            lambda v, t, name=name: v == getattr(TrainConfig(), name),
+            _as_by_default(name),
             "has no effect here",
             f"remove it and {remedy}",
         )
@@ -237,8 +245,8 @@ RULES = (
 
 def check(experiment: ExperimentConfig) -> None:
     """Raise ConfigError (key, value, rule, remedy) for the first value that cannot be trained."""
-    for key, value in numbers(experiment.train, "train"):
-        _check_number(key, value)
+    for key, number in numbers(experiment.train, "train"):
+        _check_number(key, number)
     for key, holds, rule, remedy in RULES:
         value: Any = experiment
         for name in key.split("."):
