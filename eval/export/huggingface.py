@@ -11,7 +11,7 @@ on one side, safetensors on the other.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,6 @@ from eval.export.llama import (
 from eval.export.model_card import model_card
 from eval.export.provenance import Provenance, find_provenance, find_tokenizer
 from eval.export.task_tables import FILE_NAME, task_tables
-from eval.scores.accuracy import LastLogits
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -152,7 +151,7 @@ def import_hf(source: str | Path, out: str | Path) -> Path:
     return Path(out)
 
 
-def load_hf(path: str | Path, *, device: str = "cpu") -> LastLogits:
+def load_hf(path: str | Path, *, device: str = "cpu") -> Callable[[torch.Tensor], torch.Tensor]:
     """The model of a transformers folder for `eval.scores.accuracy`, fp32; all code is theirs.
 
     Raises FileNotFoundError if there is no config.json.
