@@ -27,7 +27,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from launch.grid import Sweep, load_sweep, plan_runs
+from launch.grid import Sweep, load_sweep
+from launch.runs import plan_runs
 from launch.sweep.executor import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parent.parent

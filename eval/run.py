@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,25 @@ def find_below(path: str | Path, name: str) -> list[Path]:
     return sorted(file for folder in _folders(Path(path)) if (file := folder / name).is_file())
 
 
-def _folders(top: Path) -> Iterator[Path]:
+def left_out(path: str | Path) -> list[str]:
+    """What `find_below` cannot look into, each with its reason: links to nothing, shut folders."""
+    found: list[str] = []
+    if Path(path).is_file():
+        return found
+
+    def shut(error: OSError) -> None:
+        found.append(f"{error.filename}: {error.strerror}")
+
+    for folder in _folders(Path(path), shut):
+        for child in sorted(folder.iterdir()):
+            if child.is_symlink() and not child.exists():
+                found.append(f"{child}: a link to {os.readlink(child)}, which is not there")
+    return found
+
+
+def _folders(top: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
     seen: set[str] = set()
-    for folder, inside, _ in os.walk(top, followlinks=True):
+    for folder, inside, _ in os.walk(top, onerror=onerror, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             inside.clear()

@@ -219,9 +219,22 @@ def _lost(ledger: Path, position: Position, step: int) -> list[str]:
 
 
 def write_marker(folder: Path, *, step: int, num_steps: int, reason: str) -> None:
-    """Say that the run was stopped for a reason, is saved at `step` and wants to be resumed."""
+    """Say that the run was stopped for a reason, is saved at `step` and wants to be resumed.
+
+    With the SLURM job and its restart, by which a batch script knows its own marker from an earlier
+    start's: clocks of nodes and file servers differ, and times would deny a marker that is there.
+    """
     value = {"step": step, "num_steps": num_steps, "reason": reason}
-    _write_json(folder / MARKER, value)
+    _write_json(folder / MARKER, value | _slurm_start())
+
+
+def _slurm_start() -> dict[str, Any]:
+    """Which start of which SLURM job this is, as the batch script names it; empty elsewhere."""
+    if (job := os.environ.get("SLURM_JOB_ID")) is None:
+        return {}
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return {"job": job, "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
 
 
 @contextmanager

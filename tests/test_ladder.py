@@ -25,7 +25,8 @@ from data_injection.config import ConfigError
 from data_injection.corpus.prepare import load_tokenizer, prepare_corpus, prepare_embedded
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import read_records
-from launch.grid import load_sweep, plan_runs
+from launch.grid import load_sweep
+from launch.runs import plan_runs
 from olmo_ext.build import compile_stream
 from olmo_ext.checks import check_device, has_flash_attention
 from olmo_ext.config import ExperimentConfig, load_experiment

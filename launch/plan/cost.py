@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from olmo.config import TrainConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -23,88 +22,15 @@ from rich.table import Table
 from data_injection.config import ConfigError
 from data_injection.files import replace_file
 from eval.text import count, number
-from launch.grid import load_sweep, point_overrides
+from launch.grid import is_sweep, load_sweep, point_overrides
 from launch.grid_loader import GridLoader
+from launch.reckon import Reckoner, Row, size
 from launch.yaml_file import read_yaml
-from olmo_ext.checks import num_steps
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.cost import (
-    MFU,
     PEAK_TFLOPS,
-    Cost,
-    check_device,
-    checkpoint_bytes,
-    kept_checkpoints,
-    run_cost,
-    storage_bytes,
 )
 from olmo_ext.shipped import locate
-
-UNITS = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that cost the same: a rung, and how many of a grid are of it."""
-
-    rung: str
-    num_runs: int
-    strategy: str
-    num_steps: int
-    cost: Cost
-    """Of one run."""
-
-    checkpoint: int
-    """Bytes of one checkpoint after the first step."""
-
-    num_checkpoints: int
-    storage: int
-    """Bytes of all checkpoints that one run leaves behind."""
-
-
-class Reckoner:
-    """`Row`s of experiments, each distinct model built once (on the meta device)."""
-
-    def __init__(
-        self, *, gpus: int = 1, peak_tflops: float = PEAK_TFLOPS, mfu: float = MFU
-    ) -> None:
-        check_device(peak_tflops=peak_tflops, mfu=mfu)
-        self.options: dict[str, Any] = {"gpus": gpus, "peak_tflops": peak_tflops, "mfu": mfu}
-        self._rows: dict[str, Row] = {}
-
-    def row(self, experiment: ExperimentConfig) -> Row:
-        """Of one run of it. Raises ConfigError for GPUs that do not divide its batch."""
-        key = experiment.rung + _shape(experiment.train)
-        if key not in self._rows:
-            train = experiment.train
-            steps = num_steps(train)
-            cost = run_cost(train, num_steps=steps, **self.options)
-            total = cost.num_params_total
-            self._rows[key] = Row(
-                rung=experiment.rung,
-                num_runs=1,
-                strategy=str(train.distributed_strategy),
-                num_steps=steps,
-                cost=cost,
-                checkpoint=checkpoint_bytes(train, total),
-                num_checkpoints=len(kept_checkpoints(train, steps)),
-                storage=storage_bytes(train, total, steps),
-            )
-        return self._rows[key]
-
-    def rows(self, experiments: Sequence[ExperimentConfig]) -> list[Row]:
-        """Equal ones together, in the order of their first."""
-        found: dict[Row, int] = {}
-        for experiment in experiments:
-            row = self.row(experiment)
-            found[row] = found.get(row, 0) + 1
-        return [Row(**vars(row) | {"num_runs": runs}) for row, runs in found.items()]
-
-
-def _shape(train: TrainConfig) -> str:
-    """All of the engine's section but what is a run's own and costs nothing."""
-    own = {"run_name": None, "save_folder": None, "seed": 0, "data": None, "wandb": None}
-    return repr(asdict(train) | own)
 
 
 def read_experiments(
@@ -128,12 +54,12 @@ def read_experiments(
 def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
     for path in map(locate, paths):
         if path.is_dir():
-            inside = [file for file in path.glob("*.yaml") if not _is_sweep(file)]
+            inside = [file for file in path.glob("*.yaml") if not is_sweep(file)]
             if not inside:
                 raise ConfigError(f"{path} holds no experiment *.yaml; name files or their folder")
             for file in sorted(inside, key=_size):
                 yield file, []
-        elif _is_sweep(path):
+        elif is_sweep(path):
             sweep = load_sweep(path)
             for point in sweep.points():
                 yield point.experiment, point_overrides(sweep, point)
@@ -144,10 +70,6 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
 def _read(path: Path) -> dict[str, Any]:
     raw = read_yaml(path) if path.is_file() else None
     return raw if isinstance(raw, dict) else {}
-
-
-def _is_sweep(path: Path) -> bool:
-    return "experiments" in _read(path)
 
 
 def _size(path: Path) -> tuple[int, int, str]:
@@ -257,14 +179,6 @@ def _table(first: str, titles: Sequence[str]) -> Table:
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     return table
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in three digits: 83.6 MB, 2.5 TB."""
-    for unit, name in UNITS:
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:.3g} {name}"
-    return f"{num_bytes:.0f} B"
 
 
 def totals(rows: Sequence[Row]) -> dict[str, Any]:

@@ -107,10 +107,13 @@ def report(
     """Write the figures the records hold, CSV tables and one self-contained report.html."""
     from eval.report.tables import print_cells
     from eval.report.write import load_runs, write_report
+    from eval.run import left_out
     from eval.scores.cells import cells
 
     path = write_report(source, out, command=typed_command())
     print_cells(cells(load_runs(source)[0]), console)
+    for line in left_out(source):
+        errors.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
     console.print(str(path))
 
 

@@ -1,6 +1,6 @@
 """Batch files for SLURM: a template, a site profile and the runs become text; nothing is submitted.
 
-    text = render_train(site, tasks, lead=lead, where=where)     # a sweep: one array
+    text = render_train(site, runs, lead=lead, where=where)     # a sweep: one array
     text = render_prepare(site, sources, corpus, where=where)
 
 Whatever comes from outside (names, paths, overrides) is quoted where a shell reads it, and refused
@@ -20,6 +20,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from data_injection.config import ConfigError
+from launch.runs import Run
 from launch.slurm.lead import Lead
 from launch.slurm.site import Site
 from launch.slurm.torchrun import environment_of, torchrun_command
@@ -27,35 +28,6 @@ from launch.slurm.torchrun import environment_of, torchrun_command
 _PLAIN = re.compile(r"[A-Za-z0-9_.,:@%+/=-]+")
 _FIELD = re.compile(r"\{\{(\w+)\}\}")
 _MEETING = "HEAD-NODE:29400"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One run as a batch script sees it."""
-
-    name: str
-    folder: Path
-    """Absolute."""
-    num_steps: int
-    arguments: tuple[str, ...]
-    """Of olmo-ext, as one would type them."""
-
-    def line(self) -> str:
-        """NAME FOLDER STEPS ARGUMENTS, quoted for a shell."""
-        words = [self.name, str(self.folder), str(self.num_steps), *self.arguments]
-        for word in words:
-            check_line(word, what=f"run {self.name!r}")
-        return shlex.join(words)
-
-    def lines(self) -> str:
-        """The same, one override a line."""
-        self.line()
-        words = [self.name, str(self.folder), str(self.num_steps), *self.arguments]
-        text = shlex.quote(words[0])
-        for before, word in itertools.pairwise(words):
-            option = word in ("--override", "-o") and before not in ("--override", "-o")
-            text += (" \\\n    " if option else " ") + shlex.quote(word)
-        return text
 
 
 @dataclass(frozen=True)
@@ -100,9 +72,29 @@ def job_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", name)
 
 
+def run_line(run: Run) -> str:
+    """NAME FOLDER STEPS ARGUMENTS, quoted for a shell."""
+    return shlex.join(_words(run))
+
+
+def run_lines(run: Run) -> str:
+    """The same, one override a line."""
+    words = _words(run)
+    text = shlex.quote(words[0])
+    for before, word in itertools.pairwise(words):
+        option = word in ("--override", "-o") and before not in ("--override", "-o")
+        text += (" \\\n    " if option else " ") + shlex.quote(word)
+    return text
+
+
+def _words(run: Run) -> list[str]:
+    words = [run.name, str(run.folder), str(run.num_steps), *run.arguments]
+    return [check_line(word, what=f"run {run.name!r}") for word in words]
+
+
 def render_train(
     site: Site,
-    tasks: Mapping[int, Task],
+    runs: Mapping[int, Run],
     *,
     name: str,
     lead: Lead,
@@ -112,7 +104,7 @@ def render_train(
     """The batch file of one run, or of a sweep's as an array.
 
     Args:
-        tasks: line number in runs_file -> run, those to be trained; one run without runs_file.
+        runs: line number in runs_file -> run, those to be trained; one run without runs_file.
         name: of the job.
         runs_file: where `runs_text` is or will be; None for one run alone.
     """
@@ -120,13 +112,13 @@ def render_train(
     select = (
         f'eval "set -- $(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {shlex.quote(str(runs_file))})"'
         if several
-        else f"set -- {next(iter(tasks.values())).lines()}"
+        else f"set -- {run_lines(next(iter(runs.values())))}"
     )
     lines = [directive("job-name", job_name(name)), *_resources(site)]
     out = str(where.script.parent).replace("%", "%%")
     if several:
         limit = f"%{site.array_limit}" if site.array_limit else ""
-        lines.append(directive("array", f"{ranges(list(tasks))}{limit}"))
+        lines.append(directive("array", f"{ranges(list(runs))}{limit}"))
     lines.append(directive("output", f"{out}/{'%A_%a' if several else '%j'}.out"))
     lines += [
         directive("open-mode", "append"),
@@ -134,7 +126,7 @@ def render_train(
         directive("signal", f"USR1@{lead.seconds}"),
         *(f"#SBATCH {line}" for line in site.directives),
     ]
-    title = f"{len(tasks)} runs of the sweep {name}, an array" if several else f"The run {name}"
+    title = f"{len(runs)} runs of the sweep {name}, an array" if several else f"The run {name}"
     return _fill(
         "train.sbatch",
         where,
@@ -149,10 +141,10 @@ def render_train(
     )
 
 
-def runs_text(tasks: Mapping[int, Task]) -> str:
+def runs_text(runs: Mapping[int, Run]) -> str:
     """The file of commands: line n is the array's task n."""
-    assert list(tasks) == list(range(1, len(tasks) + 1))
-    return "".join(f"{task.line()}\n" for task in tasks.values())
+    assert list(runs) == list(range(1, len(runs) + 1))
+    return "".join(f"{run_line(run)}\n" for run in runs.values())
 
 
 def render_prepare(

@@ -3,18 +3,18 @@
     lead = reckon_lead(site, experiment.train, num_steps=50_000, folder=run_folder)
     lead.seconds, lead.why
 
-From the run's own log and checkpoints where it has run, else from the cost estimate.
+From the run's own progress and checkpoints where it has run, else from the cost estimate.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_injection.config import ConfigError
+from eval.run import PROGRESS, read_if_whole
 from launch.slurm.site import Site
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ CPU_TFLOPS = 0.01
 
 BYTES_A_PARAMETER, BYTES_IN_OPTIM = 12, 8
 """Of a checkpoint: weights and AdamW's two moments in fp32; the moments are one file."""
-
-_SPEED = re.compile(r"  ([0-9.]+) step/s")
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,8 @@ def reckon_lead(site: Site, train: TrainConfig, *, num_steps: int, folder: Path)
 def _step(site: Site, train: TrainConfig, num_steps: int, folder: Path) -> tuple[float, str]:
     if site.step_seconds is not None:
         return site.step_seconds, "the site's step_seconds"
-    log = folder / "logs" / "train.log"
-    if log.is_file() and (speeds := _SPEED.findall(_tail(log))):
-        slowest = min(float(speed) for speed in speeds[-20:])
-        if slowest > 0:
-            return 1 / slowest, f"measured, {log.name}"
+    if speed := read_if_whole(folder / PROGRESS).get("steps_per_second"):
+        return 1 / float(speed), f"measured, {PROGRESS}"
     from olmo_ext.cost import run_cost
 
     ranks = site.ranks * site.nodes
@@ -128,9 +123,3 @@ def measured_save(checkpoint: Path) -> float | None:
     if between < 0 or weights.st_size >= size:
         return None
     return between * size / (size - weights.st_size)
-
-
-def _tail(path: Path, size: int = 65536) -> str:
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - size, 0))
-        return file.read().decode(errors="replace")

@@ -26,7 +26,7 @@ from rich.text import Text
 from data_injection.config import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import FILE_NAME as RECORDS_FILE
-from eval.run import MARKER, RUN, find_below, read_if_whole
+from eval.run import MARKER, PROGRESS, RUN, find_below, left_out, read_if_whole
 from launch.slurm.jobs import EVENTS_FILE, Job, Queue, ask_slurm, read_events
 
 STATES = (
@@ -37,7 +37,6 @@ STATES = (
 not requeue it; stalled: requeued without a step forward; ended: before its last step but without an
 error (early stopping); interrupted: there are checkpoints, and nothing that goes on."""
 
-_STEP = re.compile(r"step (\d+)/(\d+)")
 _FAILED = {"FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 _COLOURS = {
     **dict.fromkeys(("running", "finished"), "green"),
@@ -69,7 +68,7 @@ class Status:
     record_age: float | None
     """Seconds since the last measurement."""
     exposures: dict[str, float]
-    """Task -> exposures per example at the last measurement."""
+    """Injected task -> exposures per example at the highest step that was measured."""
     error: str
     """The last line of the log that tells of an error, of a failed run."""
 
@@ -85,13 +84,16 @@ def find_status(sources: Sequence[Path]) -> tuple[list[Status], str]:
             raise FileNotFoundError(f"no folder {source}")
         if not (found := _run_folders(source)):
             raise ConfigError(f"{source} holds no run: no {RUN}, no logs/{EVENTS_FILE} below it")
-        folders += [folder for folder in found if folder not in folders]
+        # A run that is given by its own name and by a link to it is one run.
+        seen = {folder.resolve() for folder in folders}
+        folders += [folder for folder in found if folder.resolve() not in seen]
     events = {folder: read_events(folder) for folder in folders}
     queue = ask_slurm({told[-1]["job"] for told in events.values() if told})
     return [run_status(folder, events[folder], queue) for folder in folders], queue.problem
 
 
 def _run_folders(source: Path) -> list[Path]:
+    """Links are followed: a run is often moved to scratch and linked back."""
     found = {path.parent for path in find_below(source, RUN)}
     found |= {path.parent.parent for path in find_below(source, f"logs/{EVENTS_FILE}")}
     return sorted(found)
@@ -104,20 +106,19 @@ def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> 
     checkpoints = find_checkpoints(folder)
     checkpoint = checkpoints[-1].step if checkpoints else None
     log = _tail(folder / "logs" / "train.log")
-    rows = _last_rows(folder / RECORDS_FILE, set(run.get("tasks") or ()))
-    steps = _STEP.findall(log)
-    num_steps = run.get("num_steps") or (int(steps[-1][1]) if steps else None)
+    measured, exposures = _exposures(folder / RECORDS_FILE, set(run.get("tasks") or ()))
+    progress = read_if_whole(folder / PROGRESS)
+    num_steps = run.get("num_steps") or progress.get("last_step")
     number = events[-1]["job"] if events else None
     job = queue.jobs.get(number) if number else None
     state = _state(folder, events, job, checkpoint, num_steps, marker, queue)
-    reached = [checkpoint or 0, *(row["step"] for row in rows[-1:])]
-    if state == "running" and steps:  # steps after the last checkpoint are lost with their process
-        reached.append(int(steps[-1][0]))
+    # Steps after the last checkpoint are lost with their process.
+    reached = max(checkpoint or 0, measured, progress.get("step", 0))
     return Status(
         name=run.get("run") or folder.name,
         folder=str(folder),
         state=state,
-        step=max(reached) if state == "running" else checkpoint or 0,
+        step=reached if state == "running" else checkpoint or 0,
         num_steps=num_steps,
         checkpoint=checkpoint,
         marker=marker,
@@ -126,7 +127,7 @@ def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> 
         starts=len(run.get("starts", ())),
         requeues=sum(event["event"] == "requeued" for event in events),
         record_age=_age(folder / RECORDS_FILE),
-        exposures={row["task"]: row["exposures_per_example"] for row in rows if row.get("task")},
+        exposures=exposures,
         error=_error(log) if state in ("failed", "stalled") else "",
     )
 
@@ -180,23 +181,34 @@ def _tail(path: Path, size: int = 65536) -> str:
         return ""
 
 
-def _last_rows(path: Path, tasks: set[str]) -> list[dict[str, Any]]:
-    """The records of the last step in the file, from its end as far up as needed to see `tasks`."""
-    size = 65536
-    while True:
-        rows = []
-        for line in _tail(path, size).splitlines():
+def _exposures(path: Path, injected: set[str]) -> tuple[int, dict[str, float]]:
+    """The highest step with a record of an injected task, and each such task's exposures there.
+
+    The last rows of the file may be of an earlier checkpoint (`eval --step`), or of natural tasks
+    (`reference`), which no plan injects. Where run.json names no tasks all but those count.
+    """
+    highest = 0
+    exposures: dict[str, float] = {}
+    try:
+        lines = path.open("rb")
+    except OSError:
+        return highest, exposures
+    with lines:
+        for line in lines:
+            if b'"exposures_per_example"' not in line:
+                continue
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue  # the first of the part, or torn by a kill
-        rows = [row for row in rows if isinstance(row, dict) and "step" in row]
-        last = [row for row in rows if row["step"] == rows[-1]["step"]]
-        if len(last) < len(rows) or tasks <= {row.get("task") for row in last}:
-            return last
-        if not path.exists() or size >= path.stat().st_size:
-            return last
-        size *= 8
+                row = json.loads(line)
+                step, task, value = row["step"], row["task"], row["exposures_per_example"]
+            except (ValueError, TypeError, KeyError):
+                continue  # torn by a kill
+            known = task in injected if injected else row.get("family") != "reference"
+            if not task or not known or step < highest:
+                continue
+            if step > highest:
+                highest, exposures = step, {}
+            exposures[task] = value
+    return highest, exposures
 
 
 def _age(path: Path) -> float | None:
@@ -223,8 +235,13 @@ def _error(log: str) -> str:
 def show_status(sources: Sequence[Path], *, as_json: bool, console: Console) -> None:
     """Print a table, or JSON."""
     runs, problem = find_status(sources)
+    missed = [line for source in sources for line in left_out(source)]
     if as_json:
-        told = {"slurm": problem or "asked", "runs": [asdict(run) for run in runs]}
+        told = {
+            "slurm": problem or "asked",
+            "left_out": missed,
+            "runs": [asdict(run) for run in runs],
+        }
         console.file.write(json.dumps(told, indent=1) + "\n")
         return
     titles = ("state", "step", "saved", "job", "requeues", "record", "exposures")
@@ -257,6 +274,8 @@ def show_status(sources: Sequence[Path], *, as_json: bool, console: Console) -> 
             _line(console, f"{run.name}: stopped by {said}, wants to go on")
         if run.error:
             _line(console, f"{run.name}: {run.error}")
+    for line in missed:
+        _line(console, f"left out: {line}")
     if problem:
         _line(console, f"SLURM was not asked: {problem}")
 

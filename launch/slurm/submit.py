@@ -15,21 +15,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from olmo.config import TrainConfig
 from rich.console import Console
 
 from data_injection.config import ConfigError
 from data_injection.files import replace_file
-from eval.checkpoints.checkpoint import find_checkpoints
 from eval.run import RUN
-from launch.slurm.batch import Task, Where, render_prepare, render_train, runs_text
+from launch.runs import Run
+from launch.slurm.batch import Where, render_prepare, render_train, run_line, runs_text
 from launch.slurm.jobs import append_event, ask_slurm, events_file, read_events
 from launch.slurm.lead import Lead, reckon_lead
 from launch.slurm.site import Site
-from launch.slurm.submission import Loaded, Plan, plan_submission, reload, with_corpus
+from launch.slurm.submission import Plan, plan_submission
 from launch.terminal import typed_command
 
 _JOB = re.compile(r"\d+(_\d+)?")
@@ -71,13 +69,10 @@ def submit(
     words = _prepare_words(prepare)
     later = after is not None or words is not None
     plan = plan_submission(source, out=out, overrides=overrides, corpus_comes_later=later)
-    loaded = {number: reload(task, later) for number, task in plan.tasks.items()}
-    tasks = {number: with_corpus(task, loaded[number]) for number, task in plan.tasks.items()}
-    plan = replace(plan, tasks=tasks)
-    for number, task in tasks.items():
-        task.line()
-        _check_ranks(site, task, loaded[number].experiment.train)
-    corpora = {one.corpus for one in loaded.values()}
+    for run in plan.runs.values():
+        run_line(run)
+        _check_ranks(site, run)
+    corpora = {run.corpus for run in plan.runs.values()}
     corpus = next(iter(corpora))
     if words is not None and (len(corpora) > 1 or corpus is None):
         raise ConfigError(
@@ -87,7 +82,7 @@ def submit(
     if not waiting:
         console.print("nothing to submit")
         return []
-    lead = _longest_lead(site, waiting, loaded)
+    lead = _longest_lead(site, waiting)
     folder = _free_folder(plan.root / "slurm")
     texts = _render(site, plan, waiting, lead, folder, words, corpus)
     _raw(console, f"lead time: SIGUSR1 {lead.seconds} s before the end: {lead.why}")
@@ -96,9 +91,8 @@ def submit(
             _raw(console, f"\n==> {path} <==\n{text.rstrip()}")
         _raw(console, f"\n{_how(list(texts), after)}\nnothing was written or submitted")
         return []
-    for number in waiting:
-        if number in plan.runs:
-            plan.runs[number].check_settings()
+    for run in waiting.values():
+        run.check_settings()
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text)
@@ -106,64 +100,65 @@ def submit(
     return _hand_over(plan, waiting, list(texts), after, console)
 
 
-def _check_ranks(site: Site, task: Task, train: TrainConfig) -> None:
+def _check_ranks(site: Site, run: Run) -> None:
+    assert run.experiment is not None
+    train = run.experiment.train
     ranks, batch = site.nodes * site.ranks, train.global_train_batch_size
     if batch % ranks:
         raise ConfigError(
-            f"run {task.name}: nodes x ranks of the site profile is {ranks}, which does not divide "
+            f"run {run.name}: nodes x ranks of the site profile is {ranks}, which does not divide "
             f"train.global_train_batch_size {batch}; choose other numbers of them"
         )
     if site.gpus_per_node == 0 and train.precision != "fp32":
         raise ConfigError(
-            f"run {task.name}: train.precision is {train.precision} but the site profile asks for "
+            f"run {run.name}: train.precision is {train.precision} but the site profile asks for "
             "no GPU; set gpus_per_node, or -o train.precision=fp32"
         )
 
 
-def _open_tasks(plan: Plan, console: Console, *, dry_run: bool) -> dict[int, Task]:
+def _open_tasks(plan: Plan, console: Console, *, dry_run: bool) -> dict[int, Run]:
     """The runs that are neither finished nor in the queue already.
 
     Raises ConfigError if the queue cannot be asked about a run whose job may be in it: two jobs
     would train in one folder. A dry run says so and goes on.
     """
     queue, waiting = ask_slurm(), {}
-    for number, task in plan.tasks.items():
-        checkpoints = find_checkpoints(task.folder)
-        events = read_events(task.folder)
+    for number, run in plan.runs.items():
+        events = read_events(run.folder)
         jobs = {event["job"] for event in events}
         doubt = queue.problem and events and events[-1]["event"] in _MAY_LIVE
         live = [job for job in sorted(jobs) if job in queue.jobs and queue.jobs[job].live]
-        if checkpoints and checkpoints[-1].step >= task.num_steps:
-            said = f"finished at step {checkpoints[-1].step}"
+        if run.finished:
+            said = f"finished at step {run.saved_step}"
         elif live:
             said = f"in the queue already, job {live[0]}"
         else:
-            waiting[number] = task
+            waiting[number] = run
             if not doubt:
                 continue
             said = (
                 f"its job {events[-1]['job']} may be in the queue, which cannot be asked "
                 f"({queue.problem}); try again when squeue answers, or, if you know that the job "
-                f"is gone, move {events_file(task.folder)} away"
+                f"is gone, move {events_file(run.folder)} away"
             )
             if not dry_run:
-                raise ConfigError(f"run {task.name}: {said}")
-            console.print(f"{task.name}: {said}", markup=False, soft_wrap=True)
+                raise ConfigError(f"run {run.name}: {said}")
+            console.print(f"{run.name}: {said}", markup=False, soft_wrap=True)
             continue
-        console.print(f"{task.name}: {said}; not submitted", markup=False, soft_wrap=True)
+        console.print(f"{run.name}: {said}; not submitted", markup=False, soft_wrap=True)
     return waiting
 
 
-def _longest_lead(site: Site, waiting: dict[int, Task], loaded: dict[int, Loaded]) -> Lead:
+def _longest_lead(site: Site, waiting: dict[int, Run]) -> Lead:
     """An array has one; runs of one shape that have not begun are reckoned once."""
     leads: dict[tuple[object, ...], Lead] = {}
-    for number, task in waiting.items():
-        train = loaded[number].experiment.train
-        begun = task.folder if (task.folder / RUN).exists() else None
+    for run in waiting.values():
+        assert run.experiment is not None
+        train = run.experiment.train
+        begun = run.folder if (run.folder / RUN).exists() else None
         key = (str(train.model), train.global_train_batch_size, str(train.precision), begun)
         if key not in leads:
-            steps, folder = task.num_steps, task.folder
-            leads[key] = reckon_lead(site, train, num_steps=steps, folder=folder)
+            leads[key] = reckon_lead(site, train, num_steps=run.num_steps, folder=run.folder)
     return max(leads.values(), key=lambda lead: lead.seconds)
 
 
@@ -192,7 +187,7 @@ def _free_folder(parent: Path) -> Path:
 
 
 def _render(
-    site: Site, plan: Plan, waiting: dict[int, Task], lead: Lead, folder: Path,
+    site: Site, plan: Plan, waiting: dict[int, Run], lead: Lead, folder: Path,
     words: list[str] | None, corpus: Path | None,
 ) -> dict[Path, str]:  # fmt: skip
     """Every file's text, in the order in which they are handed over."""
@@ -204,7 +199,7 @@ def _render(
         texts[folder / "prepare.sbatch"] = prepare
     runs_file = folder / "runs.txt" if plan.is_sweep else None
     if runs_file is not None:
-        texts[runs_file] = runs_text(plan.tasks)
+        texts[runs_file] = runs_text(plan.runs)
     texts[where.script] = render_train(
         site, waiting, name=plan.name, lead=lead, where=where, runs_file=runs_file
     )
@@ -212,7 +207,7 @@ def _render(
 
 
 def _hand_over(
-    plan: Plan, waiting: dict[int, Task], files: list[Path], after: str | None, console: Console
+    plan: Plan, waiting: dict[int, Run], files: list[Path], after: str | None, console: Console
 ) -> list[str]:
     """sbatch, and the numbers into the folders of what they train."""
     jobs: list[str] = []
@@ -229,9 +224,9 @@ def _hand_over(
         _raw(console, f"job {job}{waits}: {script}")
         needed = job
     event = {"event": "submitted", "script": str(files[-1]), "step": None}
-    for number, task in waiting.items():
+    for number, run in waiting.items():
         name = f"{jobs[-1]}_{number}" if plan.is_sweep else jobs[-1]
-        append_event(events_file(task.folder), event | {"job": name})
+        append_event(events_file(run.folder), event | {"job": name})
     if plan.is_sweep:
         told = {"job": jobs[-1], "runs": len(waiting), "jobs": jobs}
         append_event(plan.root / "slurm" / "jobs.jsonl", event | told)

@@ -16,7 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from launch.grid import Sweep, load_sweep, plan_sweeps
+from launch.grid import Sweep, load_sweep
+from launch.runs import plan_sweeps
 from launch.sweep.executor import train_all
 from olmo_ext.shipped import shipped
 

@@ -19,14 +19,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from data_injection.config import ConfigError
 from eval.records import lock_folder
-from launch.grid import Run
+from eval.run import PROGRESS, read_if_whole
+from launch.runs import Run
 from launch.terminal import BAD_INPUT, progress_bar
 from launch.train import train_as_typed
 from olmo_ext.signals import end_after
@@ -50,7 +52,7 @@ class RunFailed(Exception):
 
 
 def run_olmo_ext(
-    arguments: list[str], log: Path, environment: Mapping[str, str] | None = None
+    arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> None:
     """What a run's process does: `olmo-ext train ...`, its output into the log."""
     # A process of a fork server would start the loader's workers by a fork server too: another
@@ -105,13 +107,32 @@ def default_jobs(gpus: Sequence[str]) -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-@dataclass
+@dataclass(frozen=True)
+class Started:
+    """A run's process, and where it began."""
+
+    run: Run
+    process: ForkServerProcess
+    saved_step: int
+    """At its start: what an earlier one did after its last save is lost."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """progress.json at its start, an earlier one's."""
+
+    @property
+    def step(self) -> int:
+        """The last step it tells of, or where it began."""
+        now = read_if_whole(self.run.folder / PROGRESS)
+        return int(now.get("step", 0)) if now and now != self.told else self.saved_step
+
+
+@dataclass(frozen=True)
 class Failure:
     """A run that was given up."""
 
     run: Run
     why: str
     attempts: int
+    step: int
 
     @property
     def last_line(self) -> str:
@@ -183,8 +204,8 @@ class _Executor:
     retries: int
     keep_going: bool
     gpus: list[str]
-    running: dict[str, tuple[Run, int]] = field(default_factory=dict)
-    """Run name -> the run and the slot it takes."""
+    running: dict[int, Started] = field(default_factory=dict)
+    """Slot -> the run that takes it."""
     attempts: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     busy: set[str] = field(default_factory=set)
@@ -197,25 +218,25 @@ class _Executor:
             while waiting or self.running:
                 self._start_some(waiting)
                 time.sleep(0.2)
-                for run, _ in list(self.running.values()):
-                    bar(run.name, run.step(), run.num_steps)
-                    assert run.process is not None
-                    if run.process.exitcode is None:
+                for slot, one in list(self.running.items()):
+                    run = one.run
+                    bar(run.name, one.step, run.num_steps)
+                    if one.process.exitcode is None:
                         continue
-                    del self.running[run.name]
+                    del self.running[slot]
                     bar(run.name, run.num_steps, run.num_steps)
-                    if self._ended(run, run.process.exitcode):
+                    if self._ended(one, one.process.exitcode):
                         finished += run.num_tokens
                     else:
                         waiting.append(run)
-                now = [run for run, _ in self.running.values()]
-                part = sum(run.num_tokens * run.step() / run.num_steps for run in now)
+                now = [(one.run, one.step) for one in self.running.values()]
+                part = sum(run.num_tokens * step / run.num_steps for run, step in now)
                 bar(f"all {num_runs} runs", (finished + part) / total * num_runs, num_runs)
                 if not self.console.is_terminal and time.monotonic() - said > 20:
                     said = time.monotonic()
                     self.console.print(
                         f"{(finished + part) / total:.0%}  "
-                        + "  ".join(f"{run.name}: step {run.step()}/{run.num_steps}" for run in now)
+                        + "  ".join(f"{run.name}: step {step}/{run.num_steps}" for run, step in now)
                     )
         return self.failures
 
@@ -229,21 +250,20 @@ class _Executor:
                     self.busy.add(run.name)
                 continue
             waiting.remove(run)
-            taken = {slot for _, slot in self.running.values()}
-            slot = min(set(range(self.jobs)) - taken)
+            slot = min(set(range(self.jobs)) - set(self.running))
             self.attempts[run.name] += 1
             pin = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
-            start(run, pin)
-            self.running[run.name] = (run, slot)
+            self.running[slot] = start(run, pin)
 
-    def _ended(self, run: Run, status: int) -> bool:
+    def _ended(self, one: Started, status: int) -> bool:
         """Whether it needs no other start: it is finished, or given up."""
+        run = one.run
         if run.finished and status == 0:
             return True
         attempts = self.attempts[run.name]
         if status not in (0, BAD_INPUT) and attempts <= self.retries:
             self.console.print(
-                f"{run.name} ended with {_status(status)} at step {run.step()}; starting it again "
+                f"{run.name} ended with {_status(status)} at step {one.step}; starting it again "
                 f"({attempts} of {self.retries})",
                 highlight=False,
             )
@@ -255,7 +275,8 @@ class _Executor:
             why = f"ended with {_status(status)}; {run.log} ends:\n{tail}"
         if not self.keep_going:
             raise RunFailed(f"run {run.name} {why}")
-        self.failures.append(Failure(run, _status(status) if status else "stopped early", attempts))
+        said = _status(status) if status else "stopped early"
+        self.failures.append(Failure(run, said, attempts, one.step))
         self.console.print(f"{run.name}: given up after {attempts} starts, {_status(status)}")
         return True
 
@@ -267,16 +288,18 @@ def _status(status: int) -> str:
     )
 
 
-def start(run: Run, environment: Mapping[str, str] | None = None) -> None:
+def start(run: Run, environment: Mapping[str, str] | None = None) -> Started:
     """Start a run in a process of its own, or go on from its last checkpoint."""
-    run.note_start()
     args = (run.arguments, run.log, dict(environment or {}))
-    run.process = fork_server().Process(target=run_olmo_ext, args=args)
-    run.process.start()
+    process = fork_server().Process(target=run_olmo_ext, args=args)
+    before = read_if_whole(run.folder / PROGRESS)
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    process.start()
+    return Started(run, process, run.saved_step, before)
 
 
 @contextmanager
-def _stopping(running: Mapping[str, tuple[Run, int]]) -> Iterator[None]:
+def _stopping(running: Mapping[int, Started]) -> Iterator[None]:
     """Ends the running ones however this process ends; after a SIGKILL they end by themselves."""
 
     def terminate(number: int, frame: object) -> None:
@@ -289,7 +312,7 @@ def _stopping(running: Mapping[str, tuple[Run, int]]) -> Iterator[None]:
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
-        processes = [run.process for run, _ in running.values() if run.process is not None]
+        processes = [one.process for one in running.values()]
         for process in processes:
             process.terminate()
         for process in processes:

@@ -16,7 +16,7 @@ import pandas as pd
 from data_injection.config import ConfigError
 from eval.records import read_records
 from eval.scores.cells import cells
-from launch.grid import Run
+from launch.runs import Run
 
 
 @dataclass(frozen=True)

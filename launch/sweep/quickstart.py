@@ -16,7 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from data_injection.config import ConfigError
-from launch.grid import Sweep, plan_runs
+from launch.grid import Sweep
+from launch.runs import plan_runs
 from launch.sweep.executor import train_all
 from launch.terminal import typed_command
 from olmo_ext.shipped import shipped

@@ -28,8 +28,9 @@ from rich.table import Table
 from data_injection.config import ConfigError
 from data_injection.files import replace_file
 from eval.text import number
-from launch.grid import Run, Sweep
-from launch.plan.cost import Reckoner
+from launch.grid import Sweep
+from launch.reckon import Reckoner
+from launch.runs import Run
 from launch.sweep.frontier import Frontier, Kind, check_alike, fit_frontiers, kinds_of
 from launch.sweep.sweep import train_sweeps
 from launch.terminal import typed_command

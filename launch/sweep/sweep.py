@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from launch.grid import Run
+from launch.runs import Run
 from launch.sweep.executor import (
     Failure,
     RunFailed,
@@ -54,7 +54,7 @@ def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console
 def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu: float) -> None:
     """Every cell with its tokens, GPU hours and storage, and the sums."""
     from eval.text import count, number
-    from launch.plan.cost import Reckoner, size
+    from launch.reckon import Reckoner, size
 
     reckoner = Reckoner(peak_tflops=peak_tflops, mfu=mfu)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
@@ -95,7 +95,7 @@ def failure_table(failures: Sequence[Failure]) -> Table:
             run.name,
             failure.why,
             str(failure.attempts),
-            f"{run.step()}/{run.num_steps}",
+            f"{failure.step}/{run.num_steps}",
             f"{failure.last_line}\n{run.log}",
         )
     return table

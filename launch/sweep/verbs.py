@@ -65,7 +65,8 @@ def sweep(
     mfu: Annotated[float, typer.Option(help="Share of the peak that the model uses.")] = 0.4,
 ) -> None:
     """Train every run of one or more sweeps on this machine; what is finished is skipped."""
-    from launch.grid import load_sweep, plan_sweeps
+    from launch.grid import load_sweep
+    from launch.runs import plan_sweeps
     from launch.sweep.executor import start_server
     from launch.sweep.sweep import show_runs, train_sweeps
 

@@ -12,8 +12,9 @@ import yaml
 import data_injection.plan
 import olmo_ext.build
 from data_injection.config import ConfigError
-from launch.grid import Sweep, load_sweep, plan_runs
+from launch.grid import Sweep, load_sweep
 from launch.grid_loader import GridLoader
+from launch.runs import plan_runs
 from olmo_ext.build import compile_stream, run_identity
 from olmo_ext.config import load_experiment
 

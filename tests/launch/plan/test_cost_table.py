@@ -16,9 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_injection.config import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
-from launch.grid import Sweep, plan_runs
-from launch.plan.cost import Reckoner, read_experiments, show_costs, size, tokens, totals
+from eval.text import count
+from launch.grid import Sweep
+from launch.plan.cost import read_experiments, show_costs, totals
 from launch.plan.verbs import plan as plan_verb
+from launch.reckon import Reckoner, size
+from launch.runs import plan_runs
 from launch.sweep.sweep import show_runs
 from olmo_ext.config import load_experiment
 from olmo_ext.cost import kept_checkpoints, run_cost
@@ -186,4 +189,4 @@ def test_the_tables_fit_a_terminal_and_a_pipe_uncut() -> None:
 
 def test_sizes_and_tokens_are_read_at_a_glance() -> None:
     assert [size(n) for n in (12, 83_571_456, 2.5e12)] == ["12 B", "83.6 MB", "2.5 TB"]
-    assert [tokens(n) for n in (950, 2.1e11, 4.4e13)] == ["950", "210B", "44T"]
+    assert [count(n) for n in (950, 2.1e11, 4.4e13)] == ["950", "210B", "44T"]

@@ -19,8 +19,8 @@ import pytest
 
 from data_injection.config import ConfigError
 from eval.audit.audit import audit_run
+from launch.runs import Run
 from launch.slurm.batch import (
-    Task,
     Where,
     directive,
     ranges,
@@ -30,6 +30,7 @@ from launch.slurm.batch import (
 )
 from launch.slurm.lead import Lead
 from launch.slurm.site import Site
+from olmo_ext.run_folder import write_marker
 
 LEAD = Lead(1.0, 2.0, 60.0, "test", "test")
 
@@ -57,6 +58,10 @@ HOSTILE = [
 ]
 
 
+def one_run(name: str, folder: Path, num_steps: int, arguments: tuple[str, ...]) -> Run:
+    return Run(name, folder, arguments, num_steps, num_tokens=0)
+
+
 @dataclass
 class Bench:
     """A folder with fakes of SLURM's programs, and a run in it."""
@@ -79,7 +84,7 @@ class Bench:
     def where(self, script: Path) -> Where:
         return Where(script, "olmo-ext submit", self.folder, self.folder / "bin")
 
-    def write(self, task: Task, *, site: Site | None = None) -> Path:
+    def write(self, task: Run, *, site: Site | None = None) -> Path:
         site = site or Site(time="60")
         script = task.folder / "logs" / "slurm" / "1" / "train.sbatch"
         where = self.where(script)
@@ -118,12 +123,13 @@ def bench(tmp_path: Path) -> Bench:
     return bench
 
 
-def marker(step: int | None) -> str:
-    told = json.dumps({"step": step, "num_steps": 40, "reason": "SIGUSR1"}, indent=1)
-    return f"printf '%s' '{told}' > \"$RUN/requeue.marker\"; "
+def marker(step: int | None, job: str = "$SLURM_JOB_ID", restart: int = 0) -> str:
+    told = {"step": step, "num_steps": 40, "reason": "SIGUSR1", "job": "JOB", "restart": restart}
+    text = json.dumps(told, indent=1).replace("JOB", f"'\"{job}\"'")
+    return f"printf '%s' '{text}' > \"$RUN/requeue.marker\"; "
 
 
-def events(task: Task) -> list[str]:
+def events(task: Run) -> list[str]:
     lines = (task.folder / "logs" / "jobs.jsonl").read_text().splitlines()
     return [json.loads(line)["event"] for line in lines]
 
@@ -134,7 +140,7 @@ def test_no_character_of_a_name_a_path_or_an_override_reaches_a_shell(
 ) -> None:
     """All of them arrive as they were given, and nothing else happens."""
     folder = bench.folder / "out" / name.replace("/", "_")
-    task = Task(name, folder, 40, ("train", f"/a {name}/x.yaml", "-o", f"train.run_name={name}"))
+    task = one_run(name, folder, 40, ("train", f"/a {name}/x.yaml", "-o", f"train.run_name={name}"))
     if '"' in name or "\\" in name:  # SLURM itself would misread the line of the output's path
         with pytest.raises(ConfigError, match="double quote or a backslash"):
             bench.write(task)
@@ -154,8 +160,8 @@ def test_a_line_of_the_file_of_commands_is_one_task_word_for_word(name: str, ben
     """Names with quotes too: the array's own folder is another."""
     folder = bench.folder / "out"
     tasks = {
-        1: Task("first", folder / "first", 40, ("train", "one.yaml")),
-        2: Task(name, folder / "second", 40, ("train", name, "--resume", "-o", f"a={name}")),
+        1: one_run("first", folder / "first", 40, ("train", "one.yaml")),
+        2: one_run(name, folder / "second", 40, ("train", name, "--resume", "-o", f"a={name}")),
     }
     runs_file = folder / "runs $(touch x) 'quoted'.txt"
     folder.mkdir()
@@ -183,9 +189,9 @@ def test_a_line_of_the_file_of_commands_is_one_task_word_for_word(name: str, ben
 def test_control_characters_are_refused_wherever_they_stand(bad: str, bench: Bench) -> None:
     good = bench.folder / "out"
     for task in (
-        Task(bad, good, 1, ()),
-        Task("a", bench.folder / bad, 1, ()),
-        Task("a", good, 1, ("train", bad)),
+        one_run(bad, good, 1, ()),
+        one_run("a", bench.folder / bad, 1, ()),
+        one_run("a", good, 1, ("train", bad)),
     ):
         with pytest.raises(ConfigError, match="control character"):
             render_train(
@@ -209,7 +215,7 @@ def test_words_of_prepare_are_quoted_too(name: str, bench: Bench) -> None:
 
 
 def test_a_marker_and_nothing_else_makes_a_requeue(bench: Bench) -> None:
-    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
     script = bench.write(task)
     bench.bash(script, behave=marker(5) + "exit 1", RUN=str(task.folder))
     assert bench.requeued()  # whatever the status
@@ -218,11 +224,8 @@ def test_a_marker_and_nothing_else_makes_a_requeue(bench: Bench) -> None:
 
 @pytest.mark.parametrize("status", [0, 1, 137])
 def test_without_a_new_marker_no_status_makes_one(status: int, bench: Bench) -> None:
-    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
     script = bench.write(task)
-    old = task.folder / "requeue.marker"  # an earlier job's, whose next start failed at once
-    old.write_text('{"step": 3}')
-    os.utime(old, (1, 1))
     done = bench.bash(script, behave=f"echo the reason; exit {status}")
     assert done.returncode == status
     assert not bench.requeued()
@@ -230,10 +233,43 @@ def test_without_a_new_marker_no_status_makes_one(status: int, bench: Bench) -> 
     assert "the reason" in done.stdout  # the end of the log
 
 
+@pytest.mark.parametrize(
+    ("job", "restart", "requeued"),
+    [("7", 2, True), ("7", 1, False), ("8", 2, False), ("70", 2, False), ("", 2, False)],
+)
+def test_a_marker_is_known_by_its_job_and_restart_not_by_any_clock(
+    job: str, restart: int, requeued: bool, bench: Bench
+) -> None:
+    """A file server whose clock is an hour slow dates the marker before the start."""
+    task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    old = "touch -d '1 hour ago' \"$RUN/requeue.marker\"; exit 1"
+    done = bench.bash(
+        bench.write(task), behave=marker(5, job, restart) + old, RUN=str(task.folder),
+        SLURM_RESTART_COUNT="2",
+    )  # fmt: skip
+    assert bench.requeued() == requeued
+    said = f"another start's requeue.marker ({job} restart {restart}; this is 7 restart 2)"
+    assert (said in done.stdout) == (not requeued)
+
+
+def test_a_marker_that_training_writes_is_its_batch_scripts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both name a start alike, an array's too."""
+    task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    task.folder.mkdir(parents=True)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    write_marker(task.folder, step=5, num_steps=40, reason="SIGUSR1")
+    bench.bash(bench.write(task), **slurm)
+    assert bench.requeued()
+
+
 def test_a_finished_run_is_not_started_and_one_that_ends_is_done_whatever_the_status(
     bench: Bench,
 ) -> None:
-    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
     script = bench.write(task)
     last = f"mkdir -p {task.folder}/step40-unsharded; touch {task.folder}/step40-unsharded/"
     done = bench.bash(script, behave=f"{last}olmo_ext.json; exit 1")
@@ -245,7 +281,7 @@ def test_a_finished_run_is_not_started_and_one_that_ends_is_done_whatever_the_st
 
 
 def test_requeues_without_a_step_forward_come_to_an_end(bench: Bench) -> None:
-    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
     script = bench.write(task, site=Site(time="60", max_stalled_requeues=2))
     for step in (5, 5, 6, 6, 6):  # steps forward begin the count anew
         done = bench.bash(script, behave=marker(step), RUN=str(task.folder))
@@ -258,23 +294,23 @@ def test_requeues_without_a_step_forward_come_to_an_end(bench: Bench) -> None:
 
 
 def test_steps_to_and_fro_are_no_steps_forward(bench: Bench) -> None:
-    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
     script = bench.write(task, site=Site(time="60", max_stalled_requeues=2))
     for step in (0, 1, 0, 1):
         bench.bash(script, behave=marker(step), RUN=str(task.folder))
     assert events(task)[1::2] == ["requeued"] * 3 + ["stalled"]
 
 
-@pytest.mark.parametrize("told", [marker(None), "echo {} > $RUN/requeue.marker; "])
+@pytest.mark.parametrize("told", [marker(None), marker(None).replace("step", "stop")])
 def test_a_marker_without_a_step_makes_no_requeue(told: str, bench: Bench) -> None:
-    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
     done = bench.bash(bench.write(task), behave=told, RUN=str(task.folder))
     assert (done.returncode, events(task)[-1], bench.requeued()) == (1, "failed", False)
     assert "names no step: not requeued" in done.stdout
 
 
 def test_a_file_called_stop_ends_the_requeues(bench: Bench) -> None:
-    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
     script = bench.write(task)
     (task.folder / "logs" / "stop").touch()
     done = bench.bash(script, behave=marker(5), RUN=str(task.folder))
@@ -282,7 +318,7 @@ def test_a_file_called_stop_ends_the_requeues(bench: Bench) -> None:
 
 
 def test_where_slurm_lets_nobody_requeue_the_script_says_so(bench: Bench) -> None:
-    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
     bench.fake("scontrol", "exit 1")
     done = bench.bash(bench.write(task), behave=marker(5), RUN=str(task.folder))
     assert done.returncode == 1
@@ -291,13 +327,13 @@ def test_where_slurm_lets_nobody_requeue_the_script_says_so(bench: Bench) -> Non
 
 
 def test_a_notice_that_comes_before_torchrun_handles_it_kills_nothing(bench: Bench) -> None:
-    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
     bench.bash(bench.write(task), behave="kill -USR1 $$; " + marker(5), RUN=str(task.folder))
     assert events(task) == ["started", "requeued"]
 
 
 def test_one_node_meets_nobody_and_several_meet_at_the_first(bench: Bench) -> None:
-    task = Task("r", bench.folder / "r", 40, ("train", "x.yaml"))
+    task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
     bench.bash(bench.write(task, site=Site(time="60", gpus_per_node=8)))
     assert {"--standalone", "--nproc-per-node=8", "--nnodes=1"} <= set(bench.arguments())
     bench.bash(bench.write(task, site=Site(time="60", nodes=2, gpus_per_node=4)))
@@ -315,7 +351,7 @@ def test_the_directives_are_those_of_the_profile(bench: Bench) -> None:
         directives=["--exclusive"], setup=["module load cuda"], activate="/v env/bin/activate",
         container=["apptainer", "exec", "/an image.sif"], environment={"A": "$B"},
     )  # fmt: skip
-    text = bench.write(Task("r", bench.folder / "r", 40, ("train",)), site=site).read_text()
+    text = bench.write(one_run("r", bench.folder / "r", 40, ("train",)), site=site).read_text()
     wanted = {
         *("--job-name=r", "--partition=gpu", "--account=a", "--qos=high", "--nodes=2"),
         *("--ntasks-per-node=1", "--cpus-per-task=96", "--mem=0", "--time=1-12"),
@@ -332,7 +368,7 @@ def test_the_directives_are_those_of_the_profile(bench: Bench) -> None:
 
 def test_setup_may_read_variables_that_are_not_set(bench: Bench) -> None:
     """As `module load` and conda do."""
-    task = Task("r", bench.folder / "r", 40, ("train",))
+    task = one_run("r", bench.folder / "r", 40, ("train",))
     script = bench.write(task, site=Site(time="60", setup=["echo $NOT_SET", "export A=$NOT_SET"]))
     assert bench.bash(script).returncode == 0
     assert events(task) == ["started", "ended"]
@@ -358,7 +394,7 @@ def test_the_agents_of_several_nodes_meet_and_train_one_run(
     bench.fake("srun", command)
     source = write_experiment()
     run = source.parent / "run"
-    task = Task("tiny", run, 12, ("train", str(source), "--resume"))
+    task = one_run("tiny", run, 12, ("train", str(source), "--resume"))
     site = Site(time="60", nodes=2, ranks_per_node=1)
     script = bench.write(task, site=site)
     variables = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}

@@ -106,9 +106,7 @@ def test_a_run_that_a_process_here_trains_is_running_without_any_job(tmp_path: P
 
 def test_steps_after_the_last_checkpoint_count_only_while_it_runs(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", checkpoint=20)
-    log = run / "logs" / "train.log"
-    log.parent.mkdir(exist_ok=True)
-    log.write_text("[tiny] step 27/40 (68%)  loss 4.2  3.0 step/s  ETA 1\n")
+    (run / "progress.json").write_text('{"step": 27, "last_step": 40}')
     running = status(run, "submitted started", Job("RUNNING"))
     assert (running.step, running.checkpoint) == (27, 20)
     assert status(run, "failed", Job("FAILED")).step == 20
@@ -161,6 +159,43 @@ def test_exposures_of_every_task_are_found_however_long_its_records_are(tmp_path
     ]
     (run / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert status(run, queue=ABSENT).exposures == {"cmp": 2.0, "add": 0.5}
+
+
+def test_exposures_are_of_the_highest_step_and_of_injected_tasks(tmp_path: Path) -> None:
+    """Not those of the last rows: `eval --step` appends an earlier checkpoint's, `reference`
+    natural tasks', which are never injected."""
+    run = make_run(tmp_path / "run", checkpoint=40)
+    told = json.loads((run / "run.json").read_text()) | {"tasks": {"cmp": {}}}
+    rows = [
+        {"step": step, "task": task, "family": family, "exposures_per_example": exposures}
+        for step, task, family, exposures in (
+            (40, "cmp", "comparison", 4.0),
+            (20, "cmp", "comparison", 2.0),
+            (40, "natural", "reference", 0.0),
+            (60, "natural", "reference", 0.0),
+        )
+    ]
+    (run / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert status(run, queue=ABSENT).exposures == {"cmp": 4.0}  # run.json names no tasks
+    (run / "run.json").write_text(json.dumps(told))
+    assert status(run, queue=ABSENT).exposures == {"cmp": 4.0}
+
+
+def test_a_linked_run_is_found_once_and_what_a_link_misses_is_named(tmp_path: Path) -> None:
+    """A run moved to scratch and linked back; a link to itself ends; one to nothing is said."""
+    make_run(tmp_path / "scratch" / "moved", checkpoint=20)
+    runs = tmp_path / "runs"
+    make_run(runs / "here")
+    (runs / "back").symlink_to(tmp_path / "scratch" / "moved")
+    (runs / "here" / "loop").symlink_to(runs)
+    (runs / "gone").symlink_to(tmp_path / "nowhere")
+    found = find_status([runs, tmp_path / "scratch"])[0]
+    assert [Path(run.folder).name for run in found] == ["back", "here"]
+    out = io.StringIO()
+    show_status([runs], as_json=False, console=Console(file=out, width=100))
+    assert f"left out: {runs}/gone: a link to {tmp_path}/nowhere" in out.getvalue()
+    show_status([runs], as_json=True, console=Console(file=(out := io.StringIO())))
+    assert len(json.loads(out.getvalue())["left_out"]) == 1
 
 
 def test_a_torn_line_of_the_jobs_is_left_out(tmp_path: Path) -> None:

@@ -197,10 +197,10 @@ def test_the_lead_time_is_a_step_a_save_and_a_margin(
     slow = lead(write_gb_per_second=1e-6)
     params = (slow.save - 1e-5) / 12 * 1e3
     assert params == pytest.approx(10_832, rel=0.01)
-    log = tmp_path / "run" / "logs" / "train.log"
-    log.parent.mkdir(parents=True)
-    log.write_text("[t] step 3/9 (3%)  loss 5.1  0.5 step/s  ETA 1\n" * 3)
-    assert (lead().step, lead().step_from) == (2.0, "measured, train.log")
+    told = tmp_path / "run" / "progress.json"
+    told.parent.mkdir()
+    told.write_text('{"step": 3, "steps_per_second": 0.5}')
+    assert (lead().step, lead().step_from) == (2.0, "measured, progress.json")
 
 
 def test_the_time_of_a_save_is_read_off_its_files(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from rich.console import Console
 import launch.sweep.executor as executor
 from data_injection.config import ConfigError
 from eval.records import lock_folder
-from launch.grid import Run, Sweep, plan_runs
+from launch.grid import Sweep
+from launch.runs import Run, plan_runs
 from launch.sweep.executor import RunFailed, default_jobs, train_all, visible_gpus
 from launch.sweep.sweep import train_sweeps
 
@@ -42,7 +43,7 @@ class FakeProcess:
 
 
 def make_run(folder: Path, name: str) -> Run:
-    return Run(name, folder / name, ["train"], 10, 10_000, {"seed": 1})
+    return Run(name, folder / name, ("train",), 10, 10_000, {"seed": 1})
 
 
 def finish(run: Run) -> None:
@@ -57,7 +58,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict]]:
     """(run, environment) of each start; a run's outcome is named in its name: ok, bad, ends-3."""
     seen: list[tuple[str, dict]] = []
 
-    def start(run: Run, environment: dict | None = None) -> None:
+    def start(run: Run, environment: dict | None = None) -> executor.Started:
         seen.append((run.name, dict(environment or {})))
         statuses = {"ok": 0, "bad": 2, "killed": -9, "stopped": 0}
         kind = run.name.split("-")[0]
@@ -65,10 +66,11 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict]]:
         status = 0 if kind == "flaky" and number > 1 else statuses.get(kind, 1)
         run.log.parent.mkdir(parents=True, exist_ok=True)
         with run.log.open("a") as file:
-            file.write(f"[{run.name}] step 3/10\nstart {number} ends {status}\n\n")
+            file.write(f"start {number} ends {status}\n\n")
+        (run.folder / "progress.json").write_text('{"step": 3}')
         if status == 0 and kind != "stopped":
             finish(run)
-        run.process = FakeProcess(status)  # type: ignore[assignment]
+        return executor.Started(run, FakeProcess(status), 0)  # type: ignore[arg-type]
 
     monkeypatch.setattr(executor, "start", start)
     monkeypatch.setattr(executor.time, "sleep", lambda seconds: None)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from data_injection.config import ConfigError
-from launch.grid import Run, Sweep, load_sweep, plan_runs
+from launch.grid import Sweep, load_sweep
+from launch.runs import Run, plan_runs
 from olmo_ext.build import compile_stream
 from olmo_ext.config import load_experiment
 

@@ -14,7 +14,8 @@ import launch.sweep.screen as screen
 from data_injection.config import ConfigError
 from eval.records import RecordWriter, task_fields
 from eval.text import number
-from launch.grid import Run, Sweep, load_sweep, plan_sweeps
+from launch.grid import Sweep, load_sweep
+from launch.runs import Run, plan_sweeps
 from launch.sweep.frontier import Kind, fit_frontier
 from launch.sweep.screen import (
     Budget,

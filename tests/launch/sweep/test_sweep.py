@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shlex
 import subprocess
@@ -19,13 +20,14 @@ from rich.console import Console
 
 from data_injection.config import ConfigError
 from eval.records import lock_folder
-from launch.grid import Run, Sweep, load_sweep, plan_runs, plan_sweeps
+from launch.grid import Sweep, load_sweep
+from launch.runs import Run, plan_runs, plan_sweeps
 from launch.sweep import executor
 from launch.sweep.executor import ENVIRONMENT, RunFailed, train_all
 
 
 def make_run(name: str, folder: Path, *arguments: str, seed: int = 1) -> Run:
-    return Run(name, folder / name, list(arguments), 10, 10_000, {"train": {"seed": seed}})
+    return Run(name, folder / name, arguments, 10, 10_000, {"train": {"seed": seed}})
 
 
 @pytest.fixture
@@ -40,10 +42,10 @@ def finish(run: Run) -> None:
         (checkpoint / name).touch()
 
 
-def test_a_finished_run_is_not_trained_again(run: Run) -> None:
+def test_a_finished_run_is_not_trained_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     finish(run)
+    monkeypatch.setattr(executor, "start", None)
     train_all([run], jobs=1, console=Console(quiet=True))
-    assert run.process is None
 
 
 def test_a_run_of_other_settings_is_refused_not_reported_as_this_one(run: Run) -> None:
@@ -61,8 +63,8 @@ def test_a_failed_run_shows_the_end_of_its_log_and_stops_the_others(
     other = make_run("w8", tmp_path, "train", str(endless))
     with pytest.raises(RunFailed, match=r"(?s)w4 ended with status 2.*none.yaml"):
         train_all([other, run], jobs=2, console=Console(quiet=True))
-    assert other.process is not None
-    assert other.process.exitcode is not None
+    assert executor.is_free(other)  # nobody holds its folder any more
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow
@@ -87,22 +89,17 @@ def test_a_sweeps_run_equals_the_same_command_typed(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_progress_is_read_from_the_log_of_the_latest_start(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run.step() == 0
-    run.log.parent.mkdir(parents=True)
-    run.log.write_text("[w4] step 3/10 (30%)  loss 5\n[w4] step 7/10 (70%)  loss 4\n")
-    assert run.step() == 7
+def test_progress_is_that_of_the_latest_start(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = run.folder / "progress.json"
     monkeypatch.setattr(executor, "fork_server", MagicMock())
-    executor.start(run)
-    assert run.step() == 0  # what the log told of is lost: there is no checkpoint
-    with run.log.open("a") as file:
-        file.write("step 3/10\n")
-    assert run.step() == 3
+    assert executor.start(run).step == 0
+    told.write_text('{"step": 7}')
+    started = executor.start(run)
+    assert started.step == 0  # what an earlier start told of is lost: there is no checkpoint
+    told.write_text('{"step": 3}')
+    assert started.step == 3
     finish(run)
-    executor.start(run)
-    assert run.step() == 10  # nothing said yet: where it goes on
+    assert executor.start(run).step == 10  # nothing said yet: where it goes on
 
 
 def test_children_run_on_one_thread_and_offline() -> None:
