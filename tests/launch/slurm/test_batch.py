@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_injection.config import ConfigError
 from eval.audit.audit import audit_run
@@ -134,52 +137,64 @@ def events(task: Run) -> list[str]:
     return [json.loads(line)["event"] for line in lines]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+SAFE_IN_DIRECTIVES = [word for word in HOSTILE if '"' not in word and "\\" not in word]
+NAMES = ["-n", "~", "".join(SAFE_IN_DIRECTIVES).replace("/", "_")]
+"""An option, a home, and every other sign that a shell heeds, in one name."""
+
+WORDS = st.lists(st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1), min_size=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_character_of_a_name_a_path_or_an_override_reaches_a_shell(
     name: str, bench: Bench
 ) -> None:
     """All of them arrive as they were given, and nothing else happens."""
-    folder = bench.folder / "out" / name.replace("/", "_")
-    task = one_run(name, folder, 40, ("train", f"/a {name}/x.yaml", "-o", f"train.run_name={name}"))
-    if '"' in name or "\\" in name:  # SLURM itself would misread the line of the output's path
-        with pytest.raises(ConfigError, match="double quote or a backslash"):
-            bench.write(task)
-        return
+    overrides = [part for word in HOSTILE for part in ("-o", f"train.run_name={word}", word)]
+    task = one_run(name, bench.folder / "out" / name, 40, ("train", f"/a {name}/x", *overrides))
     before = set(bench.folder.rglob("*"))
     done = bench.bash(bench.write(task))
     assert done.returncode == 0, done.stderr
-    assert bench.arguments()[-4:] == list(task.arguments)
+    assert bench.arguments()[-len(task.arguments) :] == list(task.arguments)
     new = {path for path in bench.folder.rglob("*") if path not in before}
     assert [path.name for path in new if path.name in ("x", "y")] == []
     assert events(task) == ["started", "ended"]
     assert f"{name}: " in done.stdout
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_line_of_the_file_of_commands_is_one_task_word_for_word(name: str, bench: Bench) -> None:
+@pytest.mark.parametrize("name", sorted(set(HOSTILE) - set(SAFE_IN_DIRECTIVES)))
+def test_a_path_that_slurm_would_misread_is_refused(name: str, bench: Bench) -> None:
+    task = one_run("r", bench.folder / "out" / name.replace("/", "_"), 40, ("train",))
+    with pytest.raises(ConfigError, match="double quote or a backslash"):
+        bench.write(task)
+
+
+@settings(max_examples=200, deadline=None)
+@given(words=WORDS, name=st.sampled_from(HOSTILE))
+def test_any_words_are_one_line_of_the_file_of_commands(words: list[str], name: str) -> None:
+    task = one_run(name, Path("/") / name, 40, ("train", *words))
+    text = runs_text({1: task})
+    assert text.count("\n") == 1
+    assert shlex.split(text) == [name, str(task.folder), "40", "train", *words]
+
+
+def test_an_array_reads_its_own_line_word_for_word(bench: Bench) -> None:
     """Names with quotes too: the array's own folder is another."""
     folder = bench.folder / "out"
     tasks = {
         1: one_run("first", folder / "first", 40, ("train", "one.yaml")),
-        2: one_run(name, folder / "second", 40, ("train", name, "--resume", "-o", f"a={name}")),
+        2: one_run("".join(HOSTILE), folder / "second", 40, ("train", *HOSTILE)),
     }
     runs_file = folder / "runs $(touch x) 'quoted'.txt"
     folder.mkdir()
     runs_file.write_text(runs_text(tasks))
     script = folder / "train.sbatch"
+    site, where = Site(time="60", array_limit=3), bench.where(script)
     script.write_text(
-        render_train(
-            Site(time="60", array_limit=3),
-            tasks,
-            name="sweep",
-            lead=LEAD,
-            where=bench.where(script),
-            runs_file=runs_file,
-        )
+        render_train(site, tasks, name="sweep", lead=LEAD, where=where, runs_file=runs_file)
     )
     done = bench.bash(script, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2")
     assert done.returncode == 0, done.stderr
-    assert bench.arguments()[-5:] == list(tasks[2].arguments)
+    assert bench.arguments()[-len(HOSTILE) - 1 :] == list(tasks[2].arguments)
     assert not list(bench.folder.rglob("x"))
     (line, _) = (folder / "second" / "logs" / "jobs.jsonl").read_text().splitlines()
     assert json.loads(line)["job"] == "7_2"
@@ -203,14 +218,12 @@ def test_control_characters_are_refused_wherever_they_stand(bad: str, bench: Ben
         render_prepare(Site(time="60"), [bad], good, name="a", where=bench.where(good / "s"))
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_words_of_prepare_are_quoted_too(name: str, bench: Bench) -> None:
-    script = bench.folder / "prepare.sbatch"
-    corpus = bench.folder / name
-    where = bench.where(script)
-    script.write_text(render_prepare(Site(time="60"), [name], corpus, name=name, where=where))
+def test_words_of_prepare_are_quoted_too(bench: Bench) -> None:
+    script, name = bench.folder / "prepare.sbatch", "".join(HOSTILE)
+    corpus, where = bench.folder / name, bench.where(script)
+    script.write_text(render_prepare(Site(time="60"), HOSTILE, corpus, name=name, where=where))
     assert bench.bash(script).returncode == 0
-    assert bench.arguments("olmo-ext") == ["prepare", name, "--out", str(corpus)]
+    assert bench.arguments("olmo-ext") == ["prepare", *HOSTILE, "--out", str(corpus)]
     assert not list(bench.folder.rglob("x"))
 
 
