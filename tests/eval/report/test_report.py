@@ -3,11 +3,13 @@
 import base64
 import json
 import re
+import shutil
 from io import StringIO
 
 import pandas as pd
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from data_injection.config import ConfigError
 from eval.figures import index as figures
@@ -16,8 +18,9 @@ from eval.figures.index import Drawing, draw_figures
 from eval.records import RecordWriter, read_records
 from eval.report.page import answer
 from eval.report.tables import print_cells
-from eval.report.write import write_report
+from eval.report.write import load_runs, write_report
 from eval.scores.cells import cells, learned_per_rung
+from launch.cli import app
 
 SCORES = {"w16": (0.9, 0.1), "w32": (0.95, 0.7)}
 RATES = (4.0, 1.0)
@@ -240,6 +243,24 @@ def test_runs_of_one_name_in_two_folders_do_not_replace_each_other(tmp_path):
         write_run(tmp_path / str(seed), "w16", seed=seed, run="same")
     write_report(tmp_path)
     assert list(pd.read_csv(tmp_path / "cells.csv").n_seeds) == [2, 2]
+
+
+def test_a_linked_run_is_reported_and_what_a_link_misses_is_named(sweep, tmp_path_factory):
+    """Moved to scratch and linked back; a link to the sweep itself ends, one to nothing is said."""
+    moved = sorted(path.parent for path in sweep.rglob("records.jsonl"))[0]
+    scratch = tmp_path_factory.mktemp("scratch") / "moved"
+    before = len(load_runs(sweep)[0])
+    shutil.move(moved, scratch)
+    moved.symlink_to(scratch)
+    (sweep / "loop").symlink_to(sweep)
+    (sweep / "gone").symlink_to(scratch / "nowhere")
+    frame, runs = load_runs(sweep)
+    assert len(frame) == before
+    assert str(moved.relative_to(sweep)) in {run.folder for run in runs}
+    done = CliRunner().invoke(app, ["report", str(sweep)])
+    assert done.exit_code == 0, done.output
+    assert "gone: a link to" in "".join(done.output.splitlines())
+    assert "loop" not in done.output
 
 
 def test_an_unreadable_run_json_does_not_cost_the_report(tmp_path):
