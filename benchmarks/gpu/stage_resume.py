@@ -65,7 +65,7 @@ def run() -> None:
         shutil.rmtree(last)
         for link in folder.glob("latest*"):
             link.unlink()
-        train(load_experiment(folder.with_suffix(".yaml")), resume=True)
+        train(load_experiment(folder.with_suffix(".yaml"), corpus=False), resume=True)
         again = tensors(last)
     gaps = {k: float((whole[k].double() - again[k].double()).abs().max()) for k in whole}
     differ = [k for k in whole if not torch.equal(whole[k], again[k])]

@@ -8,7 +8,7 @@ test of the theory; orthogonal iteration (theory/lab/orthogonal.py) takes optima
 granted. Two modes. "exact": the gradient of the population loss over x, for the task shares of a
 drawn batch. "sampled": the gradient on a batch of drawn inputs. Gradients are written out, not
 traced. Several seeds share one batched product up to width LOOP_ABOVE; above it one after the other
-is as fast (benchmarks/theory.py). fp32; measures (theory/lab/measures.py) are taken in fp64.
+is as fast (benchmarks/lab.py). fp32; measures (theory/lab/measures.py) are taken in fp64.
 
 Axes: E seeds, D inputs, F = K m features, N width, B batch. U_EDN, V_EFN; rows 0..F-1 of U are the
 features in the order (k, j).

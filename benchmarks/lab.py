@@ -1,6 +1,6 @@
 """What closed-form gradients and the ensemble dimension save: the lab's students beside autograd.
 
-    OMP_NUM_THREADS=1 python benchmarks/theory.py --out theory.md
+    OMP_NUM_THREADS=1 python benchmarks/lab.py --out theory.md
 
 Status 1 if a promise is broken. One thread; ours and the loop in turns, both warm and on the same
 draws of tasks and inputs; CPU seconds of the process, medians over the rounds, of ratios too.
@@ -26,12 +26,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-# A script's own folder comes first on the path, and there `theory` is this file, not the room.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
-
-from theory.lab.student import JointStudents, initial_weights  # noqa: E402
-from theory.mixture import Mixture, power_law  # noqa: E402
-from theory.stream import steady  # noqa: E402
+from theory.lab.student import JointStudents, initial_weights
+from theory.mixture import Mixture, power_law
+from theory.stream import steady
 
 MIXTURE = power_law(32, 8, a=1.25, b=0.9, num_inputs=512)
 EXACT_TIMES = 3.0
