@@ -18,7 +18,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any, TypeVar, cast
 
@@ -93,12 +94,33 @@ def origin(cls: type) -> dict[str, str | None] | None:
     if top in OURS:
         return None
     for package in metadata.packages_distributions().get(top, []):
-        return {
-            "path": import_path(cls),
-            "package": package,
-            "version": metadata.version(package),
-        }
+        return {"path": import_path(cls), "package": package, "version": metadata.version(package)}
     return {"path": import_path(cls), "package": top, "version": None}
+
+
+def origins(classes: Mapping[str, type]) -> list[dict[str, str | None]]:
+    """What a run keeps of the classes it used, by the names it found them by; ours left out."""
+    found = {name: origin(cls) for name, cls in classes.items()}
+    return [{"name": name, **known} for name, known in found.items() if known is not None]
+
+
+@contextmanager
+def remembering(known: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+    """Where a class cannot be found any more, say where it came from when it was (`origins`)."""
+    try:
+        yield
+    except ConfigError as error:
+        for one in known:
+            if error.value in (one["name"], one["path"]):
+                version = f"=={one['version']}" if one["version"] else ""
+                raise ConfigError(
+                    key=error.key,
+                    value=error.value,
+                    rule=error.rule,
+                    remedy=f"the run used {one['path']} of {one['package']}{version}: install that "
+                    f"({error.remedy})",
+                ) from error
+        raise
 
 
 def _load(point: metadata.EntryPoint, *, key: str) -> Any:

@@ -39,6 +39,11 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     return _object(Path(folder) / RUN)
 
 
+def extensions_of(folder: str | Path) -> list[dict[str, Any]]:
+    """The families and callbacks of others that a run used, as run.json keeps them; [] if none."""
+    return read_if_whole(Path(folder) / RUN).get("extensions", [])
+
+
 def load_identity(folder: str | Path) -> dict[str, Any]:
     """The identity of a run's stream as it was saved, plan.json; raises as `read_run`."""
     return _object(Path(folder) / PLAN)

@@ -29,6 +29,7 @@ import torch
 from olmo.torch_util import get_world_size
 
 from data_injection.config import ConfigError
+from data_injection.extensions import origins
 from data_injection.files import replace_file
 from data_injection.ledger import (
     LEDGER_FOLDER,
@@ -305,6 +306,10 @@ def write_run_files(prepared: Prepared, *, resumed_from: Path | None) -> None:
             **{name: version(name) for name in ("ai2-olmo", "numpy", "olmo-ext")},
             "record_fields": prepared.fields,
             "tasks": tasks,
+            "extensions": origins(
+                {task.family: type(task) for task in stream.plan.tasks}
+                | {name: type(callback) for name, callback in prepared.callbacks.items()}
+            ),
         },
     )
 

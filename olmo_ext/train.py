@@ -23,8 +23,10 @@ from olmo.config import CheckpointType
 from olmo.torch_util import get_global_rank, get_world_size
 
 from data_injection.config import ConfigError
+from data_injection.extensions import remembering
 from data_injection.ledger import LedgerWriter
 from eval.records import lock_folder
+from eval.run import extensions_of
 from olmo_ext.build import init_process_group
 from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
@@ -67,7 +69,8 @@ def train(
     Raises:
         ConfigError: before any work starts and before anything is written.
     """
-    prepared = prepare(experiment)
+    with remembering(extensions_of(experiment.train.save_folder)):
+        prepared = prepare(experiment)
     device = init_process_group()
     check_device(experiment.train, world_size=get_world_size())
     stream, identity = prepared.stream, prepared.identity

@@ -22,9 +22,10 @@ import torch
 from omegaconf import OmegaConf
 
 from data_injection.config import ConfigError, InjectionConfig
+from data_injection.extensions import remembering
 from data_injection.plan import InjectionPlan, compile_plan
 from eval.checkpoints.sharded import READABLE, RESTORE, checkpoint_kind, first_line, read_sharded
-from eval.run import EXPERIMENT, load_identity
+from eval.run import EXPERIMENT, extensions_of, load_identity
 
 IDENTITY_FILE = "olmo_ext.json"
 """Beside the engine's files in every checkpoint: the stream that it was trained on, under "ledger"
@@ -229,12 +230,13 @@ def compile_saved_plan(folder: str | Path, identity: dict[str, Any]) -> Injectio
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(InjectionConfig), raw))
     assert isinstance(config, InjectionConfig)
     canonical = identity["plan"]
-    return compile_plan(
-        config,
-        batch_size=canonical["batch_size"],
-        seq_len=canonical["seq_len"],
-        epoch_rows=canonical["epoch_rows"],
-        vocab_size=identity["vocab_size"],
-        eos_token_id=canonical["eos_token_id"],
-        reserved_tokens=identity["reserved_tokens"],
-    )
+    with remembering(extensions_of(folder)):
+        return compile_plan(
+            config,
+            batch_size=canonical["batch_size"],
+            seq_len=canonical["seq_len"],
+            epoch_rows=canonical["epoch_rows"],
+            vocab_size=identity["vocab_size"],
+            eos_token_id=canonical["eos_token_id"],
+            reserved_tokens=identity["reserved_tokens"],
+        )

@@ -9,8 +9,10 @@ A callback is a dataclass with a docstring under each field, which is its config
 
         def on_step(self, trainer, metrics): ...
 
-To add one: a file, a line in `CALLBACKS`, a test. All ranks call all hooks at the same steps, so a
-callback may enter the model on every rank; only rank 0's records are written.
+To add one here: a file, a line in `CALLBACKS`, a test. Elsewhere it needs no edit of ours: an
+experiment names it by import path or entry point (data_injection/extensions.py). All ranks call all
+hooks at the same steps, so a callback may enter the model on every rank; only rank 0's records are
+written.
 """
 
 from __future__ import annotations

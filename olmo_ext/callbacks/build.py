@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_injection.config import ConfigError
+from data_injection.extensions import resolve
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.features import Features
 from olmo_ext.callbacks.interference import Interference
@@ -27,21 +28,25 @@ CALLBACKS: dict[str, type[Callback]] = {
     "progress": Progress,
 }
 
+GROUP = "olmo_ext.callbacks"
+"""Entry points of packages that bring callbacks of their own."""
+
 ALWAYS = ("progress",)
 """Callbacks that a run has without asking."""
 
 
 def build_callbacks(settings: dict[str, Any]) -> dict[str, Callback]:
-    """The callbacks that `callbacks:` describes, in the order of CALLBACKS. null switches one off.
+    """The callbacks that `callbacks:` describes: ours in the order of CALLBACKS, then those of
+    others (data_injection/extensions.py) in the experiment's. null switches one off.
 
     Raises ConfigError for an unknown callback, field or value.
     """
-    if unknown := set(settings) - set(CALLBACKS):
-        raise ConfigError(f"callbacks: no {sorted(unknown)}; there are {sorted(CALLBACKS)}")
     wanted: dict[str, Any] = {name: {} for name in ALWAYS} | settings
+    names = [name for name in CALLBACKS if name in wanted]
     callbacks = {}
-    for name, kind in CALLBACKS.items():
-        if wanted.get(name) is None:
+    for name in [*names, *(name for name in wanted if name not in CALLBACKS)]:
+        kind = resolve(name, CALLBACKS, group=GROUP, base=Callback, key="callbacks")
+        if wanted[name] is None:
             continue
         try:
             merged = OmegaConf.merge(OmegaConf.structured(kind), wanted[name])

@@ -9,7 +9,7 @@ import pytest
 
 from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.errors import ConfigError
-from data_injection.extensions import origin
+from data_injection.extensions import origin, origins, remembering
 from data_injection.plan import compile_plan
 from data_injection.tasks.base import Task
 from data_injection.tasks.build import TASKS, build_tasks, find_family
@@ -156,3 +156,15 @@ def test_the_origin_of_a_strangers_class_names_package_and_version(canary: Path)
         Local.__module__.partition(".")[0],
         None,
     )
+
+
+def test_what_is_missing_is_told_with_the_package_that_had_it(canary: Path) -> None:
+    known = origins({"canary": find_family("canary", key="k"), "comparison": Comparison})
+    (one,) = known
+    assert (one["name"], one["package"], one["version"]) == ("canary", "canary-dist", "1.2")
+    with pytest.raises(ConfigError) as caught, remembering(known):
+        raise ConfigError(key="k", value="canary", rule="is not there", remedy="look")
+    assert (caught.value.key, caught.value.value) == ("k", "canary")
+    assert "canary_pkg:Canary of canary-dist==1.2" in caught.value.remedy
+    with pytest.raises(ConfigError, match="other"), remembering(known):
+        raise ConfigError("other")
