@@ -4,7 +4,8 @@
     fitted.law.alpha, fitted.interval("alpha")
 
 Hoffmann et al. 2022, approach 3: Huber loss (delta 1e-3) on log-loss, log-sum-exp of the three
-terms, L-BFGS from many starts. Intervals: percentiles of refits to runs drawn with replacement.
+terms, from many starts; the search is scipy's least_squares. Intervals: percentiles of refits to
+runs drawn with replacement.
 
 S: starts or resamples. R: rows of the table. P: the five parameters, e, a, alpha, b, beta.
 """
@@ -15,11 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from theory.scaling.law import Array, Law
-from theory.scaling.lbfgs import minimize
-from theory.scaling.objective import Space
+from theory.scaling.objective import Minimum, Space
 from theory.scaling.runs import Runs
 
 DELTA = 1e-3
@@ -29,14 +28,31 @@ RESAMPLES = 1000
 FEW_RUNS = 20
 """The fewest runs for which the intervals' coverage was measured (docs/scaling.md)."""
 
-LOW_FLOOR = 0.3
-"""Of the least loss: an L0 below it may be 0 in some resamples and not in others."""
+FAR = 10.0
+"""Spreads from the law from which a run is named: of a Gaussian's, none in 10^23."""
+
+LEAST_NOISE = 1e-6
+"""Of losses that a law gives exactly, up to rounding: none of them is far from it."""
 
 SAME = 1e-6
 """Starts whose objective is within this share of the best ended at the same optimum."""
 
-CELLS = 250_000
-"""Resamples x rows worked on at a time, to stay under some 50 MB."""
+PROGRESS_EVERY = 20
+"""Resamples."""
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Runs FAR from the law, and what the law would be without them."""
+
+    rows: tuple[int, ...]
+    """Their rows in the table that was given, from 1, farthest first."""
+
+    spreads: tuple[float, ...]
+    """Log-residuals over `Fit.noise`: above 0 the loss is higher than the law's."""
+
+    law: Law | None
+    """None where the rows that are left identify none."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,7 @@ class Fit:
     """Resamples whose fit ran out of steps; they are kept."""
 
     seed: int
+    outliers: Outliers | None
     warnings: tuple[str, ...]
 
     def interval(self, name: str) -> tuple[float, float]:
@@ -99,12 +116,11 @@ def fit_law(
 
     Raises ValueError, with the remedy, if the loss does not fall with N or with D.
     """
-    space = Space.of(runs, delta)
+    space = Space.of(runs)
     first = space.grid() if starts is None else space.enter(np.asarray(starts, dtype=float))
-    found = minimize(space.objective(np.ones((1, len(runs)))), first, tolerance=1e-12)
-    best = int(np.nanargmin(found.value_S))
-    theta = found.theta_SP[best]
-    law = space.leave(theta)
+    found = [space.minimum(one, delta=delta) for one in first]
+    best = min(found, key=lambda one: one.value)
+    law = space.leave(best.theta)
     for name, column in (("alpha", "params"), ("beta", "tokens")):
         if getattr(law, name) <= 0:
             raise ValueError(
@@ -112,71 +128,68 @@ def fit_law(
                 f"{getattr(law, name):.3g}); are the columns what they are called, and the runs "
                 "trained to their end?"
             )
-    residuals = np.log(law.loss(runs.params, runs.tokens)) - np.log(runs.loss)
-    theta_SP, unfinished = _refit(space, theta, residuals, resamples, seed, progress)
-    draws = space.leave(theta_SP)
-    value = float(found.value_S[best])
+    residuals = np.log(runs.loss) - np.log(law.loss(runs.params, runs.tokens))
+    noise = float(1.4826 * np.median(np.abs(residuals)))
+    refits = _refits(space, best.theta, delta, resamples, seed, progress)
+    draws = space.leave(np.array([one.theta for one in refits]).reshape(-1, 5))
     return Fit(
         law=law,
         draws=draws,
         runs=runs,
-        objective=value / len(runs),
-        noise=float(1.4826 * np.median(np.abs(residuals))),
-        same_optimum=float(np.mean(found.value_S <= value * (1 + SAME) + 1e-12)),
-        unfinished=unfinished,
+        objective=best.value / len(runs),
+        noise=noise,
+        same_optimum=float(
+            np.mean([one.value <= best.value * (1 + SAME) + 1e-12 for one in found])
+        ),
+        unfinished=sum(not one.converged for one in refits),
         seed=seed,
+        outliers=_outliers(space, best.theta, residuals, noise, delta),
         warnings=tuple(_warnings(law, draws, runs)) if resamples else (),
     )
 
 
-def _refit(
+def _refits(
     space: Space,
     theta: Array,
-    residuals: Array,
+    delta: float,
     resamples: int,
     seed: int,
     progress: Callable[[int], None],
-) -> tuple[Array, int]:
-    """The parameters of each resample, started from the fit to all runs."""
+) -> list[Minimum]:
+    """The minimum of each resample, started from the fit to all runs."""
     rng, runs = np.random.default_rng(seed), space.runs
-    origins = [theta]
-    if np.exp(theta[0]) < LOW_FLOOR * runs.loss.min():
-        # Where L0 is 0 the objective is flat in its logarithm, so that no resample would leave it:
-        # each is also started from the best law with a floor in sight.
-        origins.append(_with_floor(space, theta))
-    bases = [space.whitened(origin, residuals) for origin in origins]
-    chunk = max(1, CELLS // len(runs))
-    parts, unfinished = [np.zeros((0, 5))], 0
     even = np.full(runs.num_runs, 1 / runs.num_runs)
-    for done in range(0, resamples, chunk):
-        num = min(chunk, resamples - done)
+    refits = []
+    for done, times in enumerate(rng.multinomial(runs.num_runs, even, size=resamples), start=1):
         # All rows of a run are drawn together: they share its seed and its data.
-        weight_SR = rng.multinomial(runs.num_runs, even, size=num).astype(float)[:, runs.group]
-        best_SP, best_S = np.zeros((num, 5)), np.full(num, np.inf)
-        finished = np.zeros(num, dtype=bool)
-        for origin, basis in zip(origins, bases, strict=True):
-            objective = space.objective(weight_SR, origin=origin, basis=basis)
-            found = minimize(objective, np.zeros((num, 5)), tolerance=1e-8)
-            better = found.value_S < best_S
-            best_SP[better] = (origin + found.theta_SP @ basis.T)[better]
-            best_S[better], finished[better] = found.value_S[better], found.converged_S[better]
-        parts.append(best_SP)
-        unfinished += int((~finished).sum())
-        progress(done + num)
-    return np.concatenate(parts), unfinished
+        rows = np.repeat(np.arange(len(runs)), times[runs.group])
+        refits.append(space.minimum(theta, delta=delta, rows=rows, tolerance=1e-10))
+        if done % PROGRESS_EVERY == 0 or done == resamples:
+            progress(done)
+    return refits
 
 
-def _with_floor(space: Space, theta: Array) -> Array:
-    """The best parameters with L0 held at half the least loss."""
-    start = theta.copy()
-    start[0] = np.log(0.5 * space.runs.loss.min())
-    free = space.objective(np.ones((1, len(space.runs))))
-
-    def held(theta_SP: Array, which_S: NDArray[np.int64]) -> tuple[Array, Array]:
-        value, gradient = free(theta_SP, which_S)
-        return value, gradient * [0, 1, 1, 1, 1]
-
-    return minimize(held, start[None]).theta_SP[0]
+def _outliers(
+    space: Space, theta: Array, residuals: Array, noise: float, delta: float
+) -> Outliers | None:
+    """The Huber loss bounds how hard a row pulls, not where it stands: a few rows at an edge of the
+    sizes move an exponent all the same (five of Hoffmann et al.'s 245, beta from .37 to .45)."""
+    runs = space.runs
+    spreads = residuals / max(noise, LEAST_NOISE)
+    order = np.argsort(-np.abs(spreads), kind="stable")
+    far = order[np.abs(spreads[order]) >= FAR]
+    if not len(far):
+        return None
+    rows = np.setdiff1d(np.arange(len(runs)), far)
+    try:
+        Runs.of(
+            runs.params[rows], runs.tokens[rows], runs.loss[rows], run=runs.group[rows].tolist()
+        )
+    except ValueError:
+        law = None
+    else:
+        law = space.leave(space.minimum(theta, delta=delta, rows=rows).theta)
+    return Outliers(tuple(runs.row[far].tolist()), tuple(spreads[far].tolist()), law)
 
 
 def _warnings(law: Law, draws: Law, runs: Runs) -> list[str]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from theory.same import clusters
 from theory.scaling.law import Array
 from theory.scaling.runs import Runs
 
@@ -148,7 +149,7 @@ def _groups(runs: Runs) -> list[NDArray[np.int64]]:
     return [
         rows
         for rows in found
-        if len(rows) >= LEAST_ROWS and len(np.unique(runs.params[rows])) >= LEAST_SIZES
+        if len(rows) >= LEAST_ROWS and clusters(runs.params[rows]).max() + 1 >= LEAST_SIZES
     ]
 
 

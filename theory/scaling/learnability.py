@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from theory.same import WITHIN, merged
 from theory.scaling.fit import Fit, interval
 from theory.scaling.law import Law
 from theory.scaling.runs import Runs
@@ -101,7 +102,8 @@ def learnability(
     Args:
         large: N_l in parameters; default: the largest of the runs.
         eps: nats per token, each at least 0.
-        sizes: the smaller models to judge; default: all sizes of the runs below `large`.
+        sizes: the smaller models to judge; default: all sizes of the runs below `large`, those that
+            are the same but for rounding (theory/same.py) once.
 
     Raises ValueError naming what is out of its range.
     """
@@ -110,7 +112,8 @@ def learnability(
     if not (np.isfinite(large) and large > 0):
         raise ValueError(f"large must be a positive number of parameters, got {large}")
     if sizes is None:
-        sizes = [size for size in np.unique(runs.params).tolist() if size < large]
+        alike = np.unique(merged(runs.params)).tolist()
+        sizes = [size for size in alike if size * (1 + WITHIN) < large]
     if wrong := [size for size in sizes if not 0 < size < large]:
         raise ValueError(f"sizes must be positive and below large ({large:g}), got {wrong[0]:g}")
     about_large = _outside(runs, "N_l", large, "params")

@@ -5,13 +5,14 @@ runs = Runs.of(params, tokens, loss)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from theory.same import WITHIN, clusters
 from theory.scaling.law import FLOPS, Array
 
 NUM_CONSTANTS = 5
@@ -21,6 +22,17 @@ LEAST_SIZES = 3
 RAY = 0.05
 """Spread of log D that log N does not explain, below which the runs lie on a line: at 5% either way
 A/N^alpha and B/D^beta are the same curve within the noise of any training."""
+
+TWICE = (1e-5, 1e-5, 1e-6)
+"""Relative differences in params, tokens and loss up to which two rows are one, printed twice. Two
+seeds of one size differ in loss by a thousand times that."""
+
+WRITTEN = (
+    (r"\d{1,3}([,.' ]\d{3}){2,}|\d{1,3},\d{3}", "thousands signs? write 1491037488"),
+    (r"\d+,\d+", "a decimal comma? write 2.71"),
+    (r"[\d.]+\s*[KMBGT]", "a suffix? write 4e9 for 4B"),
+)
+"""Numbers as people write them, which are none to us: patterns, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,9 @@ class Runs:
 
     group: NDArray[np.int64]
     """Number of the run that a row is of; each row its own unless runs are named."""
+
+    row: NDArray[np.int64]
+    """Number of the row in the table that was given, from 1."""
 
     @classmethod
     def of(
@@ -50,7 +65,7 @@ class Runs:
 
         Raises ValueError naming the column, the rows (numbered from 1) and the remedy: not numbers,
         not positive, not finite; a row twice; fewer runs than the law has constants; fewer than
-        three sizes or data sizes; D a power of N in all runs.
+        three sizes or data sizes (those within WITHIN are one); D a power of N in all runs.
         """
         columns = {
             name: _numbers(name, values)
@@ -64,13 +79,13 @@ class Runs:
         order = sorted(
             range(len(table)), key=lambda row: (*table[row], names[row] if names else "")
         )
-        _check_twice(table, order)
+        _check_twice(table)
         table = table[order]
         group = np.arange(len(table))
         if names is not None:
             numbers: dict[str, int] = {}
             group = np.array([numbers.setdefault(names[row], len(numbers)) for row in order])
-        runs = cls(table[:, 0], table[:, 1], table[:, 2], group)
+        runs = cls(*table.T, group, 1 + np.array(order, dtype=np.int64))
         _check_identified(runs)
         return runs
 
@@ -94,9 +109,11 @@ def _numbers(name: str, values: ArrayLike) -> Array:
         column = given.astype(float)
     except (TypeError, ValueError):
         wrong = [row for row, value in enumerate(given, start=1) if not _is_number(value)]
+        value = given[wrong[0] - 1]
+        hints = [hint for form, hint in WRITTEN if re.fullmatch(form, str(value).strip(), re.I)]
         raise ValueError(
-            f"column {name} must be numbers, but {_rows(wrong)} {given[wrong[0] - 1]!r}; mend or "
-            "drop such rows"
+            f"column {name} must be numbers, but {_rows(wrong)} {value!r}"
+            f"{f' ({hints[0]})' if hints else ''}; mend or drop such rows"
         ) from None
     for bad, what in ((~np.isfinite(column), "is missing or not finite"), (column <= 0, "is")):
         if bad.any():
@@ -123,14 +140,20 @@ def _rows(rows: list[int]) -> str:
     return f"in {len(rows)} row{'s' * (len(rows) > 1)} ({some}) it"
 
 
-def _check_twice(table: Array, order: list[int]) -> None:
-    twice = [(a + 1, b + 1) for a, b in pairwise(order) if (table[a] == table[b]).all()]
-    if twice:
+def _check_twice(table: Array) -> None:
+    from scipy.spatial import KDTree
+
+    if not len(table):
+        return
+    # In units of the tolerance: two rows are one if no column differs by more than 1.
+    near = KDTree(np.log(table) / TWICE).query_pairs(1.0, p=np.inf, output_type="ndarray")
+    if len(near):
+        twice = sorted((int(a) + 1, int(b) + 1) for a, b in near)
         some = ", ".join(f"{a} and {b}" for a, b in twice[:3])
         raise ValueError(
-            f"{len(twice)} rows stand twice, with the same params, tokens and loss ({some}): "
-            "counted twice they would make the intervals too narrow; drop them (two seeds of one "
-            "size are two runs, and their losses differ)"
+            f"{len({b for _, b in twice})} rows stand twice, with the same params, tokens and loss "
+            f"({some}): counted twice they would make the intervals too narrow; drop them (two "
+            "seeds of one size are two runs, and their losses differ)"
         )
 
 
@@ -146,11 +169,13 @@ def _check_identified(runs: Runs) -> None:
         ("tokens", runs.tokens, "B, beta and L0", "train for other lengths (train.max_duration)"),
     ):
         sizes = np.unique(values)
-        if len(sizes) < LEAST_SIZES:
-            shown = ", ".join(f"{size:g}" for size in sizes)
+        num = int(clusters(values).max()) + 1
+        if num < LEAST_SIZES:
+            shown = ", ".join(f"{size:.7g}" for size in sizes[:5]) + ", ..." * (len(sizes) > 5)
+            as_one = f" ({num}: those within {WITHIN:.0%} count as one)" if num < len(sizes) else ""
             raise ValueError(
-                f"column {column} has only the value{'s' * (len(sizes) > 1)} {shown} in all runs, "
-                f"so that {terms} are not identified; {remedy}, {LEAST_SIZES} at least"
+                f"column {column} has only the value{'s' * (len(sizes) > 1)} {shown}{as_one} in "
+                f"all runs, so that {terms} are not identified; {remedy}, {LEAST_SIZES} at least"
             )
     x, y = np.log(runs.params), np.log(runs.tokens)
     slope = float(np.cov(x, y)[0, 1] / x.var(ddof=1))
