@@ -55,10 +55,10 @@ def fit_source(
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out must be a folder, got the file {out}")
-    table = read_losses(source, names=names)
-    frame = table.frame
     frontier: Frontier | str
     try:
+        table = read_losses(source, names=names)
+        frame = table.frame
         run = frame["run"].tolist() if "run" in frame else None
         runs = Runs.of(frame.params.to_numpy(), frame.tokens, frame.loss, run=run)
         _check_options(runs, large, eps)
@@ -146,9 +146,10 @@ def _write(
             **{
                 name: [float(values.min()), float(values.max())]
                 for name, values in vars(fitted.runs).items()
-                if name != "group"
+                if name not in ("group", "row")
             },
         },
+        "outliers": _outliers_json(fitted),
         "notes": [*table.notes, *fitted.warnings],
         "source": {"path": str(source), "sha256": table.sha256, "loss": table.kind},
         "command": command,
@@ -158,6 +159,14 @@ def _write(
     }
     data = json.dumps(_plain(found), indent=1, allow_nan=False) + "\n"
     return replace_file(out / "fit.json", data)
+
+
+def _outliers_json(fitted: Fit) -> dict[str, Any] | None:
+    found = fitted.outliers
+    if found is None:
+        return None
+    without = None if found.law is None else found.law.constants()
+    return {"rows": found.rows, "spreads": found.spreads, "constants_without": without}
 
 
 def _frontier_json(frontier: Frontier | str) -> dict[str, Any]:

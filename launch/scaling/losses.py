@@ -11,6 +11,7 @@ as the run reads its corpus once.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,9 +23,13 @@ from data_injection.config import ConfigError
 from eval.records import read_records, record_files
 from eval.run import RUN, read_if_whole
 from eval.text import number
+from theory.same import clusters
+from theory.scaling.law import FLOPS
+from theory.scaling.runs import positive
 
 COLUMNS = ("params", "tokens", "loss")
 METRIC = "train_loss"
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 SAME = ("learning_rate", "batch_size", "seq_len", "protocol", "plan_hash")
 """What runs of one law share or else differ by: named where it differs within a size."""
 
@@ -45,8 +50,9 @@ class LossTable:
 def read_losses(source: str | Path, *, names: Mapping[str, str] | None = None) -> LossTable:
     """Read a table of runs.
 
-    names: the file's own column names by ours ("loss": "val_loss"), for CSV and Parquet. A column
-    `run` is taken as the name of the run: rows of one are resampled together.
+    names: the file's own column names by ours ("loss": "val_loss"), for CSV and Parquet; "flops" in
+    place of "tokens" means D = C / 6 N. A column `run` is taken as the name of the run: rows of one
+    are resampled together.
 
     Raises FileNotFoundError or ConfigError naming what is missing and what to do. The numbers are
     checked by `theory.scaling.runs.Runs`.
@@ -69,19 +75,33 @@ def read_losses(source: str | Path, *, names: Mapping[str, str] | None = None) -
 
 def _from_file(path: Path, names: dict[str, str]) -> LossTable:
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            _check_shape(path)
+            frame = pd.read_csv(path)
+    except ConfigError:
+        raise
     except Exception as error:  # each parser has its own
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"{path} cannot be read ({first}); give a CSV with a header line, or .parquet"
         ) from None
-    wanted = {name: names.get(name, name) for name in COLUMNS}
+    if "flops" in names and "tokens" in names:
+        raise ConfigError("--tokens and --flops both say what D is; give one")
+    third = "flops" if "flops" in names else "tokens"
+    wanted = {name: names.get(name, name) for name in ("params", third, "loss")}
     if missing := [column for column in wanted.values() if column not in frame.columns]:
         raise ConfigError(
             f"{path} has no column {', '.join(missing)}, but {', '.join(map(str, frame.columns))}; "
-            "rename it, or name it with --params, --tokens, --loss"
+            "rename it, or name it with --params, --tokens (or --flops), --loss"
         )
     found = frame[list(wanted.values())].set_axis(list(COLUMNS), axis=1)
+    notes: tuple[str, ...] = ()
+    if third == "flops":
+        size, work = positive("params", found.params), positive(wanted["flops"], found.tokens)
+        found["tokens"] = work / (FLOPS * size)
+        notes = (f"tokens are column {wanted['flops']} / ({FLOPS:g} params)",)
     if "run" in frame.columns:
         if rows := [row for row, empty in enumerate(frame["run"].isna(), start=1) if empty]:
             some = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
@@ -91,7 +111,35 @@ def _from_file(path: Path, names: dict[str, str]) -> LossTable:
             )
         found["run"] = frame["run"].astype(str)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return LossTable(found, f"column {wanted['loss']} of {path.name}, nats per token", (), digest)
+    kind = f"column {wanted['loss']} of {path.name}, nats per token"
+    return LossTable(found, kind, notes, digest)
+
+
+def _check_shape(path: Path) -> None:
+    """Raise ConfigError for a CSV of other separators or names, which pandas would read shifted."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file)
+        head = next(lines, [])
+        longest, line = max(((len(row), lines.line_num) for row in lines), default=(0, 0))
+    if len(head) == 1 and (found := [one for one in SEPARATORS if one in head[0]]):
+        comma = "" if longest < 2 else ", and decimal commas for points"
+        raise ConfigError(
+            f"{path} is separated by {SEPARATORS[found[0]]}, not by commas; save it with commas"
+            f"{comma}"
+        )
+    for name in head:
+        if head.count(name) > 1:
+            raise ConfigError(f"{path}: the column name {name!r} stands twice; rename one")
+        if name != name.strip():
+            raise ConfigError(
+                f"{path}: the column name {name!r} has spaces around it; save the header without "
+                "(and the values)"
+            )
+    if head and longest > len(head):
+        raise ConfigError(
+            f"{path}: line {line} has {longest} values, the header {len(head)} names "
+            f"({', '.join(head)}), so that the columns would be shifted; name every column"
+        )
 
 
 def _from_records(source: Path) -> LossTable:
@@ -150,7 +198,7 @@ def _differences(runs: pd.DataFrame) -> Iterable[str]:
         )
     for name in SAME:
         values = runs[name].dropna().unique() if name in runs else []
-        within = runs.groupby("params")[name].nunique().max() if len(values) else 0
+        within = runs.groupby(clusters(runs.params))[name].nunique().max() if len(values) else 0
         if within > 1:
             shown = [number(v) if isinstance(v, float) else str(v)[:12] for v in sorted(values)[:4]]
             yield (

@@ -12,9 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eval.text import count
+from eval.text import count, plural
 from launch.scaling.losses import LossTable
-from theory.scaling.fit import Fit
+from theory.scaling.fit import FAR, Fit
 from theory.scaling.frontier import Frontier
 from theory.scaling.law import CONSTANTS, PAPER_GAMMA
 from theory.scaling.learnability import Estimate, Learnability
@@ -65,8 +65,28 @@ def show(
         f"gives N^-alpha = N^-{fitted.law.alpha:.3g} here; nothing is tuned to it.",
     )
     _show_answers(answers, console)
-    for note in (*table.notes, *fitted.warnings):
+    for note in (*table.notes, *fitted.warnings, *_far(fitted)):
         console.print(f"[yellow]note:[/] {note}", highlight=False)
+
+
+def _far(fitted: Fit) -> list[str]:
+    """Which rows are far from the law, and how far the constants move without them."""
+    found = fitted.outliers
+    if found is None:
+        return []
+    shown = [f"{row} ({far:+.0f})" for row, far in zip(found.rows, found.spreads, strict=True)]
+    rows = ", ".join(shown[:MOST_SIZES]) + (", ..." if len(shown) > MOST_SIZES else "")
+    said = (
+        f"{plural(len(shown), 'row')} of the table {'is' if len(shown) == 1 else 'are'} {FAR:g} "
+        f"spreads or more from the law: {rows}. "
+    )
+    if found.law is None:
+        return [said + "Without them the runs identify no law"]
+    moves = [
+        f"{name} {_short(getattr(fitted.law, name))} to {_short(getattr(found.law, name))}"
+        for name in CONSTANTS
+    ]
+    return [f"{said}Without them: {', '.join(moves)}. Look at them before you trust either"]
 
 
 def _frontier_table(frontier: Frontier) -> Table:

@@ -38,6 +38,9 @@ def fit(
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
     params: Annotated[str | None, typer.Option(help="Name of the column params.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Name of the column tokens.")] = None,
+    flops: Annotated[
+        str | None, typer.Option(help="Name of a column of FLOPs C, in place of tokens: D = C/6N.")
+    ] = None,
     loss: Annotated[str | None, typer.Option(help="Name of the column loss.")] = None,
 ) -> None:
     """Fit L(N, D) = L0 + A/N^alpha + B/D^beta: constants, exponents, frontier, Defs. 1 and 2.
@@ -46,7 +49,7 @@ def fit(
     """
     from launch.scaling.fit import fit_source
 
-    columns = {"params": params, "tokens": tokens, "loss": loss}
+    columns = {"params": params, "tokens": tokens, "flops": flops, "loss": loss}
     fit_source(
         source,
         out=out,

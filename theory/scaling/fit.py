@@ -28,6 +28,9 @@ RESAMPLES = 1000
 FEW_RUNS = 20
 """The fewest runs for which the intervals' coverage was measured (docs/scaling.md)."""
 
+LEAST_EXPONENT = 1e-6
+"""Below it a term is the same at all sizes, and the sign of the exponent is rounding."""
+
 FAR = 10.0
 """Spreads from the law from which a run is named: of a Gaussian's, none in 10^23."""
 
@@ -122,7 +125,7 @@ def fit_law(
     best = min(found, key=lambda one: one.value)
     law = space.leave(best.theta)
     for name, column in (("alpha", "params"), ("beta", "tokens")):
-        if getattr(law, name) <= 0:
+        if getattr(law, name) < LEAST_EXPONENT:
             raise ValueError(
                 f"the loss does not fall with {column} in these runs ({name} = "
                 f"{getattr(law, name):.3g}); are the columns what they are called, and the runs "

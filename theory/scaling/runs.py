@@ -68,7 +68,7 @@ class Runs:
         three sizes or data sizes (those within WITHIN are one); D a power of N in all runs.
         """
         columns = {
-            name: _numbers(name, values)
+            name: positive(name, values)
             for name, values in (("params", params), ("tokens", tokens), ("loss", loss))
         }
         lengths = {name: len(values) for name, values in columns.items()}
@@ -85,7 +85,8 @@ class Runs:
         if names is not None:
             numbers: dict[str, int] = {}
             group = np.array([numbers.setdefault(names[row], len(numbers)) for row in order])
-        runs = cls(*table.T, group, 1 + np.array(order, dtype=np.int64))
+        rows = 1 + np.array(order, dtype=np.int64)
+        runs = cls(table[:, 0], table[:, 1], table[:, 2], group, rows)
         _check_identified(runs)
         return runs
 
@@ -102,8 +103,8 @@ class Runs:
         return FLOPS * self.params * self.tokens
 
 
-def _numbers(name: str, values: ArrayLike) -> Array:
-    """A column as floats, all positive and finite."""
+def positive(name: str, values: ArrayLike) -> Array:
+    """A column as floats. Raises ValueError unless all are numbers, positive and finite."""
     given = np.asarray(values).ravel()
     try:
         column = given.astype(float)

@@ -258,3 +258,19 @@ def test_sixteen_real_runs_are_fitted_with_what_they_cannot_say(tmp_path: Path) 
     assert found["alpha"]["value"] == pytest.approx(0.136, abs=0.005)
     assert found["L0"]["high"] > 1
     assert not (tmp_path / "out" / "frontier.csv").exists()
+
+
+def test_rows_far_from_the_law_are_named_with_how_far_the_constants_move(tmp_path: Path) -> None:
+    table = frame()
+    spoiled = table.index[table.tokens == table.tokens.min()][:4]
+    table.loc[spoiled, "loss"] *= 1.4
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    said = " ".join(fit(tmp_path / "runs.csv", "--out", tmp_path / "out").split())
+    found = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert "note: 4 rows of the table are 10 spreads or more from the law" in said
+    assert sorted(found["outliers"]["rows"]) == [row + 1 for row in spoiled]
+    without, value = found["outliers"]["constants_without"], found["constants"]["beta"]["value"]
+    assert f"beta {value:.4g} to {without['beta']:.4g}" in said
+    rest = table.drop(index=spoiled)
+    left = fit_law(Runs.of(rest.params, rest.tokens, rest.loss), resamples=0).law
+    assert without["beta"] == pytest.approx(left.beta, rel=1e-4)

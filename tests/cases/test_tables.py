@@ -1,0 +1,93 @@
+"""Tables of runs as other programs write them: read as they are meant, or refused in words.
+
+The inputs lie in tests/cases/tables; those of the last test are made here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from data_injection.config import ConfigError
+from launch.cli import app
+from launch.scaling.losses import read_losses
+from theory.scaling.runs import Runs
+
+TABLES = Path(__file__).parent / "tables"
+
+REFUSED = {
+    "two_data_sizes_exact": r"column tokens has only the values 2\.755\d*e\+08, 7\.259\d*e\+10 in",
+    "two_data_sizes_rounded": r"column tokens has only.*\(2: those within 2% count as one\)",
+    "extra_value": "4 values, the header 3 names .params, tokens, loss.*would be shifted",
+    "ragged_one_row": "line 62 has 4 values, the header 3 names",
+    "comment": "3 values, the header 1 names .# from wandb",
+    "semicolon": "separated by semicolons, not by commas",
+    "tab": "separated by tabs, not by commas",
+    "german": "separated by semicolons, not by commas; save it with commas, and decimal commas",
+    "spaces_header": "column name ' tokens' has spaces around it",
+    "thousands": r"'4,000,000,000' \(thousands signs\?",
+    "suffix": r"'4000M' \(a suffix\? write 4e9",
+    "upper_header": "no column params, tokens, loss, but Params, Tokens, Loss; rename it",
+    "dup": r"2 rows stand twice.*\(1 and 61, 2 and 62\)",
+    "const_loss": "does not fall with params",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_table_that_cannot_be_read_as_meant_is_refused_with_what_is_wrong(
+    name: str, tmp_path: Path
+) -> None:
+    arguments = ["scaling", "fit", str(TABLES / f"{name}.csv"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, ConfigError)
+    with pytest.raises(ConfigError, match=REFUSED[name]):
+        raise done.exception
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_byte_order_mark_changes_nothing() -> None:
+    plain, marked = (read_losses(TABLES / f"{name}.csv").frame for name in ("clean", "bom"))
+    pd.testing.assert_frame_equal(plain, marked)
+
+
+@pytest.mark.parametrize(
+    ("head", "row", "message"),
+    [
+        ("params,tokens,loss,loss", "1e8,1e9,3.0,3.1", "column name 'loss' stands twice"),
+        ("params|tokens|loss", "1e8|1e9|3.0", "separated by bars"),
+        ("params,tokens,loss ", "1e8,1e9,3.0", "'loss ' has spaces"),
+        ("params,tokens,loss", "1 000 000,1e9,3.0", "thousands signs"),
+        ("params,tokens,loss", '1e8,1e9,"3,02"', "a decimal comma"),
+        ("params,tokens,loss", "1e8,2.5 B,3.0", "a suffix"),
+    ],
+)
+def test_other_separators_names_and_numbers_are_named(
+    tmp_path: Path, head: str, row: str, message: str
+) -> None:
+    (tmp_path / "runs.csv").write_text("\n".join([head, *[row] * 9]) + "\n")
+
+    def read() -> Runs:
+        frame = read_losses(tmp_path / "runs.csv").frame
+        return Runs.of(frame.params, frame.tokens, frame.loss)
+
+    with pytest.raises(ValueError, match=message):
+        read()
+
+
+def test_tokens_are_worked_out_of_flops_and_that_is_said(tmp_path: Path) -> None:
+    table = pd.read_csv(TABLES / "clean.csv")
+    work = (6 * table.params * table.tokens).rename("Training FLOP")
+    table.drop(columns="tokens").assign(**{"Training FLOP": work}).to_csv(
+        tmp_path / "runs.csv", index=False
+    )
+    read = read_losses(tmp_path / "runs.csv", names={"flops": "Training FLOP"})
+    np.testing.assert_allclose(read.frame.tokens, table.tokens)
+    assert read.notes == ("tokens are column Training FLOP / (6 params)",)
+    with pytest.raises(ConfigError, match="--tokens and --flops"):
+        read_losses(tmp_path / "runs.csv", names={"flops": "Training FLOP", "tokens": "tokens"})
+    with pytest.raises(ConfigError, match=r"no column tokens.*--flops"):
+        read_losses(tmp_path / "runs.csv")
