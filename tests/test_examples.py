@@ -65,13 +65,15 @@ def test_a_package_of_ones_own_serves_every_verb(
     call("train", experiment, "-o", "train.stop_at=6", path=[installed])
     call("train", experiment, "--resume", path=[installed])
     call("audit", run, path=[installed])
-    assert "leak" in call("eval", run, path=[installed])
+    scores = experiment.parent / "scores.csv"
+    call("eval", run, "--out", scores, path=[installed])
+    assert ",leak," in scores.read_text()
 
     records = read_records(run)
     assert set(records[records.task == "leak"].family) == {family}
     norms = records[records.metric == "head_norm"]
     assert sorted(zip(norms.step, norms["head"], strict=True)) == [
-        (step, head) for step in (4, 8, 12) for head in (0, 1)
+        (step, head) for step in (4, 6, 8, 12) for head in (0, 1)
     ]
     known = {one["name"]: one for one in json.loads((run / "run.json").read_text())["extensions"]}
     assert set(known) == {family, callback}
