@@ -4,7 +4,6 @@
         ledger.append(step, plan.at(step))      # after the step has been taken
         position = ledger.seal(step + 1)        # at a checkpoint, which keeps the position
     segments = read_segments(run / "ledger")
-    rows = effective_rows(segments, position, step=step + 1)
 
 A folder of segments, one for each start of the run, only ever appended to. A segment is a line of
 text (magic, checksum, JSON) and then records of 14 bytes, little-endian: one for each injected row,
@@ -13,8 +12,7 @@ Rows are written when their step has been taken, so that they outlive the proces
 forced onto the disk before the checkpoint it belongs to.
 
 Steps redone after a kill stand in two segments. The header of each names its **parent**: the place
-in the ledger at which the checkpoint was sealed that it went on from. Walking back from a
-checkpoint gives the lineage of its weights, the *effective* ledger; other rows are abandoned.
+in the ledger at which the checkpoint was sealed that it went on from: data_injection/lineage.py.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ import os
 import re
 import zlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,8 @@ MAGIC = b"olmo-ext-ledger-1"
 TORN = "ends in a torn record"
 """Begins the problem of a segment whose writer was killed, or writes at this moment."""
 
+DAMAGED = "records {} to {} are damaged: their checksum does not hold"
+
 _NAME = re.compile(r"segment-(\d{5,})\.bin")
 
 
@@ -64,7 +65,7 @@ class Position:
     """Rows and seals from the segment's start."""
 
 
-class LedgerWriter:
+class LedgerWriter(AbstractContextManager["LedgerWriter"]):
     """Appends to a new segment; one process of a run writes.
 
     Args:
@@ -113,9 +114,6 @@ class LedgerWriter:
     def append(self, step: int, rows: StepRows) -> None:
         """Write the rows of a step (counted from 0) that has been taken; in one system call."""
         assert step >= self._next_step, "steps of a segment ascend"
-        if not len(rows):
-            self._next_step = step + 1
-            return
         records = np.empty(len(rows), dtype=ROW)
         records["step"], records["slot"] = step, rows.slots
         records["task"], records["example"] = rows.tasks, rows.examples
@@ -139,9 +137,6 @@ class LedgerWriter:
     def close(self) -> None:
         """Close the file; without a seal, since the step may not have been finished."""
         os.close(self._descriptor)
-
-    def __enter__(self) -> LedgerWriter:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -240,14 +235,14 @@ def read_segment(path: Path) -> Segment:
         if claimed.tobytes() != expected.tobytes():
             continue
         if first > covered:
-            problems.append(_damage(records, covered, first))
+            problems.append(DAMAGED.format(covered, first - 1))
         trusted[first:seal] = True
         covered = seal + 1
     tail = records[covered:]
     if (tail["task"] == SEAL).any():
         # A seal that does not fit what it seals: a block is damaged, not just unfinished.
         last = covered + int(np.flatnonzero(tail["task"] == SEAL)[-1]) + 1
-        problems.append(_damage(records, covered, last))
+        problems.append(DAMAGED.format(covered, last - 1))
         covered = last
     trusted[covered:] = True
     if torn:
@@ -262,80 +257,6 @@ def read_segment(path: Path) -> Segment:
         num_unsealed=num_records - covered,
         problems=tuple(problems),
     )
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Steps first_step .. end_step-1 as one segment of the lineage took them."""
-
-    segment: int
-    first_step: int
-    end_step: int
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """Where the weights of a checkpoint come from, oldest stretch first."""
-
-    stretches: tuple[Stretch, ...]
-    problems: tuple[str, ...] = ()
-
-    @property
-    def first_step(self) -> int:
-        """Steps before it are not in the ledger; 0 unless the run began without one."""
-        return self.stretches[0].first_step if self.stretches else 0
-
-
-def lineage(segments: Mapping[int, Segment], position: Position | None, *, step: int) -> Lineage:
-    """The lineage of the weights that were saved at a position after `step` steps.
-
-    `position` None is that of a checkpoint before the first step, or from before the ledger.
-    """
-    stretches: list[Stretch] = []
-    problems: list[str] = []
-    while position is not None:
-        segment = segments.get(position.segment)
-        if segment is None:
-            problems.append(f"segment {position.segment} is missing")
-            break
-        if not segment.header:
-            problems.append(f"segment {position.segment} cannot be read")
-            break
-        if position.records > segment.num_records:
-            problems.append(
-                f"segment {position.segment} is truncated: it has {segment.num_records} records, "
-                f"{position.records} were sealed at step {step}"
-            )
-        elif position.records - 1 in segment.record:
-            problems.append(
-                f"segment {position.segment} has no seal at record {position.records - 1}, where "
-                f"step {step} was saved"
-            )
-        stretches.append(Stretch(position.segment, segment.start_step, step))
-        if segment.parent is not None and segment.parent.segment >= segment.number:
-            problems.append(f"segment {segment.number} names a later one as its parent")
-            break
-        step, position = segment.start_step, segment.parent
-    return Lineage(tuple(reversed(stretches)), tuple(problems))
-
-
-def is_effective(segment: Segment, stretches: tuple[Stretch, ...]) -> NDArray[np.bool_]:
-    """Whether each row of a segment belongs to a lineage; shape (num_rows,)."""
-    steps = segment.rows["step"]
-    inside = np.zeros(len(steps), dtype=bool)
-    for stretch in stretches:
-        if stretch.segment == segment.number:
-            inside |= (steps >= stretch.first_step) & (steps < stretch.end_step)
-    return inside
-
-
-def effective_rows(segments: Mapping[int, Segment], path: Lineage) -> NDArray[np.void]:
-    """The rows of a lineage (dtype ROW) in the order in which they were trained."""
-    parts = [
-        segments[stretch.segment].rows[is_effective(segments[stretch.segment], (stretch,))]
-        for stretch in path.stretches
-    ]
-    return np.concatenate([np.zeros(0, dtype=ROW), *parts])
 
 
 def _segment_files(folder: Path) -> list[tuple[int, Path]]:
@@ -366,21 +287,16 @@ def _parse_header(line: bytes) -> dict[str, Any] | None:
     return json.loads(parts[2])
 
 
-def _damage(records: NDArray[np.void], first: int, end: int) -> str:
-    """What can be said of the records first .. end-1, which no seal vouches for."""
-    return f"records {first} to {end - 1} are damaged: their checksum does not hold"
-
-
 def position_from(value: Any, *, where: str) -> Position | None:
     """The position that a checkpoint keeps as JSON; ConfigError if it is none."""
     if value is None:
         return None
-    found: list[Any] = []
-    if isinstance(value, dict):
-        found = [value.get(key) for key in ("segment", "records")]
-    if not found or any(type(number) is not int or number < 0 for number in found):
-        raise ConfigError(
-            f"{where} holds no place in the ledger: {json.dumps(value)[:200]} has no segment and "
-            "records in whole numbers"
-        )
-    return Position(*found)
+    match value:
+        case {"segment": segment, "records": records} if (
+            type(segment) is type(records) is int and min(segment, records) >= 0
+        ):
+            return Position(segment, records)
+    raise ConfigError(
+        f"{where} holds no place in the ledger: {json.dumps(value)[:200]} has no segment and "
+        "records in whole numbers"
+    )

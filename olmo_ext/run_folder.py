@@ -35,10 +35,10 @@ from data_injection.ledger import (
     LEDGER_FOLDER,
     LedgerWriter,
     Position,
-    lineage,
     position_from,
     read_segments,
 )
+from data_injection.lineage import lineage
 from eval.checkpoints.checkpoint import (
     IDENTITY_FILE,
     Checkpoint,

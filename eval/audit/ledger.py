@@ -26,14 +26,12 @@ from data_injection.config import ConfigError
 from data_injection.files import replaced
 from data_injection.ledger import (
     LEDGER_FOLDER,
-    Lineage,
     Position,
     Segment,
-    is_effective,
-    lineage,
     position_from,
     read_segments,
 )
+from data_injection.lineage import Lineage, is_effective, lineage
 from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints
 from eval.run import RUN, load_identity, read_run
 

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_injection.config import ConfigError
-from data_injection.ledger import ROW, Segment, Stretch, is_effective
+from data_injection.ledger import ROW, Segment
+from data_injection.lineage import Stretch, is_effective
 from data_injection.plan import InjectionPlan
 from eval.audit.ledger import EFFECTIVE, STATES, RunLedger
 from eval.audit.subject import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,11 @@ from data_injection.ledger import (
     SEAL,
     LedgerWriter,
     Position,
-    Stretch,
-    effective_rows,
-    lineage,
+    Segment,
     read_segment,
     read_segments,
 )
+from data_injection.lineage import Lineage, Stretch, is_effective, lineage
 from data_injection.plan import StepRows
 
 
@@ -51,6 +51,15 @@ def write(
         if steps.stop in seal_at:
             sealed[steps.stop] = ledger.seal(steps.stop)
     return sealed
+
+
+def effective_rows(segments: Mapping[int, Segment], path: Lineage) -> np.ndarray:
+    """The rows of a lineage (dtype ROW) in the order in which they were trained."""
+    parts = [
+        segments[stretch.segment].rows[is_effective(segments[stretch.segment], (stretch,))]
+        for stretch in path.stretches
+    ]
+    return np.concatenate([np.zeros(0, dtype=ROW), *parts])
 
 
 def steps_in(rows: np.ndarray) -> list[int]:
