@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.figures.heatmap import FAINT, INK
+from eval.figures import style
 from eval.text import count, number
 from theory.advice.thresholds import threshold
 
@@ -30,14 +30,10 @@ def thresholds(groups: list[Group], told: dict[str, Any]) -> Figure:
     Marks: a cell, filled by the share of its runs that learned the task. Line and band: the
     threshold along x for each size with its 95% interval, drawn only where it is inside the data.
     """
-    from matplotlib.figure import Figure
-
     abreast = min(2, len(groups))
     down = math.ceil(len(groups) / abreast)
-    figure = Figure(figsize=(5.4 * abreast, 4.1 * down + 0.6), layout="constrained")
-    axes = figure.subplots(down, abreast, squeeze=False).ravel()
-    for axis in axes[len(groups) :]:
-        axis.set_visible(False)
+    figure = style.new_figure(5.4 * abreast, 4.1 * down + 0.6)
+    axes = style.panels(figure, len(groups), abreast=abreast).ravel()
     for axis, group in zip(axes, groups, strict=False):
         _panel(axis, group)
     surface = groups[0].surface
@@ -45,7 +41,7 @@ def thresholds(groups: list[Group], told: dict[str, Any]) -> Figure:
     foot = [seeds, told["interval"], f"records {told['records_sha256'][:12]}"]
     foot += [f"commit {str(told['commit'])[:12]}"]
     lines = ["; ".join(filter(None, foot)), *textwrap.wrap(told["command"], 95 * abreast)]
-    figure.supxlabel("\n".join(lines), fontsize=6.5, color=FAINT)
+    figure.supxlabel("\n".join(lines), fontsize=6.5, color=style.FAINT)
     return figure
 
 
@@ -54,8 +50,8 @@ def _panel(axis: Any, group: Group) -> None:
     along = "frequency" if "frequency" in surface.covariates else "gap"
     cells = rows.assign(learned=rows.score >= 0.5).groupby(["params", along], as_index=False)
     cells = cells.agg(learned=("learned", "mean"))
-    marks = axis.scatter(cells[along], cells.params, c=cells.learned, cmap="Greens", s=95,
-                         vmin=0, vmax=1, edgecolors=INK, linewidths=0.8, zorder=3)  # fmt: skip
+    look = {"cmap": "Greens", "vmin": 0, "vmax": 1, "edgecolors": style.INK, "linewidths": 0.8}
+    marks = axis.scatter(cells[along], cells.params, c=cells.learned, s=95, zorder=3, **look)
     axis.figure.colorbar(marks, ax=axis, label="share of runs that learned it", shrink=0.8)
     sizes = np.geomspace(*surface.ranges["params"], POINTS)
     fixed = {name: value for name, value in group.asked.items() if name in ("gap", "bits")}
@@ -76,14 +72,12 @@ def _panel(axis: Any, group: Group) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
     unit = {"per_step": "step", "per_sequence": "sequence", "per_token": "token"}[group.unit]
-    axis.set_xlabel("gap (steps)" if along == "gap" else f"instances per {unit}", fontsize=9)
+    below = "gap (steps)" if along == "gap" else f"instances per {unit}"
     ticks = rows[["params", "rung"]].drop_duplicates()
     axis.set_yticks(ticks.params, [f"{r.rung}\n{count(r.params)}" for r in ticks.itertuples()])
     measured = sorted(set(rows[along]))
     axis.set_xticks(measured, [number(value) for value in measured])
     axis.minorticks_off()
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8)
-    title = f"{group.family.replace('_', ' ')}, {group.protocol}"
+    title = f"{style.plain(group.family)}, {group.protocol}"
     said = "" if inside else "\nno line: see the printed reason"
-    axis.set_title(title + said, fontsize=9.5, color=INK)
+    style.dress(axis, title + said, below)

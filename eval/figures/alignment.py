@@ -18,7 +18,7 @@ import pandas as pd
 from data_injection.config import ConfigError
 from eval.alignment.controls import METRIC
 from eval.alignment.interventions import COMPONENTS
-from eval.figures.heatmap import FAINT, INK, THRESHOLD
+from eval.figures import style
 from eval.scores.cells import task_rows
 from eval.text import number
 
@@ -29,21 +29,19 @@ LINES: dict[str, dict[str, Any]] = {
     "full_vector": {"label": "whole state", "color": "#1a1a1a", "linestyle": ":"},
     "das": {"label": "alignment search", "color": "#21618c", "marker": "o", "markersize": 4},
     "random_model": {"label": "the same in a random model", "color": "#c0392b"},
-    "random_subspace": {"label": "random subspaces", "color": FAINT},
+    "random_subspace": {"label": "random subspaces", "color": style.FAINT},
 }
 
 
 def alignment(frame: pd.DataFrame) -> Figure:
     """Interchange accuracy on held-out symbols by layer: a row per rung, a panel per variable and
     token. Raises ConfigError if no search was made."""
-    from matplotlib.figure import Figure
-
     groups = list(_groups(frame, METRIC))
     num = max(rows[["variable", "position"]].drop_duplicates().shape[0] for _, rows in groups)
-    figure = Figure(figsize=(9.3, 2.6 * len(groups) + 0.5), layout="constrained")
-    parts = figure.subfigures(len(groups), 1, squeeze=False)[:, 0]
+    figure = style.new_figure(9.3, 2.6 * len(groups) + 0.5)
+    parts = style.blocks(figure, len(groups))
     for part, (title, rows) in zip(parts, groups, strict=True):
-        part.suptitle(title, fontsize=11, color=INK)
+        part.suptitle(title, fontsize=11, color=style.INK)
         held_out = "symbols" if (rows.held_out == "symbols").any() else "pairs"
         rows = rows[rows.held_out == held_out]
         panels = part.subplots(1, num, squeeze=False, sharey=True)[0]
@@ -54,29 +52,26 @@ def alignment(frame: pd.DataFrame) -> Figure:
             for control, look in LINES.items():
                 mean = lines[lines.control == control].groupby("layer").value.mean()
                 axis.plot(mean.index, mean, linewidth=1.6, **look)
-            axis.axhline(float(lines.majority.mean()), **THRESHOLD)
-            _dress(axis, f"{variable} at token {int(position)}", "layer")
+            axis.axhline(float(lines.majority.mean()), **style.THRESHOLD)
+            style.dress(axis, f"{variable} at token {int(position)}", "layer", grid=True)
             axis.set_xticks(sorted(set(lines.layer)))
             axis.set_ylim(-0.04, 1.04)
         panels[0].set_ylabel(f"held-out {held_out}", fontsize=9)
-    handles, labels = parts[0].axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    style.legend_below(figure, parts[0].axes[0].get_legend_handles_labels()[0], 4, fontsize=8)
     return figure
 
 
 def causal_map(frame: pd.DataFrame) -> Figure:
     """Share of the logit difference that a patch brings: layer x token, a panel per variable and
     component, a row per rung. Raises ConfigError if nothing was patched."""
-    from matplotlib.figure import Figure
-
     groups = list(_groups(frame, "causal_recovered"))
     num = max(rows.variable.nunique() for _, rows in groups) * len(COMPONENTS)
     depth = max(rows.layer.nunique() for _, rows in groups)
     height = 1.2 + 0.34 * depth
-    figure = Figure(figsize=(9.3, height * len(groups) + 0.3), layout="constrained")
-    parts = figure.subfigures(len(groups), 1, squeeze=False)[:, 0]
+    figure = style.new_figure(9.3, height * len(groups) + 0.3)
+    parts = style.blocks(figure, len(groups))
     for part, (title, rows) in zip(parts, groups, strict=True):
-        part.suptitle(title, fontsize=11, color=INK)
+        part.suptitle(title, fontsize=11, color=style.INK)
         panels = iter(part.subplots(1, num, squeeze=False)[0])
         for variable, of_variable in rows.groupby("variable"):
             for component in COMPONENTS:
@@ -107,7 +102,7 @@ def _groups(frame: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFram
         runs = part[["run", "seed"]].drop_duplicates().shape[0]
         rate = number(part.rate_per_step.iloc[0])
         mean = f"mean of {runs} runs" if runs > 1 else "one run"
-        title = f"{rung}, {family.replace('_', ' ')}, {protocol} protocol, {rate} per step"
+        title = f"{rung}, {style.plain(family)}, {protocol} protocol, {rate} per step"
         yield f"{title}: {mean}", part
 
 
@@ -118,22 +113,13 @@ def _draw_cells(axis: Any, cells: pd.DataFrame, title: str) -> None:
     axis.imshow(cells, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
     for (row, column), value in np.ndenumerate(cells.to_numpy()):
         if np.isfinite(value):
-            colour = "white" if value > 0.6 else INK
+            colour = "white" if value > 0.6 else style.INK
             axis.text(
                 column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour
             )
     axis.set_xticks(range(cells.shape[1]), [f"{int(position)}" for position in cells.columns])
     axis.set_yticks(range(cells.shape[0]), [f"{int(layer)}" for layer in cells.index])
-    axis.set_title(title, fontsize=8.5, color=INK)
+    axis.set_title(title, fontsize=8.5, color=style.INK)
     axis.set_xlabel("token", fontsize=8)
     axis.set_ylabel("layer", fontsize=8)
-    axis.tick_params(labelsize=7.5, colors=INK, length=0)
-
-
-def _dress(axis: Any, title: str, below: str) -> None:
-    axis.set_title(title, fontsize=9.5, color=INK)
-    axis.set_xlabel(below, fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8, colors=INK, length=3)
-    axis.grid(axis="y", color="#e4e4e4", linewidth=0.7)
-    axis.set_axisbelow(True)
+    axis.tick_params(labelsize=7.5, colors=style.INK, length=0)

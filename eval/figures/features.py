@@ -10,17 +10,16 @@ elements) is over all layers. R^2 is clipped at 0 here, never in the records.
 from __future__ import annotations
 
 import math
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
 from eval.features.presence import COUNTS
-from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD
+from eval.figures import style
 from eval.scores.cells import groups, task_rows
-from eval.statistics import MIN_SEEDS, seed_interval
-from eval.text import count, number
+from eval.text import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,12 +38,10 @@ def features(frame: pd.DataFrame, *, layer: int = LAYER) -> Figure:
     an R^2 (a count is above its null by definition, and noise counts 0). Each point of the last
     panel is one run at one step. Raises ConfigError if no features were measured.
     """
-    from matplotlib.figure import Figure
-
     blocks = _blocks(frame, layer)
     down = [math.ceil((rows.rung.nunique() + 1) / ABREAST) for *_, rows in blocks]
-    figure = Figure(figsize=(9.3, sum(2.45 * n + 0.75 for n in down)), layout="constrained")
-    parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=down)[:, 0]
+    figure = style.new_figure(9.3, sum(2.45 * n + 0.75 for n in down))
+    parts = style.blocks(figure, len(blocks), down)
     for part, num, (title, label, rows) in zip(parts, down, blocks, strict=True):
         _draw_block(part, num, title, label, rows)
     return figure
@@ -85,7 +82,7 @@ def _blocks(frame: pd.DataFrame, layer: int) -> list[tuple[str, str, pd.DataFram
             units = int(of_target.units.max())
             label = f"{name} R², layer {layer}" if units == 1 else f"{name}: present of {units}"
             label = f"Fourier modes of {units}" if name == "fourier" else label
-            title = f"{family.replace('_', ' ')}, {protocol} protocol"
+            title = f"{style.plain(family)}, {protocol} protocol"
             blocks.append((title, label, of_target))
     if not blocks:
         raise ConfigError(f"records hold no features at layer {layer}; measure it or name another")
@@ -93,87 +90,66 @@ def _blocks(frame: pd.DataFrame, layer: int) -> list[tuple[str, str, pd.DataFram
 
 
 def _draw_block(part: Any, down: int, title: str, label: str, rows: pd.DataFrame) -> None:
-    rungs = sorted({*zip(rows.params, rows.rung, strict=True)})
-    colours = _colours(rows)
-    grid = part.subplots(down, ABREAST, squeeze=False, sharey=True)
+    rungs, colours = style.sizes(rows), style.rate_colours(rows)
+    grid = style.panels(part, len(rungs) + 1, abreast=ABREAST, sharey=True)
     axes = grid.ravel()
-    for axis in axes[len(rungs) + 1 :]:
-        axis.set_visible(False)
     for axis, (params, rung) in zip(axes, rungs, strict=False):
         for rate, line in rows[rows.rung == rung].groupby("rate_per_step"):
             _draw_over_steps(axis, line, colours[rate])
-        _dress(axis, f"{rung} ({count(params)} parameters)", "step")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        _dress(axis, style.size_title(params, rung), "step")
     last = axes[len(rungs)]
     _draw_against_score(last, rows, rungs, colours)
     _dress(last, "against the test score", "test score of the task")
     for axis in grid[:, 0]:
         axis.set_ylabel(label, fontsize=9)
     _set_limits(grid[0, 0], rows)
-    num_seeds = rows.groupby(["rung", "rate_per_step"]).seed.nunique()
-    few, most = int(num_seeds.min()), int(num_seeds.max())
-    seeds = f"{few}" if few == most else f"{few} to {most}"
-    seeds += f" seed{'' if most == 1 else 's'}" + (", provisional" if few < MIN_SEEDS else "")
-    part.suptitle(f"{title}: {seeds}", fontsize=11.5, color=INK)
+    seeds = style.seeds_said(rows.groupby(["rung", "rate_per_step"]).seed.nunique())
+    part.suptitle(f"{title}: {seeds}", fontsize=11.5, color=style.INK)
     _draw_legend(part, rows, rungs, colours)
 
 
 def _draw_over_steps(axis: Any, line: pd.DataFrame, colour: Any) -> None:
     by_seed = line.pivot_table(index="step", columns="seed", values="value", aggfunc="mean")
-    whole = by_seed.dropna() if by_seed.notna().all(axis=1).any() else by_seed
-    # Clipped after the mean over seeds: the other way round, noise would average above 0.
-    stats = np.array([seed_interval(row) for row in whole.to_numpy()])
-    mean, low, high = np.maximum(stats, 0).T
-    axis.plot(whole.index, mean, color=colour, linewidth=1.6, zorder=3)
-    if by_seed.shape[1] >= MIN_SEEDS:
-        axis.fill_between(whole.index, low, high, color=colour, alpha=0.15, linewidth=0)
-    elif by_seed.shape[1] > 1:
-        axis.plot(by_seed.index, by_seed.clip(lower=0), color=colour, linewidth=0.7, alpha=0.6)
-    null = line.groupby("step").null99.mean().dropna()
+    style.mean_over_seeds(axis, by_seed, floor=0, color=colour)
+    null = line.groupby("step").null99.mean().dropna().clip(lower=0)
     if len(null):
-        axis.plot(
-            null.index, null.clip(lower=0), color=colour, linewidth=1.0, linestyle=(0, (4, 3))
-        )
+        dashed = style.THRESHOLD | {"color": colour, "linewidth": 1.0}
+        axis.plot(null.index, null, **dashed)
 
 
 def _draw_against_score(
     axis: Any, rows: pd.DataFrame, rungs: list[tuple[int, str]], colours: dict[float, Any]
 ) -> None:
     look: dict[str, Any] = {"s": 16, "alpha": 0.65, "linewidth": 0, "zorder": 3}
-    for marker, (_, rung) in zip(_markers(rungs), rungs, strict=True):
+    for marker, (_, rung) in zip(cycle(style.MARKERS), rungs, strict=False):
         for rate, points in rows[(rows.rung == rung) & rows.score.notna()].groupby("rate_per_step"):
             axis.scatter(
                 points.score, points.value.clip(lower=0), color=colours[rate], marker=marker, **look
             )
     if rows.null99.notna().any():
-        axis.axhline(max(float(rows.null99.mean()), 0), zorder=1, **THRESHOLD)
+        axis.axhline(max(float(rows.null99.mean()), 0), zorder=1, **style.THRESHOLD)
     if rows.score.isna().all():
-        axis.text(
-            0.5, 0.5, "test score not measured\nat these steps", transform=axis.transAxes,
-            ha="center", va="center", fontsize=8, color=FAINT,
-        )  # fmt: skip
+        style.say(axis, "test score not measured\nat these steps")
 
 
 def _draw_legend(
     part: Any, rows: pd.DataFrame, rungs: list[tuple[int, str]], colours: dict[float, Any]
 ) -> None:
-    from matplotlib.lines import Line2D
-
     handles = [
-        Line2D([], [], color=colour, linewidth=1.6, label=f"{number(rate)} per step")
+        style.handle(f"{number(rate)} per step", color=colour, linewidth=1.6)
         for rate, colour in colours.items()
     ]
     if rows.null99.notna().any():
-        label = "99th percentile of permuted symbols"
-        handles.append(Line2D([], [], label=label, **THRESHOLD))
-    handles += [
-        Line2D([], [], color=FAINT, marker=marker, markersize=4, linestyle="none", label=rung)
-        for marker, (_, rung) in zip(_markers(rungs), rungs, strict=True)
-    ]
-    part.legend(
-        handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8,
-        frameon=False,
-    )  # fmt: skip
+        handles.append(style.handle("99th percentile of permuted symbols", **style.THRESHOLD))
+    dot: dict[str, Any] = {"color": style.FAINT, "markersize": 4, "linestyle": "none"}
+    markers = zip(cycle(style.MARKERS), rungs, strict=False)
+    handles += [style.handle(rung, marker=marker, **dot) for marker, (_, rung) in markers]
+    style.legend_below(part, handles, min(6, len(handles)), fontsize=8)
+
+
+def _dress(axis: Any, title: str, below: str) -> None:
+    style.dress(axis, title, below, grid=True)
+    axis.tick_params(labelbottom=True, labelleft=True)
 
 
 def _set_limits(axis: Any, rows: pd.DataFrame) -> None:
@@ -182,26 +158,3 @@ def _set_limits(axis: Any, rows: pd.DataFrame) -> None:
     else:
         top = max(float(rows.value.max()), 1.0)
         axis.set_ylim(-0.04 * top, 1.08 * top)
-
-
-def _colours(rows: pd.DataFrame) -> dict[float, Any]:
-    """Most frequent first and darkest, as in the learning curves."""
-    from matplotlib import colormaps
-
-    rates = sorted(set(rows.rate_per_step), reverse=True)
-    shades = np.linspace(0.0, 0.86, len(rates))
-    return dict(zip(rates, colormaps["viridis"](shades), strict=True))
-
-
-def _markers(rungs: list[tuple[int, str]]) -> list[str]:
-    return [MARKERS[index % len(MARKERS)] for index in range(len(rungs))]
-
-
-def _dress(axis: Any, title: str, below: str) -> None:
-    axis.set_title(title, fontsize=9.5, color=INK)
-    axis.set_xlabel(below, fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(FAINT)
-    axis.tick_params(labelsize=8, colors=INK, length=3, labelbottom=True, labelleft=True)
-    axis.grid(axis="y", color="#e4e4e4", linewidth=0.7)
-    axis.set_axisbelow(True)

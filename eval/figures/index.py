@@ -17,12 +17,14 @@ import pandas as pd
 
 from data_injection.config import ConfigError
 from eval.figures.alignment import alignment, causal_map
+from eval.figures.curves import curves
 from eval.figures.features import features
-from eval.figures.heatmap import curves, heatmap, png
+from eval.figures.heatmap import heatmap
 from eval.figures.interference import interference
 from eval.figures.ordering import ordering
 from eval.figures.reference import beside_natural
 from eval.figures.retention import forgetting, gaps
+from eval.figures.style import png
 from eval.retention.matched_frequency import GROUP, matched_frequency
 from eval.scores.cells import cells
 

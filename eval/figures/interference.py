@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from eval.figures.heatmap import FAINT, INK
+from eval.figures import style
 from eval.interference.table import PLACE, interference_table, measured_steps
-from eval.statistics import MIN_SEEDS, seed_interval
+from eval.statistics import MIN_SEEDS
 from eval.text import count, number
 
 if TYPE_CHECKING:
@@ -28,15 +28,14 @@ SMALL_SHARE = 0.1
 """Below it the part of g_r beyond the label marginal is under 1% of its squared length."""
 
 LINES: dict[str, tuple[str, dict[str, Any]]] = {
-    # Okabe and Ito's colours, apart for every kind of colour vision.
-    "": ("cosine with g_r", {"color": "#0072b2", "linestyle": "-", "marker": "o"}),
+    "": ("cosine with g_r", {"color": style.BLUE, "linestyle": "-", "marker": "o"}),
     "_null": (
         "null: labels permuted within the task",
-        {"color": "#d55e00", "linestyle": (0, (4, 2)), "marker": "s"},
+        {"color": style.RED, "linestyle": (0, (4, 2)), "marker": "s"},
     ),
     "_perp": (
         "perp: beyond the permuted labels",
-        {"color": "#009e73", "linestyle": (0, (1, 1)), "marker": "^"},
+        {"color": style.GREEN, "linestyle": (0, (1, 1)), "marker": "^"},
     ),
 }
 """By the part of a cosine (eval.interference.table.PARTS)."""
@@ -48,7 +47,7 @@ SUMMARIES = {
 }
 """Panels against size, one each."""
 
-SIZE: dict[str, Any] = {"color": INK, "linewidth": 0.9, "marker": "x", "markersize": 4.5}
+SIZE: dict[str, Any] = {"color": style.INK, "linewidth": 0.9, "marker": "x", "markersize": 4.5}
 """The mean |cosine| of a step: collisions are random in sign, so that the mean hides them."""
 
 BAND: dict[str, Any] = {"color": "#bdbdbd", "alpha": 0.45, "linewidth": 0, "zorder": 0}
@@ -64,40 +63,29 @@ def interference(frame: pd.DataFrame) -> Figure:
     mlp_top and model, layers only where there is neither. Raises ConfigError if no interference
     was measured in a last half.
     """
-    from matplotlib.figure import Figure
-
     steps, table = measured_steps(frame), interference_table(frame)
     if steps.group.isin(["mlp_top", "model"]).any():
         steps = steps[steps.group != "layers"]
     blocks = list(steps.groupby(list(PLACE), dropna=False))
     down = [math.ceil(rows.rung.nunique() / ABREAST) + 1 for _, rows in blocks]
-    figure = Figure(figsize=(9.3, sum(2.3 * n + 0.6 for n in down) + 0.4), layout="constrained")
-    parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=down)[:, 0]
+    figure = style.new_figure(9.3, sum(2.3 * n + 0.6 for n in down) + 0.4)
+    parts = style.blocks(figure, len(blocks), down)
     for part, num, (key, rows) in zip(parts, down, blocks, strict=True):
-        same = [  # NaN, the whole model's layer, equals NaN
-            table[name].isna() if value != value else table[name] == value
-            for name, value in zip(PLACE, key, strict=True)
-        ]
-        _draw_block(part, num, rows, table[np.logical_and.reduce(same)])
+        _draw_block(part, num, rows, style.panel_rows(table, PLACE, key))
     _legend(figure)
     return figure
 
 
 def _draw_block(part: Any, down: int, rows: pd.DataFrame, cells: pd.DataFrame) -> None:
-    rungs = sorted({*zip(rows.params, rows.rung, strict=True)})
-    num_seeds = rows.groupby("rung").seed.nunique()
-    few, most = int(num_seeds.min()), int(num_seeds.max())
-    seeds = f"{few}" if few == most else f"{few} to {most}"
-    seeds += f" seed{'' if most == 1 else 's'}" + (", provisional" if few < MIN_SEEDS else "")
-    part.suptitle(f"{_title(rows)}: {seeds}", fontsize=11, color=INK)
+    rungs = style.sizes(rows)
+    seeds = style.seeds_said(rows.groupby("rung").seed.nunique())
+    part.suptitle(f"{_title(rows)}: {seeds}", fontsize=11, color=style.INK)
     upper, lower = part.subfigures(2, 1, height_ratios=(down - 1, 1))
-    grid = upper.subplots(down - 1, min(len(rungs), ABREAST), squeeze=False, sharey=True)
-    for axis in grid.ravel()[len(rungs) :]:
-        axis.set_visible(False)
+    grid = style.panels(upper, len(rungs), abreast=min(len(rungs), ABREAST), sharey=True)
     for axis, (params, rung) in zip(grid.ravel(), rungs, strict=False):
         _draw_over_steps(axis, rows[rows.rung == rung])
         _say_share(axis, cells[cells.rung == rung])
-        _dress(axis, f"{rung} ({count(params)} parameters)", "step")
+        _dress(axis, style.size_title(params, rung), "step")
     for axis in grid[:, 0]:
         axis.set_ylabel("cos($g_{nt}$, $g_r$)", fontsize=9)
     grid[0, 0].set_ylim(*_limits(rows))
@@ -122,12 +110,7 @@ def _draw_over_steps(axis: Any, rows: pd.DataFrame) -> None:
             for _, of_seed in by_seed.items():
                 axis.plot(of_seed.dropna(), linewidth=0.9, alpha=0.7, **line)
             continue
-        stats = np.array([seed_interval(row) for row in whole.to_numpy()])
-        axis.plot(whole.index, stats[:, 0], linewidth=1.5, zorder=3, **line)
-        if by_seed.shape[1] >= MIN_SEEDS:
-            axis.fill_between(
-                whole.index, stats[:, 1], stats[:, 2], color=look["color"], alpha=0.13, linewidth=0
-            )
+        style.mean_over_seeds(axis, whole, linewidth=1.5, alpha=0.13, **line)
 
 
 def _limits(rows: pd.DataFrame) -> tuple[float, float]:
@@ -141,8 +124,7 @@ def _limits(rows: pd.DataFrame) -> tuple[float, float]:
 def _draw_by_size(axis: Any, metric: str, cells: pd.DataFrame) -> None:
     axis.set_xscale("log")
     if cells.empty or cells[metric].isna().all():
-        put = {"ha": "center", "va": "center", "fontsize": 8, "color": FAINT}
-        axis.text(0.5, 0.5, "not measured\nin the last half", transform=axis.transAxes, **put)
+        style.say(axis, "not measured\nin the last half")
         return
     x = cells.params.to_numpy(dtype=float)
     edges = np.array([x.min() / 1.35, *x, x.max() * 1.35])
@@ -178,9 +160,8 @@ def _say_share(axis: Any, cells: pd.DataFrame) -> None:
     share = float(cells.perp_share.mean())
     text = f"|perp part| / |g_r| = {share:.2f}"
     text += "\nperp speaks for little" if share < SMALL_SHARE else ""
-    axis.text(
-        0.97, 0.96, text, transform=axis.transAxes, ha="right", va="top", fontsize=7.5, color=INK
-    )  # fmt: skip
+    put = {"ha": "right", "va": "top", "fontsize": 7.5, "color": style.INK}
+    axis.text(0.97, 0.96, text, transform=axis.transAxes, **put)
 
 
 def _title(rows: pd.DataFrame) -> str:
@@ -190,35 +171,26 @@ def _title(rows: pd.DataFrame) -> str:
         "layers": f"layer {one.layer:.0f}",
         "model": "whole model",
     }[one.group]
-    family = one.family.replace("_", " ")
+    family = style.plain(one.family)
     return f"{family}, {one.protocol}, {number(one.rate_per_step)} per step; {where}"
 
 
 def _dress(axis: Any, title: str, below: str) -> None:
-    axis.set_title(title, fontsize=9.5, color=INK)
-    axis.set_xlabel(below, fontsize=9)
-    axis.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(FAINT)
-    axis.tick_params(labelsize=8, colors=INK, length=3)
+    style.dress(axis, title, below)
+    axis.axhline(0, color=style.FAINT, linewidth=0.8, zorder=1)
     axis.margins(y=0.18)
-    if below == "step":
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
 def _legend(figure: Any) -> None:
-    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles: list[Any] = [
-        Line2D([], [], label=label, markersize=4.5, linewidth=1.5, **look)
-        for label, look in LINES.values()
+        style.handle(label, markersize=4.5, linewidth=1.5, **look) for label, look in LINES.values()
     ]
-    handles.append(
-        Patch(label="± 2 sd of a random direction", **{k: BAND[k] for k in ("color", "alpha")})
-    )
-    handles.append(Line2D([], [], label="mean |cosine| of a step", **SIZE))
+    band = {name: BAND[name] for name in ("color", "alpha")}
+    handles.append(Patch(label="± 2 sd of a random direction", **band))
+    handles.append(style.handle("mean |cosine| of a step", **SIZE))
     hollow: dict[str, Any] = LINES["_perp"][1] | {"markerfacecolor": "white", "linestyle": "none"}
     label = f"|perp part| / |g_r| < {SMALL_SHARE:g}: says little"
-    handles.append(Line2D([], [], label=label, markersize=4.5, **hollow))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    handles.append(style.handle(label, markersize=4.5, **hollow))
+    style.legend_below(figure, handles, 3)

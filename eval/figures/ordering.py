@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD
+from eval.figures import style
 from eval.scores.cells import LEARNED_SCORE, run_rows
 from eval.statistics import MIN_SEEDS
 from theory.advice.ordering import Comparison, compare, utility_margins
@@ -52,10 +52,8 @@ def ordering_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def ordering(frame: pd.DataFrame) -> Figure:
     """Score against the theory's margin (left) and log2 size x frequency (right), a row a set."""
-    from matplotlib.figure import Figure
-
     sets = list(_sets(frame))
-    figure = Figure(figsize=(8.6, 3.3 * len(sets) + 0.5), layout="constrained")
+    figure = style.new_figure(8.6, 3.3 * len(sets) + 0.5)
     axes = figure.subplots(len(sets), 2, sharey=True, squeeze=False)
     for (left, right), (protocol, setting, rows, found) in zip(axes, sets, strict=True):
         for axis, column, rho, label in (
@@ -63,14 +61,14 @@ def ordering(frame: pd.DataFrame) -> Figure:
             (right, "baseline", found.rho_baseline, "log2 width x rate per step"),
         ):
             _draw(axis, rows, column)
-            axis.set_xlabel(f"{label} (Spearman {rho:.3f})", fontsize=8.5)
+            style.dress(axis, below=f"{label} (Spearman {rho:.3f})")
         left.set_ylabel("test score", fontsize=9)
         word = "above" if _claimed(rows, found) else "not above"
-        left.set_title(f"{protocol}, {setting}", fontsize=9, color=INK, loc="left")
+        left.set_title(f"{protocol}, {setting}", fontsize=9, color=style.INK, loc="left")
         right.set_title(
             f"difference {found.difference:+.3f}, {word} the 95% of chance "
             f"[{found.null_low:.3f}, {found.null_high:.3f}]",
-            fontsize=8.5, color=INK, loc="left",
+            fontsize=8.5, color=style.INK, loc="left",
         )  # fmt: skip
     axes[0, 0].legend(fontsize=7, frameon=False, ncols=2)
     return figure
@@ -187,14 +185,12 @@ def _draw(axis: Any, rows: pd.DataFrame, column: str) -> None:
     """A mark a run and task, its colour the size and its shape the family."""
     from matplotlib import colormaps
 
-    sizes = sorted({*zip(rows.params, rows.rung, strict=True)})
+    sizes = style.sizes(rows)
     colours = colormaps["viridis"](np.linspace(0.1, 0.9, len(sizes)))
     families = sorted(set(rows.family))
     for (_, rung), colour in zip(sizes, colours, strict=True):
-        for family, marker in zip(families, MARKERS * len(families), strict=False):
+        for family, marker in zip(families, style.MARKERS * len(families), strict=False):
             part = rows[(rows.rung == rung) & (rows.family == family)]
             axis.plot(part[column], part.value, marker, color=colour, markersize=4, alpha=0.8,
                       label=rung if family == families[0] else None)  # fmt: skip
-    axis.axhline(LEARNED_SCORE, zorder=1, **THRESHOLD)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8, colors=FAINT)
+    axis.axhline(LEARNED_SCORE, zorder=1, **style.THRESHOLD)

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.figures.heatmap import FAINT, INK, THRESHOLD
+from eval.figures import style
 from eval.scores.cells import LEARNED_SCORE, cells, task_rows
 from eval.statistics import MIN_SEEDS
-from eval.text import count, number
+from eval.text import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,48 +51,38 @@ def beside_natural(frame: pd.DataFrame) -> Figure:
     none was found only the interval's upper end is drawn. Raises ConfigError if there is no
     reference task or no score.
     """
-    from matplotlib.figure import Figure
-
     natural = natural_frequencies(frame)
     table = cells(frame)
-    rungs = sorted({*zip(table.params, table.rung, strict=True)})
+    rungs = style.sizes(table)
     abreast = min(3, len(rungs))
-    down = math.ceil(len(rungs) / abreast)
-    figure = Figure(figsize=((5.6, 8.0, 9.3)[abreast - 1], 2.7 * down + 0.8), layout="constrained")
-    axes = figure.subplots(down, abreast, sharex=True, sharey=True, squeeze=False).ravel()
-    for axis in axes[len(rungs) :]:
-        axis.set_visible(False)
+    height = 2.7 * math.ceil(len(rungs) / abreast) + 0.8
+    figure = style.new_figure(style.WIDTHS[abreast - 1], height)
+    axes = style.panels(figure, len(rungs), abreast=abreast, sharex=True, sharey=True).ravel()
     for axis, (params, rung) in zip(axes, rungs, strict=False):
         for (protocol, family), line in table[table.rung == rung].groupby(["protocol", "family"]):
             _draw_injected(axis, line.sort_values("rate_per_token"), f"{family}, {protocol}")
         for row in natural.itertuples():
             _draw_natural(axis, row)
         axis.set_xscale("log")
-        axis.set_title(f"{rung} ({count(params)} parameters)", fontsize=9.5, color=INK)
-        axis.axhline(LEARNED_SCORE, zorder=1, **THRESHOLD)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8, colors=INK, length=3)
-        axis.set_xlabel("instances per token", fontsize=9)
+        axis.axhline(LEARNED_SCORE, zorder=1, **style.THRESHOLD)
+        style.dress(axis, style.size_title(params, rung), "instances per token")
     axes[0].set_ylabel("test score", fontsize=9)
     axes[0].set_ylim(min(-0.12, float(np.nanmin(table.value)) - 0.05), 1.05)
-    figure.suptitle("Injected tasks beside natural ones", fontsize=11.5, color=INK)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(3, len(labels)), fontsize=8.5,
-        frameon=False,
-    )  # fmt: skip
+    figure.suptitle("Injected tasks beside natural ones", fontsize=11.5, color=style.INK)
+    handles, _ = axes[0].get_legend_handles_labels()
+    style.legend_below(figure, handles, min(3, len(handles)))
     return figure
 
 
 def _draw_injected(axis: Any, line: pd.DataFrame, label: str) -> None:
     axis.plot(line.rate_per_token, line.value, "o-", markersize=3.6, linewidth=1.6, zorder=3,
-              label=label.replace("_", " "))  # fmt: skip
+              label=style.plain(label))  # fmt: skip
     if (line.n_seeds >= MIN_SEEDS).all():
         axis.fill_between(line.rate_per_token, line.low, line.high, alpha=0.15, linewidth=0)
 
 
 def _draw_natural(axis: Any, row: Any) -> None:
-    colour = COLOURS.get(row.task, FAINT)
+    colour = COLOURS.get(row.task, style.FAINT)
     if row.value == 0:
         axis.axvline(row.high, color=colour, linestyle=":", linewidth=1.2,
                      label=f"{row.task}: none found, below {number(row.high)}")  # fmt: skip

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
-from eval.figures.heatmap import FAINT, INK, MARKERS, THRESHOLD
+from eval.figures import style
 from eval.retention.matched_frequency import GROUP, matched_frequency
 from eval.retention.retained import SPLITS, half_life_text, half_lives, retention
 from eval.scores.cells import LEARNED_SCORE
@@ -27,10 +27,11 @@ from eval.text import number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, apart for every kind of colour vision, smallest rung first.
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GAIN_LAG = 20
 """When Adam (beta1 .9) has put in 89% of a burst's gradient; see eval.retention.retained."""
+
+NULL: dict[str, Any] = {"color": style.INK, "linewidth": 0.9, "linestyle": ":"}
+_LEFT: dict[str, Any] = {"fontsize": 9, "color": style.INK, "loc": "left"}
 
 PANEL = ("protocol", "family", "variant", "rate_per_step", "gap")
 
@@ -40,22 +41,20 @@ def gaps(frame: pd.DataFrame, *, split: str = "test") -> Figure:
 
     Filled: at the end of the run. Hollow: right after the last burst, where it was measured.
     """
-    from matplotlib.figure import Figure
-
     metrics = ("label_loss", "score")
     ends = {metric: matched_frequency(frame, metric=metric, split=split) for metric in metrics}
     shown = [key for key, _ in ends["label_loss"].groupby(list(GROUP))]
-    looks = _looks(ends["label_loss"])
-    figure = Figure(figsize=(8.6, 3.4 * len(shown) + 0.5), layout="constrained")
+    looks = style.rung_looks(ends["label_loss"])
+    figure = style.new_figure(8.6, 3.4 * len(shown) + 0.5)
     grid = figure.subplots(len(shown), 2, squeeze=False)
     for axes, key in zip(grid, shown, strict=True):
         for axis, metric in zip(axes, metrics, strict=True):
-            _draw_gaps(axis, _of(ends[metric], GROUP, key), looks)
+            _draw_gaps(axis, style.panel_rows(ends[metric], GROUP, key), looks)
             after = _after(frame, metric, split, key)
             for rung, line in after.groupby("rung"):
                 hollow = looks[rung] | {"markerfacecolor": "white", "linestyle": "none"}
                 axis.plot(line.gap, line.value, markersize=5, **hollow)
-            _dress_gaps(axis, _of(ends[metric], GROUP, key), metric, split)
+            _dress_gaps(axis, style.panel_rows(ends[metric], GROUP, key), metric, split)
         axes[0].set_title(_group_title(dict(zip(GROUP, key, strict=True))), **_LEFT)
     _legend_of_gaps(figure, ends["label_loss"], looks, hollow=not after.empty)
     return figure
@@ -68,20 +67,18 @@ def forgetting(frame: pd.DataFrame, *, split: str = "test", gain_lag: int = GAIN
     Left, a colour per rung: the loss against the one before the burst, and dashed the control's.
     Right: the share kept of the gain at `gain_lag`, net of the control where there is one.
     """
-    from matplotlib.figure import Figure
-
     course = _longest(retention(frame, split=split))
     shares = retention(frame, split=split, gain_lag=gain_lag)
     rows = [key for key, _ in course.groupby(list(PANEL), dropna=False)]
-    looks = _looks(course)
-    figure = Figure(figsize=(8.6, 3.3 * len(rows) + 0.8), layout="constrained")
+    looks = style.rung_looks(course)
+    figure = style.new_figure(8.6, 3.3 * len(rows) + 0.8)
     grid = figure.subplots(len(rows), 2, squeeze=False)
     for (left, right), key in zip(grid, rows, strict=True):
-        panel = _of(course, PANEL, key)
+        panel = style.panel_rows(course, PANEL, key)
         _draw_course(left, panel, looks)
         left.set_title(_panel_title(panel), **_LEFT)
         left.set_ylabel(f"{split} label loss - before the burst, nats", fontsize=9)
-        _draw_shares(right, _of(shares, PANEL, key), looks)
+        _draw_shares(right, style.panel_rows(shares, PANEL, key), looks)
         net = "net of the control: " if panel.controlled.any() else ""
         right.set_title(f"{SPLITS[split]}, {net}share of the gain at lag {gain_lag}", **_LEFT)
         for axis in (left, right):
@@ -96,31 +93,8 @@ def _longest(table: pd.DataFrame) -> pd.DataFrame:
     for _, group in table.groupby(["protocol", "family", "rate_per_step"]):
         some = group[group.controlled] if group.controlled.any() else group
         longest = some[some.lag == some.lag.max()].iloc[0]
-        kept.append(_of(some, PANEL, longest[list(PANEL)].tolist()))
+        kept.append(style.panel_rows(some, PANEL, longest[list(PANEL)].tolist()))
     return pd.concat(kept)
-
-
-_LEFT: dict[str, Any] = {"fontsize": 9, "color": INK, "loc": "left"}
-
-
-def _looks(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each rung."""
-    rungs = [rung for _, rung in sorted({*zip(table.params, table.rung, strict=True)})]
-    return {
-        rung: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        for i, rung in enumerate(rungs)
-    }
-
-
-def _of(table: pd.DataFrame, names: Sequence[str], key: Sequence[Any]) -> pd.DataFrame:
-    """The rows of one panel; NaN equals NaN."""
-    if table.empty:
-        return table
-    same = [
-        table[name].isna() if value != value else table[name] == value
-        for name, value in zip(names, key, strict=True)
-    ]
-    return table[np.logical_and.reduce(same)]
 
 
 def _after(frame: pd.DataFrame, metric: str, split: str, key: Sequence[Any]) -> pd.DataFrame:
@@ -128,7 +102,7 @@ def _after(frame: pd.DataFrame, metric: str, split: str, key: Sequence[Any]) -> 
         table = matched_frequency(frame, metric=metric, split=split, when="after")
     except ConfigError:
         return pd.DataFrame(columns=["rung", "gap", "value"])
-    return _of(table, GROUP, key)
+    return style.panel_rows(table, GROUP, key)
 
 
 def _draw_gaps(axis: Any, table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
@@ -143,9 +117,9 @@ def _draw_gaps(axis: Any, table: pd.DataFrame, looks: dict[str, dict[str, Any]])
 
 def _dress_gaps(axis: Any, table: pd.DataFrame, metric: str, split: str) -> None:
     null = float(table.null.iloc[0])
-    axis.axhline(null, color=INK, linewidth=0.9, linestyle=":", zorder=1)
+    axis.axhline(null, zorder=1, **NULL)
     if metric == "score":
-        axis.axhline(LEARNED_SCORE, **THRESHOLD)
+        axis.axhline(LEARNED_SCORE, **style.THRESHOLD)
         axis.set_ylim(-0.4, 1.1)
     else:
         axis.set_ylim(bottom=0)
@@ -154,23 +128,22 @@ def _dress_gaps(axis: Any, table: pd.DataFrame, metric: str, split: str) -> None
     axis.set_xticks(every, [str(gap) for gap in every], fontsize=8.5)
     axis.set_xticks([], minor=True)
     axis.set_xlim(every[0] / 1.3, every[-1] * 1.3)
-    axis.set_xlabel("gap: steps from burst to burst", fontsize=9)
-    axis.set_ylabel(f"{split} {metric.replace('_', ' ')}", fontsize=9)
-    _plain_axis(axis)
+    axis.set_ylabel(f"{split} {style.plain(metric)}", fontsize=9)
+    style.dress(axis, below="gap: steps from burst to burst")
 
 
 def _draw_course(axis: Any, panel: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
     kinds = (("retained", "-", 1.8), ("control", (0, (4, 2)), 1.2))
-    for (rung, look), (kind, style, width) in product(looks.items(), kinds):
+    for (rung, look), (kind, dashes, width) in product(looks.items(), kinds):
         line = panel[(panel.rung == rung) & (panel.kind == kind)]
         axis.plot(
             line.lag, -line.effect, linewidth=width, markersize=4, zorder=3,
-            **look | {"linestyle": style},
+            **look | {"linestyle": dashes},
         )  # fmt: skip
         axis.fill_between(
             line.lag, -line.effect_high, -line.effect_low, color=look["color"], alpha=0.13, lw=0
         )
-    axis.axhline(0, zorder=1, **THRESHOLD)
+    axis.axhline(0, zorder=1, **style.THRESHOLD)
 
 
 def _draw_shares(axis: Any, panel: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
@@ -190,7 +163,7 @@ def _draw_shares(axis: Any, panel: pd.DataFrame, looks: dict[str, dict[str, Any]
             0.03, 0.04 + 0.07 * i, text, transform=axis.transAxes, fontsize=8, color=colour
         )  # fmt: skip
     for height in (0.0, 0.5, 1.0):
-        axis.axhline(height, zorder=1, **THRESHOLD | {"linewidth": 0.6})
+        axis.axhline(height, zorder=1, **style.THRESHOLD | {"linewidth": 0.6})
     axis.set_ylim(-0.75, 1.75)
 
 
@@ -204,8 +177,7 @@ def _lag_axis(axis: Any, lags: Sequence[int]) -> None:
     axis.set_xticks(named, [str(lag) for lag in named], fontsize=8)
     axis.set_xticks([], minor=True)
     axis.set_xlim(-0.2, lags[-1] * 1.2)
-    axis.set_xlabel("steps since the burst", fontsize=9)
-    _plain_axis(axis)
+    style.dress(axis, below="steps since the burst")
 
 
 def _life_text(rung: str, line: pd.DataFrame, lives: pd.DataFrame) -> str:
@@ -223,51 +195,40 @@ def _life_text(rung: str, line: pd.DataFrame, lives: pd.DataFrame) -> str:
 
 def _panel_title(panel: pd.DataFrame) -> str:
     one = panel.iloc[0]
-    what = f"{one.family.replace('_', ' ')}, {one.protocol}, rate {number(one.rate_per_step)}"
+    what = f"{style.plain(one.family)}, {one.protocol}, rate {number(one.rate_per_step)}"
     return f"{what}\n{one.variant}{'' if one.controlled else '; no control'}"
 
 
 def _group_title(key: dict[str, Any]) -> str:
     setting = f", {key['setting']}" if key["setting"] else ""
     rate = f"{number(key['rate_per_step'])} a step, {key['end']:,.0f} steps"
-    return f"{key['family'].replace('_', ' ')}, {key['protocol']}{setting}: {rate}"
-
-
-def _plain_axis(axis: Any) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(FAINT)
-    axis.tick_params(labelsize=8, colors=INK, length=3)
+    return f"{style.plain(key['family'])}, {key['protocol']}{setting}: {rate}"
 
 
 def _legend_of_gaps(
     figure: Any, table: pd.DataFrame, looks: dict[str, dict[str, Any]], *, hollow: bool
 ) -> None:
-    from matplotlib.lines import Line2D
-
     seeds = sorted({int(n) for n in table.n_seeds})
     bars = f"; bars: 95% over {seeds[0]} seeds" if seeds[0] > 1 else "; one seed"
-    handles = [Line2D([], [], label=rung, **look) for rung, look in looks.items()]
-    handles.append(Line2D([], [], color=FAINT, marker="o", ls="none", label=f"end of run{bars}"))
+    mark: dict[str, Any] = {"color": style.FAINT, "marker": "o", "linestyle": "none"}
+    handles = [style.handle(rung, **look) for rung, look in looks.items()]
+    handles.append(style.handle(f"end of run{bars}", **mark))
     if hollow:
-        look: dict[str, Any] = {"markerfacecolor": "white", "color": FAINT, "ls": "none"}
-        handles.append(Line2D([], [], marker="o", label="right after the last burst", **look))
-    handles.append(
-        Line2D([], [], color=INK, lw=0.9, ls=":", label="null: label frequencies known, no more")
-    )
-    handles.append(Line2D([], [], label=f"learned: {LEARNED_SCORE:g}", **THRESHOLD))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+        handles.append(style.handle("right after the last burst", markerfacecolor="white", **mark))
+    handles.append(style.handle("null: label frequencies known, no more", **NULL))
+    handles.append(style.handle(f"learned: {LEARNED_SCORE:g}", **style.THRESHOLD))
+    style.legend_below(figure, handles, 3)
 
 
 def _legend_of_forgetting(
     figure: Any, table: pd.DataFrame, looks: dict[str, dict[str, Any]]
 ) -> None:
-    from matplotlib.lines import Line2D
-
     seeds = sorted({int(n) for n in table.n_seeds})
     band = f"95% over {seeds[0]} seeds" if seeds[0] > 1 else "one seed, no interval"
-    handles = [Line2D([], [], linewidth=1.8, label=rung, **look) for rung, look in looks.items()]
-    handles.append(Line2D([], [], color=FAINT, lw=1.8, label=f"with the burst; band: {band}"))
+    grey = {"color": style.FAINT, "linewidth": 1.8}
+    handles = [style.handle(rung, linewidth=1.8, **look) for rung, look in looks.items()]
+    handles.append(style.handle(f"with the burst; band: {band}", **grey))
     if table.controlled.any():
-        dashed = Line2D([], [], color=FAINT, lw=1.2, ls=(0, (4, 2)), label="control: without it")
-        handles.append(dashed)
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8.5, frameon=False)
+        dashed = {"color": style.FAINT, "linewidth": 1.2, "linestyle": (0, (4, 2))}
+        handles.append(style.handle("control: without it", **dashed))
+    style.legend_below(figure, handles, 4)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.figures.heatmap import FAINT, INK
+from eval.figures import style
 from eval.text import count
 from theory.scaling.fit import Fit
 from theory.scaling.law import Array, Law
@@ -34,9 +34,7 @@ def reach_figure(fitted: Fit, answers: Learnability, *, origin: str = "") -> Fig
     down to L_C(N_l), which only parameters give. Lines carry their pointwise 95% band over the
     resamples; N_s*(0) its interval. `origin` (source, command, commit) stands below.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.6, 5.4), layout="constrained")
+    figure = style.new_figure(7.6, 5.4)
     axis = figure.subplots()
     law, draws, runs = fitted.law, fitted.draws, fitted.runs
     low, high = float(runs.params.min()), max(float(runs.params.max()), answers.large)
@@ -65,25 +63,22 @@ def reach_figure(fitted: Fit, answers: Learnability, *, origin: str = "") -> Fig
     axis.plot([answers.large], [target], "D", color=OPTIMAL, markersize=6, zorder=5)
     axis.annotate(
         f"N_l = {count(answers.large)}", (answers.large, target), xytext=(-4, 9),
-        textcoords="offset points", fontsize=9, color=INK, ha="right",
+        textcoords="offset points", fontsize=9, color=style.INK, ha="right",
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )  # fmt: skip
     zero = np.asarray(draws.small_below(answers.large))
     span = np.percentile(zero, [2.5, 97.5])
     axis.errorbar(
         [threshold], [target], xerr=[[threshold - span[0]], [span[1] - threshold]], fmt="o",
-        color=INK, markersize=5, capsize=3, zorder=5,
+        color=style.INK, markersize=5, capsize=3, zorder=5,
         label=f"N_s*(0) = {count(threshold)} [{count(span[0])}, {count(span[1])}]",
     )  # fmt: skip
     axis.set(xscale="log", yscale="log", xlim=(size[0], size[-1]))
-    axis.set_xlabel("parameters N", fontsize=9.5)
     axis.set_ylabel(f"excess loss L - L0, nats per token (L0 = {law.L0:.3g})", fontsize=9.5)
     title = f"{runs.num_runs} runs, bands: 95% over {len(np.atleast_1d(draws.alpha)):,} resamples"
     if left_out:
         title += f"; {left_out} runs at or below L0 not drawn"
-    axis.set_title(title, fontsize=9.5, color=INK)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8.5, colors=INK)
+    style.dress(axis, title, "parameters N")
     figure.legend(loc="outside upper center", ncols=2, fontsize=8.5, frameon=False)
     if origin:
         figure.supxlabel(origin, fontsize=7, color="#6b6b6b", x=0.01, ha="left")
@@ -125,7 +120,7 @@ def _runs(axis: Any, figure: Figure, fitted: Fit) -> int:
 
     dots = axis.scatter(
         runs.params[shown], excess[shown], c=runs.tokens[shown], cmap="Greys", norm=LogNorm(),
-        s=14, edgecolors=FAINT, linewidths=0.4, zorder=3,
+        s=14, edgecolors=style.FAINT, linewidths=0.4, zorder=3,
     )  # fmt: skip
     bar = figure.colorbar(dots, ax=axis, shrink=0.8, pad=0.01)
     bar.set_label("tokens D of a run", fontsize=9)

@@ -18,7 +18,7 @@ from data_injection.files import replace_file
 from eval.figures import features as feature_plots
 from eval.figures import interference as interference_plots
 from eval.figures import retention as retention_plots
-from eval.figures.heatmap import png
+from eval.figures.style import png
 from eval.findings import controls as findings
 from eval.findings import figures as findings_figures
 from eval.findings import mechanism

@@ -90,7 +90,7 @@ def _write(
 ) -> None:
     from data_injection.files import replace_file
     from eval.advice.figure import thresholds
-    from eval.figures.heatmap import png
+    from eval.figures.style import png
 
     folder = out or (source if source.is_dir() else source.parent)
     folder.mkdir(parents=True, exist_ok=True)

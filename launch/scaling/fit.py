@@ -24,8 +24,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_injection.config import ConfigError
 from data_injection.files import replace_file
 from eval.commit import git_commit
-from eval.figures.heatmap import png
 from eval.figures.scaling import reach_figure
+from eval.figures.style import png
 from eval.text import write_table
 from launch.scaling.losses import LossTable, read_losses
 from launch.scaling.tables import DERIVED, estimate, show

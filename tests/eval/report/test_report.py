@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from data_injection.config import ConfigError
 from eval.figures import index as figures
-from eval.figures.heatmap import curves, heatmap
+from eval.figures.curves import curves
+from eval.figures.heatmap import heatmap
 from eval.figures.index import Drawing, draw_figures
 from eval.records import RecordWriter, read_records
 from eval.report.page import answer

@@ -12,8 +12,8 @@ import pytest
 from scipy.stats import t
 
 from data_injection.config import ConfigError
-from eval.figures.heatmap import png
 from eval.figures.retention import forgetting, gaps
+from eval.figures.style import png
 from eval.records import RecordWriter, read_records
 from eval.retention.matched_frequency import matched_frequency
 

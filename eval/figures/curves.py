@@ -1,0 +1,97 @@
+"""The learning curves: score over the steps of training.
+
+from eval.figures.curves import curves
+curves(read_records("runs/sweep")).savefig("curves.png", dpi=180)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from data_injection.config import ConfigError
+from eval.figures import style
+from eval.scores.cells import CELL, LEARNED_SCORE, groups, task_rows
+from eval.statistics import MIN_SEEDS
+from eval.text import number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def curves(frame: pd.DataFrame, *, metric: str = "score", split: str = "test") -> Figure:
+    """Score over steps (Fig. 6a): a panel per rung, a line per rate, a 95% band over seeds.
+
+    frame: records, as read. A line shows only steps that all its seeds measured. Raises ConfigError
+    if the metric was not measured.
+    """
+    rows = task_rows(frame)
+    rows = rows[(rows.metric == metric) & (rows.split == split)]
+    if rows.empty:
+        raise ConfigError(f"records hold no {split} {metric!r} of a task; run the accuracy measure")
+    shown = [(p, f, list(group.groupby(["params", "rung"]))) for p, f, group in groups(rows)]
+    most = max(len(panels) for *_, panels in shown)
+    abreast = 2 if most == 4 else min(3, most)
+    down = [math.ceil(len(panels) / abreast) for *_, panels in shown]
+    figure = style.new_figure(style.WIDTHS[abreast - 1], 2.4 * sum(down) + 1.2)
+    grid = figure.subplots(sum(down), abreast, sharex=True, sharey=True, squeeze=False)
+    looks = _rate_looks(rows)
+    for number_of, (protocol, family, panels) in enumerate(shown):
+        axes = grid[sum(down[:number_of]) : sum(down[: number_of + 1])].ravel()
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        for axis, ((params, rung), panel) in zip(axes, panels, strict=False):
+            for rate, line in panel.groupby("rate_per_step"):
+                by_seed = line.pivot_table(
+                    index="step", columns="seed", values="value", aggfunc="mean"
+                )
+                style.mean_over_seeds(axis, by_seed, **looks[rate])
+            title = style.size_title(params, rung)
+            title += f"\n{style.plain(family)}, {protocol}" if len(shown) > 1 else ""
+            _dress(axis, title)
+    for axis in grid[:, 0]:
+        axis.set_ylabel(f"{split} {metric}", fontsize=9)
+    grid[0, 0].set_ylim(min(-0.12, float(rows.value.min()) - 0.05), 1.05)
+    for column in grid.T:
+        [axis for axis in column if axis.get_visible()][-1].set_xlabel("step", fontsize=9)
+    seeds = rows.groupby(list(CELL)).seed.nunique()
+    spread = "; thin lines: each seed" if (seeds == 2).any() else ""
+    spread += "; band: 95% over seeds" if (seeds >= MIN_SEEDS).any() else ""
+    one = f"{style.plain(shown[0][1])}, {shown[0][0]} protocol"
+    what = one if len(shown) == 1 else "All protocols"
+    figure.suptitle(f"{what}, {style.span(seeds)}{spread}", fontsize=11.5, color=style.INK)
+    handles = [style.handle(_rate_label(rows, rate), **look) for rate, look in looks.items()]
+    handles.append(style.handle(f"learned: {LEARNED_SCORE:g}", **style.THRESHOLD))
+    style.legend_below(figure, handles, max(2, abreast))
+    return figure
+
+
+def _rate_looks(rows: pd.DataFrame) -> dict[float, dict[str, Any]]:
+    return {
+        rate: {
+            "color": colour,
+            "marker": style.MARKERS[i % len(style.MARKERS)],
+            "markersize": 3.6,
+            "linewidth": 1.6,
+        }
+        for i, (rate, colour) in enumerate(style.rate_colours(rows).items())
+    }
+
+
+def _rate_label(rows: pd.DataFrame, rate: float) -> str:
+    line = rows[(rows.rate_per_step == rate) & (rows.step > 0)]
+    token = line.rate_per_token if "rate_per_token" in line else rate * line.step / line.tokens
+    per_token = style.per_token(token).replace("\n", " ")
+    return f"{number(rate)} per step" + (f" ({per_token} per token)" if per_token else "")
+
+
+def _dress(axis: Any, title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    style.dress(axis, title, grid=True)
+    axis.axhline(LEARNED_SCORE, zorder=1, **style.THRESHOLD)
+    axis.tick_params(labelbottom=True)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -1,0 +1,187 @@
+"""How every figure looks, and how it is saved: sizes, colours, axes, bands over seeds, legends.
+
+    figure = new_figure(9.3, 4.0)
+    mean_over_seeds(figure.subplots(), by_seed, color=INK)
+    png(figure)
+
+Figures are made for a page about 900 pixels wide. Nothing touches pyplot's global state, so that
+they may be drawn in callbacks and threads; matplotlib is imported where something is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from eval.statistics import MIN_SEEDS, seed_interval
+from eval.text import count, number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, FAINT, EMPTY, GRID = "#1a1a1a", "#6b6b6b", "#ececec", "#e4e4e4"
+
+# Okabe and Ito's colours, apart for every kind of colour vision.
+RED, BLUE, GREEN = "#d55e00", "#0072b2", "#009e73"
+PINK, ORANGE, SKY = "#cc79a7", "#e69f00", "#56b4e9"
+COLOURS = (RED, BLUE, GREEN, PINK, ORANGE, SKY)
+
+MARKERS = "os^Dv<>Ph*X"
+THRESHOLD: dict[str, Any] = {"color": FAINT, "linewidth": 0.9, "linestyle": (0, (4, 3))}
+
+WIDTHS = (5.6, 8.0, 9.3)
+"""Inches for one, two and three panels abreast."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches that no window belongs to."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG; the same records give the same bytes."""
+    data = io.BytesIO()
+    # No Software entry, which would name matplotlib's version.
+    figure.savefig(data, format="png", dpi=180, metadata={"Software": None})
+    return data.getvalue()
+
+
+def blocks(figure: Any, num: int, heights: Sequence[float] | None = None) -> Any:
+    """Subfigures one below another, each with a title of its own."""
+    return figure.subfigures(num, 1, squeeze=False, height_ratios=heights)[:, 0]
+
+
+def panels(part: Any, num: int, *, abreast: int, **shared: Any) -> Any:
+    """Axes for so many panels, shape (rows, abreast); those too many are not seen."""
+    grid = part.subplots(math.ceil(num / abreast), abreast, squeeze=False, **shared)
+    for axis in grid.ravel()[num:]:
+        axis.set_visible(False)
+    return grid
+
+
+def panel_rows(table: pd.DataFrame, names: Sequence[str], key: Sequence[Any]) -> pd.DataFrame:
+    """The rows of one panel; NaN (a layer of the whole model, a gap of none) equals NaN."""
+    if table.empty:
+        return table
+    same = [
+        table[name].isna() if value != value else table[name] == value
+        for name, value in zip(names, key, strict=True)
+    ]
+    return table[np.logical_and.reduce(same)]
+
+
+def dress(axis: Any, title: str = "", below: str = "", *, grid: bool = False) -> None:
+    """Title, label below, and axes that stand back behind the data."""
+    axis.set_title(title, fontsize=9.5, color=INK)
+    axis.set_xlabel(below, fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(FAINT)
+    axis.tick_params(labelsize=8, colors=INK, length=3)
+    if grid:
+        axis.grid(axis="y", color=GRID, linewidth=0.7)
+        axis.set_axisbelow(True)
+    if below == "step":
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
+def say(axis: Any, text: str) -> None:
+    """Say in an empty panel why it is empty."""
+    put = {"ha": "center", "va": "center", "fontsize": 8, "color": FAINT}
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, **put)
+
+
+def mean_over_seeds(
+    axis: Any,
+    by_seed: pd.DataFrame,
+    *,
+    floor: float = -math.inf,
+    linewidth: float = 1.6,
+    alpha: float = 0.15,
+    **look: Any,
+) -> None:
+    """A line of means with a 95% band from three seeds on; of two seeds, both as thin lines.
+
+    by_seed: a column a seed. Only rows that all seeds have are drawn, where there are any: a mean
+    whose seeds change along the way would jump for no reason in the training. What is below `floor`
+    is drawn there, after the mean: the other way round, noise would average above it.
+    """
+    whole = by_seed.dropna()
+    whole = whole if len(whole) else by_seed
+    stats = [seed_interval(row) for row in whole.to_numpy()]
+    mean, low, high = np.maximum(np.array(stats).reshape(-1, 3), floor).T
+    every = max(1, len(whole) // 8)
+    axis.plot(whole.index, mean, linewidth=linewidth, markevery=every, zorder=3, **look)
+    if by_seed.shape[1] >= MIN_SEEDS:
+        axis.fill_between(whole.index, low, high, color=look["color"], alpha=alpha, linewidth=0)
+    elif by_seed.shape[1] > 1:
+        # Student's t on two seeds is ±9 standard deviations: the seeds themselves say more.
+        each = by_seed.clip(lower=floor)
+        axis.plot(by_seed.index, each, color=look["color"], linewidth=0.7, alpha=0.6)
+
+
+def sizes(rows: pd.DataFrame) -> list[tuple[int, str]]:
+    """(parameters, rung), the smallest first."""
+    return sorted({*zip(rows.params, rows.rung, strict=True)})
+
+
+def size_title(params: float, rung: str) -> str:
+    return f"{rung} ({count(params)} parameters)"
+
+
+def rung_looks(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each rung, the smallest first."""
+    return {
+        rung: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, (_, rung) in enumerate(sizes(rows))
+    }
+
+
+def rate_colours(rows: pd.DataFrame) -> dict[float, Any]:
+    """A colour per rate, the most frequent first and darkest."""
+    from matplotlib import colormaps
+
+    rates = sorted(set(rows.rate_per_step), reverse=True)
+    return dict(zip(rates, colormaps["viridis"](np.linspace(0.0, 0.86, len(rates))), strict=True))
+
+
+def plain(name: str) -> str:
+    """A family's or metric's name as words."""
+    return name.replace("_", " ")
+
+
+def span(counts: pd.Series, noun: str = "seed") -> str:
+    """ "3 seeds", or "1 to 3 seeds"."""
+    low, high = int(counts.min()), int(counts.max())
+    text = f"{low}" if low == high else f"{low} to {high}"
+    return f"{text} {noun}{'' if high == 1 else 's'}"
+
+
+def seeds_said(num_seeds: pd.Series) -> str:
+    """How many seeds stand behind a block's panels, and whether they are too few."""
+    return span(num_seeds) + (", provisional" if num_seeds.min() < MIN_SEEDS else "")
+
+
+def handle(label: str, **look: Any) -> Any:
+    """An entry of a legend that is drawn nowhere else."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=label, **look)
+
+
+def legend_below(figure: Any, handles: Sequence[Any], columns: int, **more: Any) -> None:
+    """One legend for a whole figure or block, below it."""
+    look = {"loc": "outside lower center", "fontsize": 8.5, "frameon": False}
+    figure.legend(handles=handles, ncols=columns, **look | more)
+
+
+def per_token(rates: pd.Series) -> str:
+    """Instances per token; a range where rungs with other batches share a rate, "" if unknown."""
+    known = list(dict.fromkeys(number(rate) for rate in sorted(rates.dropna())))
+    return known[0] if len(known) == 1 else f"{known[0]} to\n{known[-1]}" if known else ""
