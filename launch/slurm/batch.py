@@ -263,6 +263,7 @@ def _srun(site: Site, *, shutdown_timeout: int) -> str:
         rdzv_id="ID" if several else None,
         shutdown_timeout=max(shutdown_timeout, 60),
         bin_folder=Path(),
+        driver=site.driver,
     )
     words = [
         f"srun --nodes={site.nodes} --ntasks={site.nodes} --ntasks-per-node=1",
@@ -274,9 +275,9 @@ def _srun(site: Site, *, shutdown_timeout: int) -> str:
         shlex.join(site.container),
     ]
     torchrun = [shlex.quote(word) for word in command]
-    joined = " ".join(torchrun).replace("--no-python olmo-ext", '--no-python olmo-ext "$@"')
+    joined = " ".join([*torchrun, '"$@"'])
     joined = joined.replace(f"--rdzv-endpoint={_MEETING}", '--rdzv-endpoint="$head:$port"')
     joined = joined.replace("--rdzv-id=ID", '--rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"')
     split = joined.replace(" --max-restarts", " \\\n    --max-restarts")
-    split = split.replace(" --no-python", " \\\n    --no-python")
+    split = split.replace(" -m ", " \\\n    -m ")
     return " \\\n    ".join([*filter(None, words), split])

@@ -78,6 +78,8 @@ class Site:
     """Further options of srun, e.g. --container-image=... where pyxis is installed."""
     container: list[str] = field(default_factory=list)
     """Words before torchrun, e.g. [apptainer, exec, --nv, /images/olmo.sif]."""
+    driver: str = "launch"
+    """Module that each rank runs, as `olmo-ext launch torchrun --driver`; ours by default."""
     environment: dict[str, str] = field(default_factory=dict)
     """Exported before the run. No shell expands the values."""
     array_limit: int | None = None

@@ -26,6 +26,10 @@ SIGNALS = "SIGTERM,SIGINT,SIGUSR1"
 """What the agent passes on to the ranks. Not SIGHUP, which would end them unsaved: it ends the
 agent, and ranks whose agent is gone save and end (olmo_ext/signals.py)."""
 
+DRIVER = "launch"
+"""The module that each rank runs: `python -m launch` is the command line."""
+
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9_.-]+):(\d+)")
 
 
@@ -39,6 +43,7 @@ def torchrun_command(
     max_restarts: int = 0,
     shutdown_timeout: int = 600,
     bin_folder: Path | None = None,
+    driver: str = DRIVER,
 ) -> list[str]:
     """The command of one node's agent; on several nodes the same on each.
 
@@ -49,7 +54,8 @@ def torchrun_command(
         rdzv_id: name of the meeting; another job's must differ. Default: olmo-ext.
         max_restarts: how often the ranks are started again after one of them failed.
         shutdown_timeout: seconds from a signal to SIGKILL; more than a step and a save take.
-        bin_folder: where torchrun and olmo-ext are; default: beside this interpreter.
+        bin_folder: where torchrun is; default: beside this interpreter.
+        driver: module that takes the arguments instead of olmo-ext; it ends in `launch.cli.main()`.
 
     Raises:
         ConfigError: a number out of its range, several nodes without an endpoint.
@@ -71,6 +77,13 @@ def torchrun_command(
         raise ConfigError(
             "--rdzv-endpoint and --rdzv-id are for several nodes; leave them out or set --nnodes"
         )
+    if not _MODULE.fullmatch(driver):
+        raise ConfigError(
+            key="--driver",
+            value=driver,
+            rule="must be a module that Python can run with -m",
+            remedy="for example mypkg.driver, with its folder on PYTHONPATH",
+        )
     bin_folder = bin_folder or Path(sys.executable).parent
     command = [str(bin_folder / "torchrun"), f"--nnodes={nnodes}", f"--nproc-per-node={nproc}"]
     if rdzv_endpoint is None:
@@ -87,10 +100,10 @@ def torchrun_command(
         f"--max-restarts={max_restarts}",
         f"--signals-to-handle={SIGNALS}",
         f"--shutdown-timeout={shutdown_timeout}",
-        # The program, not a module or a script: a folder `launch` in the working directory would
-        # be imported in its place.
-        "--no-python",
-        str(bin_folder / "olmo-ext"),
+        # A module under torchrun's own interpreter, not a program: PYTHONPATH, a driver of one's
+        # own and a checkout work alike.
+        "-m",
+        driver,
     ]
     return [*command, *arguments]
 
@@ -124,6 +137,7 @@ def launch_torchrun(
     max_restarts: int = 0,
     shutdown_timeout: int = 600,
     overrides: Sequence[str] = (),
+    driver: str = DRIVER,
     dry_run: bool = False,
     console: Console,
 ) -> None:
@@ -139,6 +153,7 @@ def launch_torchrun(
         rdzv_id=rdzv_id,
         max_restarts=max_restarts,
         shutdown_timeout=shutdown_timeout,
+        driver=driver,
     )
     check_world(config, overrides, world_size=nproc * nnodes)
     environment = environment_of(nnodes)
@@ -162,6 +177,7 @@ def environment_of(nnodes: int) -> dict[str, str]:
     """
     environment = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "PYTHONSAFEPATH": "1",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     return environment | ({"OLMO_SHARED_FS": "1"} if nnodes > 1 else {})

@@ -30,6 +30,9 @@ def torchrun(
         int, typer.Option(help="Seconds from a signal to SIGKILL: a step, a save and a margin.")
     ] = 600,
     override: Overrides = None,
+    driver: Annotated[
+        str, typer.Option(help="Module that each rank runs instead of olmo-ext's own.")
+    ] = "launch",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command only.")] = False,
 ) -> None:
     """Print the exact torchrun command of a run and run it; goes on from the last checkpoint."""
@@ -38,7 +41,7 @@ def torchrun(
     launch_torchrun(
         experiment, nproc=nproc, nnodes=nnodes, rdzv_endpoint=rdzv_endpoint, rdzv_id=rdzv_id,
         max_restarts=max_restarts, shutdown_timeout=shutdown_timeout, overrides=override or [],
-        dry_run=dry_run, console=console,
+        driver=driver, dry_run=dry_run, console=console,
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import subprocess
 import sys
@@ -22,7 +24,7 @@ def test_one_node_stands_alone_and_several_meet() -> None:
     one = torchrun_command(["train", "a.yaml", "--resume"], nproc=8, bin_folder=Path("/bin"))
     assert one[:3] == ["/bin/torchrun", "--nnodes=1", "--nproc-per-node=8"]
     assert "--standalone" in one
-    assert one[-5:] == ["--no-python", "/bin/olmo-ext", "train", "a.yaml", "--resume"]
+    assert one[-5:] == ["-m", "launch", "train", "a.yaml", "--resume"]
     several = torchrun_command(
         [], nproc=8, nnodes=4, rdzv_endpoint="node01:29400", rdzv_id="1B", max_restarts=3
     )
@@ -43,8 +45,8 @@ def test_torchrun_knows_the_options_that_the_line_has() -> None:
     assert config.signals_to_handle == "SIGTERM,SIGINT,SIGUSR1"
     assert (config.shutdown_timeout, config.max_restarts) == (600, 0)
     assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (2, 2, 2)
-    assert program == str(Path(sys.executable).parent / "olmo-ext")
-    assert arguments == ["train", "a.yaml", "--resume"]
+    assert program == sys.executable  # torchrun's own interpreter
+    assert arguments == ["-u", "-m", "launch", "train", "a.yaml", "--resume"]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,7 @@ def test_torchrun_knows_the_options_that_the_line_has() -> None:
         ({"nproc": 1, "nnodes": 2, "rdzv_endpoint": "node01"}, "must be HOST:PORT"),
         ({"nproc": 1, "nnodes": 2, "rdzv_endpoint": "$(id):1"}, "must be HOST:PORT"),
         ({"nproc": 1, "nnodes": 2, "rdzv_endpoint": "a:70000"}, "must be HOST:PORT"),
+        ({"nproc": 1, "driver": "mine.py; rm"}, "--driver must be a module"),
     ],
 )
 def test_a_line_that_cannot_work_is_refused_by_option(options: dict[str, Any], said: str) -> None:
@@ -90,3 +93,43 @@ def test_a_metacharacter_in_a_path_or_name_is_an_argument_not_a_command(
     assert said.stdout.splitlines() == words[2:]
     assert not (tmp_path / "hacked").exists()
     assert not (tmp_path / "y").exists()
+
+
+DRIVER = """
+import os
+from pathlib import Path
+
+from data_injection.tasks.build import TASKS
+
+Path(__file__).with_name("rank" + os.environ["RANK"]).touch()
+
+if __name__ == "__main__":
+    from launch.cli import main
+
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_of_ones_own_runs_on_every_rank_and_no_folder_of_the_run_hides_ours(
+    write_experiment: Write, tmp_path: Path
+) -> None:
+    """From a folder that has a `launch` and an `eval` of its own, with PYTHONPATH alone."""
+    mine, here = tmp_path / "mine", tmp_path / "here"
+    mine.mkdir()
+    (mine / "my_driver.py").write_text(DRIVER)
+    for name in ("launch", "eval"):
+        (here / name).mkdir(parents=True)
+        (here / name / "__init__.py").write_text("raise SystemExit('not this one')")
+    command = [sys.executable, "-P", "-m", "launch", "launch", "torchrun", str(write_experiment())]
+    command += ["--nproc=2", "--driver=my_driver", "-o", "train.stop_at=2"]
+    path = os.pathsep.join(filter(None, [str(mine), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        command, cwd=here, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {file.name for file in mine.glob("rank*")} == {"rank0", "rank1"}
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["starts"][0]["world_size"] == 2
+    assert run["command"].startswith("olmo-ext train") or "my_driver" in run["command"]
