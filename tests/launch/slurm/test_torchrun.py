@@ -132,4 +132,4 @@ def test_a_driver_of_ones_own_runs_on_every_rank_and_no_folder_of_the_run_hides_
     assert {file.name for file in mine.glob("rank*")} == {"rank0", "rank1"}
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["starts"][0]["world_size"] == 2
-    assert run["command"].startswith("olmo-ext train") or "my_driver" in run["command"]
+    assert "my_driver" in run["command"]
