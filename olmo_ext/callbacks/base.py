@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from data_injection.errors import ConfigError
+
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
 
@@ -64,6 +66,14 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+
+
+def check_least(name: str, settings: Callback, **least: int) -> None:
+    """For `__post_init__`: raise ConfigError for a field that is below its least value."""
+    for field, smallest in least.items():
+        if (value := getattr(settings, field)) < smallest:
+            key, rule = f"callbacks.{name}.{field}", f"must be at least {smallest}"
+            raise ConfigError(key=key, value=value, rule=rule)
 
 
 def due(step: int, *, every: int, last_step: int) -> bool:

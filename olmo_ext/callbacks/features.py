@@ -15,7 +15,7 @@ from data_injection.tasks.base import Task
 from eval.features.activations import residual_stream
 from eval.features.presence import score_features
 from eval.features.probes import MIN_PERMUTATIONS, check_target
-from olmo_ext.callbacks.base import Callback, due
+from olmo_ext.callbacks.base import Callback, check_least, due
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer
@@ -53,13 +53,9 @@ class Features(Callback):
     """Also measure the untrained model."""
 
     def __post_init__(self) -> None:
-        least = {"every": 1, "position": 0, "contexts": 1, "permutations": MIN_PERMUTATIONS}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ConfigError(
-                    f"callbacks.features.{name} must be at least {smallest}, got "
-                    f"{getattr(self, name)}"
-                )
+        check_least(
+            "features", self, every=1, position=0, contexts=1, permutations=MIN_PERMUTATIONS
+        )
 
     def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
         if train.model.block_group_size != 1:

@@ -35,7 +35,7 @@ from eval.interference.measure import (
     step_rows,
     update_rows,
 )
-from olmo_ext.callbacks.base import Callback
+from olmo_ext.callbacks.base import Callback, check_least
 from olmo_ext.gradients.passes import (
     Parameters,
     beside_the_step,
@@ -108,9 +108,7 @@ class Interference(Callback):
 
     def __post_init__(self) -> None:
         key = "callbacks.interference"
-        for name in ("every", "top_k", "window"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{key}.{name} must be at least 1, got {getattr(self, name)}")
+        check_least("interference", self, every=1, top_k=1, window=1)
         for name, known in (("steps", ("injected", "first")), ("split", ("all", "train", "test"))):
             if getattr(self, name) not in known:
                 raise ConfigError(
@@ -159,6 +157,7 @@ class Interference(Callback):
     def on_gradients(self, trainer: ExperimentTrainer, batch: dict[str, Any]) -> None:
         if not self._due(trainer):
             return
+        # Here and not in on_step: `.grad` still is the whole batch's, averaged and not yet clipped.
         params = measured_parameters(trainer, self._is_measured)
         mlp = params.mlp(self.layer, trainer.cfg.model)
         vectors = {"g": params.gradient()}
@@ -174,6 +173,7 @@ class Interference(Callback):
             self._choose(trainer, params, mlp, references)
             self._compare_subsets(trainer, params, mlp, references)
         self._record(trainer, params, mlp, references, vectors)
+        # Copies, for the optimizer changes the parameters in place.
         before = [part.clone() for part in params.values()]
         self._measurement = Measurement(params, mlp, references, before)
 
@@ -181,6 +181,8 @@ class Interference(Callback):
         if self._measurement is None:
             return
         (params, mlp, references, before), self._measurement = self._measurement, None
+        # old - new, the descent direction: so that cos_update, like cos_g, is positive where the
+        # step goes the task's way. In place: a third copy of the parameters would cost as much.
         for old, new in zip(before, params.values(), strict=True):
             old.sub_(new)
         self._record(trainer, params, mlp, references, {"update": before})
@@ -205,6 +207,8 @@ class Interference(Callback):
     # -- choices ---------------------------------------------------------------------------------
 
     def _due(self, trainer: ExperimentTrainer) -> bool:
+        # From the plan and the step alone, so that all ranks agree and a resumed run measures the
+        # same steps. The engine counts a step before it is taken: the plan's is one less.
         plan, step = trainer.plan, trainer.global_step - 1
         start = step - step % self.every
         tasks = [plan.task_index(task.name) for task in self._tasks(plan)]
@@ -213,6 +217,7 @@ class Interference(Callback):
         earlier, by_now, with_this = (
             sum(plan.instances(index, num) for index in tasks) for num in (start, step, step + 1)
         )
+        # None since the interval began, and one now: the interval's first.
         return earlier == by_now < with_this
 
     def _tasks(self, plan: InjectionPlan) -> list[Task]:
@@ -223,6 +228,7 @@ class Interference(Callback):
         return instances_of(task, split=self.split, num=num, seed=self.seed)
 
     def _is_measured(self, name: str) -> bool:
+        # The smallest set that the groups need: memory is in copies of it.
         mlp = (f"blocks.{self.layer}.ff_proj.weight", f"blocks.{self.layer}.ff_out.weight")
         return "model" in self.groups or (
             "blocks." in name if "layers" in self.groups else name.endswith(mlp)
@@ -239,9 +245,13 @@ class Interference(Callback):
         if "mlp_top" not in self.groups:
             return
         window = (trainer.global_step - 1) // self.window
+        # By one half of the examples, the cosines are of the other: neurons chosen by the numbers
+        # that are then averaged over them would look aligned by the choice alone.
         squares = [mlp.squares(reference.choosing) for reference in references.values()]
         for task, of_task in zip(references, sum_over_ranks(squares, params.group), strict=True):
             now = strongest(of_task, self.top_k)
+            # Measured at every step, also within a window: how fast the neurons change decides
+            # whether a window is short enough.
             if task in self._chosen:
                 share = shared(self._chosen[task], now)
                 place = ("mlp_top", self.layer, task)
@@ -281,6 +291,8 @@ class Interference(Callback):
         vectors: dict[str, Vector],
     ) -> None:
         """The rows of all tasks and places for the step's vectors, or for its update."""
+        # The null of every cosine: a direction that is anew at each step and the same on any number
+        # of ranks, since its numbers are drawn by their place in the whole.
         random = RandomDirection(
             params.shards,
             params.total_sizes,
@@ -311,6 +323,8 @@ class Interference(Callback):
         tables = group_tables(vectors, params.layers, self.groups)
         if "mlp_top" in self.groups:
             tables |= neuron_tables(vectors, references, mlp, layer=self.layer, chosen=self._chosen)
+        # Under FSDP each rank has inner products of its own shards; a sum makes them whole. One
+        # reduction for all places, for each waits for the slowest rank.
         summed = sum_over_ranks(list(tables.values()), params.group)
         return {place: t.cpu().numpy() for place, t in zip(tables, summed, strict=True)}
 

@@ -14,7 +14,7 @@ from data_injection.philox import permutation
 from data_injection.plan import InjectionPlan
 from eval.retention.bursts import Burst, Moment, find_bursts, geometric_lags, moments
 from eval.scores.accuracy import score_instances
-from olmo_ext.callbacks.base import Callback, forward_logits
+from olmo_ext.callbacks.base import Callback, check_least, forward_logits
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
@@ -70,12 +70,7 @@ class Retention(Callback):
                 f"callbacks.retention.lags must be at least 1 and ascending, got {self.lags}; "
                 "lag 0 is always measured"
             )
-        for name, least in (("min_gap", 1), ("every", 1), ("num_test", 0), ("batch_rows", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"callbacks.retention.{name} must be at least {least}, got "
-                    f"{getattr(self, name)}"
-                )
+        check_least("retention", self, min_gap=1, every=1, num_test=0, batch_rows=0)
 
     def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
         names = [task.name for task in plan.tasks]

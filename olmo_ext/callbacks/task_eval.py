@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from data_injection.config import ConfigError
 from eval.scores.accuracy import score_task
-from olmo_ext.callbacks.base import Callback, due, forward_logits
+from olmo_ext.callbacks.base import Callback, check_least, due, forward_logits
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer
@@ -33,16 +33,10 @@ class TaskEval(Callback):
     """Rows of one forward pass; 0 chooses as many as 2^24 logits allow."""
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ConfigError(f"callbacks.task_eval.every must be at least 1, got {self.every}")
+        check_least("task_eval", self, every=1, batch_rows=0)
         if unknown := set(self.splits) - {"train", "test"}:
             raise ConfigError(
                 f"callbacks.task_eval.splits must be of train and test, got {sorted(unknown)}"
-            )
-        if self.batch_rows < 0:
-            raise ConfigError(
-                f"callbacks.task_eval.batch_rows must be at least 0, got {self.batch_rows}; 0 lets "
-                "the evaluation choose"
             )
 
     def on_start(self, trainer: ExperimentTrainer) -> None:
