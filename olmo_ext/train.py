@@ -170,8 +170,8 @@ def _agree(decide: Callable[[], Path | None]) -> Path | None:
         try:
             outcome[0] = decide()
         except ConfigError as error:
-            outcome[1] = str(error)
+            outcome[1] = error
     dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
-        raise ConfigError(outcome[1])
+        raise outcome[1]
     return outcome[0]
