@@ -5,7 +5,8 @@
     table[table.metric == "score"]
 
 A file is only ever appended to. A run that was killed and resumed measures some steps twice, so
-readers keep the last row of each key; a torn last line (the writer was killed) is skipped and said.
+readers keep the last row of each measurement. Which rows are of one measurement is said in one
+place, `coordinates`, for the file as for the curves of W&B.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -48,15 +50,73 @@ REQUIRED = (
     "metric",
     "value",
 )
-"""Fields that every record has. A metric adds its own (n, low, high, subset, ...)."""
+"""Fields that every record has. A metric adds its own: outcomes, or coordinates of any name."""
 
-KEY = (
-    *("run", "rung", "seed", "learning_rate", "plan_hash", "protocol"),
-    *("step", "task", "split", "subset", "metric", "layer", "group", "other_task"),
-    *("burst", "lag"),
-    *("position", "component", "variable", "held_out", "control"),
+OUTCOMES = frozenset(
+    (
+        *("value", "low", "high", "n", "majority", "above_majority", "chance", "intact"),
+        *("least", "most", "draws", "threshold", "units", "present", "tokens_per_answer"),
+        *("random_spread", "perp", "perp_share", "norm", "dim"),
+        *("num_scanned", "distinct", "documents", "false_statements", "rate_low", "rate_high"),
+        # How much was asked: asked again with more, the new answer takes the old one's place.
+        *("permutations", "train_pairs", "rank", "reference"),
+    )
 )
-"""What tells two measurements apart; a later row with the same key replaces an earlier one."""
+"""What measuring gave, and how surely; so is every field named null_* or *_seconds."""
+
+FOLLOWING = frozenset(
+    (
+        *("tokens", "batch_size", "seq_len", "params_total", "d_model"),
+        *("family", "schedule", "gap", "variant", "bits", "exposures_per_example"),
+        *("rate_per_step", "rate_per_sequence", "rate_per_token", "task_tokens_per_token"),
+        *("burst_step", "instances"),
+    )
+)
+"""What follows from the run, its plan, step, task and burst: said so that tables need no plan. Left
+out of the identity, for a run that is resumed by a version that says more must not seem another."""
+
+
+def coordinates(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a measurement from all others: every field but OUTCOMES and FOLLOWING, by name.
+
+    A field that nobody here has heard of is one: a callback's own `head` needs no registration and
+    is never dropped. A field without a value is as good as absent.
+    """
+    return {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in sorted(row.items())
+        if name not in OUTCOMES
+        and name not in FOLLOWING
+        and not name.startswith("null_")
+        and not name.endswith("_seconds")
+        and value is not None
+        and value == value  # NaN: a frame's word for absent
+    }
+
+
+def identity(row: Mapping[str, Any]) -> str:
+    """`coordinates` as a string: of two rows with the same one the later replaces the earlier."""
+    return json.dumps(coordinates(row), sort_keys=True)
+
+
+OF_THE_RUN = ("run", "rung", "params", "seed", "plan_hash", "corpus_hash", "protocol")
+
+
+def record_name(callback: str, row: Mapping[str, Any]) -> str:
+    """A measurement's curve over a run's steps: "olmo_ext/task_eval/cmp/test/all/score".
+
+    Made of the `coordinates` that differ within a run, so that two rows of a step are on two curves
+    exactly if they are two records.
+    """
+    own = coordinates(row)
+    for name in (*OF_THE_RUN, "learning_rate", "step"):
+        own.pop(name, None)
+    names = ("task", "split", "subset", "group", "other_task")
+    bare = [str(own.pop(name, "")) for name in names]
+    layer = [f"layer{own.pop('layer')}"] if "layer" in own else []
+    metric = own.pop("metric")
+    parts = ["olmo_ext", callback, *bare, *layer, *(f"{k}={v}" for k, v in own.items()), metric]
+    return "/".join(part for part in parts if part)
 
 
 def check_record(record: Mapping[str, Any]) -> None:
@@ -70,19 +130,17 @@ def check_record(record: Mapping[str, Any]) -> None:
 
 
 class RecordWriter:
-    """Appends records to one file; each call is one write, flushed, so a kill tears at most a line.
+    """Appends records to one file; each call is one write, all of it or nothing.
 
-    Not-a-number values are written as null: JSON has no NaN, and "undefined" is not 0.
+    Not-a-number values are written as null: JSON has no NaN, and "undefined" is not 0. What a
+    killed writer left of a line is cut off first; the folder's lock must be held.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # A line torn by a kill must not swallow the first new record.
-        torn = self.path.exists() and not _ends_with_newline(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
-        if torn:
-            self._file.write("\n")
+        self._file = self.path.open("ab", buffering=0)
+        self._mend_end()
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         lines = []
@@ -93,15 +151,29 @@ class RecordWriter:
                 for k, v in record.items()
             }
             lines.append(json.dumps(clean, allow_nan=False) + "\n")
+        data, before = "".join(lines).encode(), self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write("".join(lines))
-            self._file.flush()
-        except OSError as error:  # which says not where
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:  # a full disk, which says not where
+            self._file.truncate(before)
             raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+    def _mend_end(self) -> None:
+        """End the file in a whole line."""
+        *_, end = self.path.read_bytes().rpartition(b"\n")
+        if not end:
+            return
+        try:
+            json.loads(end)
+        except ValueError:
+            log.warning("%s ended in a torn line (a killed writer), cut off", self.path)
+            self._file.truncate(self._file.seek(0, os.SEEK_END) - len(end))
+        else:  # whole but for its newline, which somebody's editor may have taken
+            self._file.write(b"\n")
 
     def sync(self) -> None:
         """Force everything written so far onto the disk (called at checkpoints)."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -165,14 +237,6 @@ def task_fields(plan: InjectionPlan, name: str, *, step: int) -> dict[str, Any]:
     }
 
 
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
-
-
 def record_files(source: str | Path) -> list[Path]:
     """The record files of a file, a run's folder, or a folder of runs, sorted by path."""
     source = Path(source)
@@ -187,48 +251,64 @@ def record_files(source: str | Path) -> list[Path]:
 
 
 def read_records(source: str | Path) -> pd.DataFrame:
-    """All records of a file, run or folder of runs, one row per measurement, latest row per key.
+    """All records of a file, run or folder of runs: of each measurement (`identity`) the last row.
 
     Returns a frame with the columns of REQUIRED first; optional fields are missing (NaN) where a
     metric has none. Raises FileNotFoundError if there are no record files, ConfigError on a line
-    that is JSON but no record; a line that is no JSON at all was torn by a kill and is skipped.
+    that is no record; one that a kill cut off is skipped with a warning.
     """
-    rows: list[dict[str, Any]] = []
+    latest: dict[str, dict[str, Any]] = {}
     for path in record_files(source):
-        lines = path.read_text(encoding="utf-8").split("\n")
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                # Torn by a kill: either the very end, or just before a resumed writer's newline.
-                log.warning(
-                    "%s:%d is not a complete record (killed writer?), skipped", path, number
-                )
-                continue
-            if not isinstance(row, dict):
-                raise ConfigError(
-                    f"{path}:{number} is not a record: must be a JSON object, got {line[:40]}; "
-                    "mend or drop the line"
-                )
-            missing = [name for name in REQUIRED if name not in row]
-            if missing:
-                raise ConfigError(
-                    f"{path}:{number} is not a record: lacks {', '.join(missing)}; mend or drop "
-                    "the line"
-                )
-            if not isinstance(row["value"], int | float | None):
-                raise ConfigError(
-                    f"{path}:{number} is not a record: value must be a number, got "
-                    f"{row['value']!r}; mend or drop the line"
-                )
-            rows.append(row)
-    frame = pd.DataFrame(rows)
+        for row in _rows(path):
+            key = identity(row)
+            latest.pop(key, None)  # so that the row stands where it was measured last
+            latest[key] = row
+    frame = pd.DataFrame(list(latest.values()))
     if frame.empty:
         return pd.DataFrame(columns=list(REQUIRED))
     frame["value"] = frame["value"].astype(float)
-    key = [name for name in KEY if name in frame.columns]
-    frame = frame.drop_duplicates(subset=key, keep="last")
     rest = [name for name in frame.columns if name not in REQUIRED]
-    return frame[[*REQUIRED, *rest]].reset_index(drop=True)
+    return frame[[*REQUIRED, *rest]]
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number < len(lines) and not _is_cut_off(line, error):
+                raise ConfigError(
+                    f"{path}:{number} is not JSON ({error}); mend or drop the line"
+                ) from None
+            # By a kill; in the middle of a file where an older version went on behind it.
+            log.warning("%s:%d is cut off, skipped", path, number)
+            continue
+        if (problem := _problem(row)) is not None:
+            raise ConfigError(f"{path}:{number} is not a record: {problem}; mend or drop the line")
+        yield row
+
+
+def _is_cut_off(line: str, error: json.JSONDecodeError) -> bool:
+    """Whether a line is the beginning of a record, as a kill in the middle of a write leaves it."""
+    if not line.startswith("{"):
+        return False
+    left = line[error.pos :].rstrip()
+    # Nothing, a word or a number in the making (tru, 1.5e-): more text would have mended it.
+    unfinished = any(word.startswith(left) for word in ("true", "false", "null"))
+    unfinished |= re.fullmatch(r"[-+.eE]*", left) is not None
+    unfinished |= "escape" in error.msg and len(line) - error.pos < len(r"\u00e9")
+    return unfinished or error.msg.startswith("Unterminated string")
+
+
+def _problem(row: Any) -> str | None:
+    """Why what a line says is no record; None if it is one."""
+    if not isinstance(row, dict):
+        return f"must be a JSON object, got {json.dumps(row)[:40]}"
+    if missing := [name for name in REQUIRED if name not in row]:
+        return f"lacks {', '.join(missing)}"
+    if not isinstance(row["value"], int | float | None):
+        return f"value must be a number, got {row['value']!r}"
+    return None

@@ -1,10 +1,13 @@
 """The record format survives kills, resumes and undefined values."""
 
 import json
+import resource
 
+import pandas as pd
 import pytest
 
-from eval.records import REQUIRED, RecordWriter, read_records
+from data_injection.config import ConfigError
+from eval.records import REQUIRED, RecordWriter, identity, read_records, record_name
 
 
 def record(**change):
@@ -26,19 +29,61 @@ def test_what_is_written_is_read_back_with_the_required_columns_first(tmp_path):
     assert (table.value[0], table.n[0]) == (0.25, 7)
 
 
-def test_a_torn_last_line_is_skipped(tmp_path):
-    path = tmp_path / "records.jsonl"
-    write(path, record(step=1), record(step=2))
-    path.write_text(path.read_text()[:-20])
-    assert list(read_records(path).step) == [1]
+def test_a_record_cut_off_anywhere_is_skipped_and_no_other_is_lost(tmp_path):
+    path, whole = tmp_path / "records.jsonl", record(step=2, schedule="even é", value=-1.5e-05)
+    write(path, record(step=1), whole)
+    first, last = path.read_bytes().splitlines(keepends=True)
+    for end in range(1, len(last) - 1):
+        path.write_bytes(first + last[:end])
+        assert list(read_records(path).step) == [1]
+        # An older version ended the torn line and went on behind it.
+        path.write_bytes(first + last[:end] + b"\n" + last)
+        assert list(read_records(path).step) == [1, 2]
 
 
-def test_a_resumed_writer_does_not_lose_its_first_record_to_a_torn_line(tmp_path):
+def test_a_resumed_writer_takes_a_torn_line_back(tmp_path):
     path = tmp_path / "records.jsonl"
     write(path, record(step=1), record(step=2))
-    path.write_text(path.read_text()[:-20])
-    write(path, record(step=2), record(step=3))
-    assert list(read_records(path).step) == [1, 2, 3]
+    before = path.read_bytes()
+    for torn in (b'{"run": "x", "ru', b"\0\0\0"):  # a kill; a power cut
+        path.write_bytes(before + torn)
+        assert list(read_records(path).step) == [1, 2]
+        write(path, record(step=3))
+        assert path.read_bytes().startswith(before + b'{"run"')
+        assert list(read_records(path).step) == [1, 2, 3]
+
+
+def test_a_last_line_that_only_lacks_its_newline_is_kept(tmp_path):
+    path = tmp_path / "records.jsonl"
+    write(path, record(step=1))
+    path.write_text(path.read_text().rstrip())
+    write(path, record(step=2))
+    assert list(read_records(path).step) == [1, 2]
+
+
+@pytest.mark.parametrize("broken", ['{"run": x}', "step 4 of 8", '{"run": "x"} {"run": "y"}'])
+def test_a_broken_line_in_the_middle_is_an_error_with_its_place(tmp_path, broken):
+    path = tmp_path / "records.jsonl"
+    write(path, record(step=1))
+    path.write_text(path.read_text() + broken + "\n" + path.read_text())
+    with pytest.raises(ConfigError, match=r"records\.jsonl:2 is not JSON"):
+        read_records(path)
+
+
+def test_a_full_disk_leaves_whole_records(tmp_path):
+    path = tmp_path / "records.jsonl"
+    write(path, record(step=1))
+    before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RecordWriter(path) as writer:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 50, hard))
+            with pytest.raises(OSError, match=r"records\.jsonl"):
+                writer.write([record(step=2)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert path.read_bytes() == before
+        writer.write([record(step=2)])
+    assert list(read_records(path).step) == [1, 2]
 
 
 def test_the_last_row_of_a_key_wins(tmp_path):
@@ -49,10 +94,47 @@ def test_the_last_row_of_a_key_wins(tmp_path):
     assert table.value.to_dict() == {"train": 0.2, "test": 0.3}
 
 
-def test_subsets_are_different_measurements(tmp_path):
-    path = tmp_path / "records.jsonl"
-    write(path, record(subset="all", value=0.1), record(subset="no_mirror", value=0.2))
-    assert list(read_records(path).value) == [0.1, 0.2]
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *(("subset", ("all", "no_mirror")), ("lag", (1, 2)), ("layer", (0, None))),
+        *(("head", ("h1", "h2")), ("head", (0, None)), ("heads", ([0, 1], [0, 2]))),
+    ],
+)
+def test_rows_that_differ_in_any_coordinate_are_two_records_and_two_curves(tmp_path, name, values):
+    rows = [record(value=0.1 * i, **{name: value}) for i, value in enumerate(values, start=1)]
+    write(tmp_path / "records.jsonl", *rows)
+    assert list(read_records(tmp_path).value) == [0.1, 0.2]
+    assert len({record_name("mine", row) for row in rows}) == 2
+
+
+def test_rows_that_differ_in_outcomes_and_what_follows_are_one_record_and_one_curve(tmp_path):
+    before = record(value=0.1, low=0.0, null_random=0.3, wall_seconds=2.5, tokens=0, layer=1)
+    after = record(value=0.2, high=1.0, null_random=0.1, wall_seconds=3.5, bits=3.0, layer=1.0)
+    write(tmp_path / "records.jsonl", before, after)
+    assert list(read_records(tmp_path).value) == [0.2]
+    assert record_name("mine", before) == record_name("mine", after)
+
+
+def test_a_row_read_back_is_the_measurement_that_was_written(tmp_path):
+    rows = [record(value=0.1, n=3), record(value=0.2, layer=0), record(value=0.3, head="h")]
+    write(tmp_path / "records.jsonl", *rows)
+    read = [row for _, row in read_records(tmp_path).iterrows()]
+    assert [identity(row) for row in read] == [identity(row) for row in rows]
+    assert [identity(row) for row in pd.DataFrame(rows).to_dict("records")] == (
+        [identity(row) for row in rows]
+    )
+
+
+def test_curves_are_named_as_they_were():
+    row = record(task="cmp", subset="all", corpus_hash="c", learning_rate=1e-3)
+    assert record_name("task_eval", row) == "olmo_ext/task_eval/cmp/test/all/score"
+    row = record(task="cmp", split="all", group="layers", layer=2.0, metric="cos_g", n=4)
+    assert record_name("interference", row) == "olmo_ext/interference/cmp/all/layers/layer2/cos_g"
+    row = record(task="", split="train", metric="train_loss")
+    assert record_name("task_eval", row) == "olmo_ext/task_eval/train/train_loss"
+    row = record(task="cmp", subset="burst", burst=3, lag=0, burst_step=7)
+    assert record_name("retention", row).endswith("cmp/test/burst/burst=3/lag=0/score")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
