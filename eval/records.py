@@ -52,41 +52,56 @@ REQUIRED = (
 )
 """Fields that every record has. A metric adds its own: outcomes, or coordinates of any name."""
 
-OUTCOMES = frozenset(
-    (
-        *("value", "low", "high", "n", "majority", "above_majority", "chance", "intact"),
-        *("least", "most", "draws", "threshold", "units", "present", "tokens_per_answer"),
-        *("random_spread", "perp", "perp_share", "norm", "dim"),
-        *("num_scanned", "distinct", "documents", "false_statements", "rate_low", "rate_high"),
-        # How much was asked: asked again with more, the new answer takes the old one's place.
-        *("permutations", "train_pairs", "rank", "reference"),
-    )
-)
+OUTCOMES = frozenset(("value", "low", "high", "n", "draws", "permutations"))
 """What measuring gave, and how surely; so is every field named null_* or *_seconds."""
+
+_COSINES = (
+    *("cos_g", "cos_g_nt", "cos_g_r", "cos_update"),
+    *("cos_g_t_all", "cos_g_t_label", "cos_g_t_others"),
+)
+
+_BURST = ("burst_step", "instances")
+
+OUTCOMES_OF = {
+    "ablation_drop": ("intact",),
+    "fourier_modes": ("threshold", "units", "present"),
+    "interchange_accuracy": ("least", "most", "majority", "above_majority"),
+    "label_accuracy": ("majority",),
+    "label_loss_before": _BURST,
+    "label_loss_lag": _BURST,
+    "mirror_consistency": ("chance",),
+    "norm_g_r": ("perp_share", "dim"),
+    "probe_count": ("threshold", "units", "present"),
+    "score": ("majority",),
+    "score_before": ("majority", *_BURST),
+    "score_lag": ("majority", *_BURST),
+    **dict.fromkeys(_COSINES, ("perp", "norm", "dim", "random_spread")),
+}
+"""What stands beside them, by metric: in a metric not listed a `threshold` is a coordinate."""
 
 FOLLOWING = frozenset(
     (
         *("tokens", "batch_size", "seq_len", "params_total", "d_model"),
         *("family", "schedule", "gap", "variant", "bits", "exposures_per_example"),
-        *("rate_per_step", "rate_per_sequence", "rate_per_token", "task_tokens_per_token"),
-        *("burst_step", "instances"),
+        *("rate_per_step", "rate_per_sequence", "rate_per_token"),
     )
 )
-"""What follows from the run, its plan, step, task and burst: said so that tables need no plan. Left
-out of the identity, for a run that is resumed by a version that says more must not seem another."""
+"""What follows from the run, its plan, step and task: said so that tables need no plan. Left out of
+the identity, for a run that is resumed by a version that says more must not seem another. No
+callback can have a field of these names (`ExperimentTrainer.record`)."""
 
 
 def coordinates(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells a measurement from all others: every field but OUTCOMES and FOLLOWING, by name.
+    """What tells a measurement from all others: every field but outcomes and FOLLOWING, by name.
 
     A field that nobody here has heard of is one: a callback's own `head` needs no registration and
     is never dropped. A field without a value is as good as absent.
     """
+    left_out = OUTCOMES.union(FOLLOWING, OUTCOMES_OF.get(row["metric"], ()))
     return {
         name: int(value) if isinstance(value, float) and value.is_integer() else value
         for name, value in sorted(row.items())
-        if name not in OUTCOMES
-        and name not in FOLLOWING
+        if name not in left_out
         and not name.startswith("null_")
         and not name.endswith("_seconds")
         and value is not None

@@ -9,13 +9,13 @@ checkpoints (`eval.checkpoints`).
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
+from data_injection.files import read_json
 
 PLAN = "plan.json"
 """The identity of the run's stream: plan, corpus, seeds. A folder with it is a run."""
@@ -62,15 +62,13 @@ def read_if_whole(path: Path) -> dict[str, Any]:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no {path.name} in {path.parent}; is it the folder of a run?"
         ) from None
-    except ValueError as error:
-        raise ConfigError(f"{path} cannot be read ({error}); restore it from a copy") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} is not a JSON object; restore it from a copy")
+        raise ConfigError(f"{path} is not a JSON object; restore or remove it")
     return value
 
 

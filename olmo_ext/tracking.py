@@ -20,6 +20,7 @@ import wandb
 from olmo.config import TrainConfig
 
 from data_injection.files import replace_file
+from eval.records import record_name
 from olmo_ext.compat import outlive_wandb
 
 
@@ -64,8 +65,4 @@ def mirror(callback: str, row: Mapping[str, Any]) -> None:
     """Show a record in W&B, if the run has joined it."""
     if wandb.run is None:
         return
-    layer = f"layer{row['layer']}" if "layer" in row else ""
-    places = [row.get(name, "") for name in ("subset", "group", "other_task")]
-    parts = [callback, row["task"], row["split"], *places, layer, row["metric"]]
-    name = "/".join(["olmo_ext", *(part for part in parts if part)])
-    wandb.log({name: row["value"]}, step=row["step"])
+    wandb.log({record_name(callback, row): row["value"]}, step=row["step"])

@@ -243,6 +243,11 @@ class ExperimentTrainer(Trainer):
         }
         if task:
             row |= task_fields(self.plan, task, step=self.global_step)
+        if taken := sorted(row.keys() & fields.keys()):
+            raise ValueError(
+                f"the record of {callback}: {', '.join(taken)} is said by the run itself; choose "
+                "another name for the callback's own"
+            )
         row |= fields
         self.writer.write([row])
         mirror(callback, row)

@@ -41,7 +41,8 @@ def natural_frequencies(frame: pd.DataFrame) -> pd.DataFrame:
     per_token = per_token.fillna(1 / (rows.batch_size * rows.seq_len))
     rows = rows.assign(low=rows.rate_low * per_token, high=rows.rate_high * per_token)
     columns = ["task", "rate_per_token", "low", "high", "value", "corpus_hash"]
-    return rows[columns].drop_duplicates(["task", "corpus_hash"]).reset_index(drop=True)
+    latest = rows[columns].drop_duplicates(["task", "corpus_hash"], keep="last")
+    return latest.reset_index(drop=True)
 
 
 def beside_natural(frame: pd.DataFrame) -> Figure:

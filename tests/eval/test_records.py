@@ -99,6 +99,7 @@ def test_the_last_row_of_a_key_wins(tmp_path):
     [
         *(("subset", ("all", "no_mirror")), ("lag", (1, 2)), ("layer", (0, None))),
         *(("head", ("h1", "h2")), ("head", (0, None)), ("heads", ([0, 1], [0, 2]))),
+        *(("threshold", (0.1, 0.2)), ("rank", (0, 1)), ("norm", ("l1", "l2"))),
     ],
 )
 def test_rows_that_differ_in_any_coordinate_are_two_records_and_two_curves(tmp_path, name, values):
@@ -127,14 +128,14 @@ def test_a_row_read_back_is_the_measurement_that_was_written(tmp_path):
 
 
 def test_curves_are_named_as_they_were():
-    row = record(task="cmp", subset="all", corpus_hash="c", learning_rate=1e-3)
+    row = record(task="cmp", subset="all", majority=0.4, corpus_hash="c", learning_rate=1e-3)
     assert record_name("task_eval", row) == "olmo_ext/task_eval/cmp/test/all/score"
     row = record(task="cmp", split="all", group="layers", layer=2.0, metric="cos_g", n=4)
     assert record_name("interference", row) == "olmo_ext/interference/cmp/all/layers/layer2/cos_g"
     row = record(task="", split="train", metric="train_loss")
     assert record_name("task_eval", row) == "olmo_ext/task_eval/train/train_loss"
-    row = record(task="cmp", subset="burst", burst=3, lag=0, burst_step=7)
-    assert record_name("retention", row).endswith("cmp/test/burst/burst=3/lag=0/score")
+    row = record(task="cmp", subset="burst", burst=3, lag=0, burst_step=7, metric="score_lag")
+    assert record_name("retention", row).endswith("cmp/test/burst/burst=3/lag=0/score_lag")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

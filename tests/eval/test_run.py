@@ -20,7 +20,7 @@ def test_a_missing_and_a_broken_account_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no run\.json in"):
         read_run(tmp_path)
     for text in ('{"torn', "[1]"):
-        with pytest.raises(ConfigError, match=r"run\.json .*restore it"):
+        with pytest.raises(ConfigError, match=r"run\.json is not .*restore"):
             read_run(make(tmp_path, RUN, text))
         assert read_if_whole(tmp_path / RUN) == {}
     assert read_if_whole(tmp_path / MARKER) == {}

@@ -441,13 +441,18 @@ def test_wandb_mirrors_the_records_offline(
         monkeypatch.setattr(wandb, "log", spy)
 
     monkeypatch.setattr(olmo_ext.prepare, "start_wandb", start_and_spy)
-    with_wandb = write_experiment(
-        lambda c: c["train"].update(wandb={"project": "test", "entity": None}, stop_at=3)
-    )
-    folder = train(load_experiment(with_wandb))
+
+    def edit(config: dict) -> None:
+        config["train"].update(wandb={"project": "test", "entity": None}, stop_at=3)
+        config["callbacks"]["retention"] = {"tasks": ["add"], "min_gap": 1}
+
+    folder = train(load_experiment(write_experiment(edit)))
     assert list((folder / "wandb").glob("offline-run-*"))
     assert logged["olmo_ext/task_eval/cmp/test/all/score"] == [0, 1, 2, 3]
     assert logged["train/CrossEntropyLoss"] == [1, 2, 3]
+    # Two lags of a burst are two curves; under one name the second would replace the first.
+    lags = [name for name in logged if name.endswith("/score_lag") and "/test/" in name]
+    assert sorted(name.split("/")[-2] for name in lags) == ["lag=0", "lag=1"]
 
 
 def test_a_wandb_key_is_found_in_the_environment_or_in_netrc(
