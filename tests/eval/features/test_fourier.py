@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from data_injection.tasks.modular_addition import fourier_modes
 from eval.features.activations import SymbolStates
-from eval.features.fourier import Modes, find_modes
+from eval.features.probes import Probe, probe
 
 
 def states(*layers: NDArray) -> SymbolStates:
@@ -33,9 +33,13 @@ def planted(
     return hidden
 
 
-def modes(*layers: NDArray, **options: int) -> Modes:
-    modulus = len(layers[0])
-    return find_modes(states(*layers), np.arange(modulus), modulus=modulus, seed=0, **options)
+def modes(*layers: NDArray) -> Probe:
+    """Unit k - 1 is frequency k of the residue, which is a symbol's place."""
+    return probe(states(*layers), fourier_modes(len(layers[0])), seed=0)
+
+
+def frequencies_of(found: Probe) -> list[int]:
+    return (found.units + 1).tolist()
 
 
 def test_100_symbols_have_49_pairs_and_the_nyquist_mode() -> None:
@@ -58,30 +62,29 @@ def test_an_odd_prime_has_pairs_alone() -> None:
 @pytest.mark.parametrize("frequencies", [[7], [3, 50], [1, 2, 20, 31, 49], [*range(4, 40, 4)]])
 def test_exactly_the_planted_modes_are_counted(frequencies: list[int], width: int) -> None:
     found = modes(planted(frequencies, width=width))
-    assert found.frequencies.tolist() == frequencies
-    assert found.count == len(frequencies)
+    assert frequencies_of(found) == frequencies
 
 
 def test_a_prime_modulus_counts_its_planted_modes() -> None:
-    assert modes(planted([2, 11, 28], modulus=59)).frequencies.tolist() == [2, 11, 28]
+    assert frequencies_of(modes(planted([2, 11, 28], modulus=59))) == [2, 11, 28]
 
 
 @pytest.mark.parametrize("width", [16, 32, 64, 128, 256, 512])
 def test_noise_has_no_modes(width: int) -> None:
     layers = np.random.default_rng(width).normal(size=(3, 100, width))
-    assert modes(*layers).count == 0
+    assert frequencies_of(modes(*layers)) == []
 
 
 def test_layers_are_counted_apart_and_joined_in_the_union() -> None:
     found = modes(planted([3, 5]), planted([], seed=1), planted([5, 9, 11], seed=2))
-    assert found.per_layer.tolist() == [2, 0, 3]
-    assert found.frequencies.tolist() == [3, 5, 9, 11]
+    assert found.present.sum(axis=1).tolist() == [2, 0, 3]
+    assert frequencies_of(found) == [3, 5, 9, 11]
 
 
 def test_a_modes_phase_does_not_matter() -> None:
     hidden = planted([6], width=16)
     r2 = [
-        find_modes(states(hidden), (np.arange(100) + shift) % 100, modulus=100, seed=0).probe.r2
+        probe(states(hidden), fourier_modes(100)[(np.arange(100) + shift) % 100], seed=0).r2
         for shift in (0, 13, 50)
     ]
     np.testing.assert_allclose(r2[0], r2[1], atol=1e-5)
@@ -93,10 +96,10 @@ def test_several_symbols_may_share_a_residue() -> None:
     residues = np.arange(96) % 12
     hidden = waves[residues] + 0.5 * np.random.default_rng(1).normal(size=(96, 16))
     # Symbols of one residue are copies of each other: every mode of the residue can be told.
-    found = find_modes(states(hidden), residues, modulus=12, seed=0)
-    assert 2 in found.frequencies
+    found = probe(states(hidden), fourier_modes(12)[residues], seed=0)
+    assert 2 in frequencies_of(found)
 
 
 def test_the_order_of_the_residues_is_what_makes_a_mode() -> None:
     shuffled = np.random.default_rng(0).permutation(planted([3, 5, 9]))
-    assert modes(shuffled).count == 0
+    assert frequencies_of(modes(shuffled)) == []
