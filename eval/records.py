@@ -52,7 +52,7 @@ REQUIRED = (
 )
 """Fields that every record has. A metric adds its own: outcomes, or coordinates of any name."""
 
-OUTCOMES = frozenset(("value", "low", "high", "n", "draws", "permutations"))
+OUTCOMES = frozenset(("value", "low", "high", "n", "draws", "permutations", "diverged"))
 """What measuring gave, and how surely; so is every field named null_* or *_seconds."""
 
 _COSINES = (

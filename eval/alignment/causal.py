@@ -27,6 +27,7 @@ from eval.alignment.counterfactuals import Pairs, draw_pairs, operands, token_of
 from eval.alignment.interventions import (
     COMPONENTS,
     Site,
+    check_finite,
     frozen,
     label_logits,
     num_blocks,
@@ -159,7 +160,7 @@ def _logits(
     for start in range(0, len(inputs_NT), ROWS_AT_ONCE):
         part = inputs_NT[start : start + ROWS_AT_ONCE].to(device)
         if site is None or states_ND is None:
-            found.append(label_logits(model, part, labels_L))
+            found.append(check_finite(label_logits(model, part, labels_L)))
             continue
         given_BD = states_ND[start : start + ROWS_AT_ONCE]
         with patched(model, site, partial(_given, given_BD)):

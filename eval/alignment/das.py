@@ -29,7 +29,14 @@ from torch import nn
 from data_injection.philox import permutation
 from data_injection.tasks.base import IntArray, Task
 from eval.alignment.counterfactuals import Pairs
-from eval.alignment.interventions import Site, frozen, label_logits, patched, read_states
+from eval.alignment.interventions import (
+    Site,
+    check_finite,
+    frozen,
+    label_logits,
+    patched,
+    read_states,
+)
 
 STEPS = 200
 BATCH_PAIRS = 64
@@ -143,7 +150,7 @@ def chosen_labels(model: nn.Module, task: Task, examples: IntArray) -> IntArray:
     inputs = torch.from_numpy(task.tokens[examples, :-1]).to(device)
     with frozen(model):
         chosen = [
-            label_logits(model, part, labels_L.to(device)).argmax(dim=-1)
+            check_finite(label_logits(model, part, labels_L.to(device))).argmax(dim=-1)
             for part in inputs.split(max(LOGITS_AT_ONCE // (len(labels_L) * 64), 1))
         ]
     return labels_L[torch.cat(chosen).cpu()].numpy()

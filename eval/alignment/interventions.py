@@ -140,6 +140,17 @@ def label_logits(
     return output.logits[:, -1]
 
 
+def check_finite(logits: torch.Tensor) -> torch.Tensor:
+    """The undisturbed model's logits. Raises ConfigError where one is not a number: the arg max of
+    NaN would count as an answer, and of such a model there is nothing to explain."""
+    if not bool(torch.isfinite(logits).all()):
+        raise ConfigError(
+            "the model's logits are not finite: it has diverged, and there is nothing to explain; "
+            "choose other checkpoints with --step"
+        )
+    return logits
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """While open, no gradient is computed for the model's own parameters, and dropout is off."""

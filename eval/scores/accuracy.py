@@ -7,11 +7,15 @@ Full-vocabulary accuracy first measures whether the label *format* was learned, 
 read from `score` = (label_accuracy - majority) / (1 - majority), with label_accuracy the arg max
 over the task's labels and majority the share of the commonest label among the scored items.
 
+This is the measure of a training run, through whatever wrapper it has, and the definition;
+`eval.scores.fast_answers` gives the same answers some times faster to `olmo-ext eval`.
+
 Axes: B rows, T tokens of an example without its label, V vocabulary, L labels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from data_injection.tasks.base import Task
-from eval.statistics import share_of
+from eval.statistics import share_fields, share_of
 
 LastLogits = Callable[[torch.Tensor], torch.Tensor]
 """From input_ids_BT to the logits_BV that predict the token after them."""
@@ -45,6 +49,18 @@ class Answers:
 
     choice: NDArray[np.int64]
     """The arg max over the task's labels, a token id."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether all logits were numbers: a loss is none as soon as one logit is NaN or inf."""
+        return bool(np.isfinite(self.loss).all())
+
+    def share(self, right: NDArray[np.bool_]) -> dict[str, Any]:
+        """A share of these answers as fields of a record; undefined where the model diverged.
+
+        The arg max of NaN is the first entry, so that such a model would score like a constant.
+        """
+        return share_of(right) if self.finite else share_fields(math.nan, 0) | {"diverged": True}
 
     def __getitem__(self, keep: NDArray) -> Answers:
         """Those of some instances, by their positions or a mask."""
@@ -135,21 +151,23 @@ def _measures(
     _, counts = np.unique(labels[keep], return_counts=True)
     shares = counts / counts.sum()
     majority = float(shares.max())
-    label_accuracy = share_of(answers.label_correct[keep])
+    answers = answers[keep]
+    label_accuracy = answers.share(answers.label_correct)
 
     def above_majority(value: float) -> float:
         # Where all items have one label there is nothing to know: undefined, not 0.
         return (value - majority) / (1 - majority) if majority < 1 else float("nan")
 
     return [
-        {"metric": "accuracy"} | share_of(answers.correct[keep]),
+        {"metric": "accuracy"} | answers.share(answers.correct),
         {"metric": "label_accuracy", **label_accuracy, "majority": majority},
         {
             "metric": "score",
-            **{name: above_majority(value) for name, value in label_accuracy.items()},
+            **label_accuracy,
+            **{name: above_majority(label_accuracy[name]) for name in ("value", "low", "high")},
             "majority": majority,
         },
-        {"metric": "label_loss", "value": float(answers.loss[keep].mean())},
+        {"metric": "label_loss", "value": float(answers.loss.mean())},
         # What a model that knows only how often each label comes would lose.
         {"metric": "label_entropy", "value": float(-(shares * np.log(shares)).sum())},
     ]

@@ -29,11 +29,10 @@ def breakdown(answers: Answers, task: Task) -> list[dict[str, Any]]:
     Args:
         answers: to every instance of the task, in its order.
     """
-    rows = [
-        {"split": split, **row}
-        for split in SPLITS
-        for row in (*_per_label(answers, task, split), *_consistency(answers, task, split))
-    ]
+    rows = [{"split": s, **row} for s in SPLITS for row in _per_label(answers, task, s)]
+    if not answers.finite:  # what a diverged model chooses means nothing
+        return rows
+    rows += [{"split": s, **row} for s in SPLITS for row in _consistency(answers, task, s)]
     return rows + [{"split": "", **row} for row in _gaps(answers, task)]
 
 
@@ -46,7 +45,7 @@ def _per_label(answers: Answers, task: Task, split: str) -> list[dict[str, Any]]
         if len(part.loss) == 0:
             continue
         fields = {"subset": f"label={label}", "n": len(part.loss)}
-        rows.append({"metric": "label_accuracy"} | share_of(part.label_correct) | fields)
+        rows.append({"metric": "label_accuracy"} | part.share(part.label_correct) | fields)
         rows.append({"metric": "label_loss", "value": float(part.loss.mean())} | fields)
     return rows
 

@@ -5,7 +5,9 @@
 Three savings, none of which rounds anything away: instances that begin alike share the pass over
 what they share; logits are made in blocks that stay in the processor's cache, of which only sums,
 maxima and the labels' columns are kept; and no log-probabilities are written out. Losses equal
-`answer`'s to 1e-6 (sums are taken in another order), the arg maxes are the same ones.
+`answer`'s to 1e-6 (sums are taken in another order), the arg maxes are the same ones. The plain way
+stays the definition: training needs it (DDP and FSDP wrap the model whole), and the tests hold this
+one against it.
 
 Axes: B rows, T tokens of an example without its label, D width, V vocabulary, L labels.
 """
@@ -100,6 +102,7 @@ def _stopping_after(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
 @torch.no_grad()
 def fast_answer(model: CutModel, task: Task, indices: NDArray[np.int64]) -> Answers:
     """Ask the model for the label of each instance, as `eval.scores.accuracy.answer` does."""
+    # Sorted, so that instances that begin alike lie in one batch and share their beginning's pass.
     order = np.lexsort(task.tokens[indices, :-1].T[::-1])
     tokens = task.tokens[indices[order]]
     # The fused attention of a CPU is made for long rows: on two tokens it is the slowest part.
@@ -120,6 +123,7 @@ def _states(model: CutModel, ids: NDArray[np.int64]) -> torch.Tensor:
     """states_BD of ids (B, T), sorted: each distinct beginning goes through the layers once."""
     ids_BT = torch.from_numpy(ids)
     beginnings, which = np.unique(ids[:, :-1], axis=0, return_inverse=True)
+    # A cache of keys and values costs a copy a row: it pays where a beginning serves two or more.
     if ids.shape[1] == 1 or 2 * len(beginnings) > len(ids):
         return model.last_states(ids_BT, None)
     past = model.past(torch.from_numpy(beginnings))
@@ -139,13 +143,14 @@ def _read_head(
     device = states_BD.device
     num, rows_at_once, block = len(states_BD), *BLOCKS[device.type]
     target_B, labels_L = (torch.tensor(ids, device=device) for ids in (target, labels))
-    place_B = torch.searchsorted(labels_L, target_B)
+    place_B = torch.searchsorted(labels_L, target_B)  # the labels' ids ascend
     starts = range(0, len(unembedding_VD), block)
     # N numbers the blocks: the largest logit of each, and the sum of its exponentials.
     top_NB, sum_NB = torch.empty(2, len(starts), num, device=device)
     logits_BL = torch.empty(num, len(labels_L), device=device)
     # The arg max inside the block that holds the row's label, where that may be the label.
     best_there_B = torch.full_like(target_B, -1)
+    # One buffer for every block: a fresh one each time would lie outside the cache.
     buffer = torch.empty(rows_at_once * block, device=device)
     for n, start in enumerate(starts):
         weight_DV = unembedding_VD[start : start + block].T
@@ -164,6 +169,7 @@ def _read_head(
                 inside_B = target_B[rows] // block == n
                 asking = (inside_B & (label_B == top_NB[n, rows])).nonzero()[:, 0]
                 best_there_B[first + asking] = logits_BV[asking].argmax(dim=-1) + start
+            # Not shifted by the maximum, which another block may hold: what that loses is mended.
             torch.sum(logits_BV.exp_(), dim=-1, out=sum_NB[n, rows])
     total_B = sum_NB.sum(dim=0, dtype=torch.float64)
     label_B1 = logits_BL.gather(1, place_B[:, None])

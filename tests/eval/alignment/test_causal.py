@@ -13,6 +13,7 @@ from torch import nn
 from data_injection.config import ConfigError
 from data_injection.tasks.base import Task
 from eval.alignment.causal import causal_effects
+from eval.alignment.das import chosen_labels
 from eval.alignment.interventions import Site, label_logits, num_blocks, patched, read_states
 from eval.features.activations import residual_stream
 
@@ -125,3 +126,12 @@ def test_label_logits_are_those_of_the_whole_vocabulary(weight_tying: bool) -> N
 def test_blocks_in_groups_are_refused() -> None:
     with pytest.raises(ConfigError, match="block_group_size 1"):
         num_blocks(olmo(n_layers=4, block_group_size=2))
+
+
+def test_a_diverged_model_is_refused(planted: Make, ranks: Task) -> None:
+    model = planted(ranks)
+    next(model.parameters()).data[:] = torch.nan
+    with pytest.raises(ConfigError, match="diverged"):
+        causal_effects(model, ranks, seed=0)
+    with pytest.raises(ConfigError, match="diverged"):
+        chosen_labels(model, ranks, ranks.test)

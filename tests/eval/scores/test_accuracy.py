@@ -319,3 +319,19 @@ def test_logits_on_a_gpu_give_the_answers_of_the_cpu() -> None:
     assert on_gpu.loss == pytest.approx(on_cpu.loss, rel=1e-5)
     assert (on_gpu.correct == on_cpu.correct).all()
     assert (on_gpu.label_correct == on_cpu.label_correct).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_diverged_model_has_no_score(bad: float) -> None:
+    task = comparison(test=TEST)
+    table = measures(
+        model(task, lambda k: torch.full((V,), bad) if k == 13 else torch.zeros(V)), task
+    )
+    for metric in ("accuracy", "label_accuracy", "score"):
+        # Example 13 has no mirror in train: of the others that are asked, the score stands.
+        row = table["all"][metric]
+        assert np.isnan([row[name] for name in ("value", "low", "high")]).all()
+        assert row["diverged"]
+        assert "diverged" not in table["mirror_in_train"][metric]
+    assert not math.isfinite(table["all"]["label_loss"]["value"])
+    assert math.isfinite(table["all"]["label_entropy"]["value"])

@@ -152,3 +152,16 @@ def test_an_interrupted_pass_leaves_no_hook_behind() -> None:
     fast_answer(cut(model), COMPARISON, np.arange(400))
     assert not model.transformer.ln_f._forward_hooks
     assert model(torch.tensor([[3, 4]])).logits.shape == (1, 2, ROWS)
+
+
+def test_a_diverged_model_is_seen_by_both() -> None:
+    model, indices = olmo(), np.arange(len(COMPARISON.tokens))
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = torch.nan
+    slow, fast = (
+        slow_answer(model, COMPARISON, indices),
+        fast_answer(cut(model), COMPARISON, indices),
+    )
+    for answers in (slow, fast):
+        assert not answers.finite
+        assert np.isnan(answers.share(answers.correct)["value"])
