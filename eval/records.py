@@ -97,16 +97,19 @@ def coordinates(row: Mapping[str, Any]) -> dict[str, Any]:
     A field that nobody here has heard of is one: a callback's own `head` needs no registration and
     is never dropped. A field without a value is as good as absent.
     """
-    left_out = OUTCOMES.union(FOLLOWING, OUTCOMES_OF.get(row["metric"], ()))
     return {
         name: int(value) if isinstance(value, float) and value.is_integer() else value
         for name, value in sorted(row.items())
-        if name not in left_out
-        and not name.startswith("null_")
-        and not name.endswith("_seconds")
+        if is_coordinate(name, metric=row["metric"])
         and value is not None
         and value == value  # NaN: a frame's word for absent
     }
+
+
+def is_coordinate(name: str, *, metric: str) -> bool:
+    """Whether a field of a metric's records is one of its `coordinates`."""
+    left_out = name in OUTCOMES or name in FOLLOWING or name in OUTCOMES_OF.get(metric, ())
+    return not (left_out or name.startswith("null_") or name.endswith("_seconds"))
 
 
 def identity(row: Mapping[str, Any]) -> str:

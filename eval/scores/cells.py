@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from data_injection.config import ConfigError
+from eval.records import OF_THE_RUN, is_coordinate
 from eval.statistics import MIN_SEEDS, seed_interval
 
 CELL = ("protocol", "family", "rung", "params", "rate_per_step")
@@ -212,8 +213,7 @@ def _some(steps: pd.Series) -> str:
 def _cell(group: pd.DataFrame, metric: str, split: str) -> dict[str, object]:
     """Everything one cell says, from its rows of all metrics and splits at one step."""
     chosen = group[(group.metric == metric) & (group.split == split)]
-    places = ("layer", "group", "other_task", "burst", "lag")
-    if several := [p for p in places if p in chosen and chosen[p].nunique(dropna=False) > 1]:
+    if several := _several(chosen, metric):
         raise ConfigError(
             f"{split} {metric!r} was measured at several values of {', '.join(several)}, which a "
             "cell would average; choose one of them first"
@@ -262,6 +262,17 @@ def _cell(group: pd.DataFrame, metric: str, split: str) -> dict[str, object]:
         "step_max": int(chosen.step.max()),
         "tokens": float(chosen.tokens.mean()),
     }
+
+
+def _several(chosen: pd.DataFrame, metric: str) -> list[str]:
+    """Coordinates at several values of which one run has measured one task, whoever named them."""
+    run = ["run", "seed", "task"]
+    twice = chosen[chosen.duplicated(run, keep=False)]
+    if twice.empty:
+        return []
+    names = [n for n in twice if n not in (*run, *OF_THE_RUN) and is_coordinate(n, metric=metric)]
+    text = twice[names].astype(str)  # a field may hold lists
+    return [n for n in names if (text.groupby([twice[k] for k in run])[n].nunique() > 1).any()]
 
 
 def _per_seed(group: pd.DataFrame, metric: str, split: str) -> list[float]:

@@ -226,7 +226,7 @@ def test_learning_rates_that_go_with_the_size_stay_in_one_panel():
     assert set(cells(pd.DataFrame(rungs)).family) == {"comparison"}
 
 
-@pytest.mark.parametrize("place", ["layer", "group", "other_task", "burst", "lag"])
+@pytest.mark.parametrize("place", ["layer", "other_task", "lag", "head"])
 def test_a_cell_never_averages_over_places_of_measurement(place):
     rows = [row(0.2, **{place: 0}), row(0.8, **{place: 1})]
     with pytest.raises(ConfigError, match=rf"several values of {place}"):
