@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 SETTINGS: dict[str, dict[str, Any]] = {
     "interference": {"every": 3, "top_k": 4, "window": 6, "instances": 6},
     "task_eval": {"every": 3},
-    "retention": {"lags": [0, 1, 2], "min_gap": 1},
+    "retention": {"lags": [1, 2], "min_gap": 1},
     "features": {"every": 6},
     "progress": {},
 }
