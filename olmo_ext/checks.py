@@ -283,18 +283,19 @@ def _check_number(key: str, value: float | None) -> None:
 
 def num_steps(train: TrainConfig) -> int:
     """Optimizer steps of the whole run. Raises ConfigError for a duration in epochs."""
-    text = str(train.max_duration).strip()
+    value = train.max_duration
+    text = str(value).strip()
     try:
         number = float(text.removesuffix("T"))
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
         raise ConfigError(
             key="train.max_duration",
-            value=train.max_duration,
+            value=value,
             rule="must be steps (2400) or tokens ('210e9T')",
             remedy="epochs are not supported because the stream has no end",
-        )
+        ) from None
+    if not math.isfinite(number):
+        raise ConfigError(key="train.max_duration", value=value, rule="must be a finite number")
     if text.endswith("T"):
         tokens = train.global_train_batch_size * train.model.max_sequence_length
         return math.ceil(int(number) / tokens)
