@@ -66,7 +66,11 @@ HEAVY = (
     "wandb",
 )
 
+MOST_LINES_OF_A_FILE = 350
 MOST_MODULES_OF_A_FOLDER = 14
+MOST_LINES_OF_THE_PATH = 3_100
+MOST_LINES_OF_THE_ROOMS = 34_500
+"""Not yet the aim, which is 28,500: lower it whenever something has gone, never raise it."""
 
 
 @cache
@@ -183,13 +187,20 @@ def test_the_command_starts_without_any_heavy_import() -> None:
     assert done.stdout.split() == []
 
 
-def test_no_folder_is_too_full() -> None:
+def test_no_file_is_too_long_and_no_folder_too_full() -> None:
+    lengths = {name: line_counts([path]) for name, path in modules().items()}
+    assert {n: lines for n, lines in lengths.items() if lines > MOST_LINES_OF_A_FILE} == {}
     folders = [path.parent for path in modules().values() if path.name != "__init__.py"]
     assert {f for f in folders if folders.count(f) > MOST_MODULES_OF_A_FOLDER} == set()
 
 
-def test_the_evenings_reading_walks_files_that_exist() -> None:
+def test_the_rooms_stay_small() -> None:
+    assert sum(line_counts(room_files(room)) for room in ROOMS) <= MOST_LINES_OF_THE_ROOMS
+
+
+def test_the_evenings_reading_is_one_evenings() -> None:
     assert len(evening_path()) > 10
+    assert line_counts(evening_path()) <= MOST_LINES_OF_THE_PATH
     assert all(path.is_file() for path in evening_path())
 
 

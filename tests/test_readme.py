@@ -8,7 +8,8 @@ from eval.findings.chapters import CHAPTERS
 from eval.findings.controls import fill
 from eval.records import read_records
 from eval.report.tables import markdown_cells
-from eval.scores.cells import cells, learned_per_rung
+from eval.scores.cells import cells
+from eval.scores.staircase import learned_per_rung
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,7 +14,8 @@ import pandas as pd
 
 from eval.figures.index import Drawn
 from eval.run import RUN
-from eval.scores.cells import LearnedCounts, groups, learned_per_rung
+from eval.scores.cells import groups
+from eval.scores.staircase import LearnedCounts, learned_per_rung
 from eval.text import number
 
 

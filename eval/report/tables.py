@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from eval.report.page import answer
-from eval.scores.cells import groups, learned_per_rung
+from eval.scores.cells import groups
+from eval.scores.staircase import learned_per_rung
 from eval.text import count, number
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """The size x frequency table: which rungs have learned a task at which rate.
 
-    from eval.scores.cells import cells, learned_per_rung
+    from eval.scores.cells import cells
+    from eval.scores.staircase import learned_per_rung
     table = cells(read_records("runs/sweep"))      # one row per protocol, family, rung and rate
 
 A task alone in its run and the same task in a mixture are never one cell: like tasks can transfer.
@@ -11,7 +12,6 @@ seeds is at least .5, and with three seeds or more so is its lower 95% bound.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -112,76 +112,6 @@ def groups(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """(protocol, family, rows): what one panel may show, since nothing merges across these."""
     for (protocol, family), group in table.groupby(["protocol", "family"], sort=True):
         yield str(protocol), str(family), group
-
-
-@dataclass(frozen=True)
-class LearnedCounts:
-    """Learned cells per rung for one protocol and family, smallest rung first.
-
-    Only rates that every rung has measured count, or a sweep half done would look like a finding.
-    """
-
-    protocol: str
-    family: str
-    rungs: tuple[str, ...]
-    params: tuple[int, ...]
-    num_learned: tuple[int, ...]
-    rates: tuple[float, ...]
-    """Rates compared (instances per step), most frequent first."""
-    rates_left_out: tuple[float, ...]
-    """Rates that at least one rung has not measured."""
-    provisional: bool
-    """Some compared cell has fewer than MIN_SEEDS seeds."""
-    same_step: bool
-    """All compared cells were read at one step."""
-
-    @property
-    def comparable(self) -> bool:
-        return len(self.rungs) > 1 and bool(self.rates)
-
-    @property
-    def non_decreasing(self) -> bool | None:
-        """Never fewer learned cells at a larger rung; None if there is nothing to compare."""
-        if not self.comparable:
-            return None
-        return all(b >= a for a, b in zip(self.num_learned, self.num_learned[1:], strict=False))
-
-    @property
-    def strictly_larger(self) -> bool | None:
-        """More learned cells at the largest rung than at the smallest."""
-        return self.num_learned[-1] > self.num_learned[0] if self.comparable else None
-
-    @property
-    def rises(self) -> bool | None:
-        """The study's staircase: never falls with size, and is higher at the end."""
-        return (self.non_decreasing and self.strictly_larger) if self.comparable else None
-
-
-def learned_per_rung(table: pd.DataFrame) -> list[LearnedCounts]:
-    """Count the learned cells of each rung, for each protocol and family in a table of `cells`."""
-    counts = []
-    for protocol, family, group in groups(table):
-        rungs = [(str(r), int(p)) for p, r in sorted({*zip(group.params, group.rung, strict=True)})]
-        per_rung = [group[(group.rung == r) & (group.params == p)] for r, p in rungs]
-        everywhere = set.intersection(*(set(cells_.rate_per_step) for cells_ in per_rung))
-        shared = group[group.rate_per_step.isin(everywhere)]
-        counts.append(
-            LearnedCounts(
-                protocol=protocol,
-                family=family,
-                rungs=tuple(r for r, _ in rungs),
-                params=tuple(p for _, p in rungs),
-                num_learned=tuple(
-                    int(cells_.learned[cells_.rate_per_step.isin(everywhere)].sum())
-                    for cells_ in per_rung
-                ),
-                rates=tuple(sorted(everywhere, reverse=True)),
-                rates_left_out=tuple(sorted(set(group.rate_per_step) - everywhere, reverse=True)),
-                provisional=bool(shared.provisional.any()),
-                same_step=len({*shared.step, *shared.step_max}) <= 1,
-            )
-        )
-    return counts
 
 
 def _at_step(

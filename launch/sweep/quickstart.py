@@ -69,7 +69,8 @@ def quickstart(
     from data_injection.corpus.prepare import prepare_embedded
     from eval.report.tables import print_cells
     from eval.report.write import load_runs, write_report
-    from eval.scores.cells import cells, learned_per_rung
+    from eval.scores.cells import cells
+    from eval.scores.staircase import learned_per_rung
 
     started = time.monotonic()
     widths = widths or (SMOKE_WIDTHS if smoke else WIDTHS)

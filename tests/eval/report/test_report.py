@@ -20,7 +20,8 @@ from eval.records import RecordWriter, read_records
 from eval.report.page import answer
 from eval.report.tables import print_cells
 from eval.report.write import load_runs, write_report
-from eval.scores.cells import cells, learned_per_rung
+from eval.scores.cells import cells
+from eval.scores.staircase import learned_per_rung
 from launch.cli import app
 
 SCORES = {"w16": (0.9, 0.1), "w32": (0.95, 0.7)}

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from data_injection.config import ConfigError
-from eval.scores.cells import cells, learned_per_rung
+from eval.scores.cells import cells
+from eval.scores.staircase import learned_per_rung
 
 
 def row(value, *, rung="w16", seed=0, rate=1.0, step=100, metric="score", **change):
