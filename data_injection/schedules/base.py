@@ -44,18 +44,18 @@ def parse_rate(value: Any, *, key: str) -> Fraction:
             raise ValueError
         rate = Fraction(text) if "/" in text else Fraction(decimal)
     except (ValueError, ZeroDivisionError, InvalidOperation, OverflowError):
-        raise ConfigError(
-            f'{key}.rate must be a number, a decimal or a fraction such as "1/10", got {value!r}'
-        ) from None
+        rule = 'must be a number, a decimal or a fraction such as "1/10"'
+        raise ConfigError(key=f"{key}.rate", value=value, rule=rule) from None
     if rate < 0:
-        raise ConfigError(f"{key}.rate must not be negative, got {value!r}; give 0 for none")
+        rule = "must not be negative"
+        raise ConfigError(key=f"{key}.rate", value=value, rule=rule, remedy="give 0 for none")
     return rate
 
 
 def rate_per_step(config: ScheduleConfig, geometry: Geometry, *, key: str) -> Fraction:
     """The configured mean frequency in instances per optimizer step."""
     if config.unit not in UNITS:
-        raise ConfigError(f"{key}.unit must be one of {UNITS}, got {config.unit!r}")
+        raise ConfigError(key=f"{key}.unit", value=config.unit, rule=f"must be one of {UNITS}")
     rate = parse_rate(config.rate, key=key)
     if config.unit == "per_sequence":
         rate *= geometry.batch_size

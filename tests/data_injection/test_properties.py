@@ -39,6 +39,8 @@ from data_injection.tasks import build as tasks_module
 from olmo_ext import compat
 from olmo_ext.compat import PositionDataset
 
+KINDS = tuple(SCHEDULES)
+
 T, EOS, VOCAB = 8, 0, 300
 NUM_STEPS = 60
 """Steps whose rows are looked at one by one; the schedules' spans end around there."""
@@ -151,9 +153,7 @@ def schedules(draw: st.DrawFn, kind: str, *, batch_size: int, share: int) -> Sch
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """All six kinds at once, or one to five tasks of any; mostly fitting their batch."""
-    kinds = draw(
-        st.permutations(SCHEDULES) | st.lists(st.sampled_from(SCHEDULES), min_size=1, max_size=5)
-    )
+    kinds = draw(st.permutations(KINDS) | st.lists(st.sampled_from(KINDS), min_size=1, max_size=5))
     batch_sizes = [b for b in (1, 2, 3, 4, 6, 8, 12, 16, 24, 40) if b >= len(kinds)]
     batch_size = draw(st.sampled_from(batch_sizes))
     share = batch_size // len(kinds)

@@ -46,11 +46,12 @@ def schedule(
     return build_schedule(ScheduleConfig(**fields), geometry, seed=seed, task="a", key=KEY)
 
 
-def refusal(**fields: Any) -> str:
+def refusal(name: str = "", /, **fields: Any) -> ConfigError:
+    """The error of a schedule that is refused for its field `name`, or as a whole."""
     with pytest.raises(ConfigError) as error:
         schedule(**fields)
-    assert str(error.value).startswith(KEY)
-    return str(error.value)
+    assert error.value.key == (f"{KEY}.{name}" if name else KEY)
+    return error.value
 
 
 def counts(built: Schedule, num_steps: int) -> list[int]:
@@ -270,62 +271,59 @@ def test_1024_instances_a_step_are_the_studys_most_frequent():
     ids=repr,
 )
 def test_a_rate_that_is_no_finite_number_is_refused(rate: Any):
-    message = refusal(rate=rate)
-    assert ".rate must be a number, a decimal or a fraction such as" in message
-    assert f"got {rate!r}" in message
+    error = refusal("rate", rate=rate)
+    assert "a number, a decimal or a fraction" in error.rule
+    assert error.value is rate
 
 
 @pytest.mark.parametrize("rate", [-1, -0.1, "-1/10"])
 def test_a_negative_rate_is_refused(rate: Any):
-    message = refusal(rate=rate)
-    assert f".rate must not be negative, got {rate!r}" in message
-    assert "0 for none" in message
+    error = refusal("rate", rate=rate)
+    assert (error.rule, error.value) == ("must not be negative", rate)
+    assert "0 for none" in error.remedy
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_an_unknown_unit_is_refused_with_those_there_are(kind: str):
     fields = {"trace": {"steps": [1]}, "burst": {"rate": 1, "every": 2}}.get(kind, {"rate": 1})
-    message = refusal(kind=kind, unit="per_epoch", **fields)
-    assert ".unit" in message
-    assert kind == "trace" or ("'per_epoch'" in message and "per_sequence" in message)
+    error = refusal("unit", kind=kind, unit="per_epoch", **fields)
+    assert error.value == "per_epoch"
+    assert kind == "trace" or "per_sequence" in error.rule
 
 
 def test_an_unknown_kind_is_refused_with_those_there_are():
-    message = refusal(kind="poisson", rate=1)
-    assert ".kind must be one of" in message
-    assert "'bernoulli'" in message
-    assert "got 'poisson'" in message
+    error = refusal("kind", kind="poisson", rate=1)
+    assert error.value == "poisson"
+    assert all(kind in error.rule for kind in SCHEDULES)
 
 
-EFFECTIVE = {
-    "even": {"rate", "unit"},
-    "window": {"rate", "unit", "start", "stop"},
-    "random": {"rate", "unit", "start", "stop"},
-    "bernoulli": {"rate", "unit", "start", "stop"},
-    "burst": {"rate", "unit", "every", "phase", "stop"},
-    "trace": {"steps"},
-}
 VALUES = {
     "rate": 1, "unit": "per_token", "every": 2, "phase": 1, "start": 1, "stop": 4, "steps": [1]
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [(k, n) for k in SCHEDULES for n in sorted(VALUES) if n not in EFFECTIVE[k]],
-)
-def test_a_field_that_the_kind_ignores_is_refused(kind: str, name: str):
-    valid = {n: VALUES[n] for n in EFFECTIVE[kind] if n != "unit"}
-    schedule(kind=kind, **valid)
-    message = refusal(kind=kind, **valid, **{name: VALUES[name]})
-    assert f".{name} has no effect on a '{kind}' schedule; remove it" in message
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_field_either_has_an_effect_on_the_kind_or_is_refused(kind: str):
+    valid = {name: VALUES[name] for name in SCHEDULES[kind] if name != "unit"}
+    plain = schedule(kind=kind, **valid).canonical()
+    for name, value in VALUES.items():
+        if name not in SCHEDULES[kind]:
+            error = refusal(name, kind=kind, **valid, **{name: value})
+            assert f"no effect on a '{kind}' schedule" in error.rule
+            assert (error.value, error.remedy) == (value, "remove it")
+        elif name == "unit":
+            assert (
+                "rate" in SCHEDULES[kind]
+            )  # which test_one_frequency_in_three_units_is_one_plan has
+        else:
+            other = {"rate": 2, "every": 4, "phase": 0, "start": 0, "stop": 8, "steps": [2]}[name]
+            assert schedule(kind=kind, **valid | {name: other}).canonical() != plain
 
 
 @pytest.mark.parametrize("every", [None, 0, -3])
 def test_a_burst_without_an_interval_is_refused(every: int | None):
-    assert f".every must be at least 1 for a burst schedule, got {every}" in refusal(
-        kind="burst", rate=1, every=every
-    )
+    error = refusal("every", kind="burst", rate=1, every=every)
+    assert (error.rule, error.value) == ("must be at least 1 for a burst schedule", every)
 
 
 def test_bursts_that_stop_are_those_of_the_endless_schedule_until_there():
@@ -341,8 +339,8 @@ def test_bursts_that_stop_are_those_of_the_endless_schedule_until_there():
 
 @pytest.mark.parametrize("stop", [-1, 0, 1])
 def test_bursts_that_stop_before_the_first_are_refused(stop: int):
-    message = refusal(kind="burst", rate=1, every=4, phase=1, stop=stop)
-    assert f".stop must be after the first burst at step 1, got {stop}" in message
+    error = refusal("stop", kind="burst", rate=1, every=4, phase=1, stop=stop)
+    assert (error.rule, error.value) == ("must be after the first burst at step 1", stop)
 
 
 @pytest.mark.parametrize(
@@ -362,49 +360,49 @@ def test_the_gap_is_told_where_it_is_one_number_all_through(fields: dict, gap: i
 
 @pytest.mark.parametrize("phase", [-1, 4, 5])
 def test_a_phase_beyond_the_interval_is_refused(phase: int):
-    message = refusal(kind="burst", rate=1, every=4, phase=phase)
-    assert f".phase must be in [0, 4), got {phase}" in message
+    error = refusal("phase", kind="burst", rate=1, every=4, phase=phase)
+    assert (error.rule, error.value) == ("must be in [0, 4)", phase)
 
 
 def test_a_burst_of_a_broken_number_of_instances_is_refused():
-    message = refusal(kind="burst", rate="1/2", every=3)
-    assert "rate 1/2 x every 3 = 1.5" in message
-    assert "choose rate and every" in message
+    error = refusal(kind="burst", rate="1/2", every=3)
+    assert error.value == 1.5
+    assert "rate 1/2 x every 3" in error.rule
+    assert "choose rate and every" in error.remedy
 
 
 def test_a_random_total_that_is_not_whole_is_refused():
-    message = refusal(kind="random", rate="1/2", start=2, stop=5)
-    assert "3 steps at rate 1/2 make 1.5 instances, not a whole number" in message
-    assert "choose start and stop" in message
+    error = refusal(kind="random", rate="1/2", start=2, stop=5)
+    assert error.value == 1.5
+    assert "3 steps at rate 1/2" in error.rule
+    assert "choose start and stop" in error.remedy
 
 
 def test_a_random_schedule_without_an_end_is_refused():
-    assert ".stop must be given for a random schedule" in refusal(kind="random", rate=1)
+    assert "must be given" in refusal("stop", kind="random", rate=1).rule
 
 
 @pytest.mark.parametrize("kind", ["random", "bernoulli", "window"])
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (5, 5), (5, 4)])
 def test_an_empty_or_negative_span_is_refused(kind: str, start: int, stop: int):
-    message = refusal(kind=kind, rate=1, start=start, stop=stop)
-    assert f"need 0 <= start < stop, got start={start}, stop={stop}" in message
+    error = refusal(kind=kind, rate=1, start=start, stop=stop)
+    assert error.value == {"start": start, "stop": stop}
+    assert error.rule == "needs 0 <= start < stop"
 
 
-@pytest.mark.parametrize(
-    ("steps", "got"), [([3, 5, 4], "got 4 after 5; sort them"), ([-1, 4], "got -1")]
-)
-def test_a_trace_that_does_not_ascend_from_zero_is_refused(steps: list[int], got: str):
-    message = refusal(kind="trace", steps=steps)
-    assert ".steps must be ascending and not negative" in message
-    assert got in message
+@pytest.mark.parametrize(("steps", "got", "after"), [([3, 5, 4], 4, 5), ([-1, 4], -1, 0)])
+def test_a_trace_that_does_not_ascend_from_zero_is_refused(steps: list[int], got: int, after: int):
+    error = refusal("steps", kind="trace", steps=steps)
+    assert (error.rule, error.value) == ("must be ascending and not negative", got)
+    assert f"after {after}: sort them" in error.remedy
 
 
 def test_a_trace_without_steps_is_refused_as_a_task_that_never_comes():
-    message = refusal(kind="trace")
-    assert ".steps must be given for a trace schedule; give [] for none" in message
+    assert refusal("steps", kind="trace").remedy == "give [] for none"
 
 
 @pytest.mark.parametrize("kind", ["random", "bernoulli"])
 def test_a_random_rate_beyond_the_batch_is_refused_with_the_largest_that_fits(kind: str):
-    message = refusal(kind=kind, rate=BATCH + 1, stop=10)
-    assert f"is {BATCH + 1} instances per step but a step has only {BATCH} rows" in message
-    assert f"the largest rate is {BATCH} per_step" in message
+    error = refusal("rate", kind=kind, rate=BATCH + 1, stop=10)
+    assert error.value == BATCH + 1
+    assert error.remedy == f"the largest rate is {BATCH} per_step"
