@@ -176,6 +176,8 @@ class _Counter:
             np.minimum(tokens, self.top, out=ids, casting="unsafe")
         else:
             np.copyto(ids, tokens, casting="unsafe")
+        # Clipped, every token that is no task's own reads the last entry, which has no owner; and
+        # "clip" is the mode that writes into `out` without a copy.
         np.take(self.owners, ids, out=owners, mode="clip")
         if np.count_nonzero(owners) * DENSE > len(tokens):
             counted = ids[:num]
@@ -194,6 +196,8 @@ class _Counter:
         """Which of the first `num` places begin a run of tokens of one task; most do not."""
         if num <= 0:
             return np.zeros(0, dtype=np.int64)
+        # All tokens of an example have one task in common, so its bit survives the AND. Tasks that
+        # share a bit (more than 8) give false candidates, never a missed one.
         common, mask = self._common[:num], self._mask[:num]
         np.bitwise_and(owners[:num], owners[length - 1 :][:num], out=common)
         for column in range(1, min(length - 1, LOOKED_AT - 1)):
@@ -250,11 +254,14 @@ class _Patterns:
         self._num_kept = 0
 
     def _key(self, rows: NDArray[Any]) -> NDArray[np.uint64]:
+        # A multilinear hash: equal rows have equal keys, whatever the type of the file's tokens.
         return (rows.astype(np.uint64) * self._factors).sum(axis=1, dtype=np.uint64)
 
     def find(self, rows: NDArray[Any]) -> IntArray:
         """The pattern that each row is, or -1; rows has shape (n, length)."""
         keys = self._key(rows)
+        # The key only says where to look: a host row that shares one with an example is told apart
+        # by the tokens.
         found = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return np.where((self._rows[found] == rows).all(axis=1), found, -1)
 

@@ -151,7 +151,12 @@ _NEEDED = {
 """What a text has if it has a statement of the form: sooner looked for than the statement."""
 
 _ANY_NUMBER = re.compile(_NUMBER.encode())
+
+# The borders. Stuck to a statement: `x3 < 5`, `$3 < $5`, the end of `1.3 < 5`, a date, a version;
+# \x80-\xff is any byte of a letter or sign beyond ASCII, since a text is cut by bytes.
 _STUCK_BEFORE = re.compile(rb"[\w.,$#@:\\)\]\x80-\xff]\Z")
+# Beside it: the statement is part of a longer expression (`4 * 2 + 3 = 11` holds no `2 + 3 = 11`).
+# The bytes are those of the minus sign, ×, ÷, ±, and of any relation such as ≤, ≥ or ≠.
 _OPERATOR_BEFORE = re.compile(
     rb"(?:[-+*/^%<>=&~]|\xe2\x88\x92|\xc3\x97|\xc3\xb7|\xc2\xb1|\xe2\x89.)[ \t]*\Z"
     rb"|(?i:\b(?:times|plus|minus|by|over|mod|than))[ \t]+\Z"
@@ -181,6 +186,7 @@ def find_statements(text: bytes) -> Iterator[Statement]:
             statement = _read(task, name, match)
             if statement is not None and _is_whole(text, *match.span()):
                 yield statement
+            # Not from the match's end: a refused match may hold the start of a true statement.
             match = form.search(text, match.start() + 1)
 
 

@@ -177,6 +177,8 @@ class _Finder:
         """Signs and pluses with a number on either side; a lone = is no comparison."""
         keep = marks & (SIGN | EQUALS | PLUS) != 0
         at, marks = at[keep], marks[keep]
+        # The number to the right must start there, that to the left must end there; between may
+        # stand spaces and the rest of a sign that is several tokens (" <", "=").
         for step, wanted in ((1, NUMBER_STARTS), (-1, NUMBER_ENDS)):
             inside = marks & (NUMBER_STARTS | NUMBER_ENDS) != 0  # a token of both, such as "<5"
             beside = at + step
@@ -184,6 +186,8 @@ class _Finder:
                 beside += step * (self._marks_at(tokens, beside) & SKIPPED != 0)
             keep = inside | (self._marks_at(tokens, beside) & wanted != 0)
             at, marks = at[keep], marks[keep]
+        # One = alone, without a further sign beside it, is no comparison, and text is full of them;
+        # an addition is found at its + and an extreme at its word.
         lone = (marks & EQUALS != 0) & (marks & (SIGN | PLUS) == 0)
         for step in (-1, 1):
             lone &= self._marks_at(tokens, at + step) & (EQUALS | SIGN | SKIPPED) == 0
