@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +49,14 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def share_of(right: NDArray[np.bool_]) -> dict[str, float]:
-    """`share_fields` of the items that are right."""
+def share_of(right: NDArray[np.bool_], *, finite: bool = True) -> dict[str, Any]:
+    """`share_fields` of the items that are right.
+
+    finite: the model's logits were numbers. Where not, the share is undefined and the record says
+    `diverged`: the arg max of NaN is the first entry, so that such a model scores like a constant.
+    """
+    if not finite:
+        return share_fields(math.nan, 0) | {"diverged": True}
     return share_fields(float(right.mean()) if len(right) else math.nan, len(right))
 
 

@@ -272,7 +272,9 @@ def _rows(
     choices = [bool(one.prefers_truth) for one, _ in pairs]
     yield {
         "metric": f"choice_accuracy{suffix}",
-        **share_of(np.array(choices)),
+        **share_of(
+            np.array(choices), finite=bool(np.isfinite([m.answer_loss for m, _ in pairs]).all())
+        ),
         "n": len(choices),
         "chance": 0.5,
         "majority": _majority([item.statement for _, item in pairs]),

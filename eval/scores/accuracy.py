@@ -15,7 +15,6 @@ Axes: B rows, T tokens of an example without its label, V vocabulary, L labels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from data_injection.tasks.base import Task
-from eval.statistics import share_fields, share_of
+from eval.statistics import share_of
 
 LastLogits = Callable[[torch.Tensor], torch.Tensor]
 """From input_ids_BT to the logits_BV that predict the token after them."""
@@ -56,11 +55,8 @@ class Answers:
         return bool(np.isfinite(self.loss).all())
 
     def share(self, right: NDArray[np.bool_]) -> dict[str, Any]:
-        """A share of these answers as fields of a record; undefined where the model diverged.
-
-        The arg max of NaN is the first entry, so that such a model would score like a constant.
-        """
-        return share_of(right) if self.finite else share_fields(math.nan, 0) | {"diverged": True}
+        """A share of these answers as fields of a record; undefined where the model diverged."""
+        return share_of(right, finite=self.finite)
 
     def __getitem__(self, keep: NDArray) -> Answers:
         """Those of some instances, by their positions or a mask."""

@@ -50,5 +50,5 @@ def print_scores(table: pd.DataFrame, console: Console) -> None:
 
 def _with_interval(row: pd.Series) -> str:
     if pd.isna(row.value):
-        return "-"
+        return "diverged" if row.get("diverged") is True else "-"
     return f"{row.value:.2f}\n[{row.low:.2f}, {row.high:.2f}]".replace("[", r"\[")

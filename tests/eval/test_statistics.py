@@ -54,3 +54,4 @@ def test_a_ratio_is_of_means_and_a_share_of_none_is_undefined() -> None:
     assert noisy["high"] - noisy["low"] == pytest.approx(2 * 1.96 / np.sqrt(400) / 2, rel=0.1)
     assert np.isnan(ratio_fields(whole, 0 * whole)["value"])
     assert np.isnan(share_of(np.zeros(0, dtype=bool))["value"])
+    assert np.isnan(share_of(np.ones(3, dtype=bool), finite=False)["value"])

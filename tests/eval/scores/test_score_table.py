@@ -50,3 +50,12 @@ def test_of_many_checkpoints_the_last_is_shown_and_the_rest_named() -> None:
 def test_nothing_measured_is_an_empty_table() -> None:
     console = Console(width=140, record=True, quiet=True)
     print_scores(table([5]).iloc[:0], console)
+
+
+def test_a_diverged_model_is_called_so() -> None:
+    rows = table([5])
+    rows.loc[rows.metric == "score", ["value", "low", "high"]] = float("nan")
+    rows["diverged"] = rows.metric.eq("score").map({True: True, False: None})
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_scores(rows, console)
+    assert console.export_text().count("diverged") == 2
