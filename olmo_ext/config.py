@@ -46,7 +46,8 @@ class ExperimentConfig:
     """Rare tasks and their schedules; an empty task list trains on the host text alone."""
 
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Settings of callbacks by name; see `olmo_ext.callbacks.build.CALLBACKS`."""
+    """Settings of callbacks by name; see `olmo_ext.callbacks.build.CALLBACKS`. An import path has
+    dots of its own: in an override or a sweep `callbacks[mypkg.callbacks:HeadNorms].every=50`."""
 
     @property
     def protocol(self) -> str:

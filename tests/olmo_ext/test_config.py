@@ -19,6 +19,7 @@ from olmo.config import (
 
 from data_injection.config import ConfigError
 from data_injection.corpus.prepare import prepare_corpus
+from launch.grid_loader import GridLoader
 from olmo_ext.callbacks.build import build_callbacks
 from olmo_ext.checks import NUMBERS, num_steps, numbers
 from olmo_ext.config import load_experiment
@@ -206,6 +207,13 @@ def test_durations_in_steps_and_tokens(
 ) -> None:
     experiment = load_experiment(write_experiment(), [f"train.max_duration={duration}"])
     assert num_steps(experiment.train) == steps
+
+
+def test_an_override_reaches_a_callback_whose_name_has_dots(write_experiment: Write) -> None:
+    name = "mypkg.callbacks:HeadNorms"
+    for load in (load_experiment, GridLoader().load):
+        found = load(write_experiment(), [f"callbacks[{name}].every=3"])
+        assert found.callbacks[name] == {"every": 3}
 
 
 def test_null_switches_a_callback_off() -> None:
