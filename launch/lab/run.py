@@ -36,11 +36,10 @@ from launch.lab.tables import (
     report_injection,
     report_phase,
 )
-from launch.yaml_file import read_yaml
+from launch.yaml_file import from_mapping, read_yaml
 from olmo_ext.shipped import shipped
 from theory.lab import complexity, gradients, injection, phase
 from theory.lab.cells import Cell, Row, run_cells
-from theory.settings import from_mapping
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -21,7 +21,7 @@ from data_injection.config import ConfigError
 from data_injection.schedules.base import parse_rate
 from eval.advice.groups import Question, check_target, load_groups, records_hash
 from eval.text import count, number
-from launch.yaml_file import read_yaml
+from launch.yaml_file import from_mapping, read_yaml
 from theory.advice.mixture_plan import HOST, MixturePlan
 from theory.advice.mixture_planner import (
     Way,
@@ -32,7 +32,6 @@ from theory.advice.mixture_planner import (
     ways_in,
 )
 from theory.advice.thresholds import threshold
-from theory.settings import from_mapping
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,15 +10,11 @@ Lines of `setup` are shell and run as they stand; all else is quoted wherever a 
 from __future__ import annotations
 
 import re
-import types
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
 
 from data_injection.config import ConfigError
-from launch.yaml_file import read_yaml, short
+from launch.yaml_file import read_settings
 from olmo_ext.shipped import locate, shipped
 
 TIME_FORMS = "minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS"
@@ -31,6 +27,7 @@ _TIMES = (
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _WORD = re.compile(r"[A-Za-z0-9_.,:@+/=-]+")
 _MEMORY = re.compile(r"\d+[KMGT]?")
+_ONE_LINE = "must have no control characters"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 OURS = {
@@ -110,16 +107,16 @@ class Site:
         for key in ("partition", "account", "qos", "gpu_type", "prepare_partition"):
             value = getattr(self, key)
             if value is not None and not _WORD.fullmatch(value):
-                raise ConfigError(
-                    f"{key} must be letters, digits and _.,:@+/=-, as the cluster names it, got "
-                    f"{value!r}"
-                )
+                rule = "must be letters, digits and _.,:@+/=-, as the cluster names it"
+                raise ConfigError(key=key, value=value, rule=rule)
         for key in ("memory", "prepare_memory"):
             value = getattr(self, key)
             if value is not None and not _MEMORY.fullmatch(value):
-                raise ConfigError(f"{key} must be like 900G, or 0 for all of a node, got {value!r}")
+                rule = "must be like 900G, or 0 for all of a node"
+                raise ConfigError(key=key, value=value, rule=rule)
         if self.gpu_option not in ("gpus-per-node", "gres"):
-            raise ConfigError(f"gpu_option must be gpus-per-node or gres, got {self.gpu_option!r}")
+            rule = "must be gpus-per-node or gres"
+            raise ConfigError(key="gpu_option", value=self.gpu_option, rule=rule)
         self._check_numbers()
         self._check_lists()
 
@@ -129,39 +126,43 @@ class Site:
             value = getattr(self, one.name)
             if isinstance(value, int | float) and not least.get(one.name, 1e-9) <= value < 1e9:
                 limit = "at least 0" if one.name in least else "larger than 0"
-                raise ConfigError(f"{one.name} must be {limit}, got {value}; leave it out")
-        if self.mfu > 1:
-            raise ConfigError(f"mfu must be in (0, 1], got {self.mfu:g}; 0.4 is usual")
-        if self.lead_seconds is not None and self.lead_seconds > 65535:
-            raise ConfigError(f"lead_seconds must be at most 65535, got {self.lead_seconds}")
-        if self.rdzv_port is not None and not 1024 <= self.rdzv_port < 65536:
-            raise ConfigError(f"rdzv_port must be in 1024..65535, got {self.rdzv_port}")
+                rule, remedy = f"must be {limit}", "leave it out"
+                raise ConfigError(key=one.name, value=value, rule=rule, remedy=remedy)
+        for key, low, high in (
+            ("mfu", 0, 1),
+            ("lead_seconds", 1, 65535),  # of sbatch --signal
+            ("rdzv_port", 1024, 65535),
+        ):
+            value = getattr(self, key)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(key=key, value=value, rule=f"must be in {low}..{high}")
 
     def _check_lists(self) -> None:
         for key in ("directives", "setup", "srun_options", "container"):
             for line in getattr(self, key):
                 if _has_control(line):
-                    raise ConfigError(f"{key}: {line!r} has control characters; one line an entry")
+                    raise ConfigError(
+                        key=key, value=line, rule=_ONE_LINE, remedy="one line an entry"
+                    )
         for key, ours in (("directives", OURS), ("srun_options", OURS_OF_SRUN)):
             for option in getattr(self, key):
                 name = option.removeprefix("--").split("=")[0].split()[0:1]
                 if not option.startswith("--") or not name:
-                    raise ConfigError(
-                        f"{key}: {option!r} must be an option in its long form, like --exclusive"
-                    )
+                    rule = "must hold options in their long form, like --exclusive"
+                    raise ConfigError(key=key, value=option, rule=rule)
                 if meant := _meant(name[0], ours):
                     raise ConfigError(
-                        f"{key}: --{name[0]} is written by olmo-ext ({meant}); use the key of the "
-                        "site profile for it, if there is one"
+                        key=key,
+                        value=option,
+                        rule=f"must not hold {meant}, which is written by olmo-ext",
+                        remedy="use the key of the site profile for it, if there is one",
                     )
         for name, value in self.environment.items():
             if not _NAME.fullmatch(name) or _has_control(value):
-                raise ConfigError(
-                    f"environment: {name!r}: {value!r} is no variable; names are letters, digits "
-                    "and _, values one line"
-                )
+                rule = "must map names of letters, digits and _ to values of one line"
+                raise ConfigError(key="environment", value={name: value}, rule=rule)
         if self.activate is not None and _has_control(self.activate):
-            raise ConfigError(f"activate: {self.activate!r} has control characters")
+            raise ConfigError(key="activate", value=self.activate, rule=_ONE_LINE)
 
     @property
     def seconds(self) -> int:
@@ -182,9 +183,8 @@ def parse_time(text: str, *, key: str) -> int:
             total = sum(int(parts.get(unit) or 0) * value for unit, value in _UNITS.items())
             if total > 0:
                 return total
-    raise ConfigError(
-        f"{key} must be a time limit as SLURM writes it ({TIME_FORMS}), and not 0; got {text!r}"
-    )
+    rule = f"must be a time limit as SLURM writes it ({TIME_FORMS}), and not 0"
+    raise ConfigError(key=key, value=text, rule=rule)
 
 
 def load_site(path: str | Path) -> Site:
@@ -193,54 +193,7 @@ def load_site(path: str | Path) -> Site:
     if not path.is_file():
         some = shipped("configs/sites")
         raise FileNotFoundError(f"no site profile {path}; {some} has some to begin with")
-    raw = read_yaml(path, as_text=True)
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a site profile maps keys to values, got {short(raw)}")
-    try:
-        return Site(**_typed(raw))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def _typed(raw: Mapping[str, Any]) -> dict[str, Any]:
-    hints = get_type_hints(Site)
-    values = {}
-    for key, value in raw.items():
-        if key not in hints:
-            near = get_close_matches(key, hints, n=1, cutoff=0.0)
-            raise ConfigError(
-                f"unknown key {key!r}; did you mean {near[0]!r}? The keys are {', '.join(hints)}"
-            )
-        if isinstance(value, str) and value in ("", "~", "null"):
-            continue
-        kind = hints[key]
-        if isinstance(kind, types.UnionType):
-            kind = next(one for one in get_args(kind) if one is not type(None))
-        values[key] = _as(kind, key, value)
-    if "time" not in values:
-        raise ConfigError(f"time is missing: the time limit of a job ({TIME_FORMS})")
-    return values
-
-
-def _as(kind: Any, key: str, value: Any) -> Any:
-    if kind == dict[str, str]:
-        if isinstance(value, dict) and all(isinstance(one, str) for one in value.values()):
-            return value
-        raise ConfigError(f"{key} must map names to values, got {value!r}")
-    if kind == list[str]:
-        lines = (
-            value.splitlines() if isinstance(value, str) else value
-        )  # a block of lines, or a list
-        if isinstance(lines, list) and all(isinstance(line, str) for line in lines):
-            return [line for line in lines if line.strip()]
-        raise ConfigError(f"{key} must be a list of lines, got {value!r}")
-    if not isinstance(value, str):
-        raise ConfigError(f"{key} must be one value, got {value!r}")
-    try:
-        return kind(value)
-    except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        raise ConfigError(f"{key} must be {what}, got {value!r}") from None
+    return read_settings(Site, path, as_text=True)
 
 
 def _meant(name: str, ours: set[str]) -> str:

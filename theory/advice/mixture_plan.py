@@ -1,6 +1,6 @@
 """A mixture on paper: tasks, host text, sizes, and the assumptions that a plan stands on.
 
-    plan = from_mapping(MixturePlan, yaml.safe_load(open("tasks.yaml")))
+    plan = MixturePlan(tasks=(PlannedTask("rare", 1e-8),), rungs=(Rung("4M", 128, 4e6),))
     plan.mixture, plan.room(plan.rungs[0])
 
 What follows from it: theory/advice/mixture_planner.py.

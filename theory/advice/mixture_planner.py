@@ -1,6 +1,6 @@
 """Which tasks of a mixture fit at which size, and the cheapest change that brings one in.
 
-    plan = from_mapping(MixturePlan, yaml.safe_load(open("tasks.yaml")))
+    plan = MixturePlan(tasks=(PlannedTask("rare", 1e-8),), rungs=(Rung("4M", 128, 4e6),))
     table, options = learned_by_rung(plan), ways_in(plan, target="rare", rung="4M")
 
 The theory of the lab (utility ranking, critical widths) applied to a mixture that is written down,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launch.yaml_file import from_mapping
 from theory.advice.mixture_plan import Host, MixturePlan, PlannedTask, Rung
 from theory.advice.mixture_planner import calibrated, learned_by_rung, required_widths, ways_in
-from theory.settings import from_mapping
 
 RUNGS = (Rung("small", 4, 1e5), Rung("middle", 8, 4e5), Rung("large", 64, 2e7))
 
