@@ -16,8 +16,7 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +35,7 @@ from launch.lab.tables import (
     report_injection,
     report_phase,
 )
+from launch.terminal import errors, progress_bar
 from launch.yaml_file import from_mapping, read_yaml
 from olmo_ext.shipped import shipped
 from theory.lab import complexity, gradients, injection, phase
@@ -119,7 +119,11 @@ def run_experiment(
     cells = experiment.cells(settings)
     console.print(f"[bold]{name}[/]: {len(cells)} cells, predictions in {folder}/predictions.json")
     try:
-        with _bar(name) as advance:
+        with progress_bar(errors) as bar:
+
+            def advance(cell: Cell, done: int, total: int) -> None:
+                bar(name, done, total)
+
             rows = run_cells(cells, folder / "cells", jobs=jobs, progress=advance)
     except FloatingPointError as error:
         raise ConfigError(str(error)) from None
@@ -171,19 +175,3 @@ def png(figure: Figure, caption: str, settings: Any, origin: Mapping[str, Any]) 
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=130, metadata=metadata)
     return data.getvalue()
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Callable[[Cell, int, int], None]]:
-    """A progress bar on stderr, in units of expected work."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    errors = Console(stderr=True)
-    columns = (TextColumn(name), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
-        bar = progress.add_task("", total=None)
-
-        def advance(cell: Cell, done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-
-        yield advance
