@@ -1,0 +1,24 @@
+"""Files of records as kills, editors and other programs leave them: read, or refused in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_injection.config import ConfigError
+from eval.records import read_records
+
+RECORDS = Path(__file__).parent / "records"
+
+ROWS = {"blank": 6, "clean": 6, "crlf": 6, "cut": 5, "dup": 6, "empty": 0, "nan": 6}
+
+
+@pytest.mark.parametrize(("name", "rows"), ROWS.items())
+def test_every_whole_record_is_read_once(name: str, rows: int) -> None:
+    assert len(read_records(RECORDS / f"{name}.jsonl")) == rows
+
+
+def test_what_is_no_record_is_refused_with_its_line() -> None:
+    with pytest.raises(ConfigError, match=r"not_object\.jsonl:7 is not a record: must be a JSON"):
+        read_records(RECORDS / "not_object.jsonl")
