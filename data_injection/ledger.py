@@ -48,9 +48,6 @@ MAX_BLOCK_ROWS = 2**16
 
 MAGIC = b"olmo-ext-ledger-1"
 
-TORN = "ends in a torn record"
-"""Begins the problem of a segment whose writer was killed, or writes at this moment."""
-
 DAMAGED = "records {} to {} are damaged: their checksum does not hold"
 
 _NAME = re.compile(r"segment-(\d{5,})\.bin")
@@ -178,7 +175,10 @@ class Segment:
     """Rows after the last seal: the process was killed before its next checkpoint."""
 
     problems: tuple[str, ...] = field(default=())
-    """What is damaged or torn, for people."""
+    """What is damaged, for people."""
+
+    torn: int = 0
+    """Bytes of a last record that is not whole: a killed writer, one at work, or truncated."""
 
     @property
     def start_step(self) -> int:
@@ -245,8 +245,6 @@ def read_segment(path: Path) -> Segment:
         problems.append(DAMAGED.format(covered, last - 1))
         covered = last
     trusted[covered:] = True
-    if torn:
-        problems.append(f"{TORN} of {torn} bytes (a killed writer, or truncated)")
     return Segment(
         path=path,
         number=number,
@@ -256,6 +254,7 @@ def read_segment(path: Path) -> Segment:
         num_records=num_records,
         num_unsealed=num_records - covered,
         problems=tuple(problems),
+        torn=torn,
     )
 
 

@@ -277,13 +277,15 @@ def compile_plan(
     )
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any], *, prefix: str = "") -> list[str]:
-    """Lines "key: ours now, theirs before" for all that differs between two canonical plans."""
-    lines = []
+def differences(
+    ours: dict[str, Any], theirs: dict[str, Any], *, prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """(dotted key, ours, theirs) for all that differs between two canonical plans."""
+    found: list[tuple[str, Any, Any]] = []
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key), theirs.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, prefix=f"{prefix}{key}.")
+            found += differences(a, b, prefix=f"{prefix}{key}.")
         elif a != b:
-            lines.append(f"{prefix}{key}: {a!r} now, {b!r} before")
-    return lines
+            found.append((f"{prefix}{key}", a, b))
+    return found

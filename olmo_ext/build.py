@@ -180,13 +180,12 @@ def check_same_run(now: dict[str, Any], before: dict[str, Any], *, where: str) -
 
     Both are as from `run_identity`.
     """
-    lines = differences(now, before)
-    if lines:
-        # The hash says only that something differs; the lines below it say what.
-        lines = [line for line in lines if not line.startswith("plan_hash")] or lines
+    if found := differences(now, before):
+        # The hash says only that something differs; the other keys say what.
+        found = [one for one in found if one[0] != "plan_hash"] or found
         raise ConfigError(
             f"{where} was trained as another run; it cannot be resumed:\n  "
-            + "\n  ".join(lines)
+            + "\n  ".join(f"{key}: {ours!r} now, {theirs!r} before" for key, ours, theirs in found)
             + "\nRestore these settings, or start a new run in another train.save_folder."
         )
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_injection.config import ConfigError
-from eval.audit.corpus import check_corpus
-from eval.audit.decode import load_decoder
+from eval.audit.corpus import check_corpus, load_decoder
 from eval.audit.identity import check_checkpoints, check_plan
 from eval.audit.ledger import RunLedger, trace_ledger
 from eval.audit.rows import check_rows

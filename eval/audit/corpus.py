@@ -1,4 +1,4 @@
-"""Audit, fourth part: are the token files those of the run?
+"""Audit, fourth part: are the token files those of the run? Here too: ids as text.
 
 corpus, host = check_corpus(subject, folder=None, full=True)
 """
@@ -6,8 +6,10 @@ corpus, host = check_corpus(subject, folder=None, full=True)
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_injection.config import ConfigError
 from data_injection.corpus.manifest import MANIFEST, corpus_paths, load_manifest, verify_corpus
@@ -19,11 +21,11 @@ from eval.audit.subject import (
     Progress,
     Subject,
     Verdict,
-    count,
     judge,
     listing,
     no_progress,
 )
+from eval.text import plural
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def check_corpus(
             host = _host(subject, corpus)
         except ConfigError as error:
             problems.append(str(error))
-    files = count(len(corpus.paths), "file")
+    files = plural(len(corpus.paths), "file")
     if corpus.folder is None:
         agreed = f"{files}: names, sizes and 64 KiB at either end are those of the corpus hash"
     elif full:
@@ -167,3 +169,38 @@ def _host(subject: Subject, corpus: Corpus) -> HostRows:
             f"an epoch has {host.epoch_rows:,} rows, the run's had {plan['epoch_rows']:,}"
         )
     return host
+
+
+# -- the corpus's tokenizer ----------------------------------------------------------------------
+
+
+def load_decoder(subject: Subject, corpus: Path | None = None) -> Callable[[list[int]], str | None]:
+    """A function from ids to text; its text is None where no tokenizer file is found.
+
+    Looks for train.tokenizer.identifier as a file, and by its name in the folder `corpus`. It is
+    loaded when the first ids are decoded.
+    """
+    loaded: list[Any] = []
+
+    def decode(ids: list[int]) -> str | None:
+        if not loaded:
+            loaded.append(_load(subject, corpus))
+        return loaded[0].decode(ids, skip_special_tokens=False) if loaded[0] is not None else None
+
+    return decode
+
+
+def tokenizer_file(subject: Subject, corpus: Path | None = None) -> Path | None:
+    """The run's tokenizer file: in the folder `corpus` by its name, or where the run read it."""
+    identifier = Path(str(subject.setting("train.tokenizer.identifier") or ""))
+    places = [identifier] if corpus is None else [corpus / identifier.name, identifier]
+    return next((path for path in places if path.is_file()), None)
+
+
+def _load(subject: Subject, corpus: Path | None) -> Any:
+    path = tokenizer_file(subject, corpus)
+    if path is None:
+        return None
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))

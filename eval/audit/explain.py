@@ -14,8 +14,7 @@ import numpy as np
 
 from data_injection.config import ConfigError
 from data_injection.plan import InjectionPlan
-from eval.audit.corpus import check_corpus
-from eval.audit.decode import load_decoder
+from eval.audit.corpus import check_corpus, load_decoder
 from eval.audit.host import HostRows
 from eval.audit.ledger import STATES, RunLedger, trace_ledger
 from eval.audit.rows import planned_rows

@@ -16,13 +16,13 @@ from eval.audit.subject import (
     Progress,
     Subject,
     Verdict,
-    count,
     judge,
     listing,
     no_progress,
     plan_digest,
 )
 from eval.checkpoints.checkpoint import CHECKSUMS, FILES, verify_checkpoint
+from eval.text import plural
 
 SETTINGS = {
     "train.global_train_batch_size": ("plan", "batch_size"),
@@ -65,17 +65,21 @@ def check_plan(subject: Subject) -> Verdict:
     for found, plan in canonical.items():
         if found != common and common in canonical:
             where = listing(by_hash.get(found, ["one of them"]))
-            for line in differences(plan, canonical[common], prefix="plan."):
-                odd, _, others = line.rpartition(" now, ")
-                problems.append(f"{odd} in {where}, {others.removesuffix(' before')} elsewhere")
+            problems += [
+                f"{key}: {odd!r} in {where}, {others!r} elsewhere"
+                for key, odd, others in differences(plan, canonical[common], prefix="plan.")
+            ]
     problems += _other_settings(subject)
+    if subject.unknown_family is not None and not problems:
+        said = f"unknown family {subject.unknown_family}"
+        return Verdict("plan", NOT_CHECKED, said, numbers={"witnesses": by_hash})
     if not subject.plan_problem:
         what = f"{subject.identity['plan_hash'][:12]}: experiment.yaml recompiled, plan.json"
     else:
         what = "plan.json"
     agreed = (
-        f"{what}, {count(len(subject.checkpoints), 'checkpoint')} and "
-        f"{count(len(subject.segments), 'ledger segment')} agree"
+        f"{what}, {plural(len(subject.checkpoints), 'checkpoint')} and "
+        f"{plural(len(subject.segments), 'ledger segment')} agree"
     )
     return judge("plan", problems, agreed, numbers={"witnesses": by_hash})
 
@@ -151,7 +155,7 @@ def check_checkpoints(
             problems += [f"{checkpoint.path.name}: {said}" for said in wrong]
             verified.append(checkpoint.path.name)
     agreed = (
-        f"{count(len(subject.checkpoints), 'checkpoint')} of this run; SHA256SUMS hold for "
+        f"{plural(len(subject.checkpoints), 'checkpoint')} of this run; SHA256SUMS hold for "
         f"{listing(verified)}"
     )
     if not full and len(verified) < len(subject.checkpoints):

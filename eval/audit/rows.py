@@ -26,11 +26,11 @@ from eval.audit.subject import (
     Progress,
     Subject,
     Verdict,
-    count,
     judge,
     listing,
     no_progress,
 )
+from eval.text import plural
 
 BLOCK_STEPS = 256
 """Steps compared at a time."""
@@ -96,14 +96,14 @@ def check_rows(
     if total.first is not None:
         problems.append(total.first)
         problems.append(
-            f"in all {count(total.lacking, 'row')} of the plan not in the ledger, "
-            f"{count(total.surplus, 'row')} of the ledger not in the plan"
+            f"in all {plural(total.lacking, 'row')} of the plan not in the ledger, "
+            f"{plural(total.surplus, 'row')} of the ledger not in the plan"
         )
         # Without a segment nothing tells where the steps before it were taken.
         problems += [f"the lineage is broken: {problem}" for problem in ledger.line.problems]
     problems += strays
-    steps = count(subject.step - start, "step")
-    agreed = f"{count(total.found, 'row')} in {steps} are the plan's, each once"
+    steps = plural(subject.step - start, "step")
+    agreed = f"{plural(total.found, 'row')} in {steps} are the plan's, each once"
     numbers = {"planned": total.planned, "rows": states, "first_step": start}
     rows = judge("ledger", problems, agreed, notes=notes, numbers=numbers)
     if subject.audited is None and not problems:
@@ -281,7 +281,7 @@ def _account(ledger: RunLedger) -> list[str]:
             if index == EFFECTIVE or not len(steps):
                 continue
             said = (
-                f"{count(len(steps), 'row')} of steps {steps.min()} to {steps.max()} in segment "
+                f"{plural(len(steps), 'row')} of steps {steps.min()} to {steps.max()} in segment "
                 f"{number} {'is' if len(steps) == 1 else 'are'} {name}: "
             )
             notes.append(said + _reason(ledger, number, name))
@@ -329,7 +329,7 @@ def check_exposures(
         if trained != planned:
             problems.append(f"{task.name}: {planned:,} instances planned, {trained:,} trained")
         if num_test:
-            problems.append(f"{task.name}: {count(num_test, 'row')} of the test split")
+            problems.append(f"{task.name}: {plural(num_test, 'row')} of the test split")
         # Every example comes once before any comes twice.
         bounds = planned // len(train), -(-planned // len(train))
         if not start and trained == planned and (train.min(), train.max()) != bounds:

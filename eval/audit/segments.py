@@ -12,8 +12,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from data_injection.ledger import TORN, Position, Segment
-from eval.audit.subject import DIFFERS, NOT_CHECKED, Subject, Verdict, count, judge, listing
+from data_injection.ledger import Position, Segment
+from eval.audit.subject import DIFFERS, NOT_CHECKED, Subject, Verdict, judge, listing
+from eval.text import plural
 
 
 def check_segments(subject: Subject) -> Verdict:
@@ -44,10 +45,11 @@ def check_segments(subject: Subject) -> Verdict:
         if not segment.header and number not in needed and not segment.path.stat().st_size:
             notes.append(f"segment {number} is empty: its process was killed as it began")
             continue
-        wrong = [problem for problem in segment.problems if not problem.startswith(TORN)]
-        wrong += _foreign(subject, segment)
+        wrong = [*segment.problems, *_foreign(subject, segment)]
         problems += [f"segment {number}: {problem}" for problem in wrong]
-        notes += [f"segment {number} {p}" for p in segment.problems if p.startswith(TORN)]
+        if segment.torn:
+            torn = f"a torn record of {segment.torn} bytes (a killed writer, or truncated)"
+            notes.append(f"segment {number} ends in {torn}")
     for name, step, position in named:
         if position is not None:
             problems += [f"{name}: {said}" for said in _unsealed(segments, position, step=step)]
@@ -55,7 +57,7 @@ def check_segments(subject: Subject) -> Verdict:
     readable = [segment for segment in segments.values() if segment.header]
     sizes = [int(segment.header.get("world_size", 0)) for segment in readable]
     agreed = (
-        f"{count(len(segments), 'segment')} whole, {count(len(segments) - 1, 'restart')}, "
+        f"{plural(len(segments), 'segment')} whole, {plural(len(segments) - 1, 'restart')}, "
         f"world size {listing([str(size) for size in dict.fromkeys(sizes)])}"
     )
     numbers = {
@@ -68,6 +70,7 @@ def check_segments(subject: Subject) -> Verdict:
                 "checkpoint": segment.header.get("checkpoint"),
                 "rows": len(segment.rows),
                 "unsealed_rows": segment.num_unsealed,
+                "torn_bytes": segment.torn,
                 "problems": list(segment.problems),
             }
             for segment in segments.values()

@@ -24,11 +24,11 @@ from eval.audit.subject import (
     Progress,
     Subject,
     Verdict,
-    count,
     judge,
     listing,
     no_progress,
 )
+from eval.text import plural
 
 SAMPLE_TOKENS = 2**28
 """Read again without --full, a second or so: a small run as a whole, or 64 steps of 2,048 rows of
@@ -109,10 +109,10 @@ def check_stream(
     notes = ["host tokens beneath an example were not trained on: the digest cannot know them"]
     not_all = _why_not(subject, intervals, compared, budget)
     if not_all is not None and not problems:
-        said = f"{not_all}; ids and order of {count(done, 'step')} agree"
+        said = f"{not_all}; ids and order of {plural(done, 'step')} agree"
         return Verdict("stream", NOT_CHECKED, said, notes=tuple(notes), numbers=numbers)
     if not_all is None and compared < subject.step:
-        others = count(subject.step - compared, "other step")
+        others = plural(subject.step - compared, "other step")
         notes.insert(0, f"a token changed in the {others} is not found: --full can")
     agreed = f"{_extent(subject, chosen, done, compared)}; {_natural(seen)}"
     return judge("stream", problems, agreed, notes=notes, numbers=numbers)
@@ -162,17 +162,17 @@ def _why_not(
         return f"after step {last} no checkpoint holds a digest that can be read (see checkpoints)"
     least = min(len(interval.steps) for interval in intervals if interval.steps)
     return (
-        f"no digest was compared: those kept are at least {count(least, 'step')} apart, a sample "
+        f"no digest was compared: those kept are at least {plural(least, 'step')} apart, a sample "
         f"is {budget:,}; give --sample {least} or more, or --full"
     )
 
 
 def _extent(subject: Subject, chosen: list[_Interval], done: int, compared: int) -> str:
     if compared == subject.step:
-        digests = count(len(chosen), "checkpoint")
+        digests = plural(len(chosen), "checkpoint")
         return f"all {compared:,} steps read again: the digests of {digests} agree"
     return (
-        f"{done:,} steps read again: the digests hold for {count(compared, 'step')} of "
+        f"{done:,} steps read again: the digests hold for {plural(compared, 'step')} of "
         f"{subject.step:,}, ids and order for all that were read"
     )
 

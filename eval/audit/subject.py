@@ -25,7 +25,7 @@ from data_injection.ledger import LEDGER_FOLDER, Segment, read_segments
 from data_injection.plan import InjectionPlan
 from eval.audit.ledger import SavedCheckpoint, choose_checkpoint, read_checkpoints
 from eval.checkpoints.checkpoint import compile_saved_plan
-from eval.run import EXPERIMENT, load_identity
+from eval.run import EXPERIMENT, RUN, load_identity, read_if_whole
 
 OK, DIFFERS, NOT_CHECKED = "ok", "differs", "not checked"
 
@@ -118,6 +118,9 @@ class Subject:
     """Recompiled from experiment.yaml."""
 
     plan_problem: str | None
+    unknown_family: str | None = None
+    """Somebody's own family which is not installed here, with its package where run.json says it:
+    then the plan cannot be compiled, and that is no fault of the run."""
 
     @property
     def step(self) -> int:
@@ -159,7 +162,7 @@ def open_run(folder: Path, *, step: int | None = None) -> Subject:
         segments = read_segments(folder / LEDGER_FOLDER)
     except FileNotFoundError:
         segments = {}
-    experiment, plan, plan_problem = _compile(folder, identity)
+    experiment, plan, plan_problem, unknown = _compile(folder, identity)
     return Subject(
         folder=folder,
         identity=identity,
@@ -170,6 +173,7 @@ def open_run(folder: Path, *, step: int | None = None) -> Subject:
         segments=segments,
         plan=plan,
         plan_problem=plan_problem,
+        unknown_family=unknown,
     )
 
 
@@ -197,19 +201,36 @@ def _read_identity(
 
 def _compile(
     folder: Path, identity: dict[str, Any]
-) -> tuple[dict[str, Any], InjectionPlan | None, str | None]:
-    """experiment.yaml, the plan it compiles to, and what is wrong if it does not."""
+) -> tuple[dict[str, Any], InjectionPlan | None, str | None, str | None]:
+    """experiment.yaml and the plan it compiles to; if none, what is wrong or what family lacks."""
     experiment: Any = {}
     try:
         experiment = OmegaConf.to_container(OmegaConf.load(folder / EXPERIMENT))
         plan = compile_saved_plan(folder, identity)
     except FileNotFoundError:
-        return {}, None, "experiment.yaml is missing"
+        return {}, None, "experiment.yaml is missing", None
     except (OmegaConfBaseException, YAMLError, OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         found = experiment if isinstance(experiment, dict) else {}
-        return found, None, f"experiment.yaml compiles to no plan ({reason})"
-    return experiment, plan, None
+        if (unknown := _unknown_family(folder, identity, error)) is not None:
+            return found, None, None, unknown
+        return found, None, f"experiment.yaml compiles to no plan ({reason})", None
+    return experiment, plan, None, None
+
+
+def _unknown_family(folder: Path, identity: dict[str, Any], error: Exception) -> str | None:
+    """The family of the run that cannot be found here; None if something else is wrong."""
+    if not isinstance(error, ConfigError) or not error.key.endswith(".family"):
+        return None
+    # One that plan.json does not have was written into experiment.yaml since.
+    tasks = identity["plan"]["tasks"].values()
+    if error.value not in [task["family"] for task in tasks]:
+        return None
+    for one in read_if_whole(folder / RUN).get("extensions", []):
+        if error.value in (one["name"], one["path"]):
+            known = ", ".join(part for part in (one["package"], one["version"]) if part)
+            return f"{error.value} ({known})"
+    return str(error.value)
 
 
 def listing(names: Sequence[str], *, most: int = 4) -> str:
@@ -217,8 +238,3 @@ def listing(names: Sequence[str], *, most: int = 4) -> str:
     if len(names) <= most:
         return ", ".join(names)
     return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
-
-
-def count(num: int, noun: str) -> str:
-    """ "1 row", "2 rows", "1,024 rows"."""
-    return f"{num:,} {noun}{'' if num == 1 else 's'}"

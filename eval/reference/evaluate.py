@@ -22,8 +22,7 @@ from data_injection.reference.grammar import TASKS, fresh_statements
 from data_injection.reference.scan import Place, ReferenceScan, scan_reference, seen_operands
 from data_injection.reference.vocabulary import TokenText
 from data_injection.schedules.base import Geometry
-from eval.audit.corpus import Corpus, find_corpus
-from eval.audit.decode import tokenizer_file
+from eval.audit.corpus import Corpus, find_corpus, tokenizer_file
 from eval.audit.host import HostRows
 from eval.audit.subject import Subject, open_run
 from eval.checkpoints.checkpoint import Checkpoint, find_checkpoints, load_model

@@ -72,7 +72,7 @@ def steps_in(rows: np.ndarray) -> list[int]:
 def test_what_is_written_comes_back_row_for_row(tmp_path: Path) -> None:
     write(tmp_path, range(0, 9), seal_at=(4, 9))
     segment = read_segments(tmp_path)[0]
-    assert segment.problems == ()
+    assert (segment.problems, segment.torn) == ((), 0)
     expected = [
         (step, slot, example, task)
         for step in range(9)
@@ -99,7 +99,7 @@ def test_a_row_is_in_the_file_as_soon_as_it_is_appended(tmp_path: Path) -> None:
         segment = read_segment(ledger.path)
         assert steps_in(segment.rows) == list(range(step + 1))
         assert segment.num_unsealed == 3 * (step + 1)
-        assert segment.problems == ()
+        assert (segment.problems, segment.torn) == ((), 0)
     ledger.close()
 
 
@@ -117,7 +117,7 @@ def test_a_step_without_rows_adds_nothing_but_is_covered_by_the_seal(tmp_path: P
 def test_long_stretches_without_a_checkpoint_are_sealed_in_blocks(tmp_path: Path) -> None:
     write(tmp_path, range(0, 3), num=MAX_BLOCK_ROWS // 2)
     segment = read_segments(tmp_path)[0]
-    assert segment.problems == ()
+    assert (segment.problems, segment.torn) == ((), 0)
     assert segment.num_unsealed == MAX_BLOCK_ROWS // 2
     assert len(segment.rows) == 3 * (MAX_BLOCK_ROWS // 2)
 
@@ -161,7 +161,7 @@ def healthy(tmp_path: Path) -> bytes:
 def test_every_flipped_bit_is_noticed_and_costs_one_block(tmp_path: Path, healthy: bytes) -> None:
     header = healthy.index(b"\n") + 1
     whole = read_segment(damaged(tmp_path, healthy))
-    assert whole.problems == ()
+    assert (whole.problems, whole.torn) == ((), 0)
     unsealed = len(healthy) - 3 * ROW.itemsize
     for bit in range(8 * len(healthy)):
         data = bytearray(healthy)
@@ -196,7 +196,7 @@ def test_a_segment_cut_anywhere_is_read_as_far_as_it_goes(tmp_path: Path, health
         records = np.frombuffer(healthy[header:], dtype=ROW)[:full]
         seals = int((records["task"] == SEAL).sum())
         assert segment.rows.tolist() == whole[: full - seals].tolist()
-        assert bool(segment.problems) == bool(torn)
+        assert (segment.problems, segment.torn) == ((), torn)
         assert segment.num_records == full
 
 
@@ -211,7 +211,7 @@ def test_no_file_however_mangled_stops_the_reader(
     data = path.read_bytes()
     path.write_bytes(data[:cut] + junk + data[cut:])
     segment = read_segment(path)
-    assert junk == b"" or segment.problems or len(segment.rows) > 30
+    assert junk == b"" or segment.problems or segment.torn or len(segment.rows) > 30
 
 
 def test_a_block_pasted_from_another_segment_does_not_pass(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_full_disk_leaves_whole_records_and_says_where(tmp_path: Path) -> None
     ledger.seal(2)
     ledger.close()
     segment = read_segment(ledger.path)
-    assert segment.problems == ()
+    assert (segment.problems, segment.torn) == ((), 0)
     assert steps_in(segment.rows) == [0, 1]
 
 

@@ -311,6 +311,40 @@ def test_a_run_without_tasks_is_audited_for_its_text(
     assert differing(audit_run(run, full=True)) == ["corpus", "stream"]
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_a_family_that_is_not_installed_is_no_fault_of_the_run(
+    known: bool, bare_run: Path, copy: Callable[[Path], Path]
+) -> None:
+    """As of a run with somebody's own family: every witness of the plan names it."""
+    run, family = copy(bare_run), "absent_pkg.tasks:Canary"
+    experiment = run / "experiment.yaml"
+    experiment.write_text(experiment.read_text().replace("family: comparison", f"family: {family}"))
+    assert differing(audited(run)) == ["plan"]  # plan.json knows no such family
+
+    def edit(identity: dict) -> None:
+        for task in identity["plan"]["tasks"].values():
+            task["family"] = family if task["family"] == "comparison" else task["family"]
+        text = json.dumps(identity["plan"], sort_keys=True, separators=(",", ":"))
+        identity["plan_hash"] = hashlib.sha256(text.encode()).hexdigest()
+
+    plan = json.loads((run / "plan.json").read_text())
+    edit(plan)
+    (run / "plan.json").write_text(json.dumps(plan))
+    for name in CHECKPOINTS:
+        edit_identity(run / name, edit)
+    forge(segment_file(run), lambda rows: rows, header={"plan_hash": plan["plan_hash"]})
+    if known:
+        said = json.loads((run / "run.json").read_text())
+        canary = {"name": family, "path": family, "package": "absent", "version": "1.2"}
+        (run / "run.json").write_text(json.dumps(said | {"extensions": [canary]}))
+    audit = audited(run)
+    assert differing(audit) == []
+    found = verdict(audit, "plan")
+    assert found.status == NOT_CHECKED
+    assert found.said == f"unknown family {family}" + (" (absent, 1.2)" if known else "")
+    assert verdict(audit, "ledger").status == NOT_CHECKED
+
+
 def test_what_is_no_run_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no plan\.json"):
         audit_run(tmp_path)
