@@ -76,6 +76,7 @@ def sum_over_ranks(tensors: list[torch.Tensor], group: Any) -> list[torch.Tensor
     """
     if group is None or not tensors:
         return tensors
+    # A few hundred numbers: the wait for the slowest rank is all that counts, so once is enough.
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat, group=group)
     sizes = [tensor.numel() for tensor in tensors]
@@ -96,6 +97,7 @@ def unit(index: int, *, of: int) -> Arrow:
 
 def length(table_VV: NDArray[np.float64], arrow: Arrow) -> float:
     """Euclidean length; exactly 0 where the arrow's parts cancel to rounding (`VANISHED`)."""
+    # Against its own parts, not an absolute bound: gradients shrink by orders of magnitude.
     square = float(arrow @ table_VV @ arrow)
     parts = float(np.abs(arrow) @ np.sqrt(np.maximum(np.diag(table_VV), 0.0)))
     return float(np.sqrt(square)) if square > (VANISHED * parts) ** 2 else 0.0
@@ -108,7 +110,11 @@ def cosine(table_VV: NDArray[np.float64], one: Arrow, two: Arrow) -> float:
 
 
 def without(table_VV: NDArray[np.float64], arrow: Arrow, other: Arrow) -> Arrow:
-    """The arrow minus its projection on another: what the other does not say."""
+    """The arrow minus its projection on another: what the other does not say.
+
+    One step of Gram-Schmidt. With the permuted-labels gradient as the other, what is left is beyond
+    the label marginal, which any row that ends in a label would teach as well.
+    """
     square = length(table_VV, other) ** 2
     return arrow - float(arrow @ table_VV @ other) / square * other if square else arrow
 
@@ -163,6 +169,8 @@ class RandomDirection(Sequence[torch.Tensor]):
     """
 
     BLOCK = 2**20
+    """Drawn at a time, whatever a rank holds of it. Part of the numbers: another size would draw
+    another direction, and a run resumed with it another null."""
 
     def __init__(
         self,
@@ -190,6 +198,7 @@ class RandomDirection(Sequence[torch.Tensor]):
     def _block(self, index: int, number: int) -> torch.Tensor:
         purpose = f"interference/random/{index}/{number}"
         word = raw_words(1, seed=self.seed, purpose=purpose, counter=self.counter)[0]
+        # torch takes seeds below 2^63.
         generator = torch.Generator(self.device).manual_seed(int(word >> np.uint64(1)))
         size = min(self.BLOCK, self.total_sizes[index] - number * self.BLOCK)
         return torch.randn(size, generator=generator, device=self.device)
@@ -226,7 +235,11 @@ class MLP:
         return [vector[self.ff_proj], vector[self.ff_out]]
 
     def neuron(self, entry: torch.Tensor, *, down: bool) -> torch.Tensor:
-        """The neuron of entries of the flattened ff_proj, or (`down`) ff_out."""
+        """The neuron of entries of the flattened ff_proj, or (`down`) ff_out.
+
+        Both are flattened row by row: a neuron is a row of ff_proj and a column of ff_out. The
+        remainder folds "gate" (rows N to 2N - 1) onto "up".
+        """
         return (entry if down else entry // self.d_model) % self.num_neurons
 
     @torch.no_grad()
@@ -237,6 +250,7 @@ class MLP:
         for down, (shard, part) in enumerate(zip(self.shards, pair, strict=True)):
             for first in range(0, shard.size, CHUNK):
                 block = part[first : first + CHUNK].double()
+                # A shard ends anywhere, also inside a row: each entry is told its neuron.
                 entry = shard.start + first + torch.arange(len(block), device=device)
                 out_N.index_add_(0, self.neuron(entry, down=bool(down)), block.square())
         return out_N
@@ -261,6 +275,7 @@ class MLP:
 
 def strongest(squares_N: torch.Tensor, k: int) -> list[int]:
     """The k neurons with the largest squared length, ascending; ties go to the lower number."""
+    # On the CPU and stable: every rank must choose the same neurons from the same sums.
     order = torch.argsort(squares_N.cpu(), descending=True, stable=True)
     return sorted(order[:k].tolist())
 

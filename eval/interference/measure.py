@@ -54,6 +54,7 @@ def group_tables(
     """
     if not {"layers", "model"} & set(groups):
         return {}
+    # Multiplied once by parameter: a layer, and the model, are sums of what is there already.
     table_PVV = gram(list(vectors.values()))
     tables: dict[Place, torch.Tensor] = {}
     if "layers" in groups:
@@ -106,6 +107,8 @@ def step_rows(table: Table, names: Sequence[str], *, task: str, dim: int) -> lis
     `null_labels`, its cosine with its permuted twin.
     """
     at = {name: unit(index, of=len(names)) for index, name in enumerate(names)}
+    # The rest is g without the rows of *all* tasks: another task's rows are not host text, and what
+    # like tasks do to each other is cos_g_t_others.
     parts = [name for name in names if name.startswith("t/")]
     g_t = sum((at[name] for name in parts), np.zeros(len(names)))
     arrows: dict[str, Arrow] = {"cos_g": at["g"], "cos_g_nt": at["g"] - g_t}
@@ -179,6 +182,8 @@ def join_halves(r: Sequence[Vector], p: Sequence[Vector], mlp: MLP, *, share: fl
         p: the same with permuted labels.
         share: share of the first half in all instances.
     """
+    # The mean over all instances is the weighted mean of the halves' means, so two passes give both
+    # it and the halves. In place: a vector is as large as the model, one MLP's part is not.
     pairs = [[part.clone() for part in mlp.of(vector)] for vector in (*r, p[1])]
     for first, second in (r, p):
         for one, two in zip(first, second, strict=True):
@@ -189,7 +194,8 @@ def join_halves(r: Sequence[Vector], p: Sequence[Vector], mlp: MLP, *, share: fl
 def instances_of(task: Task, *, split: str, num: int, seed: int) -> IntArray:
     """The examples behind a reference: `num` of a split (all, train, test), 0 for all of it.
 
-    In an order that depends on the seed and the task's name alone; a smaller number is a prefix.
+    In an order that depends on the seed and the task's name alone; a smaller number is a prefix, so
+    that a run with more instances refines the same reference.
     """
     examples = task.split(split)
     order = permutation(len(examples), seed=seed, purpose=f"interference/{task.name}")
@@ -203,6 +209,9 @@ def halves(instances: IntArray) -> tuple[IntArray, IntArray]:
 
 
 def permuted_labels(task: Task, instances: IntArray, *, seed: int) -> IntArray:
-    """The instances' labels in another, fixed order: their marginal stays, what they say goes."""
+    """The instances' labels in another order: their marginal stays, what they say goes.
+
+    The same order at every step of a run: a null drawn anew would add noise to its own course.
+    """
     order = permutation(len(instances), seed=seed, purpose=f"interference/null/{task.name}")
     return task.tokens[instances, -1][order]
