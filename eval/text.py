@@ -1,4 +1,4 @@
-"""Numbers and tables as text: one way of writing a count, a rate, an interval, a table.
+"""Numbers, tables and pages as text: one way of writing a count, an interval, a table, a template.
 
 count(21.4e3), number(0.0078), with_interval(0.5, 0.4, 0.6)  # 21.4K 7.8e-3 0.50 [0.40, 0.60]
 write_table(Path("cells.csv"), table)
@@ -7,13 +7,17 @@ write_table(Path("cells.csv"), table)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from data_injection.config import ConfigError
 from data_injection.files import replace_file
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 
@@ -54,6 +58,22 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; no text is escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def template(package: str, name: str, **filters: Callable[[Any], Any]) -> Template:
+    """PACKAGE/templates/NAME, of jinja2: every value is escaped, an unknown one is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(package),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(name)
 
 
 def check_table_path(path: Path, *, option: str) -> None:

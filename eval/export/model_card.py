@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from data_injection.plan import InjectionPlan
 from eval.export.harness import choice_items, words
 from eval.export.provenance import METRICS, Provenance
-from eval.text import markdown_table, with_interval
+from eval.text import markdown_table, template, with_interval
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -30,22 +30,12 @@ PRECISION = {
 
 def model_card(provenance: Provenance, *, num_params: int, dtype: str, tokenizer: bool) -> str:
     """The card as Markdown; `tokenizer` says whether there is one of text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("eval.export"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"code": _code, "line": _line, "words": words}
+    card = template("eval.export", "model_card.md", code=_code, line=_line, words=words)
     plan, step = provenance.plan, provenance.step
     tasks = plan.tasks if plan is not None else None
     example = tasks[0].tokens[tasks[0].test[0]] if tasks else None
     chosen = [(task, len(choice_items(task))) for task in tasks or ()]
-    return environment.get_template("model_card.md").render(
+    return card.render(
         run=provenance.run.get("run", "checkpoint"),
         step=step,
         origin=_origin(provenance, num_params=num_params, dtype=dtype),

@@ -16,7 +16,7 @@ from eval.figures.index import Drawn
 from eval.run import RUN
 from eval.scores.cells import groups
 from eval.scores.staircase import LearnedCounts, learned_per_rung
-from eval.text import number
+from eval.text import number, template
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,10 @@ def render(
     command: str | None,
 ) -> str:
     """figures: in the order of the page; the first, the heatmap, stands under the answer."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("eval.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    environment.filters["answer"] = answer
+    page = template("eval.report", "report.html", base64=_base64, answer=answer)
     learned, said = learned_per_rung(table), [run.info for run in runs if run.info]
     shared = set.intersection(*({*info.items()} for info in said)) if said else set()
-    return environment.get_template("report.html").render(
+    return page.render(
         source=source,
         figures=figures,
         learned=learned,
@@ -115,6 +105,10 @@ def render(
             (run.name, [item for item in run.info.items() if item not in shared]) for run in runs
         ],
     )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _notes(table: pd.DataFrame, runs: list[Run]) -> list[str]:
