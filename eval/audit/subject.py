@@ -25,7 +25,7 @@ from data_injection.ledger import LEDGER_FOLDER, Segment, read_segments
 from data_injection.plan import InjectionPlan
 from eval.audit.ledger import SavedCheckpoint, choose_checkpoint, read_checkpoints
 from eval.checkpoints.checkpoint import compile_saved_plan
-from eval.run import EXPERIMENT, RUN, load_identity, read_if_whole
+from eval.run import EXPERIMENT, extensions_of, load_identity
 
 OK, DIFFERS, NOT_CHECKED = "ok", "differs", "not checked"
 
@@ -226,7 +226,7 @@ def _unknown_family(folder: Path, identity: dict[str, Any], error: Exception) ->
     tasks = identity["plan"]["tasks"].values()
     if error.value not in [task["family"] for task in tasks]:
         return None
-    for one in read_if_whole(folder / RUN).get("extensions", []):
+    for one in extensions_of(folder):
         if error.value in (one["name"], one["path"]):
             known = ", ".join(part for part in (one["package"], one["version"]) if part)
             return f"{error.value} ({known})"
