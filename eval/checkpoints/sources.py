@@ -101,8 +101,9 @@ def check_belongs(source: Source) -> None:
     theirs = {key: value for key, value in theirs.items() if key not in ("step", "ledger")}
     if found := differences(theirs, load_identity(source.run)):
         raise ConfigError(
-            f"{source.path} was trained as another run than {source.run}/plan.json says:\n  "
-            + "\n  ".join(f"{key}: {ours!r}, in the run {run!r}" for key, ours, run in found)
+            f"{source.path} was trained as another run than {source.run}/plan.json says (now: the "
+            "checkpoint, before: the run):\n  "
+            + "\n  ".join(f"{key}: {ours!r} now, {run!r} before" for key, ours, run in found)
             + "\nMove it back to its own run's folder, or out of any and name its plan with --plan."
         )
 
