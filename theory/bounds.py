@@ -84,16 +84,6 @@ def residual_at_optimum(mixture: Mixture, width: int, *, tasks: Iterable[int]) -
     return float((covariance(mixture, tasks) * left).sum())
 
 
-def response_norm(mixture: Mixture, width: int, *, task: int, angle: float) -> float:
-    """||G_F|| after the weakest common feature's slot is turned by `angle` towards a rare one.
-
-    F is everything but `task` (from 0), U the best width-N encoder of F alone. The answer is
-    mu_N sin 2t (Cor. 5), and it points against the rare task's gradient: the pull that undoes what
-    a burst has taught.
-    """
-    return weakest_common_utility(mixture, width, task=task) * float(np.sin(2 * angle))
-
-
 def weakest_common_utility(mixture: Mixture, width: int, *, task: int) -> float:
     """mu_N^F: the N-th largest utility among the features of all tasks but `task`; 0 past them."""
     common = np.sort(np.delete(mixture.utilities, task, axis=0).ravel())[::-1]

@@ -25,12 +25,6 @@ def half_life(mixture: Mixture, width: int, *, task: int, rate: float) -> float:
     return math.log(2) / (4 * rate * weakest) if weakest > 0 else math.inf
 
 
-def survival_rate(mixture: Mixture, width: int, *, task: int) -> float:
-    """d/dt log tan t = 2 (u_r1 - mu_N^F) per unit of eta t (Prop. 6): above 0 the feature stays."""
-    weakest = weakest_common_utility(mixture, width, task=task)
-    return 2 * (float(mixture.utilities[task, 0]) - weakest)
-
-
 def gap_critical_width(
     mixture: Mixture, *, task: int, gap: int, rate: float, length: int | None = None
 ) -> int:
@@ -49,23 +43,3 @@ def gap_critical_width(
     grown = (gap - length) * np.log1p(2 * rate * common)
     grown[task] = 0.0
     return 1 + int((grown >= own * (1 - 1e-9)).sum())
-
-
-def joint_survives(
-    *, common: tuple[float, float], rare: tuple[float, float], balance: float
-) -> bool:
-    """Whether a slot that holds a common feature is unstable towards a rare one in joint training.
-
-    Linearisation at |u| |v| = sqrt(lambda_c): [[-pi_c v^2, pi_r sqrt(lambda_r)],
-    [pi_r sqrt(lambda_r), -pi_r u^2]]. Unstable iff pi_r lambda_r > pi_c lambda_c for any balance,
-    so the boundary is the same with trained decoders.
-
-    Args:
-        common, rare: (pi, lambda).
-        balance: |u| / |v| of the slot, above 0.
-    """
-    size = math.sqrt(common[1])
-    u_square, v_square = size * balance, size / balance
-    coupling = rare[0] * math.sqrt(rare[1])
-    matrix = [[-common[0] * v_square, coupling], [coupling, -rare[0] * u_square]]
-    return bool(np.linalg.eigvalsh(matrix).max() > 0)

@@ -6,7 +6,7 @@
 The best encoder of width N keeps the N features of largest utility u = pi lambda, whatever tasks
 they belong to. So width N leaves the loss L_inf(N) = sum of the utilities ranked after N, and rare
 task r's leading feature is learned from the critical width on: its own rank. Tasks and features are
-counted from 0 in arrays and from 1 in the closed forms, as the study does.
+counted from 0; the study counts from 1.
 """
 
 from __future__ import annotations
@@ -73,11 +73,6 @@ def critical_widths(mixture: Mixture, *, ties: Ties = "worst") -> Ints:
     return np.asarray(widths.reshape(mixture.spectra.shape), dtype=np.int64)
 
 
-def learned_at(mixture: Mixture, width: int) -> np.ndarray:
-    """Whether each task's leading feature is learned at a width (K,) bool; ties count against."""
-    return np.asarray(critical_widths(mixture)[:, 0] <= width)
-
-
 def width_for_share(mixture: Mixture, share: float = 0.5) -> Ints:
     """The least width (K,) at which each task keeps at least `share` of its signal.
 
@@ -122,64 +117,6 @@ def describe_ties(mixture: Mixture) -> str:
         f"({len(groups)} groups); the critical width of {unsure} tasks is uncertain by up to "
         f"{int((worst - best).max())}"
     )
-
-
-def power_law_critical_width(
-    task: int,
-    feature: int = 1,
-    *,
-    a: float,
-    b: float,
-    rank: int | None = None,
-    num_tasks: int | None = None,
-) -> int:
-    """Closed form of N_crit for pi_k ~ k^-a, lambda_j = j^-b: sum_k min(m, floor((r/k)^(a/b) j)).
-
-    Ties count against the task. For the leading feature only tasks k <= r take part; for a later
-    one all K, so `num_tasks` is needed. `rank` None is no cap (m infinite).
-
-    Args:
-        task: r, from 1.
-        feature: j, from 1.
-    """
-    if a <= 0 or b <= 0:
-        raise ValueError(f"a and b must be above 0, got {a:g} and {b:g}; use critical_widths")
-    if feature > 1 and num_tasks is None:
-        raise ValueError("a feature after the first competes with all tasks; pass num_tasks")
-    if rank is not None and feature > rank:
-        raise ValueError(f"feature must be at most rank {rank}, got {feature}")
-    others = np.arange(1, (task if feature == 1 else num_tasks or task) + 1)
-    before = np.floor((task / others) ** (a / b) * feature * (1 + 1e-12))
-    return int((before if rank is None else np.minimum(before, rank)).sum())
-
-
-def heterogeneous_critical_width(
-    task: int, feature: int = 1, *, frequencies: Floats, leading: Floats, decay: Floats, rank: int
-) -> int:
-    """Closed form for lambda_{k,j} = leading_k j^-b_k: sum_k min(m, floor((u_k1/u_rj)^(1/b_k))).
-
-    A flat spectrum (b_k = 0) is kept whole or not at all. Ties count against the task.
-
-    Args:
-        task, feature: from 1.
-        frequencies, leading, decay: pi_k, lambda_{k,1} and b_k (K,).
-    """
-    utilities = frequencies * leading
-    target = utilities[task - 1] * float(feature) ** -decay[task - 1]
-    ratio = utilities / target * (1 + 1e-12)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        before = np.where(decay > 0, np.floor(ratio ** (1 / np.maximum(decay, 1e-300))), np.inf)
-    return int(np.where(ratio >= 1, np.minimum(before, rank), 0).sum())
-
-
-def uncapped_critical_width(task: int, ratio: float, *, c: float = 0.4) -> float:
-    """Smooth approximation without a cap: sum_{k<=r} (r/k)^(a/b) - c r, c the mean lost fraction.
-
-    c is .32 to .45 for a/b in [.5, 2] (measured at r = 32 to 1000). Leading order: a/b > 1 gives
-    zeta(a/b) r^(a/b), a/b = 1 gives r ln r, a/b < 1 is linear in r.
-    """
-    others = np.arange(1, task + 1)
-    return float(((task / others) ** ratio).sum() - c * task)
 
 
 def _place(mixture: Mixture, flat: int) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from eval.report.write import load_runs
 from eval.scores.cells import run_rows
 from eval.statistics import MIN_SEEDS
 from theory.advice.surface import Surface, fit_surface
+from theory.same import merged
 
 SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9}
 RESPONSES = ("learned", "score")
@@ -162,9 +163,10 @@ def _group(protocol: str, family: str, rows: pd.DataFrame, question: Question) -
     unit, note = _unit(rates, question.unit)
     table = pd.DataFrame(
         {
-            "params": rows.params.astype(float),
+            # Those that rounding alone tells apart are one size, one frequency.
+            "params": merged(rows.params),
             "rung": rows.rung,
-            "frequency": rates[unit],
+            "frequency": merged(rates[unit]),
             "gap": rows.gap.astype(float) if "gap" in rows else math.nan,
             "bits": rows.bits.astype(float) if "bits" in rows else math.nan,
             # Two folders may hold runs of one name, and a name may stand for several seeds.

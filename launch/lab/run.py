@@ -12,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shlex
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +26,7 @@ from rich.console import Console
 from data_injection.config import ConfigError
 from data_injection.files import replace_file
 from eval.text import write_table
+from launch.lab.cells import run_cells
 from launch.lab.tables import (
     Result,
     report_complexity,
@@ -35,11 +34,11 @@ from launch.lab.tables import (
     report_injection,
     report_phase,
 )
-from launch.terminal import errors, progress_bar
+from launch.terminal import errors, progress_bar, typed_command
 from launch.yaml_file import from_mapping, read_yaml
 from olmo_ext.shipped import shipped
 from theory.lab import complexity, gradients, injection, phase
-from theory.lab.cells import Cell, Row, run_cells
+from theory.lab.cells import Cell, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +110,7 @@ def run_experiment(
     experiment = EXPERIMENTS[name]
     folder.mkdir(parents=True, exist_ok=True)
     origin = {
-        "command": shlex.join(["olmo-ext", *sys.argv[1:]]),
+        "command": typed_command(),
         "commit": git_commit(),
         "settings": asdict(settings),
     }
@@ -120,11 +119,12 @@ def run_experiment(
     console.print(f"[bold]{name}[/]: {len(cells)} cells, predictions in {folder}/predictions.json")
     try:
         with progress_bar(errors) as bar:
-
-            def advance(cell: Cell, done: int, total: int) -> None:
-                bar(name, done, total)
-
-            rows = run_cells(cells, folder / "cells", jobs=jobs, progress=advance)
+            rows = run_cells(
+                cells,
+                folder / "cells",
+                jobs=jobs,
+                progress=lambda cell, done, total: bar(name, done, total),
+            )
     except FloatingPointError as error:
         raise ConfigError(str(error)) from None
     table = pd.DataFrame(rows)

@@ -7,6 +7,7 @@ Every number is computed from the rows given, which are those of records.jsonl.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +16,20 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from theory.lab.complexity import ComplexitySettings, correlations
-from theory.lab.curve_figures import (
+from eval.figures.lab_curves import (
+    bands,
     complexity_figure,
     cosine_figure,
     forgetting_figure,
     gradient_figure,
     injection_figure,
 )
+from eval.figures.lab_phase import phase_figure
+from eval.statistics import seed_interval
+from theory.lab.complexity import ComplexitySettings, correlations
 from theory.lab.gradients import GradientSettings
 from theory.lab.injection import InjectionSettings
 from theory.lab.phase import PhaseSettings, agreement
-from theory.lab.phase_figure import phase_figure
-from theory.lab.statistics import bands, show
 from theory.lab.traces import before_bursts, half_lives, peaks_and_troughs
 from theory.stream import burst_length
 from theory.utility import describe_ties
@@ -232,3 +234,10 @@ def _table(*columns: str, title: str | None = None) -> Table:
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table
+
+
+def show(values: Sequence[float], digits: int = 3) -> str:
+    """The mean and half the width of its interval over seeds: 0.987±0.004."""
+    mean, low, _ = seed_interval(values)
+    text = f"{mean:.{digits}f}"
+    return text if np.isnan(low) else f"{text}±{mean - low:.{digits}f}"

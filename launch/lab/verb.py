@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from launch.terminal import console, interruptible
+
 app = typer.Typer(
     help="The synthetic lab: predictions drawn before the runs, then met by them.",
     no_args_is_help=True,
@@ -60,13 +62,7 @@ def every(out: Out = RUNS, seeds: Seeds = None, jobs: Jobs = 2) -> None:
 def _run(
     names: list[str], config: Path | None, out: Path, seeds: list[int] | None, jobs: int
 ) -> None:
-    from rich.console import Console
-
     from launch.lab.run import run_experiments
 
-    console = Console()
-    try:
+    with interruptible("the same command goes on from the finished cells"):
         run_experiments(names, config=config, out=out, seeds=seeds, jobs=jobs, console=console)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on from the finished cells")
-        raise typer.Exit(130) from None

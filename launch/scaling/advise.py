@@ -8,7 +8,6 @@ Which runs share a surface: eval/advice/groups.py. Warnings before a run: launch
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -26,11 +25,30 @@ from eval.advice.groups import (
     records_hash,
 )
 from eval.text import count, number
+from launch.scaling.said import json_text, say
 from theory.advice.surface import misplaced, no_trend
 from theory.advice.thresholds import Exchange, Threshold, exchange, threshold
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+FREQUENCY_WORDS = {
+    "near above": "learned from about {edge} or above",
+    "near below": "learned from about {edge} or below",
+    "beyond above": "learned only above {edge}, if at all",
+    "beyond below": "learned already below {edge}",
+    "all": "learned at every frequency measured, from {edge} on",
+    "none": "learned at no frequency measured, up to {edge}",
+}
+SIZE_WORDS = {
+    "near above": "least size about {edge} or more",
+    "near below": "least size about {edge} or less",
+    "beyond above": "needs more than {edge}, if size does it",
+    "beyond below": "least size below {edge}",
+    "all": "learned at every size measured, from {edge} on",
+    "none": "learned at no size measured, up to {edge}",
+}
+"""Where the line is not inside the data: near or beyond an edge, or all cells are on one side."""
 
 UNIT_WORDS = {"per_step": "per step", "per_sequence": "per sequence", "per_token": "per token"}
 
@@ -70,13 +88,10 @@ def advise(
     }
     for group in found:
         for line in group.lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(console, line)
     if left_out:
-        console.print(
-            f"({len(left_out)} other groups of tasks left out: {left_out[0]}"
-            f"{'; ...' if len(left_out) > 1 else ''})",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        more = "; ..." if len(left_out) > 1 else ""
+        say(console, f"({len(left_out)} other groups of tasks left out: {left_out[0]}{more})")
     _write(source, out, as_json, found, told, console)
 
 
@@ -95,10 +110,10 @@ def _write(
     folder = out or (source if source.is_dir() else source.parent)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = replace_file(folder / "advice.png", png(thresholds(found, told)))
-    console.print(str(drawn), markup=False, highlight=False, soft_wrap=True)
+    say(console, str(drawn))
     if as_json is not None:
-        replace_file(as_json, json.dumps(_finite(told), indent=1) + "\n")
-        console.print(str(as_json), markup=False, highlight=False, soft_wrap=True)
+        replace_file(as_json, json_text(told))
+        say(console, str(as_json))
 
 
 # -- questions to answers --------------------------------------------------------------------------
@@ -168,20 +183,8 @@ def _frequency_for(
     who = f"{count(size)} parameters{_rung_of(group, size)}{_at(fixed)}"
     if found.status in ("inside", "provisional"):
         said = f"  {who}: learned from {_rate(group, found.value)} on{_interval(group, found)}"
-    elif found.near:
-        said = f"  {who}: learned from about {_rate(group, found.edge)} or {found.near}"
-        said += f"{_one_end(group, found)}: {found.reason}"
-    elif found.beyond and _one_sided(group):
-        span = f"every frequency measured, from {_rate(group, found.edge)} on"
-        if found.beyond == "above":
-            span = f"no frequency measured, up to {_rate(group, found.edge)}"
-        said = f"  {who}: learned at {span}: {found.reason}"
-    elif found.beyond == "below":
-        said = f"  {who}: learned already below {_rate(group, found.edge)}: {found.reason}"
-    elif found.beyond:
-        said = f"  {who}: learned only above {_rate(group, found.edge)}, if at all: {found.reason}"
     else:
-        said = f"  {who}: no advice: {found.reason}"
+        said = f"  {who}: {_unsaid(group, found, FREQUENCY_WORDS, _rate(group, found.edge))}"
     if found.status == "inside" and no_trend(group.surface, "params"):
         said += "; size makes no clear difference in these records"
     group.lines.append(said)
@@ -219,24 +222,22 @@ def _size_for(group: Group, frequency: float, fixed: dict[str, float]) -> None:
         first = sizes[sizes.params >= found.value * (1 - 1e-9)].iloc[0]
         said = f"  {who}: least size {count(found.value)} parameters{_interval(group, found)}; the "
         said += f"first measured rung there is {first.rung} ({count(first.params)})"
-    elif found.near:
-        side = "more" if found.near == "above" else "less"
-        said = f"  {who}: least size about {count(found.edge)} parameters or {side}"
-        said += f"{_one_end(group, found)}: {found.reason}"
-    elif found.beyond and _one_sided(group):
-        span = f"every size measured, from {count(found.edge)} parameters on"
-        if found.beyond == "above":
-            span = f"no size measured, up to {count(found.edge)} parameters"
-        said = f"  {who}: learned at {span}: {found.reason}"
-    elif found.beyond == "below":
-        said = f"  {who}: least size below {count(found.edge)} parameters: {found.reason}"
-    elif found.beyond:
-        said = f"  {who}: needs more than {count(found.edge)} parameters, if size does it: "
-        said += found.reason
     else:
-        said = f"  {who}: no advice: {found.reason}"
+        said = f"  {who}: {_unsaid(group, found, SIZE_WORDS, f'{count(found.edge)} parameters')}"
     group.lines.append(said)
     group.answers.append({"question": "size for a frequency", "given": frequency} | _told(found))
+
+
+def _unsaid(group: Group, found: Threshold, words: Mapping[str, str], edge: str) -> str:
+    """What is said in place of a number inside the data, with the reason."""
+    if not (found.near or found.beyond):
+        return f"no advice: {found.reason}"
+    end = _one_end(group, found) if found.near else ""
+    case = f"near {found.near}" if found.near else f"beyond {found.beyond}"
+    if not found.near and not 0 < group.surface.num_learned < group.surface.num_cells:
+        # No cell was learned, or every one: then what was measured is all that is said.
+        case = "none" if found.beyond == "above" else "all"
+    return f"{words[case].format(edge=edge)}{end}: {found.reason}"
 
 
 def _worth(group: Group) -> None:
@@ -313,11 +314,6 @@ def _one_end(group: Group, found: Threshold) -> str:
     return f", 95% up to {said}"
 
 
-def _one_sided(group: Group) -> bool:
-    """Whether no cell was learned, or every one: then what was measured is all that is said."""
-    return not 0 < group.surface.num_learned < group.surface.num_cells
-
-
 def _told(found: Threshold) -> dict[str, Any]:
     return asdict(found) | {"at": dict(found.at)}
 
@@ -342,14 +338,3 @@ def as_table(group: Group) -> dict[str, Any]:
         "lines": list(group.lines),
         "answers": list(group.answers),
     }
-
-
-def _finite(value: Any) -> Any:
-    """NaN as null: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value.item() if hasattr(value, "item") else value

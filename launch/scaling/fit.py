@@ -5,9 +5,6 @@ fit_source(Path("runs.csv"), out=Path("runs/scaling"), console=console, errors=e
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -19,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from data_injection.config import ConfigError
 from data_injection.files import replace_file
@@ -28,7 +24,9 @@ from eval.figures.scaling import reach_figure
 from eval.figures.style import png
 from eval.text import write_table
 from launch.scaling.losses import LossTable, read_losses
+from launch.scaling.said import json_text
 from launch.scaling.tables import DERIVED, estimate, show
+from launch.terminal import progress_bar, typed_command
 from theory.scaling.fit import Fit, fit_law
 from theory.scaling.frontier import Frontier, fit_frontier
 from theory.scaling.law import CONSTANTS, PAPER_GAMMA
@@ -62,14 +60,12 @@ def fit_source(
         run = frame["run"].tolist() if "run" in frame else None
         runs = Runs.of(frame.params.to_numpy(), frame.tokens, frame.loss, run=run)
         _check_options(runs, large, eps)
-        columns = (TextColumn("resamples"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=errors, transient=True) as bar:
-            task = bar.add_task("", total=resamples)
+        with progress_bar(errors) as bar:
             fitted = fit_law(
                 runs,
                 resamples=resamples,
                 seed=seed,
-                progress=lambda done: bar.update(task, completed=done),
+                progress=lambda done: bar("resamples", done, resamples),
             )
         answers = learnability(fitted, large=large, eps=eps)
     except ValueError as error:
@@ -108,7 +104,7 @@ def _write(
     resamples: int,
 ) -> Path:
     """fit.json last: where it is, all the rest is too."""
-    command, commit = shlex.join(["olmo-ext", *sys.argv[1:]]), git_commit()
+    command, commit = typed_command(), git_commit()
     origin = f"{source}, sha256 {table.sha256[:12]}; {command}; seed {fitted.seed}; commit "
     origin = textwrap.fill(origin + str(commit)[:12], 120)
     figure = png(reach_figure(fitted, answers, origin=origin))
@@ -157,8 +153,7 @@ def _write(
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("olmo-ext", "numpy")},
     }
-    data = json.dumps(_plain(found), indent=1, allow_nan=False) + "\n"
-    return replace_file(out / "fit.json", data)
+    return replace_file(out / "fit.json", json_text(found, infinity=True))
 
 
 def _outliers_json(fitted: Fit) -> dict[str, Any] | None:
@@ -202,14 +197,3 @@ def _flat(items: Iterable[Any]) -> pd.DataFrame:
                 row[name] = "; ".join(value) if isinstance(value, tuple) else value
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _plain(value: Any) -> Any:
-    """JSON has neither infinity nor NaN: "inf" and null."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None if np.isnan(value) else str(value)
-    return value

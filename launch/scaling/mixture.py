@@ -9,7 +9,6 @@ be given by its name alone. See docs/advice.md for one.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from data_injection.config import ConfigError
 from data_injection.schedules.base import parse_rate
 from eval.advice.groups import Question, check_target, load_groups, records_hash
 from eval.text import count, number
+from launch.scaling.said import json_text, say
 from launch.yaml_file import from_mapping, read_yaml
 from theory.advice.mixture_plan import HOST, MixturePlan
 from theory.advice.mixture_planner import (
@@ -108,9 +108,8 @@ def mixture(
             "rung": where,
             "ways": None if ways is None else [asdict(way) for way in ways],
         }
-        text = json.dumps(told, indent=1, default=float).replace("NaN", "null")
-        replace_file(as_json, text + "\n")
-        console.print(str(as_json), markup=False, highlight=False, soft_wrap=True)
+        replace_file(as_json, json_text(told))
+        say(console, str(as_json))
 
 
 def load_plan(path: Path) -> MixturePlan:
@@ -223,12 +222,12 @@ def _mean_factor(found: list[Calibration], plan: MixturePlan, console: Console) 
             said += f"{one.factor:.3g} features per d_model"
             if not math.isnan(one.low):
                 said += f" [{one.low:.3g}, {one.high:.3g} within the sizes measured]"
-        _say(console, f"calibration, {one.task}: {said}")
+        say(console, f"calibration, {one.task}: {said}")
     told = plan.features_per_d_model
     instead = f", in place of the file's {told:g}" if told is not None else ""
-    _say(console, f"features per d_model: {mean:.3g} (mean of {len(factors)}){instead}")
+    say(console, f"features per d_model: {mean:.3g} (mean of {len(factors)}){instead}")
     if len(factors) > 1 and max(factors) > 2 * min(factors):
-        _say(
+        say(
             console,
             f"the tasks disagree by a factor of {max(factors) / min(factors):.2g}: room is not "
             "proportional to d_model here, or the spectra are wrong",
@@ -257,22 +256,22 @@ def _show(plan: MixturePlan, console: Console) -> None:
         grid.add_row(task.name, number(shares[task.name]), str(required[task.name]), *marks)
     console.print(grid)
     host = f"; {HOST} text takes {number(shares[HOST])}" if HOST in shares else ""
-    _say(
+    say(
         console,
         f"* learned: {plan.learned_share:g} of its signal kept{host}. Assumed: room for "
         f"{plan.features_per_d_model:.3g} features per d_model, the file's spectra and host.",
     )
     if said := tie_note(plan):
-        _say(console, said)
+        say(console, said)
 
 
 def _show_ways(
     plan: MixturePlan, ways: list[Way], target: str, rung: str, console: Console
 ) -> None:
     if not ways:
-        _say(console, f"{target} is learned at {rung}: nothing needs to change")
+        say(console, f"{target} is learned at {rung}: nothing needs to change")
         return
-    _say(console, f"to bring {target} in at {rung}, cheapest first:")
+    say(console, f"to bring {target} in at {rung}, cheapest first:")
     for index, way in enumerate(ways, start=1):
         cost = ""
         if way.possible and way.kind == "frequency" and plan.tokens is not None:
@@ -283,8 +282,4 @@ def _show_ways(
         elif way.possible and not math.isnan(way.extra_flops):
             cost = f"; {way.extra_flops:.2g} extra FLOPs" if way.extra_flops else "; no extra FLOPs"
         mark = f"{index}." if way.possible else "-"
-        _say(console, f"  {mark} {way.said}{cost}")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(console, f"  {mark} {way.said}{cost}")

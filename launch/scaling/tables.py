@@ -14,6 +14,7 @@ from rich.table import Table
 
 from eval.text import count, plural
 from launch.scaling.losses import LossTable
+from launch.scaling.said import say
 from theory.scaling.fit import FAR, Fit
 from theory.scaling.frontier import Frontier
 from theory.scaling.law import CONSTANTS, PAPER_GAMMA
@@ -40,7 +41,7 @@ def show(
     console: Console,
 ) -> None:
     runs = fitted.runs
-    _say(
+    say(
         console,
         f"{runs.num_runs} runs, {_span(runs.params)} parameters, {_span(runs.tokens)} tokens, loss "
         f"{runs.loss.min():.3f} to {runs.loss.max():.3f}\nloss: {table.kind}",
@@ -58,8 +59,8 @@ def show(
     if isinstance(frontier, Frontier):
         console.print(_frontier_table(frontier))
     else:
-        _say(console, f"No frontier: {frontier}")
-    _say(
+        say(console, f"No frontier: {frontier}")
+    say(
         console,
         f"The paper's gamma, L_C(N) ~ N^-{PAPER_GAMMA:g}, does not follow from its Eq. 1, which "
         f"gives N^-alpha = N^-{fitted.law.alpha:.3g} here; nothing is tuned to it.",
@@ -105,7 +106,7 @@ def _frontier_table(frontier: Frontier) -> Table:
 
 def _show_answers(answers: Learnability, console: Console) -> None:
     """Both definitions; what is outside the data carries a mark and is said below."""
-    _say(
+    say(
         console,
         f"N_l = {_short(answers.large)}: L_C {_text(answers.optimal_loss)} at D = "
         f"{_text(answers.tokens)}, L_inf {_text(answers.infinite_loss)}",
@@ -149,10 +150,6 @@ def _text(one: Estimate) -> str:
 
 def _short(value: float) -> str:
     return count(value) if value >= 1e4 else f"{value:.4g}"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(title: str, first: str, *rest: str) -> Table:

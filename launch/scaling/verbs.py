@@ -6,14 +6,13 @@ olmo-ext scaling advise runs/quickstart --size w32 --frequency 2
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console()
+from launch.terminal import console, errors, typed_command
+
 app = typer.Typer(
     help="Scaling laws and what they advise on size and mixture.", no_args_is_help=True
 )
@@ -59,7 +58,7 @@ def fit(
         seed=seed,
         names={name: column for name, column in columns.items() if column is not None},
         console=console,
-        errors=Console(stderr=True),
+        errors=errors,
     )
 
 
@@ -96,8 +95,9 @@ def advise(
         frequency=frequency, size=size, unit=unit, gap=gap, bits=bits, family=family,
         protocol=protocol, run=run, response=response,  # type: ignore[arg-type]
     )  # fmt: skip
-    command = " ".join(["olmo-ext", *sys.argv[1:]])
-    run_advise(runs, question=question, out=out, as_json=json, command=command, console=console)
+    run_advise(
+        runs, question=question, out=out, as_json=json, command=typed_command(), console=console
+    )
 
 
 @app.command()
@@ -121,8 +121,7 @@ def mixture(
     question = Question(
         family=family, protocol=protocol, run=run, response=response,  # type: ignore[arg-type]
     )  # fmt: skip
-    command = " ".join(["olmo-ext", *sys.argv[1:]])
     run_mixture(
         tasks, target=target, rung=rung, sweep=calibrate, question=question, as_json=json,
-        command=command, console=console,
+        command=typed_command(), console=console,
     )  # fmt: skip

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from theory.advice.firth import leave_one_out
+from theory.same import clusters
 
 LEARNED_SCORE = 0.5
 """As in eval.scores.cells, which this room may not import; here of a run, there of seeds' mean."""
@@ -188,7 +189,7 @@ def _checked(cells: pd.DataFrame, covariates: Sequence[str], cluster: str) -> pd
             raise ValueError(
                 f"{name} must be positive in every cell, got {bad:g}; leave those rows out"
             )
-        if np.ptp(np.log(values)) < 1e-9:
+        if not clusters(values).any():
             raise ValueError(
                 f"cells have one {name} only, {values[0]:g}; a threshold needs at least two, so "
                 "add runs with another"

@@ -17,7 +17,7 @@ import numpy as np
 
 from theory.bounds import covariance, gradient_bounds, residual_at_optimum
 from theory.lab.cells import Cell, Row
-from theory.lab.phase import step_cost
+from theory.lab.phase import sampled_groups
 from theory.settings import PowerLaw, check_positive, check_seeds
 
 
@@ -76,9 +76,9 @@ def cells(settings: GradientSettings) -> list[Cell]:
     features = settings.mixture.num_tasks * settings.mixture.rank
     made = []
     for width in settings.widths:
-        groups = [list(settings.seeds)] if width <= 64 else [[seed] for seed in settings.seeds]
-        for group in groups:
-            cost = (0.5 + step_cost(width, features)) * settings.steps * len(group) / 1e4
+        for group, cost in sampled_groups(
+            width, settings.seeds, steps=settings.steps, num_features=features
+        ):
             made.append(Cell(run_width, {**shared, "width": width, "seeds": group}, cost=cost))
     return made
 

@@ -22,34 +22,14 @@ import numpy as np
 
 from theory.dynamics import gap_critical_width, half_life
 from theory.lab.cells import Cell, Row
-from theory.lab.phase import step_cost
+from theory.lab.phase import sampled_groups
 from theory.mixture import Mixture
 from theory.settings import PowerLaw, check_positive, check_seeds
 from theory.stream import Phases, burst_length, bursts
 from theory.utility import critical_widths
 
-LAGS = (
-    0,
-    10,
-    20,
-    30,
-    40,
-    60,
-    80,
-    100,
-    120,
-    160,
-    200,
-    250,
-    300,
-    350,
-    400,
-    500,
-    600,
-    800,
-    1000,
-    1500,
-)
+LAGS = (0, 10, 20, 30, 40, 60, 80, 100, 120, 160,
+        200, 250, 300, 350, 400, 500, 600, 800, 1000, 1500)  # fmt: skip
 """Steps after a burst at which a trace is read; so also right before the next one."""
 
 FORGET_EVERY = 10
@@ -139,9 +119,7 @@ def cells(settings: InjectionSettings) -> list[Cell]:
     made = []
 
     def add(run: Any, width: int, seeds: Sequence[int], steps: int, own: dict[str, Any]) -> None:
-        groups = [list(seeds)] if width <= 64 else [[seed] for seed in seeds]
-        for group in groups:
-            cost = (0.5 + step_cost(width, features)) * steps * len(group) / 1e4
+        for group, cost in sampled_groups(width, seeds, steps=steps, num_features=features):
             fields = {**shared, "width": width, "seeds": group, **own}
             made.append(Cell(run, fields, cost=cost))
 

@@ -150,6 +150,14 @@ def step_cost(width: int, num_features: int) -> float:
     return (0.6 + (width / 32) ** 1.2) * num_features / 256
 
 
+def sampled_groups(
+    width: int, seeds: Sequence[int], *, steps: int, num_features: int
+) -> list[tuple[list[int], float]]:
+    """Seeds that share a cell, and its cost, in sampled mode: wide students are slow, one each."""
+    groups = [list(seeds)] if width <= 64 else [[seed] for seed in seeds]
+    return [(g, (0.5 + step_cost(width, num_features)) * steps * len(g) / 1e4) for g in groups]
+
+
 def run_joint(
     *,
     mixture: str,

@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from data_injection.config import ConfigError
+from eval.statistics import seed_interval
+from launch.lab.cells import run_cells
 from launch.lab.run import CONFIGS, EXPERIMENTS, load_settings, run_experiment
-from theory.lab.cells import Cell, Row, run_cells
+from theory.lab.cells import Cell, Row
 from theory.lab.phase import PhaseSettings, Trainer, agreement, predictions
-from theory.lab.statistics import interval
 from theory.settings import PowerLaw
 
 TINY: dict[str, Any] = {
@@ -199,7 +200,7 @@ def test_an_unknown_key_ends_the_verb_with_status_2(tmp_path: Path) -> None:
 
 
 def test_an_interval_of_one_seed_is_not_known() -> None:
-    mean, low, high = interval([0.5])
+    mean, low, high = seed_interval([0.5])
     assert mean == 0.5
     assert low != low
     assert high != high

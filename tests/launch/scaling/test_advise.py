@@ -157,6 +157,12 @@ def test_complexity_is_a_covariate_where_it_was_varied() -> None:
     assert any("21.4 bits in place of 60: worth in frequency not said" in s for s in lines)
 
 
+def test_one_frequency_that_rounding_makes_two_is_one(tmp_path: Path) -> None:
+    write_runs(tmp_path / "one", rates=(2, 2.0004))
+    with pytest.raises(ConfigError, match="one frequency only"):
+        ask(tmp_path / "one", size="w32")
+
+
 def test_outside_the_data_there_is_no_number(tmp_path: Path) -> None:
     runs = write_runs(tmp_path)
     lines = ask(runs, size="1B", frequency="100")

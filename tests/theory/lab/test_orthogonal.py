@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from theory.dynamics import gap_critical_width, half_life, joint_survives, survival_rate
+from theory.bounds import weakest_common_utility
+from theory.dynamics import gap_critical_width, half_life
 from theory.lab.orthogonal import orthogonal_iteration
 from theory.mixture import Mixture, power_law
 from theory.stream import Phases, bursts, draw_tasks, shares, steady
@@ -134,6 +135,26 @@ def test_the_gap_aware_critical_width_is_met(gap: int) -> None:
     assert width == pytest.approx(expected, abs=3)
 
 
+def joint_survives(
+    *, common: tuple[float, float], rare: tuple[float, float], balance: float
+) -> bool:
+    """Whether a slot that holds a common feature is unstable towards a rare one in joint training.
+
+    Linearisation at |u| |v| = sqrt(lambda_c): [[-pi_c v^2, pi_r sqrt(lambda_r)],
+    [pi_r sqrt(lambda_r), -pi_r u^2]]. Unstable iff pi_r lambda_r > pi_c lambda_c for any balance,
+    so the boundary is the same with trained decoders.
+
+    Args:
+        common, rare: (pi, lambda).
+        balance: |u| / |v| of the slot, above 0.
+    """
+    size = np.sqrt(common[1])
+    u_square, v_square = size * balance, size / balance
+    coupling = rare[0] * np.sqrt(rare[1])
+    matrix = [[-common[0] * v_square, coupling], [coupling, -rare[0] * u_square]]
+    return bool(np.linalg.eigvalsh(matrix).max() > 0)
+
+
 @settings(deadline=None, max_examples=200)
 @given(
     st.floats(0.01, 1), st.floats(0.01, 5), st.floats(0.01, 1), st.floats(0.01, 5),
@@ -157,5 +178,8 @@ def test_a_task_survives_from_its_critical_width_on() -> None:
     mixture = power_law(32, 8, a=1.25, b=0.9)
     for task in (3, 10, 31):
         critical = critical_widths(mixture)[task, 0]
-        rates = [survival_rate(mixture, width, task=task) for width in range(1, 257)]
+        # d/dt log tan t = 2 (u_r1 - mu_N^F) per unit of eta t: above 0 the feature stays.
+        own = mixture.utilities[task, 0]
+        weakest = [weakest_common_utility(mixture, width, task=task) for width in range(1, 257)]
+        rates = [2 * (own - one) for one in weakest]
         assert [rate > 0 for rate in rates] == [width >= critical for width in range(1, 257)]

@@ -2,23 +2,34 @@
 
     figure = injection_figure(rows, gap=2000, burst=15)
 
-Lines are means over seeds, bands their 95% interval (theory/lab/statistics.py).
+Lines are means over seeds, bands their 95% interval (Student's t).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from theory.lab.statistics import bands
+from eval.figures.style import FAINT, INK, new_figure
+from eval.statistics import seed_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, FAINT = "#1a1a1a", "#6b6b6b"
 COLOURS = ("#0b5fa5", "#d1242f", "#2e7d32", "#8a4fbf", "#b26a00", "#00838f")
 PREDICTED: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 3)), "zorder": 4}
+
+
+def bands(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """`value` over seeds: one row per group of `by`, with mean, low, high and num_seeds, sorted."""
+    table = []
+    for key, group in rows.groupby(list(by), sort=True):
+        mean, low, high = seed_interval(group.value.tolist())
+        fields = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
+        table.append({**fields, "mean": mean, "low": low, "high": high, "num_seeds": len(group)})
+    return pd.DataFrame(table)
 
 
 def complexity_figure(table: pd.DataFrame, rows: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
@@ -26,7 +37,7 @@ def complexity_figure(table: pd.DataFrame, rows: pd.DataFrame, predicted: pd.Dat
 
     table: from `complexity.correlations`.
     """
-    figure = _figure(11, 3.6)
+    figure = new_figure(11, 3.6)
     axes = figure.subplots(1, 3)
     looks = {"orthogonal": "-", "joint, exact": "none"}
     for trainer, line in looks.items():
@@ -69,7 +80,7 @@ def injection_figure(rows: pd.DataFrame, *, gap: int, burst: int) -> Figure:
     """The rare signal over cycles of gap and burst, and one cycle magnified; a row a width."""
     trace = rows[rows.part == "trace"]
     widths = sorted(trace.width.unique())
-    figure = _figure(11, 2.9 * len(widths))
+    figure = new_figure(11, 2.9 * len(widths))
     axes = figure.subplots(len(widths), 2, squeeze=False, width_ratios=[2.4, 1])
     cycles = int(trace.cycle.max())
     for (axis, zoom), width in zip(axes, widths, strict=True):
@@ -114,7 +125,7 @@ def cosine_figure(rows: pd.DataFrame, *, gap: int, burst: int) -> Figure:
     trace = rows[(rows.part == "trace") & (rows.lag < gap - burst)]
     trace = trace[trace.cycle.between(max(1, trace.cycle.max() // 2), trace.cycle.max() - 1)]
     widths = sorted(trace.width.unique())
-    figure = _figure(5.2 * len(widths), 3.4)
+    figure = new_figure(5.2 * len(widths), 3.4)
     axes = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
     for axis, width in zip(axes, widths, strict=True):
         own = trace[trace.width == width]
@@ -137,7 +148,7 @@ def forgetting_figure(
     halves: columns width, seed, value (NaN where the signal never halved).
     gaps: columns width, gap, seed, value. critical: columns gap, seed, value.
     """
-    figure = _figure(12, 3.5)
+    figure = new_figure(12, 3.5)
     left, right, last = figure.subplots(1, 3)
     seen = halves[halves.value.notna()]
     left.scatter(seen.width, seen.value, color=COLOURS[0], s=14, label="measured, a dot a seed")
@@ -178,7 +189,7 @@ def forgetting_figure(
 
 def gradient_figure(rows: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
     """Residual and bounds, which fall with width, beside the norms, which need not."""
-    figure = _figure(11, 3.5)
+    figure = new_figure(11, 3.5)
     axes = figure.subplots(1, 3)
     panels: tuple[tuple[tuple[str, str], ...], ...] = (
         (("residual", "residual R_F"),),
@@ -227,12 +238,6 @@ def _plain_ticks(axis: Any, values: list[float]) -> None:
     axis.set_major_locator(FixedLocator(values))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, _: f"{value:g}")
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _dress(axis: Any, title: str, x: str, y: str) -> None:

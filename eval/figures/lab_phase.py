@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from eval.figures.style import INK, new_figure
 from theory.lab.phase import LEARNED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, FAINT = "#1a1a1a", "#6b6b6b"
 STAIRS: dict[str, Any] = {"color": "#d1242f", "linewidth": 1.8, "zorder": 3}
 HALF: dict[str, Any] = {"color": "#d1242f", "linewidth": 1.2, "linestyle": (0, (3, 2)), "zorder": 3}
 
@@ -27,12 +27,10 @@ def phase_figure(rows: pd.DataFrame, predicted: pd.DataFrame, *, mixture: str) -
     task below it should be learned. Dashed: where half of the signal should be kept. Dots: cells in
     which most seeds are on the other side of the solid line than predicted.
     """
-    from matplotlib.figure import Figure
-
     theory = predicted[predicted.mixture == mixture]
     measured = rows[rows.mixture == mixture]
     trainers = list(dict.fromkeys(measured.trainer))
-    figure = Figure(figsize=(2.2 + 2.7 * (1 + len(trainers)), 5.0), layout="constrained")
+    figure = new_figure(2.2 + 2.7 * (1 + len(trainers)), 5.0)
     axes = figure.subplots(1, 1 + len(trainers), sharey=True, squeeze=False)[0]
     widths = sorted(theory.width.unique())
     for axis, name in zip(axes, ["predicted before any run", *trainers], strict=True):
