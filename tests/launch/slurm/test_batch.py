@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -418,20 +416,3 @@ def test_the_agents_of_several_nodes_meet_and_train_one_run(
     told = json.loads((run / "run.json").read_text())
     assert [start["world_size"] for start in told["starts"]] == [2]
     assert audit_run(run, full=True).status == 0
-
-
-@pytest.mark.slow
-def test_a_wheel_holds_the_templates(tmp_path: Path) -> None:
-    root, copy = Path(__file__).parent.parent.parent.parent, tmp_path / "copy"
-    copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, copy)
-    for room in ("data_injection", "olmo_ext", "eval", "launch", "theory"):
-        shutil.copytree(root / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
-    build = "from setuptools.build_meta import build_wheel; build_wheel('..')"
-    subprocess.run([sys.executable, "-c", build], cwd=copy, check=True, timeout=120)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {"launch/slurm/templates/train.sbatch", "launch/slurm/templates/prepare.sbatch"} <= set(
-        names
-    )
