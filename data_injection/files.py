@@ -18,7 +18,7 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,3 +76,20 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also bytes that are no text
         raise ConfigError(f"{path} is not JSON ({error}); restore or remove it") from None
+
+
+def linked_folders(top: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """A folder and all below it, through links too; each once, so that a loop of links ends.
+
+    onerror is told of folders that cannot be read.
+    """
+    seen: set[str] = set()
+    for folder, inside, _ in os.walk(top, onerror=onerror, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        # Real folders first: what is also linked to goes by its own name.
+        inside.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        yield Path(folder)

@@ -10,12 +10,11 @@ checkpoints (`eval.checkpoints`).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_injection.errors import ConfigError
-from data_injection.files import read_json
+from data_injection.files import linked_folders, read_json
 
 PLAN = "plan.json"
 """The identity of the run's stream: plan, corpus, seeds. A folder with it is a run."""
@@ -85,7 +84,9 @@ def find_below(path: str | Path, name: str) -> list[Path]:
     Follows links, for a run is often moved to scratch and linked back; each folder counts once,
     however many links lead there, so that a loop of links ends.
     """
-    return sorted(file for folder in _folders(Path(path)) if (file := folder / name).is_file())
+    return sorted(
+        file for folder in linked_folders(Path(path)) if (file := folder / name).is_file()
+    )
 
 
 def left_out(path: str | Path) -> list[str]:
@@ -97,21 +98,8 @@ def left_out(path: str | Path) -> list[str]:
     def shut(error: OSError) -> None:
         found.append(f"{error.filename}: {error.strerror}")
 
-    for folder in _folders(Path(path), shut):
+    for folder in linked_folders(Path(path), shut):
         for child in sorted(folder.iterdir()):
             if child.is_symlink() and not child.exists():
                 found.append(f"{child}: a link to {os.readlink(child)}, which is not there")
     return found
-
-
-def _folders(top: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
-    seen: set[str] = set()
-    for folder, inside, _ in os.walk(top, onerror=onerror, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            inside.clear()
-            continue
-        seen.add(real)
-        # Real folders first: a run that is also linked to goes by its own name.
-        inside.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
-        yield Path(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_injection.config import ConfigError
+from data_injection.files import linked_folders
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 
@@ -51,9 +53,10 @@ def iter_documents(
 
 
 def _lines(path: Path, raw: IO[bytes]) -> Iterator[bytes]:
-    if path.name.endswith(".gz"):
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
         return iter(gzip.GzipFile(fileobj=raw))
-    return _zstd_lines(raw) if path.name.endswith(".zst") else iter(raw)
+    return _zstd_lines(raw) if suffix == ".zst" else iter(raw)
 
 
 def _zstd_lines(raw: IO[bytes]) -> Iterator[bytes]:
@@ -88,6 +91,11 @@ def _text(line: bytes, field: str, *, where: str) -> str:
 
 def _field(record: Any, field: str, *, where: str) -> str:
     text = record.get(field) if isinstance(record, Mapping) else None
+    if isinstance(record, Mapping) and field in record and not isinstance(text, str):
+        kind = "null" if text is None else f"a {type(text).__name__}"
+        raise ConfigError(
+            f"{where} has no text in field {field!r} but {kind}; set text_field or remove the line"
+        )
     if not isinstance(text, str):
         found = sorted(record) if isinstance(record, Mapping) else type(record).__name__
         raise ConfigError(
@@ -145,7 +153,11 @@ def resolve_sources(sources: Sequence[str | Path], *, text_field: str) -> list[S
             resolved.append(_resolve_hf(source, text_field=text_field))
         else:
             resolved += [_resolve_file(path, text_field) for path in _matching_files(source)]
-    names = [source.record["source"] for source in resolved]
+    # Two links to one file are one file twice.
+    names = [
+        name if name.startswith("hf:") else os.path.realpath(name)
+        for name in (str(source.record["source"]) for source in resolved)
+    ]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"sources name {twice[0]} more than once; name each file once")
     return resolved
@@ -153,6 +165,9 @@ def resolve_sources(sources: Sequence[str | Path], *, text_field: str) -> list[S
 
 def _resolve_file(path: Path, text_field: str) -> Source:
     stat = path.stat()
+    if not stat.st_size and path.suffix.lower() in (".gz", ".zst"):
+        # Among good shards it would be lost without a word: an empty archive has a header.
+        raise ConfigError(f"{path} has 0 bytes, which no whole .gz or .zst has; fetch it again")
     record = {"source": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     return Source(
         record=record,
@@ -173,7 +188,7 @@ def _resolve_hf(source: str, *, text_field: str) -> Source:
 def _matching_files(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file()]
+        found = [p for folder in linked_folders(path) for p in folder.iterdir() if _is_source(p)]
     else:
         # A file's own name may hold the signs of a glob.
         names = [source] if path.is_file() else glob.glob(source, recursive=True)
@@ -184,9 +199,15 @@ def _matching_files(source: str) -> list[Path]:
             f"{', '.join(SUFFIXES)}, or hf:PATH[,CONFIG][:SPLIT]"
         )
     for p in found:
-        if not p.name.endswith(SUFFIXES):
+        if not _is_source(p):
             raise ConfigError(f"source {str(p)!r} must end in one of {', '.join(SUFFIXES)}")
-    return sorted(p.resolve() for p in found)
+    # By their own names, not a link target's: caches (Hugging Face, DVC, git-annex) keep contents
+    # under a hash, which has no suffix and orders files otherwise on another storage.
+    return sorted(Path(os.path.abspath(p)) for p in found)
+
+
+def _is_source(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES) and path.is_file()
 
 
 def reader_of_texts(texts: Sequence[str]) -> Callable[[Callable[[int], None]], Iterator[str]]:

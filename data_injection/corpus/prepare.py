@@ -202,7 +202,7 @@ def _tokenize(
                 if max_tokens is not None and writer.num_tokens >= max_tokens:
                     break
             if not counts["documents"]:
-                log.warning("source %s added no documents", source.record)
+                log.warning("source %s added no documents", source.record["source"])
             records.append({**source.record, **counts})
             if max_tokens is not None and writer.num_tokens >= max_tokens:
                 break

@@ -120,7 +120,8 @@ def _check_shape(path: Path) -> None:
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file)
         head = next(lines, [])
-        longest, line = max(((len(row), lines.line_num) for row in lines), default=(0, 0))
+        rows = ((len(row), lines.line_num) for row in lines)
+        longest, line = max(rows, key=lambda one: one[0], default=(0, 0))
     if len(head) == 1 and (found := [one for one in SEPARATORS if one in head[0]]):
         comma = "" if longest < 2 else ", and decimal commas for points"
         raise ConfigError(

@@ -113,7 +113,7 @@ def positive(name: str, values: ArrayLike) -> Array:
         value = given[wrong[0] - 1]
         hints = [hint for form, hint in WRITTEN if re.fullmatch(form, str(value).strip(), re.I)]
         raise ValueError(
-            f"column {name} must be numbers, but {_rows(wrong)} {value!r}"
+            f"column {name} must be numbers, but {_rows(wrong)} is {value!r}"
             f"{f' ({hints[0]})' if hints else ''}; mend or drop such rows"
         ) from None
     for bad, what in ((~np.isfinite(column), "is missing or not finite"), (column <= 0, "is")):
