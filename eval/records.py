@@ -64,12 +64,15 @@ _BURST = ("burst_step", "instances")
 
 OUTCOMES_OF = {
     "ablation_drop": ("intact",),
+    **dict.fromkeys(("answer_loss", "answer_loss_null"), ("tokens_per_answer",)),
+    **dict.fromkeys(("choice_accuracy", "choice_accuracy_null"), ("chance", "majority")),
     "fourier_modes": ("threshold", "units", "present"),
     "interchange_accuracy": ("least", "most", "majority", "above_majority"),
     "label_accuracy": ("majority",),
     "label_loss_before": _BURST,
     "label_loss_lag": _BURST,
     "mirror_consistency": ("chance",),
+    "natural_count": ("false_statements", "num_scanned", "distinct", "documents"),
     "norm_g_r": ("perp_share", "dim"),
     "probe_count": ("threshold", "units", "present"),
     "score": ("majority",),
@@ -83,7 +86,9 @@ FOLLOWING = frozenset(
     (
         *("tokens", "batch_size", "seq_len", "params_total", "d_model"),
         *("family", "schedule", "gap", "variant", "bits", "exposures_per_example"),
-        *("rate_per_step", "rate_per_sequence", "rate_per_token"),
+        *("rate_per_step", "rate_per_sequence", "rate_per_token", "task_tokens_per_token"),
+        *("rate_low", "rate_high"),
+        "reference",  # which natural statements were asked: asked otherwise, it is measured anew
     )
 )
 """What follows from the run, its plan, step and task: said so that tables need no plan. Left out of

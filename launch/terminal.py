@@ -74,7 +74,8 @@ def exits() -> Iterator[None]:
 
 def _error(said: str) -> None:
     errors.print("[bold red]error:[/] ", end="")
-    errors.print(said, markup=False, highlight=False)
+    # A path broken in two is no path: the terminal wraps by itself, a log or a pipe must not.
+    errors.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from data_injection.files import sync_path
 from data_injection.ledger import LedgerWriter
 from data_injection.plan import InjectionPlan
 from eval.checkpoints.checkpoint import IDENTITY_FILE, write_checksums
-from eval.records import RecordWriter, task_fields
+from eval.records import FOLLOWING, RecordWriter, task_fields
 from olmo_ext.batch_check import Witness
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.compat import (
@@ -243,7 +243,7 @@ class ExperimentTrainer(Trainer):
         }
         if task:
             row |= task_fields(self.plan, task, step=self.global_step)
-        if taken := sorted(row.keys() & fields.keys()):
+        if taken := sorted((row.keys() | FOLLOWING) & fields.keys()):
             raise ValueError(
                 f"the record of {callback}: {', '.join(taken)} is said by the run itself; choose "
                 "another name for the callback's own"
