@@ -64,8 +64,8 @@ _BURST = ("burst_step", "instances")
 
 OUTCOMES_OF = {
     "ablation_drop": ("intact",),
-    **dict.fromkeys(("answer_loss", "answer_loss_null"), ("tokens_per_answer",)),
-    **dict.fromkeys(("choice_accuracy", "choice_accuracy_null"), ("chance", "majority")),
+    **{f"answer_loss{suffix}": ("tokens_per_answer",) for suffix in ("", "_null", "_bare")},
+    **{f"choice_accuracy{suffix}": ("chance", "majority") for suffix in ("", "_null", "_bare")},
     "fourier_modes": ("threshold", "units", "present"),
     "interchange_accuracy": ("least", "most", "majority", "above_majority"),
     "label_accuracy": ("majority",),

@@ -83,9 +83,9 @@ NUMBERS: dict[str, Range] = {
     ),
     **dict.fromkeys(
         (
-            *("train.stop_at", "train.stop_after", "train.gen1_gc_interval"),
+            *("train.stop_after", "train.gen1_gc_interval"),
             *("model.n_kv_heads", "model.mlp_hidden_size", "model.block_group_size"),
-            *("optimizer.metrics_log_interval", "wandb.log_interval", "scheduler.t_max"),
+            *("wandb.log_interval", "scheduler.t_max"),
             *("data.prefetch_factor", "speed_monitor.window_size"),
             *("instance_filter.repetition_max_period", "instance_filter.repetition_min_period"),
             *("instance_filter.repetition_max_count", "fsdp.hybrid_sharding_num_model_replicas"),
@@ -96,6 +96,8 @@ NUMBERS: dict[str, Range] = {
         (
             *("train.time_limit", "train.auxiliary_loss_multiplier", "data.num_workers"),
             *("data.timeout", "model.eos_token_id", "model.pad_token_id"),
+            # 0 says: not before the end; at W&B's interval; none, to AdamW.
+            *("train.stop_at", "optimizer.metrics_log_interval", "optimizer.eps"),
             *("optimizer.learning_rate", "optimizer.weight_decay", "scheduler.t_warmup"),
             *("scheduler.alpha_f", "scheduler.grad_clip_warmup_steps", "scheduler.warmup_min_lr"),
         ),
@@ -106,7 +108,7 @@ NUMBERS: dict[str, Range] = {
             *("train.max_grad_norm", "train.max_grad_norm_ratio", "train.early_stopping_factor"),
             *("model.rope_theta", "model.layer_norm_eps", "model.clip_qkv"),
             *("model.alibi_bias_max", "model.init_std", "model.emb_init_std"),
-            *("model.init_cutoff_factor", "optimizer.eps", "scheduler.grad_clip_warmup_factor"),
+            *("model.init_cutoff_factor", "scheduler.grad_clip_warmup_factor"),
             "speed_monitor.gpu_flops_available",
         ),
         POSITIVE,
