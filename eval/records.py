@@ -67,7 +67,7 @@ OUTCOMES_OF = {
     **{f"answer_loss{suffix}": ("tokens_per_answer",) for suffix in ("", "_null", "_bare")},
     **{f"choice_accuracy{suffix}": ("chance", "majority") for suffix in ("", "_null", "_bare")},
     "fourier_modes": ("threshold", "units", "present"),
-    "interchange_accuracy": ("least", "most", "majority", "above_majority"),
+    "interchange_accuracy": ("least", "most", "majority", "above_majority", "train_pairs"),
     "label_accuracy": ("majority",),
     "label_loss_before": _BURST,
     "label_loss_lag": _BURST,

@@ -4,7 +4,8 @@
     alignment(read_records("runs/sweep")).savefig("alignment.png", dpi=180)
 
 Both show, of each protocol, family and rung, the most frequent task at each run's last measured
-step: the mean over runs, of pairs that the model answers rightly.
+step: the mean over runs, of pairs that the model answers rightly. Of a place that was searched at
+several ranks the last search counts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from data_injection.config import ConfigError
 from eval.alignment.controls import METRIC
 from eval.alignment.interventions import COMPONENTS
 from eval.figures import style
+from eval.records import is_coordinate
 from eval.scores.cells import task_rows
 from eval.text import number
 
@@ -98,6 +100,10 @@ def _groups(frame: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFram
     ]
     key = ["protocol", "family", "params", "rung"]
     rows = rows[rows.rate_per_step == rows.groupby(key).rate_per_step.transform("max")]
+    if "rank" in rows:
+        # Ranks are measurements of their own: a mean over them would be of no subspace.
+        search = [name for name in rows if is_coordinate(name, metric=metric) and name != "rank"]
+        rows = rows.drop_duplicates(search, keep="last")
     for (protocol, family, _, rung), part in rows.groupby(key):
         runs = part[["run", "seed"]].drop_duplicates().shape[0]
         rate = number(part.rate_per_step.iloc[0])

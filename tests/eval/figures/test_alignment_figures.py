@@ -63,6 +63,19 @@ def test_lines_are_means_over_runs_of_the_answered_pairs_with_controls(frame: pd
     assert part.get_suptitle() == "w64, comparison, single protocol, 4 per step: mean of 2 runs"
 
 
+def test_of_a_place_searched_at_two_ranks_the_last_is_drawn_and_none_is_averaged(
+    tmp_path: Path,
+) -> None:
+    with RecordWriter(tmp_path / "records.jsonl") as writer:
+        for rank, lift in ((1, -0.3), (4, 0.0)):
+            searched = (row for row in records(0) if row["metric"] == METRIC)
+            writer.write(row | {"rank": rank, "value": row["value"] + lift} for row in searched)
+    frame = read_records(tmp_path)
+    assert set(frame["rank"]) == {1, 4}
+    lines = {line.get_label(): line.get_ydata() for line in alignment(frame).axes[0].lines}
+    np.testing.assert_allclose(lines["alignment search"], [0.9, 0.7])
+
+
 def test_cells_of_the_map_are_the_recovered_shares(frame: pd.DataFrame) -> None:
     figure = causal_map(frame)
     shown = {
