@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-NO_VALUE = object()
-"""Stands for the value where the rule is about several settings at once."""
+NO_VALUE: Any = ...
+"""Stands for the value where the rule is about several settings at once; one object in all
+processes, as an object() that was pickled is not."""
 
 
 class ConfigError(ValueError):

@@ -111,7 +111,10 @@ def _check_text(raw: Any) -> None:
         value = OmegaConf.select(raw, key)
         if isinstance(value, bool | float):
             raise ConfigError(
-                key=key, value=value, rule="must be text", remedy="put it in quotes: '\"no\"'"
+                key=key,
+                value=value,
+                rule="must be text",
+                remedy="put it in quotes, as in '\"1e3\"'",
             )
 
 

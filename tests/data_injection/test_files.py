@@ -71,8 +71,10 @@ def test_an_error_carries_key_value_rule_and_remedy() -> None:
     assert str(error) == "k must be below 1, got 1.5; the study uses 0.5"
     assert str(ConfigError(key="k", rule="excludes j")) == "k excludes j"
     assert str(ConfigError("as it stands")) == "as it stands"
-    again = pickle.loads(pickle.dumps(error))
-    assert (str(again), vars(again)) == (str(error), vars(error))
+    for one in (error, ConfigError(key="k", rule="excludes j")):
+        again = pickle.loads(pickle.dumps(one))
+        assert (str(again), vars(again)) == (str(one), vars(one))
+        assert str(again.under("tasks[0]")) == f"tasks[0].{one}"
 
 
 def test_an_error_of_a_part_is_told_by_the_whole() -> None:
