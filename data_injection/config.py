@@ -14,8 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_injection.errors import ConfigError as ConfigError
-
 
 @dataclass
 class ScheduleConfig:

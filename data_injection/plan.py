@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from data_injection.config import ConfigError, InjectionConfig
+from data_injection.config import InjectionConfig
+from data_injection.errors import ConfigError
 from data_injection.philox import permutation
 from data_injection.schedules.base import Geometry, Schedule, rate_in_all_units
 from data_injection.schedules.build import build_schedule

@@ -25,7 +25,7 @@ from typing import Any, TextIO
 
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from eval.run import find_below
 

@@ -22,7 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.yaml_file import read_yaml, short
 from olmo_ext.shipped import locate, shipped
 

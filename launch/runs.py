@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.checkpoints.checkpoint import find_checkpoints
 from launch.grid import Point, Sweep, point_overrides

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 
 T = TypeVar("T")
 

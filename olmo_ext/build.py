@@ -25,8 +25,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from data_injection.config import ConfigError
 from data_injection.corpus.prepare import Manifest
+from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan, differences
 from olmo_ext.checks import num_steps

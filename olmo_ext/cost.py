@@ -17,7 +17,7 @@ from olmo.config import DistributedStrategy, TrainConfig
 from olmo.model import OLMo
 from torch.distributed.fsdp import ShardingStrategy
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 
 PEAK_TFLOPS = 989.0
 """H100 SXM, dense bf16: half of the 1,979 "with sparsity" of NVIDIA's data sheet."""

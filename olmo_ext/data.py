@@ -19,8 +19,8 @@ from olmo.data.collator import DataCollator
 from olmo.util import file_size, get_bytes_range, is_url
 from torch.utils.data import DataLoader
 
-from data_injection.config import ConfigError
 from data_injection.digest import fingerprint as fingerprint_files
+from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan
 from data_injection.splice import SplicedStream

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from olmo.torch_util import get_world_size
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.extensions import origins
 from data_injection.files import replace_file
 from data_injection.ledger import (

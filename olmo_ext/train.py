@@ -22,7 +22,7 @@ import torch.distributed as dist
 from olmo.config import CheckpointType
 from olmo.torch_util import get_global_rank, get_world_size
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.extensions import remembering
 from data_injection.ledger import LedgerWriter
 from eval.records import lock_folder

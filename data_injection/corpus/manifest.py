@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 
 VERSION = 1
 """Of the recipe: raised when the same inputs would give other tokens."""

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_injection.config import ConfigError
 from data_injection.corpus.documents import Source, iter_documents, reader_of_texts, resolve_sources
 from data_injection.corpus.embedded import embedded_documents, embedded_sources, train_tokenizer
 from data_injection.corpus.encoder import (
@@ -49,6 +48,7 @@ from data_injection.corpus.manifest import (
     verify_corpus,
 )
 from data_injection.corpus.shards import Meter, ShardWriter
+from data_injection.errors import ConfigError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.reference.grammar import EXTREMES, SWAPPED, TENS, UNITS, spelled
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.tasks.base import FloatArray, IntArray, Task
 
 MAX_EXAMPLES = 1_000_000

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.schedules.base import UNITS
 from eval.records import record_files
 from eval.report.write import load_runs

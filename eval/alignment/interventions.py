@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 
 Component = Literal["residual", "attention", "mlp"]
 COMPONENTS: tuple[Component, ...] = ("residual", "attention", "mlp")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.audit.corpus import check_corpus, load_decoder
 from eval.audit.identity import check_checkpoints, check_plan
 from eval.audit.ledger import RunLedger, trace_ledger

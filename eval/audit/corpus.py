@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_injection.config import ConfigError
 from data_injection.corpus.manifest import MANIFEST, corpus_paths, load_manifest, verify_corpus
 from data_injection.digest import fingerprint
+from data_injection.errors import ConfigError
 from eval.audit.host import HostRows
 from eval.audit.subject import (
     DIFFERS,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from eval.audit.corpus import check_corpus, load_decoder
 from eval.audit.host import HostRows

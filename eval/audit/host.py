@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 
 OPEN_FILES = 128

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.files import replaced
 from data_injection.ledger import (
     LEDGER_FOLDER,

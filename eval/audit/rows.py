@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.ledger import ROW, Segment
 from data_injection.lineage import Stretch, is_effective
 from data_injection.plan import InjectionPlan

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.ledger import LEDGER_FOLDER, Segment, read_segments
 from data_injection.plan import InjectionPlan
 from eval.audit.ledger import SavedCheckpoint, choose_checkpoint, read_checkpoints

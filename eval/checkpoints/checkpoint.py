@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from data_injection.config import ConfigError, InjectionConfig
+from data_injection.config import InjectionConfig
+from data_injection.errors import ConfigError
 from data_injection.extensions import remembering
 from data_injection.plan import InjectionPlan, compile_plan
 from eval.checkpoints.sharded import READABLE, RESTORE, checkpoint_kind, first_line, read_sharded

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.plan import differences
 from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints, load_model_config
 from eval.checkpoints.sharded import checkpoint_kind

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import yaml
 
-from data_injection.config import ConfigError
 from data_injection.corpus.encoder import parse_tokenizer, tokenizer_path
+from data_injection.errors import ConfigError
 from data_injection.files import replaced
 from eval.checkpoints.checkpoint import IDENTITY_FILE, verify_checkpoint, write_checksums
 from eval.export.harness import (

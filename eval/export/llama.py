@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 
 Tensors = dict[str, torch.Tensor]
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from data_injection.config import ConfigError
 from data_injection.corpus.encoder import tokenizer_path
 from data_injection.corpus.manifest import MANIFEST, load_manifest
+from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from eval.checkpoints.checkpoint import (
     IDENTITY_FILE,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
 from data_injection.tasks.build import find_family

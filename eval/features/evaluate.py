@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
 from eval.alignment.causal import causal_effects

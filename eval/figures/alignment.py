@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.alignment.controls import METRIC
 from eval.alignment.interventions import COMPONENTS
 from eval.figures import style

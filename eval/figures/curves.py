@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.figures import style
 from eval.scores.cells import CELL, LEARNED_SCORE, groups, task_rows
 from eval.statistics import MIN_SEEDS

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.features.presence import COUNTS
 from eval.figures import style
 from eval.scores.cells import groups, task_rows

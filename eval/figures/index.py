@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.figures.alignment import alignment, causal_map
 from eval.figures.curves import curves
 from eval.figures.features import features

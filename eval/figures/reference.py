@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.figures import style
 from eval.scores.cells import LEARNED_SCORE, cells, task_rows
 from eval.statistics import MIN_SEEDS

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.figures import style
 from eval.retention.matched_frequency import GROUP, matched_frequency
 from eval.retention.retained import SPLITS, half_life_text, half_lives, retention

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.statistics import MIN_SEEDS, seed_interval
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.scores.cells import task_rows
 from eval.statistics import MIN_SEEDS, seed_interval
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_injection.config import ConfigError
 from data_injection.corpus.manifest import load_manifest
+from data_injection.errors import ConfigError
 from data_injection.philox import permutation
 from data_injection.reference.grammar import TASKS, fresh_statements
 from data_injection.reference.scan import Place, ReferenceScan, scan_reference, seen_operands

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.figures.index import draw_figures
 from eval.figures.ordering import ordering_table

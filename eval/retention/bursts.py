@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.schedules.base import Schedule
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.statistics import MIN_SEEDS, seed_interval
 
 GROUP = ("protocol", "family", "setting", "rate_per_step", "end")

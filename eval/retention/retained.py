@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.scores.cells import CELL
 from eval.statistics import MIN_SEEDS, seed_interval, student_t975
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.records import OF_THE_RUN, is_coordinate
 from eval.statistics import MIN_SEEDS, seed_interval
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
 from eval.checkpoints.checkpoint import load_model, load_plan

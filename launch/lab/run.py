@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.console import Console
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.text import write_table
 from launch.lab.cells import run_cells

@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.text import count, number
 from launch.grid import is_sweep, load_sweep, point_overrides

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_injection.config import ConfigError
 from data_injection.corpus.prepare import Manifest
 from data_injection.corpus.scan import CorpusScan, scan_corpus
 from data_injection.corpus.shards import Meter
+from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.text import count, number
 from launch.plan.warnings import Advice, advise, natural_in_run

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.terminal import Overrides, console, interruptible
 
 

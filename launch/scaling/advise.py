@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.schedules.base import parse_rate
 from eval.advice.groups import (
     Group,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.records import read_records, record_files
 from eval.run import RUN, read_if_whole
 from eval.text import number

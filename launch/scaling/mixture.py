@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.schedules.base import parse_rate
 from eval.advice.groups import Question, check_target, load_groups, records_hash
 from eval.text import count, number

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.terminal import console, errors, interruptible, progress_bar, typed_command
 
 if TYPE_CHECKING:

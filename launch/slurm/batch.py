@@ -19,7 +19,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.runs import Run
 from launch.slurm.lead import Lead
 from launch.slurm.site import Site

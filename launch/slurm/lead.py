@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.run import PROGRESS, read_if_whole
 from launch.slurm.site import Site
 

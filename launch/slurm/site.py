@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.yaml_file import read_settings
 from olmo_ext.shipped import locate, shipped
 

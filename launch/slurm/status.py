@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import FILE_NAME as RECORDS_FILE
 from eval.run import MARKER, PROGRESS, RUN, find_below, left_out, read_if_whole

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.grid import is_sweep, load_sweep
 from launch.runs import Planner, Run, plan_runs
 from launch.slurm.batch import check_line

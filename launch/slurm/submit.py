@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.run import RUN
 from launch.runs import Run

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 
 SIGNALS = "SIGTERM,SIGINT,SIGUSR1"
 """What the agent passes on to the ranks. Not SIGHUP, which would end them unsaved: it ends the

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.grid import Sweep, load_sweep
 from launch.runs import plan_sweeps
 from launch.sweep.executor import train_all

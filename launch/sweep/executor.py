@@ -25,7 +25,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.records import lock_folder
 from eval.run import PROGRESS, read_if_whole
 from launch.runs import Run

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.records import read_records
 from eval.scores.cells import cells
 from launch.runs import Run

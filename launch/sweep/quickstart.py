@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.grid import Sweep
 from launch.runs import plan_runs
 from launch.sweep.executor import train_all

@@ -25,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.text import number
 from launch.grid import Sweep

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.extensions import resolve
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.features import Features

@@ -9,7 +9,7 @@ import torch
 from olmo.config import TrainConfig
 from olmo.torch_util import get_global_rank
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
 from eval.features.activations import residual_stream

@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.interference.gradients import (
     MLP,
     RandomDirection,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from olmo.torch_util import get_global_rank
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.run import PROGRESS
 from olmo_ext.callbacks.base import Callback

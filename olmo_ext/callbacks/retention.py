@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.philox import permutation
 from data_injection.plan import InjectionPlan
 from eval.retention.bursts import Burst, Moment, find_bursts, geometric_lags, moments

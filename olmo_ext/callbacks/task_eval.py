@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.scores.accuracy import score_task
 from olmo_ext.callbacks.base import Callback, check_least, due, forward_logits
 

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.interference.gradients import MLP, Shard, Vector
 from olmo_ext.compat import cpu_shield
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_injection.config import ConfigError
 from data_injection.corpus.documents import resolve_sources
+from data_injection.errors import ConfigError
 
 
 def texts(*sources: Path | str) -> list[str]:

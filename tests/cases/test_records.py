@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.records import read_records
 
 RECORDS = Path(__file__).parent / "records"

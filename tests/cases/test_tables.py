@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.cli import app
 from launch.scaling.losses import read_losses
 from theory.scaling.runs import Runs

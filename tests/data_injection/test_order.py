@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from olmo.data.iterable_dataset import IterableDataset
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
 
 

@@ -29,7 +29,8 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, TaskConfig
+from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
+from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.schedules.base import UNITS, Geometry

@@ -6,7 +6,7 @@ import resource
 import pandas as pd
 import pytest
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.records import REQUIRED, RecordWriter, identity, read_records, record_name
 
 

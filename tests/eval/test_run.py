@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.run import MARKER, PLAN, RUN, find_below, read_if_whole, read_run, run_folders
 
 

@@ -11,7 +11,7 @@ import yaml
 
 import data_injection.plan
 import olmo_ext.build
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.grid import Sweep, load_sweep
 from launch.grid_loader import GridLoader
 from launch.runs import plan_runs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.grid import load_sweep
 from launch.plan.cost import read_experiments
 from launch.scaling.mixture import load_plan

@@ -17,8 +17,8 @@ from olmo.config import (
     WandbConfig,
 )
 
-from data_injection.config import ConfigError
 from data_injection.corpus.prepare import prepare_corpus
+from data_injection.errors import ConfigError
 from launch.grid_loader import GridLoader
 from olmo_ext.callbacks.build import build_callbacks
 from olmo_ext.checks import NUMBERS, num_steps, numbers

@@ -21,7 +21,7 @@ from olmo.model import OLMo
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.fsdp import ShardingStrategy
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from olmo_ext.config import load_experiment
 from olmo_ext.cost import Cost, num_shards, run_cost, run_memory, wrapped_units
 

@@ -26,7 +26,8 @@ from olmo.data import IterableDataset, MemMapDataset
 from olmo.data import build_train_dataloader as build_stock
 from torch.utils.data import DataLoader
 
-from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, TaskConfig
+from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
+from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, StepRows, compile_plan
 from data_injection.splice import SplicedStream

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints, verify_checkpoint
 from eval.records import lock_folder, read_records
 from launch.sweep.executor import fork_server, run_olmo_ext

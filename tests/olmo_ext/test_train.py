@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 import olmo_ext.prepare
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.ledger import read_segments
 from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan, write_checksums
 from eval.records import lock_folder, read_records

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from data_injection.config import ConfigError
 from data_injection.corpus.embedded import train_tokenizer
 from data_injection.corpus.encoder import choose_encoder, parse_tokenizer, tokenizer_path
+from data_injection.errors import ConfigError
 from data_injection.reference.grammar import find_statements
 from data_injection.reference.scan import ReferenceScan, scan_reference, seen_operands
 from data_injection.reference.vocabulary import TokenText

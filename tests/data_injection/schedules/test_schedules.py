@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, TaskConfig
+from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
+from data_injection.errors import ConfigError
 from data_injection.philox import raw_words
 from data_injection.plan import compile_plan
 from data_injection.schedules import random as random_module

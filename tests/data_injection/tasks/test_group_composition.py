@@ -8,7 +8,8 @@ from math import comb, log2
 import numpy as np
 import pytest
 
-from data_injection.config import ConfigError, InjectionConfig, TaskConfig
+from data_injection.config import InjectionConfig, TaskConfig
+from data_injection.errors import ConfigError
 from data_injection.tasks.build import Task, build_tasks
 from data_injection.tasks.group_composition import GroupComposition, cayley_table
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_injection.config import ConfigError, InjectionConfig, ScheduleConfig, TaskConfig
+from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
+from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
 from data_injection.plan import compile_plan
 from data_injection.splice import SplicedStream

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.tasks.base import Task
 from eval.alignment.causal import causal_effects
 from eval.alignment.das import chosen_labels

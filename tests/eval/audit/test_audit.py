@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.ledger import read_segments
 from data_injection.plan import InjectionPlan
 from eval.audit.audit import audit_run

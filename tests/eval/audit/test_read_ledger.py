@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from pyarrow import parquet
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.ledger import LedgerWriter, Position, read_segments
 from data_injection.plan import StepRows
 from eval.audit.ledger import SavedCheckpoint, export_ledger, export_path, read_ledger, trace_ledger

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import FILES, find_checkpoints, load_model, load_plan, random_model
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train

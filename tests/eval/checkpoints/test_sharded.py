@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.tasks.comparison import Comparison
 from eval.checkpoints.checkpoint import load_model
 from eval.checkpoints.sharded import InertUnpickler, checkpoint_kind

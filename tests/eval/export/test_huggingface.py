@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import eval.export.huggingface
 import eval.export.llama
-from data_injection.config import ConfigError
 from data_injection.corpus.encoder import tokenizer_path
 from data_injection.corpus.manifest import VERSION, Manifest
+from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import load_model, load_model_config, load_plan
 from eval.export.huggingface import export_hf, import_hf, load_hf
 from eval.export.llama import (

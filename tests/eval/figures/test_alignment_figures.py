@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.alignment.controls import METRIC
 from eval.figures.alignment import alignment, causal_map
 from eval.figures.index import draw_figures

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.figures.features import features, presence
 from eval.records import RecordWriter, read_records
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.figures.interference import interference
 from eval.interference.table import interference_table, measured_steps
 from eval.records import RecordWriter, read_records

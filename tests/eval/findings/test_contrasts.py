@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.findings.contrasts import difference, estimate, final, per_seed
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.findings.chapters import CHAPTERS, as_json_lines, write_chapter
 from eval.findings.controls import fill
 from eval.findings.mechanism import rank_correlation

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from data_injection.config import ConfigError
 from data_injection.corpus.encoder import tokenizer_path
+from data_injection.errors import ConfigError
 from data_injection.reference.grammar import find_statements, fresh_statements
 from data_injection.reference.scan import Place, ReferenceScan, scan_reference
 from data_injection.reference.vocabulary import TokenText

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.figures import index as figures
 from eval.figures.curves import curves
 from eval.figures.heatmap import heatmap

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.figures.retention import forgetting, gaps
 from eval.figures.style import png
 from eval.records import RecordWriter, read_records

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.records import RecordWriter, read_records
 from eval.retention.retained import bursts, half_life, half_life_text, half_lives, retention, share
 

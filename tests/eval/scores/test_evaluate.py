@@ -21,7 +21,7 @@ import yaml
 from typer.testing import CliRunner
 
 import eval.scores.evaluate
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.records import read_records
 from eval.scores.evaluate import Choice, Done, evaluate, tasks_of_run
 from launch.cli import app

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.statistics import seed_interval
 from launch.lab.cells import run_cells
 from launch.lab.run import CONFIGS, EXPERIMENTS, load_settings, run_experiment

@@ -14,7 +14,7 @@ from olmo.model import OLMo
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.text import count
 from launch.grid import Sweep

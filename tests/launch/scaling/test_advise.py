@@ -13,7 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.advice.groups import Question, load_groups, parse_size, records_hash
 from eval.figures.ordering import ordering, ordering_table
 from eval.records import read_records

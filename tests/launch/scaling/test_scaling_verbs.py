@@ -14,7 +14,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from typer.testing import CliRunner
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.figures.scaling import DATA, PARAMETERS, reach_figure
 from eval.records import RecordWriter, read_records
 from launch.cli import app

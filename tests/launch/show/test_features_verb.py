@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.alignment.controls import METRIC
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.features.evaluate import METRICS

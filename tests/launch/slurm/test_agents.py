@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.ledger import read_segments
 from eval.checkpoints.checkpoint import find_checkpoints
 from launch.slurm.torchrun import environment_of, torchrun_command, train_arguments

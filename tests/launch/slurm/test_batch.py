@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.audit.audit import audit_run
 from launch.runs import Run
 from launch.slurm.batch import (

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_injection.config import ConfigError
-from data_injection.errors import NO_VALUE
+from data_injection.errors import NO_VALUE, ConfigError
 from launch.slurm.site import TIME_FORMS, load_site, parse_time
 
 SITES = Path(__file__).parent.parent.parent.parent / "configs" / "sites"

@@ -20,7 +20,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.audit.audit import audit_run
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import read_records

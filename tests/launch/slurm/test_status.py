@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.records import lock_folder
 from launch.slurm.jobs import Job, Queue, append_event, ask_slurm, events_file, read_events
 from launch.slurm.status import Status, find_status, run_status, show_status

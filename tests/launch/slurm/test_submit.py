@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.slurm.jobs import append_event, events_file, read_events
 from launch.slurm.lead import measured_save, reckon_lead
 from launch.slurm.site import Site

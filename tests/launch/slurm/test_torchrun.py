@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.slurm.torchrun import launch_torchrun, torchrun_command, train_arguments
 
 Write = Callable[..., Path]

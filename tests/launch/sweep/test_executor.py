@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 import launch.sweep.executor as executor
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.records import lock_folder
 from launch.grid import Sweep
 from launch.runs import Run, plan_runs

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from launch.grid import Sweep, load_sweep
 from launch.runs import Run, plan_runs
 from olmo_ext.build import compile_stream

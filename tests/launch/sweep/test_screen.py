@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import launch.sweep.screen as screen
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.records import RecordWriter, task_fields
 from eval.text import number
 from launch.grid import Sweep, load_sweep

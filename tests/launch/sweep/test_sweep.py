@@ -18,7 +18,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.records import lock_folder
 from launch.grid import Sweep, load_sweep
 from launch.runs import Run, plan_runs, plan_sweeps

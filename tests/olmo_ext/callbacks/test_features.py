@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.tasks.base import FloatArray
 from data_injection.tasks.comparison import Comparison
 from eval.checkpoints.checkpoint import find_checkpoints, load_model

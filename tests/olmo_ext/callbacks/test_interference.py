@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import olmo_ext.callbacks.build
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import load_plan
 from eval.records import read_records
 from olmo_ext.callbacks.interference import Interference

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from data_injection.schedules.exact import Burst as BurstSchedule
 from data_injection.schedules.exact import Even, Trace
 from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan

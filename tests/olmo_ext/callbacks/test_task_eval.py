@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_injection.config import ConfigError
+from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import load_plan
 from eval.records import read_records
 from olmo_ext.callbacks.base import due
