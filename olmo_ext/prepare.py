@@ -32,7 +32,8 @@ from eval.records import FILE_NAME as RECORDS_FILE
 from eval.records import RecordWriter
 from olmo_ext.batch_check import Witness
 from olmo_ext.build import Memo, Stream, build_model, compile_stream, run_identity, wrap
-from olmo_ext.callbacks.build import Callback, build_callbacks
+from olmo_ext.callbacks.base import Callback
+from olmo_ext.callbacks.build import build_callbacks
 from olmo_ext.config import ExperimentConfig, complete
 from olmo_ext.data import build_host, build_train_dataloader
 from olmo_ext.tracking import start_wandb

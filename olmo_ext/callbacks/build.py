@@ -16,8 +16,6 @@ from olmo_ext.callbacks.progress import Progress
 from olmo_ext.callbacks.retention import Retention
 from olmo_ext.callbacks.task_eval import TaskEval
 
-__all__ = ["CALLBACKS", "Callback", "build_callbacks"]
-
 CALLBACKS: dict[str, type[Callback]] = {
     # Before any that enters the model in on_step: it compares the parameters before and after the
     # optimizer's step, and FSDP leaves some of them gathered after a forward pass.

@@ -21,7 +21,7 @@ from olmo.torch_util import get_global_rank
 
 from data_injection.errors import ConfigError
 from data_injection.files import replace_file
-from eval.run import PROGRESS
+from eval.run import PROGRESS, read_if_whole
 from olmo_ext.callbacks.base import Callback
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class Progress(Callback):
         self._shown = self._written = -math.inf
         self._now: dict[str, Any] = {}
         if get_global_rank() == 0:
+            # Kept until this start has one: SLURM's lead time is reckoned from it, also when a
+            # start is ended before its second step.
+            before = read_if_whole(Path(trainer.cfg.save_folder) / PROGRESS)
+            self._speed_before = before.get("steps_per_second")
             self._write(trainer, status="starting")
 
     def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
@@ -94,9 +98,9 @@ class Progress(Callback):
             "step": trainer.global_step,
             "last_step": trainer.last_step,
             "loss": None,
-            "steps_per_second": None,
             "eta": None,
             **self._now,
+            "steps_per_second": self._now.get("steps_per_second") or self._speed_before,
             "time": time.time(),
             "status": status,
         }

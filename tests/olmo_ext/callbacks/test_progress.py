@@ -53,6 +53,20 @@ def test_the_eta_counts_from_the_end_of_the_first_step(tmp_path: Path, clock: li
     assert found["eta"] == pytest.approx(79 / 2)
 
 
+def test_a_start_keeps_the_speed_of_the_one_before_until_it_has_its_own(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    (tmp_path / "progress.json").write_text('{"step": 40, "steps_per_second": 4.0, "eta": 15.0}')
+    progress, trainer = Progress(), trainer_in(tmp_path, step=40)
+    progress.on_start(trainer)
+    assert (told(tmp_path)["steps_per_second"], told(tmp_path)["eta"]) == (4.0, None)
+    for step in (41, 42, 43):
+        trainer.global_step = step
+        progress.on_step(trainer, {"train/CrossEntropyLoss": 2.5})
+        assert told(tmp_path)["steps_per_second"] == (4.0 if step == 41 else pytest.approx(0.5))
+        clock[0] += 2
+
+
 def test_the_file_is_written_once_a_second_and_at_the_last_step(
     tmp_path: Path, clock: list[float]
 ) -> None:
