@@ -46,7 +46,7 @@ from eval.checkpoints.checkpoint import (
     verify_checkpoint,
 )
 from eval.commit import git_commit
-from eval.run import EXPERIMENT, MARKER, PLAN, RUN
+from eval.run import EXPERIMENT, MARKER, PLAN, RUN, read_run
 from olmo_ext.build import check_same_run
 from olmo_ext.compat import link_latest
 from olmo_ext.config import save_experiment
@@ -315,13 +315,12 @@ def write_run_files(prepared: Prepared, *, resumed_from: Path | None) -> None:
 
 
 def _earlier_starts(folder: Path) -> list[dict[str, Any]]:
-    path = folder / RUN
-    if not path.is_file():
-        return []
     try:
-        return json.loads(path.read_text())["starts"]
-    except (ValueError, KeyError):
-        _set_aside(path, "damaged", "it is no account of a run")  # not worth stopping for
+        return read_run(folder)["starts"]
+    except FileNotFoundError:
+        return []
+    except (ConfigError, KeyError):
+        _set_aside(folder / RUN, "damaged", "it is no account of a run")  # not worth stopping for
         return []
 
 
