@@ -2,12 +2,15 @@
 
 count(21.4e3), number(0.0078), with_interval(0.5, 0.4, 0.6)  # 21.4K 7.8e-3 0.50 [0.40, 0.60]
 write_table(Path("cells.csv"), table)
+print_table(new_table("run", numbers=("step", "loss")), Console())
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +21,12 @@ from data_injection.files import replace_file
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from rich.console import Console
+    from rich.table import Column, Table
 
 TABLE_SUFFIXES = (".csv", ".parquet")
+LEAST_NAME = 12
+"""Characters to which a name is folded on a narrow terminal, before numbers move below."""
 
 
 def count(value: float) -> str:
@@ -58,6 +65,78 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; no text is escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def new_table(
+    *names: str, numbers: Sequence[str] = (), beside: Sequence[str] = (), title: str | None = None
+) -> Table:
+    """A table for `print_table`: columns of names (folded), of numbers (whole), of words after."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in beside:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def print_table(table: Table, console: Console) -> None:
+    """The one rule of width: no name is left out and no number cut.
+
+    Not a terminal: every cell on one line, however wide. On a terminal names are folded; numbers
+    that still find no room stand in a further table beside the same names. Cells are no markup.
+    """
+    from rich.measure import Measurement
+    from rich.text import Text
+
+    if isinstance(table.title, str):
+        table.title = Text(table.title, style="table.title")
+    options = console.options.update(max_width=100_000, markup=False)
+    parts = _parts(table, console) if console.is_terminal else [table]
+    for part in parts:
+        natural = Measurement.get(console, options, part).maximum
+        if not console.is_terminal or not _fits(part, console):
+            part.width = natural
+        console.print(part, crop=False, soft_wrap=False, markup=False)
+
+
+def _parts(table: Table, console: Console) -> list[Table]:
+    """The table cut between columns of numbers, so that each part has room on the terminal."""
+    numbers = [column for column in table.columns if column.justify == "right"]
+    parts: list[list[Column]] = [[]]
+    for column in numbers:
+        if parts[-1] and not _fits(_chosen(table, [*parts[-1], column]), console):
+            parts.append([])
+        parts[-1].append(column)
+    cut = [_chosen(table, part) for part in parts]
+    for part in cut[1:]:
+        part.title = None
+    for part in cut[:-1]:
+        part.caption = None
+    return cut
+
+
+def _chosen(table: Table, numbers: Sequence[Column]) -> Table:
+    part = copy.copy(table)
+    kept = [c for c in table.columns if c.justify != "right" or any(c is one for one in numbers)]
+    part.columns = [replace(column, _index=index) for index, column in enumerate(kept)]
+    return part
+
+
+def _fits(table: Table, console: Console) -> bool:
+    """Whether all numbers have room beside names of LEAST_NAME."""
+    from rich.measure import Measurement
+
+    least = copy.copy(table)
+    least.columns = [
+        c if c.justify == "right" else replace(c, max_width=LEAST_NAME) for c in table.columns
+    ]
+    options = console.options.update(max_width=100_000, markup=False)
+    return Measurement.get(console, options, least).maximum <= console.width
 
 
 def template(package: str, name: str, **filters: Callable[[Any], Any]) -> Template:

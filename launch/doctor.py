@@ -16,7 +16,6 @@ from pathlib import Path
 
 import typer
 from packaging.version import Version
-from rich.table import Table
 
 from launch.terminal import console
 
@@ -159,13 +158,17 @@ def _wandb() -> Finding:
 
 def doctor() -> None:
     """Look at Python, packages, devices and launchers; status 1 if a run cannot work here."""
-    table = Table("", "what", "found", "remedy or reason")
+    from rich.text import Text
+
+    from eval.text import new_table, print_table
+
+    table = new_table("", "what", "found", "remedy or reason")
     colours = {"ok": "green", "note": "yellow", "fail": "red"}
     failed = False
     for finding in examine():
-        mark = f"[{colours[finding.status]}]{finding.status}[/]"
+        mark = Text(finding.status, style=colours[finding.status])
         table.add_row(mark, finding.what, finding.detail, finding.remedy)
         failed |= finding.status == "fail"
-    console.print(table)
+    print_table(table, console)
     if failed:
         raise typer.Exit(1)

@@ -33,8 +33,9 @@ BAD_INPUT = 2
 PATIENCE = 1.0
 """Seconds before a bar is shown."""
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(soft_wrap=not sys.stdout.isatty())
+errors = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
+"""A pipe or a file gets every line whole; tables by `eval.text.print_table`."""
 
 Overrides = Annotated[
     list[str] | None,

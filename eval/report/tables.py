@@ -13,7 +13,7 @@ import pandas as pd
 from eval.report.page import answer
 from eval.scores.cells import groups
 from eval.scores.staircase import learned_per_rung
-from eval.text import count, number
+from eval.text import count, new_table, number, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,22 +46,18 @@ def markdown_cells(table: pd.DataFrame) -> str:
 
 def print_cells(table: pd.DataFrame, console: Console | None = None) -> None:
     """The heatmap in a terminal: rungs by rates, learned cells marked, exposures under each."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = console or Console()
     for protocol, family, group in groups(table):
         metric, split = group.metric.iloc[0], group.split.iloc[0]
         title = f"{family}, {protocol} protocol: {split} {metric}"
-        grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
-        grid.add_column("rung")
-        for rate in _rates(group):
-            grid.add_column(f"{number(rate)}/step", justify="right")
+        rates = [f"{number(rate)}/step" for rate in _rates(group)]
+        grid = new_table("rung", numbers=rates, title=title)
         for rung, params, row in _rows(group):
             grid.add_row(Text(f"{rung}\n{count(params)} par."), *map(_rich_cell, row))
-        console.print(grid)
+        print_table(grid, console)
     few = "; (*) provisional, fewer than 3 seeds" if table.provisional.any() else ""
     note = f"* learned{few}; below: exposures per train example and protocol"
     console.print(Text(note, style="dim"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from rich import box
 from rich.console import Console
-from rich.table import Table
+
+from eval.text import new_table, print_table
 
 SHOWN = ("accuracy", "label_accuracy", "score", "label_loss")
 
@@ -26,11 +26,9 @@ def print_scores(table: pd.DataFrame, console: Console) -> None:
     if last:
         runs = scores.checkpoint.map(lambda path: str(Path(path).parent))
         scores = scores[scores.step == scores.step.groupby(runs).transform("max")]
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for name in ("checkpoint", "task", "split"):
-        shown.add_column(name, overflow="fold")
-    for name in (*SHOWN, "memorised gap", "mirror gap"):
-        shown.add_column(name.replace("_", "\n").replace(" ", "\n"), justify="right", no_wrap=True)
+    numbers = (*SHOWN, "memorised gap", "mirror gap")
+    titles = [name.replace("_", "\n").replace(" ", "\n") for name in numbers]
+    shown = new_table("checkpoint", "task", "split", numbers=titles)
     for (path, task, split), group in scores.groupby(["checkpoint", "task", "split"], sort=False):
         rows = group.set_index("metric")
         gaps = whole[(whole.checkpoint == path) & (whole.task == task)].set_index("metric")
@@ -43,7 +41,7 @@ def print_scores(table: pd.DataFrame, console: Console) -> None:
         shares = (f"{rows.loc[name].value:.3f}" for name in ("accuracy", "label_accuracy"))
         where = "\n".join(Path(str(path)).parts[-2:]).removesuffix("-unsharded")
         shown.add_row(where, str(task), str(split), *shares, score, loss, *beside)
-    console.print(shown)
+    print_table(shown, console)
     if last:
         console.print("the last steps alone; all are in the records, and in a table with --out")
 
@@ -51,4 +49,4 @@ def print_scores(table: pd.DataFrame, console: Console) -> None:
 def _with_interval(row: pd.Series) -> str:
     if pd.isna(row.value):
         return "diverged" if row.get("diverged") is True else "-"
-    return f"{row.value:.2f}\n[{row.low:.2f}, {row.high:.2f}]".replace("[", r"\[")
+    return f"{row.value:.2f}\n[{row.low:.2f}, {row.high:.2f}]"

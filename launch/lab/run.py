@@ -25,7 +25,7 @@ from rich.console import Console
 
 from data_injection.errors import ConfigError
 from data_injection.files import replace_file
-from eval.text import write_table
+from eval.text import print_table, write_table
 from launch.lab.cells import run_cells
 from launch.lab.tables import (
     Result,
@@ -139,7 +139,10 @@ def run_experiment(
     origin["captions"] = {title: caption for title, (_, caption) in result.figures.items()}
     replace_file(folder / "settings.json", json.dumps(origin, indent=1) + "\n")
     for part in result.terminal:
-        console.print(part, highlight=False)
+        if isinstance(part, str):
+            console.print(part, markup=False, highlight=False)
+        else:
+            print_table(part, console)
     return result
 
 

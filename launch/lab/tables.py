@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.table import Table
 
 from eval.figures.lab_curves import (
@@ -26,6 +25,7 @@ from eval.figures.lab_curves import (
 )
 from eval.figures.lab_phase import phase_figure
 from eval.statistics import seed_interval
+from eval.text import new_table
 from theory.lab.complexity import ComplexitySettings, correlations
 from theory.lab.gradients import GradientSettings
 from theory.lab.injection import InjectionSettings
@@ -57,8 +57,8 @@ class Result:
 def report_phase(settings: PhaseSettings, rows: pd.DataFrame, predicted: pd.DataFrame) -> Result:
     """Agreement with the staircase per mixture, trainer and width; which tasks missed."""
     table = agreement(rows, predicted)
-    shown = _table("", "trainer", *[f"N={width}" for width in settings.widths], "all",
-                   title="share of tasks on the predicted side of the staircase")  # fmt: skip
+    shown = new_table("mixture", "trainer", numbers=[*(f"N={w}" for w in settings.widths), "all"],
+                      title="share of tasks on the predicted side of the staircase")  # fmt: skip
     for (mixture, trainer), group in table.groupby(["mixture", "trainer"]):
         by_width = group.groupby("width").agreement.mean()
         shown.add_row(
@@ -84,7 +84,8 @@ def report_complexity(
 ) -> Result:
     """Spearman's rho of frequency and of utility per complexity gap."""
     table = correlations(rows, predicted)
-    shown = _table("trainer", "D", "rho, frequency", "rho, utility", "assignments")
+    numbers = ("rho, frequency", "rho, utility", "assignments")
+    shown = new_table("trainer", "D", numbers=numbers)
     for (trainer, gap), group in table.groupby(["trainer", "gap"]):
         shown.add_row(
             str(trainer), f"{gap:g}", show(group.frequency), show(group.utility), str(len(group))
@@ -109,8 +110,9 @@ def report_injection(
     gaps = before_bursts(rows)
     critical_widths = rows[rows.part == "critical"]
     critical = predicted[predicted.metric == "critical_width_worst"].value.iloc[0]
-    shown = _table("width", "burst", "q before", "q after", "cos(G_r, G_F)", "|G_F|",
-                   title=f"rare task {settings.task}: critical width {critical:.0f}")  # fmt: skip
+    numbers = ("q before", "q after", "cos(G_r, G_F)", "|G_F|")
+    title = f"rare task {settings.task}: critical width {critical:.0f}"
+    shown = new_table("width", "burst", numbers=numbers, title=title)
     after = rows[(rows.part == "trace") & (rows.lag == 0)]
     for (width, number), group in levels.groupby(["width", "number"]):
         now = after[(after.width == width) & (after.cycle == number)]
@@ -153,7 +155,7 @@ def report_gradients(
     """Residual, bounds and norms per width, beside those of the best encoder."""
     theory = predicted.set_index(["metric", "width"]).value
     names = ("residual", "operator", "split", "norm", "joint", "minibatch")
-    shown = _table("width", "R_F, theory", *names, "ratio")
+    shown = new_table("width", numbers=("R_F, theory", *names, "ratio"))
     summary = bands(rows, ["metric", "width"])
     for width, group in rows.groupby("width"):
         values = {name: group[group.metric == name].value for name in (*names, "worst")}
@@ -188,8 +190,8 @@ def _missed(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _half_table(halves: pd.DataFrame, predicted: pd.DataFrame) -> Table:
     theory = predicted[predicted.metric == "half_life"].set_index("width").value
-    shown = _table("width", "peak q", "q at the end", "half-life, steps", "predicted", "ratio",
-                   title="one burst, then forgetting")  # fmt: skip
+    numbers = ("peak q", "q at the end", "half-life, steps", "predicted", "ratio")
+    shown = new_table("width", numbers=numbers, title="one burst, then forgetting")
     for width, group in halves.groupby("width"):
         expected = theory[width]
         never = int(group.value.isna().sum())
@@ -207,8 +209,8 @@ def _half_table(halves: pd.DataFrame, predicted: pd.DataFrame) -> Table:
 
 def _gap_table(gaps: pd.DataFrame) -> Table:
     columns = sorted(gaps.gap.unique())
-    shown = _table("width", *[f"gap {gap}" for gap in columns],
-                   title="q before a burst, equal frequency")  # fmt: skip
+    shown = new_table("width", numbers=[f"gap {gap}" for gap in columns],
+                      title="q before a burst, equal frequency")  # fmt: skip
     for width, group in gaps.groupby("width"):
         shown.add_row(f"{width:g}", *[show(group[group.gap == gap].value) for gap in columns])
     return shown
@@ -217,8 +219,8 @@ def _gap_table(gaps: pd.DataFrame) -> Table:
 def _critical_table(rows: pd.DataFrame, predicted: pd.DataFrame) -> Table:
     theory = predicted[(predicted.metric == "gap_critical_width") & predicted.one_step.eq(True)]
     expected = theory.set_index("gap").value
-    shown = _table("gap", "predicted", "orthogonal iteration",
-                   title="critical width, bursts of one weighted step")  # fmt: skip
+    shown = new_table("gap", numbers=("predicted", "orthogonal iteration"),
+                      title="critical width, bursts of one weighted step")  # fmt: skip
     for gap, group in rows.groupby("gap"):
         shown.add_row(str(gap), f"{expected[gap]:.0f}", show(group.value, 1))
     return shown
@@ -227,13 +229,6 @@ def _critical_table(rows: pd.DataFrame, predicted: pd.DataFrame) -> Table:
 def _tied(mixtures: dict[str, Any]) -> list[str]:
     found = {name: describe_ties(law.mixture()) for name, law in mixtures.items()}
     return [f"mixture {name}: {text}".replace(" :", ":") for name, text in found.items() if text]
-
-
-def _table(*columns: str, title: str | None = None) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    return table
 
 
 def show(values: Sequence[float], digits: int = 3) -> str:

@@ -15,13 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from data_injection.errors import ConfigError
 from data_injection.files import replace_file
-from eval.text import count, number
+from eval.text import count, new_table, number, print_table
 from launch.grid import is_sweep, load_sweep, point_overrides
 from launch.grid_loader import GridLoader
 from launch.reckon import Reckoner, Row, size
@@ -83,9 +82,8 @@ def _size(path: Path) -> tuple[int, int, str]:
 
 def show_costs(rows: Sequence[Row], console: Console) -> None:
     """Tables of 80 columns: what is computed; what it takes; the parts of a GPU's memory."""
-    console.print(_run_table(rows))
-    console.print(_needs_table(rows))
-    console.print(_memory_table(rows))
+    for table in (_run_table(rows), _needs_table(rows), _memory_table(rows)):
+        print_table(table, console)
     cost = rows[0].cost
     device = ", an H100 SXM in dense bf16," if cost.peak_tflops == PEAK_TFLOPS else ""
     console.print(
@@ -102,7 +100,7 @@ def show_costs(rows: Sequence[Row], console: Console) -> None:
 
 def _run_table(rows: Sequence[Row]) -> Table:
     titles = ("runs", "params", "steps", "tokens", "FLOPs", "hours", "GPU hours")
-    table = _table("rung", titles)
+    table = new_table("rung", numbers=titles)
     for row in rows:
         cost, runs = row.cost, row.num_runs
         table.add_row(
@@ -131,7 +129,8 @@ def _run_table(rows: Sequence[Row]) -> Table:
 
 
 def _needs_table(rows: Sequence[Row]) -> Table:
-    table = _table("rung", ["strategy", "rows", "GPU memory", "checkpoint", "kept", "storage"])
+    numbers = ("rows", "GPU memory", "checkpoint", "kept", "storage")
+    table = new_table("rung", "strategy", numbers=numbers)
     for row in rows:
         table.add_row(
             row.rung,
@@ -162,7 +161,7 @@ def _embedding(rows: Sequence[Row]) -> str:
 def _memory_table(rows: Sequence[Row]) -> Table:
     parts = ("weights", "gradients", "optimizer", "working_copies", "activations", "logits")
     titles = [*(part.replace("working_", "") for part in parts), "start"]
-    table = _table("rung", titles)
+    table = new_table("rung", numbers=titles)
     for row in rows:
         memory = row.cost.memory
         sizes = [getattr(memory, part) for part in (*parts, "start")]
@@ -170,14 +169,6 @@ def _memory_table(rows: Sequence[Row]) -> Table:
             row.rung,
             *(number(value / 1e9) for value in sizes),
         )
-    return table
-
-
-def _table(first: str, titles: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(first, overflow="fold")  # numbers are never cut; a long name is folded
-    for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
     return table
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from olmo.util import is_url
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,7 +26,7 @@ from data_injection.corpus.scan import CorpusScan, scan_corpus
 from data_injection.corpus.shards import Meter
 from data_injection.errors import ConfigError
 from data_injection.files import replace_file
-from eval.text import count, number
+from eval.text import count, new_table, number, print_table
 from launch.plan.warnings import Advice, advise, natural_in_run
 from olmo_ext.build import Stream
 from olmo_ext.config import ExperimentConfig
@@ -130,7 +129,7 @@ def _logging(name: str, level: int) -> Iterator[None]:
 def show(found: Preflight, console: Console) -> None:
     """Print it."""
     stream, plan = found.stream, found.stream.plan
-    console.print(_rates(stream))
+    print_table(_rates(stream), console)
     positions, epoch = stream.num_positions, stream.order.epoch_rows
     epochs = number(positions / epoch)
     console.print(
@@ -151,19 +150,11 @@ def show(found: Preflight, console: Console) -> None:
         console.print(Text.assemble(("\nwarning: ", "bold yellow"), str(advice)))
 
 
-def _table(titles: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("task", no_wrap=True)
-    for title in titles:
-        table.add_column(title, justify="right", no_wrap=True)
-    return table
-
-
 def _rates(stream: Stream) -> Table:
     """Frequencies in all units; an exposure is an epoch over the task's train split."""
     plan, steps = stream.plan, stream.num_steps
     titles = ["instances", *("per\n" + unit for unit in ("step", "row", "token"))]
-    table = _table([*titles, "tokens\n/token", "exposures\n/example"])
+    table = new_table("task", numbers=(*titles, "tokens\n/token", "exposures\n/example"))
     for index, (task, schedule) in enumerate(zip(plan.tasks, plan.schedules, strict=True)):
         rates = plan.rates(index)
         table.add_row(
@@ -212,10 +203,10 @@ def _show_scan(found: Preflight, scan: CorpusScan, console: Console) -> None:
         )
     )
     console.print(f"corpus scan: {scan.num_scanned:,} tokens{share}")
-    tokens = _table(["kind", "tokens", "never", "min", "median", "max", "share"])
-    examples = _table(
-        ["train", "test", "before\nEOS", "in the\nrun", "injected", "natural /\ninjected"]
-    )
+    numbers = ("tokens", "never", "min", "median", "max", "share")
+    tokens = new_table("task", "kind", numbers=numbers)
+    numbers = ("train", "test", "before\nEOS", "in the\nrun", "injected", "natural /\ninjected")
+    examples = new_table("task", numbers=numbers)
     for index, task in enumerate(found.stream.plan.tasks):
         counts = scan.tasks[index]
         for kind, values in (("symbols", counts.symbols), ("labels", counts.labels)):
@@ -230,9 +221,9 @@ def _show_scan(found: Preflight, scan: CorpusScan, console: Console) -> None:
             f"{numbers['injected']:,}",
             "-" if ratio is None else f"{ratio:.2%}",
         )
-    console.print(tokens)
+    print_table(tokens, console)
     console.print("examples that stand in the corpus by themselves, anywhere in it:")
-    console.print(examples)
+    print_table(examples, console)
 
 
 def _spread(values: np.ndarray, scan: CorpusScan) -> list[str]:

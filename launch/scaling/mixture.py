@@ -19,7 +19,7 @@ import numpy as np
 from data_injection.errors import ConfigError
 from data_injection.schedules.base import parse_rate
 from eval.advice.groups import Question, check_target, load_groups, records_hash
-from eval.text import count, number
+from eval.text import count, new_table, number, print_table
 from launch.scaling.said import json_text, say
 from launch.yaml_file import from_mapping, read_yaml
 from theory.advice.mixture_plan import HOST, MixturePlan
@@ -239,22 +239,16 @@ def _mean_factor(found: list[Calibration], plan: MixturePlan, console: Console) 
 
 
 def _show(plan: MixturePlan, console: Console) -> None:
-    from rich import box
-    from rich.table import Table
-
     rungs = sorted(plan.rungs, key=lambda one: one.params)
     shares, required = plan.shares, required_widths(plan)
     rows = learned_by_rung(plan).set_index(["task", "rung"])
-    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for title in ("task", "frequency", "features\nneeded"):
-        grid.add_column(title)
-    for one in rungs:
-        grid.add_column(f"{one.name}\nN = {plan.room(one)}", justify="right")
+    widths = [f"{one.name}\nN = {plan.room(one)}" for one in rungs]
+    grid = new_table("task", numbers=("frequency", "features\nneeded", *widths))
     for task in plan.tasks:
         cells = [rows.loc[(task.name, one.name)] for one in rungs]
         marks = [f"{'* ' if cell.learned else ''}{cell.kept:.2f}" for cell in cells]
         grid.add_row(task.name, number(shares[task.name]), str(required[task.name]), *marks)
-    console.print(grid)
+    print_table(grid, console)
     host = f"; {HOST} text takes {number(shares[HOST])}" if HOST in shares else ""
     say(
         console,

@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from eval.text import count, plural
+from eval.text import count, new_table, plural, print_table
 from launch.scaling.losses import LossTable
 from launch.scaling.said import say
 from theory.scaling.fit import FAR, Fit
@@ -46,7 +45,8 @@ def show(
         f"{runs.num_runs} runs, {_span(runs.params)} parameters, {_span(runs.tokens)} tokens, loss "
         f"{runs.loss.min():.3f} to {runs.loss.max():.3f}\nloss: {table.kind}",
     )
-    constants = _table("L(N, D) = L0 + A/N^alpha + B/D^beta", "constant", "value", "95% interval")
+    law = "L(N, D) = L0 + A/N^alpha + B/D^beta"
+    constants = new_table("constant", numbers=("value", "95% interval"), title=law)
     for name in CONSTANTS:
         constants.add_row(name, *_cells(estimate(fitted, name)))
     for name, meaning in DERIVED.items():
@@ -55,9 +55,9 @@ def show(
         f"{len(fitted.draws.alpha):,} resamples of the runs, seed {fitted.seed}; spread of the "
         f"runs about the law {fitted.noise:.2%}; {fitted.same_optimum:.0%} of the starts end here"
     )
-    console.print(constants)
+    print_table(constants, console)
     if isinstance(frontier, Frontier):
-        console.print(_frontier_table(frontier))
+        print_table(_frontier_table(frontier), console)
     else:
         say(console, f"No frontier: {frontier}")
     say(
@@ -92,7 +92,8 @@ def _far(fitted: Fit) -> list[str]:
 
 def _frontier_table(frontier: Frontier) -> Table:
     title = f"Frontier of the runs, {len(frontier.compute)} points, without the law"
-    table = _table(title, "power law", "exponent", "95% interval", "floor")
+    numbers = ("exponent", "95% interval", "floor")
+    table = new_table("power law", numbers=numbers, title=title)
     for name, letter in (("params", "N"), ("compute", "C")):
         for what, laws in (("floor + K", frontier.with_floor), ("K", frontier.without_floor)):
             law = laws[name]
@@ -112,14 +113,16 @@ def _show_answers(answers: Learnability, console: Console) -> None:
         f"{_text(answers.tokens)}, L_inf {_text(answers.infinite_loss)}",
     )
     outside = list(answers.outside)
-    table = _table("Def. 2: below N_s*(eps) only parameters help", "eps", "N_s*", "95% interval")
+    title = "Def. 2: below N_s*(eps) only parameters help"
+    table = new_table("eps", numbers=("N_s*", "95% interval"), title=title)
     for threshold in answers.thresholds:
         value, interval = _cells(threshold.params)
         table.add_row(f"{threshold.eps:g}", value + MARK * bool(threshold.outside), interval)
         outside += threshold.outside
-    console.print(table)
-    columns = ("N_s", "L_inf - L_C(N_l)", "95% interval", "needs", "tokens to match")
-    table = _table("Def. 1: can data close the gap to N_l?", *columns)
+    print_table(table, console)
+    numbers = ("L_inf - L_C(N_l)", "95% interval", "needs", "tokens to match")
+    title = "Def. 1: can data close the gap to N_l?"
+    table = new_table("N_s", numbers=numbers, title=title)
     sizes = answers.sizes
     chosen = np.unique(np.linspace(0, len(sizes) - 1, min(len(sizes), MOST_SIZES)).round())
     for size in (sizes[int(index)] for index in chosen):
@@ -127,7 +130,7 @@ def _show_answers(answers: Learnability, console: Console) -> None:
         tokens += MARK * bool(size.outside)
         table.add_row(_short(size.params), *_cells(size.infinite_gap), size.verdict, tokens)
         outside += size.outside
-    console.print(table)
+    print_table(table, console)
     for said in outside:
         console.print(f"[yellow]{MARK} outside the data:[/] {said}", highlight=False)
 
@@ -150,11 +153,3 @@ def _text(one: Estimate) -> str:
 
 def _short(value: float) -> str:
     return count(value) if value >= 1e4 else f"{value:.4g}"
-
-
-def _table(title: str, first: str, *rest: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1))
-    table.add_column(first)
-    for name in rest:
-        table.add_column(name, justify="right" if name else "left")
-    return table

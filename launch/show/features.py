@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +18,7 @@ from eval.alignment.das import STEPS
 from eval.features.evaluate import METRICS, Job, evaluate_features, find_jobs
 from eval.features.presence import COUNTS
 from eval.records import FILE_NAME, read_records
-from eval.text import check_table_path, with_interval, write_table
+from eval.text import check_table_path, new_table, print_table, with_interval, write_table
 from launch.terminal import progress_bar
 
 CONTROLS = {
@@ -57,7 +56,7 @@ def measure_features(
             written += num
     rows = pd.concat([_rows_of(job) for job in jobs], ignore_index=True)
     for table in _tables(rows):
-        console.print(table)
+        print_table(table, console)
     console.print(f"{written:,} records written" if written else "everything was already there")
     if export is not None:
         write_table(export, rows)
@@ -86,9 +85,8 @@ def _tables(rows: pd.DataFrame) -> Iterator[Table]:
 
 
 def _probes(rows: pd.DataFrame) -> Table:
-    table = _table(
-        "Probes", "run", "step", "task", "target", right=("R²", "layer", "null", "units")
-    )
+    numbers = ("R²", "layer", "null", "units")
+    table = new_table("run", "step", "task", "target", numbers=numbers, title="Probes")
     for (run, step, task, group), part in rows.groupby(["run", "step", "task", "group"]):
         r2 = part[part.metric == f"{group}_r2"].set_index("layer").value
         null = part[part.metric == f"{group}_r2_null99"].set_index("layer").value
@@ -103,7 +101,8 @@ def _probes(rows: pd.DataFrame) -> Table:
 
 def _effects(rows: pd.DataFrame, title: str) -> Table:
     columns = ("variable", "component", "layer", "token")
-    table = _table(f"{title}: causal effect of whole states", *columns, right=("moved", "flipped"))
+    title = f"{title}: causal effect of whole states"
+    table = new_table(*columns, numbers=("moved", "flipped"), title=title)
     both = rows[rows.metric.isin(["causal_recovered", "causal_share"])]
     for key, part in both.groupby(["variable", "component", "layer", "position"]):
         by_metric = part.set_index("metric")[["value", "low", "high"]]
@@ -120,9 +119,9 @@ def _effects(rows: pd.DataFrame, title: str) -> Table:
 
 
 def _alignment(rows: pd.DataFrame, title: str) -> Table:
-    columns = ("variable", "layer", "token", "held out", "rank", "n")
-    right = (*CONTROLS.values(), "major-\nity")
-    table = _table(f"{title}: interchange accuracy", *columns, right=right)
+    columns = ("variable", "layer", "token", "held\nout", "rank", "n")
+    numbers = (*CONTROLS.values(), "major-\nity")
+    table = new_table(*columns, numbers=numbers, title=f"{title}: interchange accuracy")
     place = ["variable", "layer", "position", "held_out", "rank", "n"]
     for key, part in rows.groupby(place):
         by_control = part.set_index("control")
@@ -138,12 +137,3 @@ def _alignment(rows: pd.DataFrame, title: str) -> Table:
 
 def _text(key: tuple[Any, ...]) -> list[str]:
     return [str(int(one)) if isinstance(one, float) else str(one) for one in key]
-
-
-def _table(title: str, *left: str, right: tuple[str, ...]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=0, pad_edge=False)
-    for name in left:
-        table.add_column(name.replace(" ", "\n"))
-    for name in right:
-        table.add_column(name, justify="right")
-    return table

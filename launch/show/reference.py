@@ -10,15 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from data_injection.reference.grammar import TASKS
 from eval.reference.evaluate import Found, evaluate_reference, find_reference
 from eval.reference.tasks import natural_rates
 from eval.run import run_folders
-from eval.text import number
+from eval.text import new_table, number, print_table
 from launch.terminal import progress_bar
 
 EXAMPLES = 5
@@ -56,10 +54,7 @@ def show_frequencies(found: Found, console: Console) -> None:
         f"rows of {geometry.seq_len} tokens"
     )
     titles = ("true\n(distinct)", "false", "docu-\nments", "per\nstep", "95%", "per\nrow")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
-    table.add_column("task", no_wrap=True)
-    for title in (*titles, "per\ntoken", "tokens\n/token"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = new_table("task", numbers=(*titles, "per\ntoken", "tokens\n/token"))
     for task in TASKS:
         rates = natural_rates(
             found.true_places(task), num_scanned=scan.num_scanned, geometry=geometry
@@ -76,7 +71,7 @@ def show_frequencies(found: Found, console: Console) -> None:
             number(rates["rate_per_token"]),
             number(rates["task_tokens_per_token"]),
         )
-    console.print(table)
+    print_table(table, console)
     for task in TASKS:
         common = Counter(place.statement.text for place in found.true_places(task))
         said = ", ".join(f"{text!r} {num}" for text, num in common.most_common(EXAMPLES))

@@ -18,15 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import FILE_NAME as RECORDS_FILE
 from eval.run import MARKER, PROGRESS, RUN, find_below, left_out, read_if_whole
+from eval.text import new_table, print_table
 from launch.slurm.jobs import EVENTS_FILE, Job, Queue, ask_slurm, read_events
 
 STATES = (
@@ -244,11 +243,8 @@ def show_status(sources: Sequence[Path], *, as_json: bool, console: Console) -> 
         }
         console.file.write(json.dumps(told, indent=1) + "\n")
         return
-    titles = ("state", "step", "saved", "job", "requeues", "record", "exposures")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
-    table.add_column("run", overflow="fold")
-    for title in titles:
-        table.add_column(title, no_wrap=True)
+    numbers = ("step", "saved", "job", "requeues", "record", "exposures")
+    table = new_table("run", "state", numbers=numbers)
     for run in runs:
         share = f"/{run.num_steps:,}" if run.num_steps else ""
         seen = sorted({f"{value:.3g}" for value in run.exposures.values()}, key=float)
@@ -263,9 +259,7 @@ def show_status(sources: Sequence[Path], *, as_json: bool, console: Console) -> 
             "" if run.record_age is None else f"{_duration(run.record_age)} ago",
             " to ".join([*seen[:1], *seen[1:][-1:]]),
         )
-    # A pipe has no width: names are not folded for it.
-    wide = console if console.is_terminal else Console(file=console.file, width=160)
-    wide.print(table)
+    print_table(table, console)
     counts = {state: sum(run.state == state for run in runs) for state in STATES}
     console.print(", ".join(f"{number} {state}" for state, number in counts.items() if number))
     for run in runs:

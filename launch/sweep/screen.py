@@ -21,13 +21,11 @@ from typing import Any
 import numpy as np
 import yaml
 from omegaconf import OmegaConf
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from data_injection.errors import ConfigError
 from data_injection.files import replace_file
-from eval.text import number
+from eval.text import new_table, number, print_table
 from launch.grid import Sweep
 from launch.reckon import Reckoner
 from launch.runs import Run
@@ -274,9 +272,8 @@ def screen_sweeps(
 def _show(
     frontiers: Mapping[Kind, Frontier], choice: Choice, budget: Budget, console: Console
 ) -> None:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for title in ("rung", "family", "learned in mixtures from", "between", "on the wrong side"):
-        table.add_column(title, no_wrap=title != "family")
+    numbers = ("learned in mixtures from", "between", "on the wrong side")
+    table = new_table("rung", "family", numbers=numbers)
     where = {"all": "all learned: below", "none": "none learned: above", "between": ""}
     rungs = [(kind.rung, kind.family) for kind in frontiers]
     for kind, found in frontiers.items():
@@ -285,16 +282,15 @@ def _show(
         several = rungs.count((kind.rung, kind.family)) > 1
         family = f"{kind.family} ({kind.setting})" if several else kind.family
         table.add_row(kind.rung, family, rate, span, f"{found.wrong} of {found.num_rates}")
-    console.print(table)
+    print_table(table, console)
     console.print("alone a task is often learned later than in a mixture of its like")
-    cells_ = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for title in ("single-task cell", "runs", "doublings off", budget.unit, ""):
-        cells_.add_column(title, justify="left" if title in ("single-task cell", "") else "right")
+    numbers = ("runs", "doublings off", budget.unit)
+    cells_ = new_table("single-task cell", numbers=numbers, beside=("",))
     for cell in choice.chosen:
         row = (cell.name, str(len(cell.runs)), f"{cell.distance:.2f}", f"{cell.price:.4g}")
         cells_.add_row(*row, "chosen")
     for cell, why in choice.left_out:
         row = (cell.name, str(len(cell.runs)), f"{cell.distance:.2f}", f"{cell.price:.4g}")
         cells_.add_row(*row, f"left out: {why}")
-    console.print(cells_)
+    print_table(cells_, console)
     console.print(f"{choice.spent:.4g} of {budget} spent, mixtures included")

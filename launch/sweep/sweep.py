@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from eval.text import count, new_table, number, print_table
 from launch.runs import Run
 from launch.sweep.executor import (
     Failure,
@@ -44,7 +44,7 @@ def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console
         runs, jobs=jobs, console=console, retries=retries, keep_going=True, gpus=gpus
     )
     if failures:
-        console.print(failure_table(failures))
+        print_table(failure_table(failures), console)
         raise RunFailed(
             f"{len(failures)} of {len(runs)} runs failed; the same command tries them again from "
             "their last checkpoints"
@@ -53,15 +53,11 @@ def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console
 
 def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu: float) -> None:
     """Every cell with its tokens, GPU hours and storage, and the sums."""
-    from eval.text import count, number
     from launch.reckon import Reckoner, size
 
     reckoner = Reckoner(peak_tflops=peak_tflops, mfu=mfu)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("run", overflow="fold")
-    for title in ("steps", "tokens", "GPU hours", "checkpoints", "storage"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("folder", overflow="fold")
+    numbers = ("steps", "tokens", "GPU hours", "checkpoints", "storage")
+    table = new_table("run", numbers=numbers, beside=("folder",))
     hours, kept = 0.0, 0
     for run in runs:
         assert run.experiment is not None
@@ -76,7 +72,7 @@ def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu:
             size(row.storage),
             str(run.folder) + (" (finished)" if run.finished else ""),
         )
-    console.print(table)
+    print_table(table, console)
     console.print(
         f"{len(runs)} runs, {count(sum(run.num_tokens for run in runs))} tokens, {number(hours)} "
         f"GPU hours (at {peak_tflops:g} TFLOP/s and MFU {mfu:g}), {size(kept)} of checkpoints; "
@@ -86,9 +82,8 @@ def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu:
 
 def failure_table(failures: Sequence[Failure]) -> Table:
     """What was given up, and the last line of each log."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for title in ("failed run", "ended with", "starts", "at step", "last line of its log"):
-        table.add_column(title, overflow="fold")
+    beside = ("last line of its log",)
+    table = new_table("failed run", "ended with", numbers=("starts", "at step"), beside=beside)
     for failure in failures:
         run = failure.run
         table.add_row(
