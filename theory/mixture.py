@@ -71,6 +71,11 @@ class Mixture:
         return int(self.spectra.shape[0])
 
     @property
+    def numbers(self) -> range:
+        """The tasks' numbers in records and figures, from 1."""
+        return range(1, self.num_tasks + 1)
+
+    @property
     def rank(self) -> int:
         """m: features a task."""
         return int(self.spectra.shape[1])

@@ -5,6 +5,7 @@ PowerLaw(num_tasks=8).mixture()
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from theory.mixture import Mixture, power_law
@@ -35,13 +36,13 @@ class PowerLaw:
         return power_law(self.num_tasks, self.rank, a=self.a, b=self.b, num_inputs=num_inputs)
 
 
-def check_positive(settings: object, *names: str) -> None:
-    """Raise ValueError unless each named number, or all of a list of them, is above 0."""
+def check_positive(settings: object, *names: str, where: str = "") -> None:
+    """Raise ValueError unless each named number that is given, or all of a tuple, is above 0."""
     for name in names:
         value = getattr(settings, name)
         numbers = value if isinstance(value, tuple) else (value,)
-        if any(number <= 0 for number in numbers):
-            raise ValueError(f"{name} must be above 0, got {value}")
+        if any(one is not None and not (math.isfinite(one) and one > 0) for one in numbers):
+            raise ValueError(f"{where}{name} must be above 0, got {value}")
 
 
 def check_seeds(seeds: tuple[int, ...]) -> None:

@@ -93,16 +93,12 @@ def ties(mixture: Mixture) -> list[list[tuple[int, int]]]:
     """
     order = order_by_utility(mixture)
     utilities = mixture.utilities.ravel()[order]
-    groups: list[list[tuple[int, int]]] = []
-    for i in range(1, len(order)):
-        if utilities[i] <= 0 or utilities[i - 1] - utilities[i] > TIE * utilities[i - 1]:
-            continue
-        pair = [_place(mixture, order[i - 1]), _place(mixture, order[i])]
-        if groups and groups[-1][-1] == pair[0]:
-            groups[-1].append(pair[1])
-        else:
-            groups.append(pair)
-    return groups
+    apart = (utilities[1:] <= 0) | (-np.diff(utilities) > TIE * utilities[:-1])
+    return [
+        [divmod(int(flat), mixture.rank) for flat in group]
+        for group in np.split(order, 1 + np.flatnonzero(apart))
+        if len(group) > 1
+    ]
 
 
 def describe_ties(mixture: Mixture) -> str:
@@ -117,7 +113,3 @@ def describe_ties(mixture: Mixture) -> str:
         f"({len(groups)} groups); the critical width of {unsure} tasks is uncertain by up to "
         f"{int((worst - best).max())}"
     )
-
-
-def _place(mixture: Mixture, flat: int) -> tuple[int, int]:
-    return int(flat) // mixture.rank, int(flat) % mixture.rank

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from theory.mixture import SUM_TOLERANCE, Mixture, given
+from theory.settings import check_positive
 
 HOST = "host"
 MOST_FEATURES = 20_000_000
@@ -115,25 +116,20 @@ class MixturePlan:
         frequencies = [task.frequency for task in self.tasks]
         spectra = [_spectrum(self, task) for task in self.tasks]
         if self.host is not None and self.rest > 0:
-            parts = np.arange(1, self.host.num_tasks + 1, dtype=float) ** -self.host.decay
-            frequencies += list(self.rest * parts / parts.sum())
-            one = np.arange(1, self.host.features + 1, dtype=float) ** -self.host.exponent
-            spectra += [one / one.sum() * self.host.loss] * self.host.num_tasks
+            frequencies += list(self.rest * _power_law(self.host.num_tasks, self.host.decay))
+            one = _power_law(self.host.features, self.host.exponent)
+            spectra += [one * self.host.loss] * self.host.num_tasks
         return given(np.array(frequencies) / math.fsum(frequencies), [list(s) for s in spectra])
 
     def task(self, name: str) -> PlannedTask:
-        for task in self.tasks:
-            if task.name == name:
-                return task
-        names = ", ".join(task.name for task in self.tasks)
-        raise ValueError(f"target {name!r} is no task; the tasks are {names}")
+        if (found := {task.name: task for task in self.tasks}).get(name) is None:
+            raise ValueError(f"target {name!r} is no task; the tasks are {', '.join(found)}")
+        return found[name]
 
     def rung(self, name: str) -> Rung:
-        for rung in self.rungs:
-            if rung.name == name:
-                return rung
-        names = ", ".join(rung.name for rung in self.rungs)
-        raise ValueError(f"rung {name!r} is not in rungs; there are {names}")
+        if (found := {rung.name: rung for rung in self.rungs}).get(name) is None:
+            raise ValueError(f"rung {name!r} is not in rungs; there are {', '.join(found)}")
+        return found[name]
 
     def room(self, rung: Rung) -> int:
         """N: features the rung has room for."""
@@ -156,8 +152,14 @@ def _spectrum(plan: MixturePlan, task: PlannedTask) -> np.ndarray:
     else:
         assert task.exponent is not None, "checked with the plan"
         assert task.features is not None, "checked with the plan"
-        values = np.arange(1, task.features + 1, dtype=float) ** -task.exponent
+        values = _power_law(task.features, task.exponent)
     return values / values.sum() * task.loss
+
+
+def _power_law(num: int, exponent: float) -> np.ndarray:
+    """k^-exponent, k = 1..num, scaled to sum to 1."""
+    values = np.arange(1, num + 1, dtype=float) ** -exponent
+    return values / values.sum()
 
 
 # -- checks ----------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ def _check(plan: MixturePlan) -> None:
         )
     if plan.host is not None:
         host = plan.host
-        _above_zero("host", features=host.features, num_tasks=host.num_tasks, loss=host.loss)
+        check_positive(host, "features", "num_tasks", "loss", where="host: ")
         if host.exponent < 0 or host.decay < 0:
             raise ValueError("host.exponent and host.decay must be at least 0")
         table = host.features * (host.num_tasks + len(plan.tasks))
@@ -199,13 +201,9 @@ def _check(plan: MixturePlan) -> None:
                 "room never matter)"
             )
     for rung in plan.rungs:
-        _above_zero(f"rungs ({rung.name})", d_model=rung.d_model, params=rung.params)
-    given_values = {
-        name: getattr(plan, name)
-        for name in ("features_per_d_model", "bits_per_feature", "tokens", "eta")
-        if getattr(plan, name) is not None
-    }
-    _above_zero("the plan", **given_values)
+        check_positive(rung, "d_model", "params", where=f"rungs ({rung.name}): ")
+    assumed = ("features_per_d_model", "bits_per_feature", "tokens", "eta")
+    check_positive(plan, *assumed, where="the plan: ")
     if not 0 < plan.learned_share <= 1:
         raise ValueError(f"learned_share must be in (0, 1], got {plan.learned_share:g}")
 
@@ -229,22 +227,14 @@ def _check_task(plan: MixturePlan, task: PlannedTask, where: str) -> None:
         or any(b > a for a, b in zip(task.spectrum, task.spectrum[1:], strict=False))
     ):
         raise ValueError(f"{where}.spectrum must be positive, from the largest down")
-    if task.bits is not None:
-        _above_zero(where, bits=task.bits)
-        if plan.bits_per_feature is None:
-            raise ValueError(
-                f"{where}.bits needs bits_per_feature: how many bits a feature stores is an "
-                "assumption; state it, or give exponent and features"
-            )
-    _above_zero(where, loss=task.loss, gap=task.gap)
+    check_positive(task, "bits", "loss", "gap", where=f"{where}: ")
+    if task.bits is not None and plan.bits_per_feature is None:
+        raise ValueError(
+            f"{where}.bits needs bits_per_feature: how many bits a feature stores is an "
+            "assumption; state it, or give exponent and features"
+        )
     if task.gap > 1 and plan.eta is None:
         raise ValueError(
             f"{where}.gap is {task.gap}: gaps need eta, the learning rate of the theory's flow, "
             "or there is no telling how fast the task is forgotten; state it, or leave gap out"
         )
-
-
-def _above_zero(where: str, **values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{where}: {name} must be above 0, got {value:g}")

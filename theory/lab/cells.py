@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 Row = dict[str, Any]
 """One number and all that tells it from the others: experiment, metric, value, seed, width, ..."""
@@ -38,3 +41,18 @@ class Cell:
         what = f"{self.run.__module__}.{self.run.__qualname__}"
         text = json.dumps([VERSION, what, self.settings], sort_keys=True)
         return f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def chosen(settings: object, *names: str) -> dict[str, Any]:
+    """These settings by name: what a cell is given, and so what its name depends on."""
+    return {name: getattr(settings, name) for name in names}
+
+
+def rows_by(key: str, labels: Iterable[Any], fields: Row, **metrics: ArrayLike) -> list[Row]:
+    """A row for each label (under `key`) and metric; each metric's values are in their order."""
+    listed = {metric: np.asarray(values).tolist() for metric, values in metrics.items()}
+    return [
+        {**fields, key: label, "metric": metric, "value": values[i]}
+        for i, label in enumerate(labels)
+        for metric, values in listed.items()
+    ]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from theory.lab.cells import Cell, Row
+from theory.lab.cells import Cell, Row, chosen, rows_by
 from theory.mixture import Mixture, power_law
 from theory.settings import check_positive, check_seeds
 from theory.utility import critical_widths, retained_signal, width_for_share
@@ -82,34 +82,34 @@ def predictions(settings: ComplexitySettings) -> list[Row]:
     rows: list[Row] = []
     for seed in settings.seeds:
         for gap in settings.gaps:
-            mixture = _mixture(settings, seed, gap)
+            mixture = assigned_mixture(seed, gap, **chosen(settings, "num_tasks", "rank", "a"))
             half, first = width_for_share(mixture), critical_widths(mixture)[:, 0]
             kept = retained_signal(mixture, settings.joint_width)
-            for task in range(mixture.num_tasks):
-                fields = {"experiment": "complexity", "seed": seed, "gap": gap, "task": task + 1}
-                rows += [
-                    {**fields, "metric": "half_width", "value": int(half[task])},
-                    {**fields, "metric": "critical_width", "value": int(first[task])},
-                    {**fields, "metric": "retained", "value": float(kept[task])},
-                ]
+            fields = {"experiment": "complexity", "seed": seed, "gap": gap}
+            rows += rows_by(
+                "task",
+                mixture.numbers,
+                fields,
+                half_width=half,
+                critical_width=first,
+                retained=kept,
+            )
     return rows
 
 
 def cells(settings: ComplexitySettings) -> list[Cell]:
     """One cell per assignment and gap."""
-    shape = {"num_tasks": settings.num_tasks, "rank": settings.rank, "a": settings.a}
-    shape["batch_size"] = settings.batch_size
+    shape = chosen(settings, "num_tasks", "rank", "a", "batch_size")
+    alone = shape | chosen(settings, "max_width", "rate", "steps")
+    joint = {"width": settings.joint_width, "rate": settings.joint_rate}
+    joint |= shape | {"steps": settings.joint_steps}
     made = []
     for seed in settings.seeds:
-        for gap in settings.gaps:
-            fields = {**shape, "seed": seed, "gap": gap}
-            own = {"max_width": settings.max_width, "rate": settings.rate, "steps": settings.steps}
-            made.append(Cell(run_orthogonal, fields | own, cost=1.0))
-        for gap in settings.joint_gaps:
-            fields = {**shape, "seed": seed, "gap": gap}
-            own = {"width": settings.joint_width, "rate": settings.joint_rate}
-            own["steps"] = settings.joint_steps
-            made.append(Cell(run_joint, fields | own, cost=4.0))
+        made += [Cell(run_orthogonal, {**alone, "seed": seed, "gap": gap}) for gap in settings.gaps]
+        made += [
+            Cell(run_joint, {**joint, "seed": seed, "gap": gap}, cost=4.0)
+            for gap in settings.joint_gaps
+        ]
     return made
 
 
@@ -131,8 +131,7 @@ def run_orthogonal(
     enough = kept >= 0.5
     widths = np.where(enough.any(axis=1), enough.argmax(axis=1) + 1, max_width + 1)
     fields = {"experiment": "complexity", "trainer": "orthogonal", "seed": seed, "gap": gap}
-    fields |= {"step": steps, "metric": "half_width"}
-    return [{**fields, "task": task + 1, "value": int(w)} for task, w in enumerate(widths)]
+    return rows_by("task", mixture.numbers, fields | {"step": steps}, half_width=widths)
 
 
 def run_joint(
@@ -156,12 +155,8 @@ def run_joint(
     fields = {"experiment": "complexity", "trainer": "joint, exact", "seed": seed, "gap": gap}
     fields |= {"step": steps, "width": width}
     ratio = float(loss / optimal_loss(mixture, width))
-    rows: list[Row] = [{**fields, "metric": "loss_ratio", "value": ratio}]
-    rows += [
-        {**fields, "metric": "retained", "task": task + 1, "value": float(value)}
-        for task, value in enumerate(kept)
-    ]
-    return rows
+    rows = rows_by("task", mixture.numbers, fields, retained=kept)
+    return [{**fields, "metric": "loss_ratio", "value": ratio}, *rows]
 
 
 def correlations(rows: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
@@ -192,11 +187,4 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> float:
 
     # Rounded: what differs in the last digits of fp32 is tied.
     a, b = np.round(first, 6), np.round(second, 6)
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(spearmanr(a, b).statistic)
-
-
-def _mixture(settings: ComplexitySettings, seed: int, gap: float) -> Mixture:
-    shape = {"num_tasks": settings.num_tasks, "rank": settings.rank}
-    return assigned_mixture(seed, gap, a=settings.a, **shape)
+    return float("nan") if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)

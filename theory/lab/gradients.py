@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from theory.bounds import covariance, gradient_bounds, residual_at_optimum
-from theory.lab.cells import Cell, Row
+from theory.lab.cells import Cell, Row, chosen, rows_by
 from theory.lab.phase import sampled_groups
 from theory.settings import PowerLaw, check_positive, check_seeds
 
@@ -52,27 +52,16 @@ def predictions(settings: GradientSettings) -> list[Row]:
     """Residual and bound of the best encoder of each width; from the mixture alone."""
     mixture, tasks = settings.mixture.mixture(), range(settings.common)
     largest = float(covariance(mixture, tasks).max())
-    rows: list[Row] = []
-    for width in settings.widths:
-        residual = residual_at_optimum(mixture, width, tasks=tasks)
-        fields = {"experiment": "gradients", "width": width}
-        rows.append({**fields, "metric": "residual", "value": residual})
-        rows.append(
-            {**fields, "metric": "operator", "value": 2 * float(np.sqrt(largest * residual))}
-        )
-    return rows
+    left = np.array([residual_at_optimum(mixture, n, tasks=tasks) for n in settings.widths])
+    fields = {"experiment": "gradients"}
+    operator = 2 * np.sqrt(largest * left)
+    return rows_by("width", settings.widths, fields, residual=left, operator=operator)
 
 
 def cells(settings: GradientSettings) -> list[Cell]:
     """One cell a width, and a seed where students are wide."""
-    shared: dict[str, Any] = {
-        "power_law": asdict(settings.mixture),
-        "common": settings.common,
-        "rate": settings.rate,
-        "batch_size": settings.batch_size,
-        "steps": settings.steps,
-        "read_every": settings.read_every,
-    }
+    shared = chosen(settings, "common", "rate", "batch_size", "steps", "read_every")
+    shared["power_law"] = asdict(settings.mixture)
     features = settings.mixture.num_tasks * settings.mixture.rank
     made = []
     for width in settings.widths:
@@ -111,12 +100,11 @@ def run_width(
         for name, values in _reading(students, mixture, range(common), weights, norm).items():
             readings.setdefault(name, []).append(values)
     fields = {"experiment": "gradients", "width": width, "step": steps}
-    return [
-        {**fields, "seed": seed, "metric": name, "value": float(reduced[i])}
+    reduced = {
+        name: np.max(values, axis=0) if name == "worst" else np.mean(values, axis=0)
         for name, values in readings.items()
-        for reduced in [np.max(values, axis=0) if name == "worst" else np.mean(values, axis=0)]
-        for i, seed in enumerate(seeds)
-    ]
+    }
+    return rows_by("seed", seeds, fields, **reduced)
 
 
 def _reading(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from theory.dynamics import gap_critical_width, half_life
-from theory.lab.cells import Cell, Row
+from theory.lab.cells import Cell, Row, chosen, rows_by
 from theory.lab.phase import sampled_groups
 from theory.mixture import Mixture
 from theory.settings import PowerLaw, check_positive, check_seeds
@@ -109,12 +109,8 @@ def predictions(settings: InjectionSettings) -> list[Row]:
 
 def cells(settings: InjectionSettings) -> list[Cell]:
     """Cells of all three parts; wide students one seed a cell, since they are slow."""
-    shared: dict[str, Any] = {
-        "power_law": asdict(settings.mixture),
-        "task": settings.task,
-        "rate": settings.rate,
-        "batch_size": settings.batch_size,
-    }
+    alone = chosen(settings, "task", "rate") | {"power_law": asdict(settings.mixture)}
+    shared = alone | chosen(settings, "batch_size")
     features = settings.mixture.num_tasks * settings.mixture.rank
     made = []
 
@@ -124,9 +120,8 @@ def cells(settings: InjectionSettings) -> list[Cell]:
             made.append(Cell(run, fields, cost=cost))
 
     for gap in settings.gaps:
-        fields = {name: value for name, value in shared.items() if name != "batch_size"}
         own = {"gap": gap, "steps": settings.gap_steps, "seeds": list(settings.seeds)}
-        made.append(Cell(run_critical, fields | own, cost=len(settings.seeds)))
+        made.append(Cell(run_critical, alone | own, cost=len(settings.seeds)))
     for width in settings.trace_widths:
         own = {"gap": settings.gap, "cycles": settings.cycles}
         add(run_trace, width, settings.seeds, settings.gap * settings.cycles, own)
@@ -228,17 +223,14 @@ def run_critical(
     mixture = PowerLaw(**power_law).mixture()
     cycles = 2 * steps // gap
     phases = bursts(mixture, task - 1, gap=gap, cycles=cycles, length=1)
-    first = (task - 1) * mixture.rank
-    fields = {"experiment": "injection", "part": "critical", "gap": gap, "burst": 1}
-    rows: list[Row] = []
+    first, most = (task - 1) * mixture.rank, mixture.num_features
+    widths = []
     for seed in seeds:
-        (spanned,) = orthogonal_iteration(
-            mixture, phases, rate=rate, seed=seed, max_width=mixture.num_features
-        )  # fmt: skip
+        (spanned,) = orthogonal_iteration(mixture, phases, rate=rate, seed=seed, max_width=most)
         learned = spanned[first] > 0.5
-        width = int(learned.argmax()) + 1 if learned.any() else mixture.num_features + 1
-        rows.append({**fields, "seed": seed, "metric": "critical_width", "value": width})
-    return rows
+        widths.append(int(learned.argmax()) + 1 if learned.any() else most + 1)
+    fields = {"experiment": "injection", "part": "critical", "gap": gap, "burst": 1}
+    return rows_by("seed", seeds, fields, critical_width=widths)
 
 
 def _students(
@@ -279,8 +271,4 @@ def _read(
         if students.step < students.phases.num_steps:
             values["cos_batch"] = cosine(rare_gradient, students.batch_gradient(in_x=True))
             values["cos_minibatch"] = cosine(rare_gradient, students.batch_gradient())
-    return [
-        {**fields, "seed": seed, "metric": metric, "value": float(of_seed[i])}
-        for metric, of_seed in values.items()
-        for i, seed in enumerate(students.seeds)
-    ]
+    return rows_by("seed", students.seeds, fields, **values)

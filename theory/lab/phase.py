@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from theory.lab.cells import Cell, Row
+from theory.lab.cells import Cell, Row, rows_by
 from theory.mixture import Floats, Mixture
 from theory.settings import PowerLaw, check_positive, check_seeds
 from theory.utility import critical_widths, optimal_loss, retained_signal, width_for_share
@@ -104,17 +104,12 @@ def predictions(settings: PhaseSettings) -> list[Row]:
         for width in settings.widths:
             kept = retained_signal(mixture, width)
             fields = {"experiment": "phase", "mixture": name, "width": width}
-            rows.append(
-                {**fields, "metric": "optimal_loss", "value": float(optimal_loss(mixture, width))}
-            )
-            for task in range(mixture.num_tasks):
-                of_task = {**fields, "task": task + 1}
-                rows += [
-                    {**of_task, "metric": "critical_width", "value": int(critical[task])},
-                    {**of_task, "metric": "half_width", "value": int(half[task])},
-                    {**of_task, "metric": "learned", "value": int(critical[task] <= width)},
-                    {**of_task, "metric": "retained", "value": float(kept[task])},
-                ]
+            best = float(optimal_loss(mixture, width))
+            rows.append({**fields, "metric": "optimal_loss", "value": best})
+            rows += rows_by(
+                "task", mixture.numbers, fields, critical_width=critical, half_width=half,
+                learned=(critical <= width).astype(int), retained=kept,
+            )  # fmt: skip
     return rows
 
 
@@ -228,12 +223,7 @@ def task_rows(fields: Row, mixture: Mixture, leverage_F: Floats) -> list[Row]:
     """Two rows a task: the leverage of its leading feature, and its retained signal."""
     per_task = leverage_F.reshape(mixture.spectra.shape)
     kept = (per_task * mixture.spectra).sum(axis=1) / mixture.traces
-    rows: list[Row] = []
-    for task in range(mixture.num_tasks):
-        of_task = {**fields, "task": task + 1}
-        rows.append({**of_task, "metric": "leverage", "value": float(per_task[task, 0])})
-        rows.append({**of_task, "metric": "retained", "value": float(kept[task])})
-    return rows
+    return rows_by("task", mixture.numbers, fields, leverage=per_task[:, 0], retained=kept)
 
 
 def agreement(rows: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:

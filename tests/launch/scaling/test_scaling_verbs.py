@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from designs import PAPER, draw, grid
 from matplotlib.colors import to_rgb
 from typer.testing import CliRunner
 
@@ -21,7 +22,6 @@ from launch.cli import app
 from launch.scaling.losses import METRIC, read_losses
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
-from theory.scaling.designs import PAPER, draw, grid
 from theory.scaling.fit import fit_law
 from theory.scaling.learnability import learnability
 from theory.scaling.runs import Runs

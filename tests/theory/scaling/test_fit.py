@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from designs import CHINCHILLA, DESIGNS, PAPER, draw, grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize as scipy_minimize
 
-from theory.scaling.designs import CHINCHILLA, DESIGNS, PAPER, draw, grid
 from theory.scaling.fit import fit_law
 from theory.scaling.law import CONSTANTS, Law
 from theory.scaling.learnability import learnability

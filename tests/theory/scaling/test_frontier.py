@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from designs import CHINCHILLA, DESIGNS, draw, grid
 
-from theory.scaling.designs import CHINCHILLA, DESIGNS, draw, grid
 from theory.scaling.frontier import fit_frontier
 from theory.scaling.runs import Runs
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from designs import CHINCHILLA, PAPER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from theory.scaling.designs import CHINCHILLA, PAPER
 from theory.scaling.law import FLOPS, Law
 
 EXPONENT = st.floats(0.1, 1.2)
