@@ -69,7 +69,7 @@ HEAVY = (
 MOST_LINES_OF_A_FILE = 350
 MOST_MODULES_OF_A_FOLDER = 14
 MOST_LINES_OF_THE_PATH = 3_100
-MOST_LINES_OF_THE_ROOMS = 34_500
+MOST_LINES_OF_THE_ROOMS = 33_800
 """Not yet the aim, which is 28,500: lower it whenever something has gone, never raise it."""
 
 
