@@ -111,9 +111,9 @@ class Witness:
                     f"{task.tokens[rows.examples[chosen[i]]].tolist()} and EOS"
                 )
             # A row that ends like an example without being planned: rare, so look at it closely.
-            ends = ids_BT[:, where.stop - 1] == self.plan.eos_token_id
-            ends &= np.isin(ids_BT[:, where.stop - 2], task.label_tokens) & ~planned
-            for i in np.flatnonzero(ends).tolist():
+            ends = np.flatnonzero((ids_BT[:, where.stop - 1] == self.plan.eos_token_id) & ~planned)
+            ends = ends[np.isin(ids_BT[ends, where.stop - 2], task.label_tokens)]
+            for i in ends.tolist():
                 host = self.host[int(host_rows[i])]["input_ids"].numpy()
                 if not np.array_equal(host, ids_BT[i]):
                     raise StreamError(

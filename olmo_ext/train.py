@@ -27,7 +27,7 @@ from data_injection.extensions import remembering
 from data_injection.ledger import LedgerWriter
 from eval.records import lock_folder
 from eval.run import extensions_of
-from olmo_ext.build import init_process_group
+from olmo_ext.build import init_process_group, keep_memory
 from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.prepare import build_trainer, prepare
@@ -69,6 +69,7 @@ def train(
     Raises:
         ConfigError: before any work starts and before anything is written.
     """
+    keep_memory()
     with remembering(extensions_of(experiment.train.save_folder)):
         prepared = prepare(experiment)
     device = init_process_group()

@@ -16,6 +16,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -170,7 +171,7 @@ class Task(ABC):
         """Tokens of one example, the label's included (the EOS that follows is not)."""
         return int(self.tokens.shape[1])
 
-    @property
+    @cached_property  # asked for at every step of a run
     def label_tokens(self) -> IntArray:
         """Token ids that can be labels, ascending."""
         return np.unique(self.tokens[:, -1])

@@ -1,0 +1,57 @@
+"""What a training process sets up for itself."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from olmo_ext.build import keep_memory
+
+FAULTS = """
+import resource, torch
+from olmo_ext.build import keep_memory
+keep_memory()
+def once():
+    torch.empty(2**22).fill_(1.0)  # 16 MiB, a micro model's logits
+for _ in range(3):
+    once()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    once()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_memory_that_every_step_takes_and_frees_is_faulted_in_once() -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    child = subprocess.run(
+        [sys.executable, "-c", FAULTS],
+        env=clean | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(child.stdout) < 100  # 81,920 pages of 4 KiB otherwise
+
+
+@pytest.mark.parametrize(
+    ("variable", "cuda", "calls"), [("X", False, 2), ("MALLOC_ARENA_MAX", False, 0), ("X", True, 0)]
+)
+def test_malloc_is_left_alone_on_a_gpu_and_where_somebody_has_set_it(
+    monkeypatch: pytest.MonkeyPatch, variable: str, cuda: bool, calls: int
+) -> None:
+    made: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setenv(variable, "1")
+    keep_memory()
+    assert len(made) == calls
