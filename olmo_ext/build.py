@@ -44,9 +44,9 @@ def keep_memory() -> None:
     """Have glibc keep freed memory, for a process that trains on the CPU.
 
     A step frees the logits and asks for them again: by default they go back to the kernel, which
-    hands over each page anew, zeroed, a third of a small model's step. No number changes. Peak memory
-    does not rise; what was needed once stays taken until the process ends. Whoever sets one of
-    malloc's own variables (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_) is left their choice.
+    hands over each page anew, zeroed: a third of a small model's step. No number changes. Peak
+    memory does not rise; what was needed once stays taken until the process ends. Whoever sets one
+    of malloc's own variables (MALLOC_TRIM_THRESHOLD_, say) is left their choice.
     """
     if torch.cuda.is_available() or any(name.startswith("MALLOC_") for name in os.environ):
         return
