@@ -85,7 +85,7 @@ OUTCOMES_OF = {
 FOLLOWING = frozenset(
     (
         *("tokens", "batch_size", "seq_len", "params_total", "d_model"),
-        *("family", "schedule", "gap", "variant", "bits", "exposures_per_example"),
+        *("family", "schedule", "timing", "gap", "variant", "bits", "exposures_per_example"),
         *("rate_per_step", "rate_per_sequence", "rate_per_token", "task_tokens_per_token"),
         *("rate_low", "rate_high"),
         "reference",  # which natural statements were asked: asked otherwise, it is measured anew
@@ -250,6 +250,7 @@ def task_fields(plan: InjectionPlan, name: str, *, step: int) -> dict[str, Any]:
         "task": name,
         "family": plan.tasks[index].family,
         "schedule": plan.schedules[index].label,
+        "timing": plan.canonical["tasks"][name]["schedule"]["kind"],
         "gap": plan.schedules[index].gap,
         "variant": plan.variant(index),
         "bits": plan.tasks[index].bits,

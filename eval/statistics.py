@@ -9,10 +9,11 @@ share its weights, so an interval over items leaves the spread over seeds out.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 Z = 1.959963984540054
@@ -30,6 +31,22 @@ def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
     mean = float(data.mean())
     half = student_t975(len(data) - 1) * float(data.std(ddof=1)) / np.sqrt(len(data))
     return mean, mean - half, mean + half
+
+
+def seed_fields(values: Sequence[float], name: str = "value") -> dict[str, float]:
+    """`seed_interval` as columns: value, low, high; of another name NAME, NAME_low, NAME_high."""
+    ends = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
+    return dict(zip((name, *ends), seed_interval(values), strict=True))
+
+
+def per_group(
+    rows: pd.DataFrame, by: Sequence[str], say: Callable[[pd.DataFrame], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row for each group of `by`, unknown keys too: its key, and what is said of it."""
+    return [
+        dict(zip(by, key, strict=True)) | say(group)
+        for key, group in rows.groupby(list(by), dropna=False)
+    ]
 
 
 def student_t975(dof: int) -> float:

@@ -155,12 +155,23 @@ def template(package: str, name: str, **filters: Callable[[Any], Any]) -> Templa
     return environment.get_template(name)
 
 
-def check_table_path(path: Path, *, option: str) -> None:
-    """Raise ConfigError, before any work, for a table that cannot be written."""
-    if path.suffix not in TABLE_SUFFIXES:
-        raise ConfigError(f"{option} {path} must end in {' or '.join(TABLE_SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{option} {path}: there is no folder {path.parent}; make it first")
+def check_target(path: Path | None, option: str, *, suffixes: Sequence[str] = ()) -> None:
+    """Raise ConfigError, before any work, for a file (if one is asked for) that cannot be written.
+
+    suffixes: those that its name may end in; for a table TABLE_SUFFIXES.
+    """
+    if path is None:
+        return
+    rule, remedy = "", ""
+    if path.is_dir():
+        rule = "must be a file and not a folder"
+    elif suffixes and path.suffix not in suffixes:
+        rule = f"must end in {' or '.join(suffixes)}"
+    elif not path.parent.is_dir():
+        rule = f"must be in a folder: there is no folder {path.parent}"
+        remedy = "make it first"
+    if rule:
+        raise ConfigError(key=option, value=str(path), rule=rule, remedy=remedy)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:

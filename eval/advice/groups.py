@@ -9,6 +9,7 @@ do.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import math
@@ -24,7 +25,7 @@ from data_injection.errors import ConfigError
 from data_injection.schedules.base import UNITS
 from eval.records import record_files
 from eval.report.write import load_runs
-from eval.scores.cells import run_rows
+from eval.scores.cells import run_names, run_rows
 from eval.statistics import MIN_SEEDS
 from theory.advice.surface import Surface, fit_surface
 from theory.same import merged
@@ -80,13 +81,8 @@ def load_groups(source: Path, question: Question) -> tuple[list[Group], list[str
     """A surface for each protocol and family, and why the others have none."""
     check_choices(question)
     frame, _ = load_runs(source)
-    if question.run is not None:
-        # Before families are named: a rung's second learning rate would else join the name.
-        kept = [fnmatch.fnmatchcase(str(name), question.run) for name in frame.run]
-        if not any(kept):
-            seen = ", ".join(repr(name) for name in sorted(set(frame.run))[:8])
-            raise ConfigError(f"--run {question.run!r} fits none of {seen}, ...")
-        frame = frame[kept]
+    # Before families are named: a rung's second learning rate would else join the name.
+    frame = _fitting(frame, "run", question.run, question.run, option="run")
     rows = _chosen(run_rows(frame), question)
     surfaces: list[Group] = []
     left_out: list[str] = []
@@ -103,20 +99,12 @@ def load_groups(source: Path, question: Question) -> tuple[list[Group], list[str
 
 def check_choices(question: Question) -> None:
     """Raise ConfigError for a unit or response that is none: no fault of the records."""
-    if question.unit is not None and question.unit not in UNITS:
-        raise ConfigError(f"--unit must be one of {', '.join(UNITS)}, got {question.unit!r}")
-    if question.response not in RESPONSES:
-        raise ConfigError(
-            f"--response must be one of {', '.join(RESPONSES)}, got {question.response!r}"
-        )
-
-
-def check_target(path: Path | None, option: str) -> None:
-    """Raise ConfigError, before any answer, for a file that cannot be written for its folder."""
-    if path is not None and path.is_dir():
-        raise ConfigError(f"{option} must be a file, got the folder {path}")
-    if path is not None and not path.parent.is_dir():
-        raise ConfigError(f"{option} {path}: there is no folder {path.parent}; make it first")
+    for key, value, known in (
+        ("--unit", question.unit or UNITS[0], UNITS),
+        ("--response", question.response, RESPONSES),
+    ):
+        if value not in known:
+            raise ConfigError(key=key, value=value, rule=f"must be one of {', '.join(known)}")
 
 
 def _chosen(rows: pd.DataFrame, question: Question) -> pd.DataFrame:
@@ -127,39 +115,37 @@ def _chosen(rows: pd.DataFrame, question: Question) -> pd.DataFrame:
             "two frequencies at least"
         )
     rows = rows[rows.rate_per_step > 0].copy()
-    rows["setting"] = [_without_gap(row) for row in rows.to_dict("records")]
+    # Bursts that differ in the gap alone share a surface.
+    bursts = (rows.timing == "burst") & rows.gap.notna()
+    rows["setting"] = [
+        name.replace(f", {schedule}", "", 1) + ", bursts" if burst else name
+        for name, schedule, burst in zip(rows.family, rows.schedule, bursts, strict=True)
+    ]
     if question.bits is not None:
-        if "bits" not in rows or rows.bits.dropna().empty:
+        if rows.bits.isna().all():
             raise ConfigError("--bits: these records hold no complexity; leave it out")
         rows = rows[rows.bits.notna()].assign(setting="all families")
-    for column, wanted, pattern in (
-        ("protocol", question.protocol, question.protocol),
-        ("setting", question.family, f"*{question.family}*"),
-    ):
-        if wanted is None:
-            continue
-        if column == "setting" and (rows.setting == wanted).any():
-            kept = rows.setting == wanted
-        else:
-            kept = rows[column].map(lambda text, p=pattern: fnmatch.fnmatchcase(str(text), str(p)))
-        if not kept.any():
-            option = "family" if column == "setting" else column
-            seen = ", ".join(repr(name) for name in sorted(set(rows[column]))[:8])
-            raise ConfigError(f"--{option} {wanted!r} fits none of {seen}")
-        rows = rows[kept]
-    return rows
+    rows = _fitting(rows, "protocol", question.protocol, question.protocol, option="protocol")
+    if question.family in set(rows.setting):
+        return rows[rows.setting == question.family]
+    return _fitting(rows, "setting", question.family, f"*{question.family}*", option="family")
 
 
-def _without_gap(row: Mapping[str, Any]) -> str:
-    """The family with its variant, but for a burst schedule's gap: gaps share a surface."""
-    family, schedule, gap = str(row["family"]), row.get("schedule"), row.get("gap")
-    if isinstance(schedule, str) and schedule.startswith("burst") and pd.notna(gap):
-        return family.replace(f", {schedule}", "", 1) + ", bursts"
-    return family
+def _fitting(
+    rows: pd.DataFrame, column: str, wanted: str | None, glob: str | None, *, option: str
+) -> pd.DataFrame:
+    """The rows whose column fits a glob, all where nothing is asked for."""
+    if wanted is None:
+        return rows
+    kept = rows[[fnmatch.fnmatchcase(str(text), str(glob)) for text in rows[column]]]
+    if kept.empty:
+        seen = ", ".join(repr(name) for name in sorted(set(rows[column]))[:8])
+        raise ConfigError(key=f"--{option}", value=wanted, rule=f"must fit one of {seen}")
+    return kept
 
 
 def _group(protocol: str, family: str, rows: pd.DataFrame, question: Question) -> Group:
-    rates = _rates(rows)
+    rates = rows[[f"rate_{unit}" for unit in UNITS]].astype(float).set_axis(list(UNITS), axis=1)
     unit, note = _unit(rates, question.unit)
     table = pd.DataFrame(
         {
@@ -167,10 +153,9 @@ def _group(protocol: str, family: str, rows: pd.DataFrame, question: Question) -
             "params": merged(rows.params),
             "rung": rows.rung,
             "frequency": merged(rates[unit]),
-            "gap": rows.gap.astype(float) if "gap" in rows else math.nan,
-            "bits": rows.bits.astype(float) if "bits" in rows else math.nan,
-            # Two folders may hold runs of one name, and a name may stand for several seeds.
-            "run": rows[["folder", "run", "rung", "seed"]].astype(str).agg(" ".join, axis=1),
+            "gap": rows.gap.astype(float),
+            "bits": rows.bits.astype(float),
+            "run": run_names(rows),
             "seed": rows.seed,
             "score": rows.value,
         }
@@ -197,23 +182,6 @@ def _group(protocol: str, family: str, rows: pd.DataFrame, question: Question) -
     return Group(protocol, family, table, unit, surface, units, note.strip(" ;"))
 
 
-def _rates(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each row's frequency in the three units, as eval.scores.cells has them; NaN if unknown."""
-    per_step = rows.rate_per_step.astype(float)
-    nothing = pd.Series(math.nan, index=rows.index)
-    per_sequence = rows.rate_per_sequence if "rate_per_sequence" in rows else nothing
-    per_token = rows.rate_per_token if "rate_per_token" in rows else nothing
-    batch = rows.batch_size if "batch_size" in rows else nothing
-    tokens = rows.tokens / rows.step.where(rows.step > 0)
-    return pd.DataFrame(
-        {
-            "per_step": per_step,
-            "per_sequence": per_sequence.astype(float).fillna(per_step / batch),
-            "per_token": per_token.astype(float).fillna(per_step / tokens),
-        }
-    )
-
-
 def _unit(rates: pd.DataFrame, asked: str | None) -> tuple[str, str]:
     """The unit to fit in, and what must be said of it."""
     same = _constant(rates.per_token / rates.per_step)
@@ -236,17 +204,13 @@ def parse_size(text: str, rows: pd.DataFrame) -> float:
     if len(named):
         return float(named[0])
     match = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)\s*([KMB]?)", text.strip(), re.IGNORECASE)
-    try:
+    with contextlib.suppress(ValueError):
         size = float(match[1]) * SUFFIXES[match[2].upper()] if match else math.nan
-    except ValueError:
-        size = math.nan
-    if not (math.isfinite(size) and size > 0):
-        rungs = ", ".join(dict.fromkeys(rows.sort_values("params").rung))
-        raise ConfigError(
-            f"--size must be a rung of the records ({rungs}) or parameters such as 98.5K, got "
-            f"{text!r}"
-        )
-    return size
+        if math.isfinite(size) and size > 0:
+            return size
+    rungs = ", ".join(dict.fromkeys(rows.sort_values("params").rung))
+    rule = f"must be a rung of the records ({rungs}) or parameters such as 98.5K"
+    raise ConfigError(key="--size", value=text, rule=rule)
 
 
 def records_hash(source: Path) -> str:

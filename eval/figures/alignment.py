@@ -100,10 +100,9 @@ def _groups(frame: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFram
     ]
     key = ["protocol", "family", "params", "rung"]
     rows = rows[rows.rate_per_step == rows.groupby(key).rate_per_step.transform("max")]
-    if "rank" in rows:
-        # Ranks are measurements of their own: a mean over them would be of no subspace.
-        search = [name for name in rows if is_coordinate(name, metric=metric) and name != "rank"]
-        rows = rows.drop_duplicates(search, keep="last")
+    # Ranks are measurements of their own: a mean over them would be of no subspace.
+    search = [name for name in rows if is_coordinate(name, metric=metric) and name != "rank"]
+    rows = rows.drop_duplicates(search, keep="last")
     for (protocol, family, _, rung), part in rows.groupby(key):
         runs = part[["run", "seed"]].drop_duplicates().shape[0]
         rate = number(part.rate_per_step.iloc[0])

@@ -81,8 +81,7 @@ def _rate_looks(rows: pd.DataFrame) -> dict[float, dict[str, Any]]:
 
 
 def _rate_label(rows: pd.DataFrame, rate: float) -> str:
-    line = rows[(rows.rate_per_step == rate) & (rows.step > 0)]
-    token = line.rate_per_token if "rate_per_token" in line else rate * line.step / line.tokens
+    token = rows.rate_per_token[rows.rate_per_step == rate]
     per_token = style.per_token(token).replace("\n", " ")
     return f"{number(rate)} per step" + (f" ({per_token} per token)" if per_token else "")
 

@@ -11,8 +11,8 @@ claim.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.figures import style
-from eval.scores.cells import LEARNED_SCORE, run_rows
+from eval.scores.cells import LEARNED_SCORE, run_names, run_rows
 from eval.statistics import MIN_SEEDS
 from theory.advice.ordering import Comparison, compare, utility_margins
 
@@ -33,8 +33,8 @@ STUDY_BITS = {
 }
 """Of records that name no bits: the study's 100 symbols, or the record would name a variant."""
 
-SCHEDULED = re.compile(r"\b(window|burst|trace|until)\b")
-"""Variants whose timing this prediction knows nothing of."""
+TIMED = ("window", "burst", "trace")
+"""Schedules whose timing this prediction knows nothing of."""
 
 
 def ordering_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -104,62 +104,32 @@ def _predicted(rows: pd.DataFrame) -> pd.DataFrame:
     Left out: other schedules than a steady one, and runs whose every row carries an example, since
     without host text nothing competes.
     """
+    plain = rows.family.map(STUDY_BITS).where(rows.variant.fillna("") == "")
+    # Of a rung's name such as w64 where no record has d_model.
+    named = pd.to_numeric(rows.rung.astype(str).str.extract(r"^w(\d+)$")[0], errors="coerce")
     rows = rows.assign(
-        width=_widths(rows),
-        bits=[_bits(row) for row in rows.to_dict("records")],
-        learning_rate=rows.learning_rate if "learning_rate" in rows else 0.0,
-        share=_per_token(rows),
-        batch_size=_batch(rows),
+        width=rows.d_model.astype(float).fillna(named),
+        bits=rows.bits.astype(float).fillna(plain.astype(float)),
+        learning_rate=rows.learning_rate.fillna(0.0),
+        batch_size=rows.batch_size.fillna((rows.rate_per_step / rows.rate_per_sequence).round()),
+        cluster=run_names(rows),
     )
-    rows["cluster"] = rows.run.astype(str) + " " + rows.rung.astype(str) + " " + rows.seed.map(str)
-    if "folder" in rows:
-        rows["cluster"] = rows.folder.astype(str) + " " + rows.cluster
-    timed = rows.variant.fillna("").map(lambda v: bool(SCHEDULED.search(v))) if (
-        "variant" in rows
-    ) else pd.Series(False, index=rows.index)  # fmt: skip
     load = rows.rate_per_step.groupby(rows.cluster).transform("sum")
-    known = rows[["width", "bits", "share", "batch_size"]].notna().all(axis=1)
-    rows = rows[known & ~timed & (rows.rate_per_step > 0) & (load < rows.batch_size)].copy()
+    known = rows[["width", "bits", "rate_per_token", "batch_size"]].notna().all(axis=1)
+    steady = ~rows.timing.isin(TIMED) & (rows.rate_per_step > 0)
+    rows = rows[known & steady & (load < rows.batch_size)].copy()
     if rows.empty:
         raise ConfigError("records hold no task whose place in the theory's order is known")
     rows["theory"] = 0.0
     for _, run in rows.groupby("cluster"):
         margins = utility_margins(
-            width=float(run.width.iloc[0]), shares=run.share.tolist(), bits=run.bits.tolist()
+            width=float(run.width.iloc[0]),
+            shares=run.rate_per_token.tolist(),
+            bits=run.bits.tolist(),
         )
         rows.loc[run.index, "theory"] = margins / math.log(2)
     rows["baseline"] = np.log2(rows.width * rows.rate_per_step)
     return rows
-
-
-def _widths(rows: pd.DataFrame) -> pd.Series:
-    """d_model, of the record or of a rung's name such as w64; NaN where neither says it."""
-    named = pd.to_numeric(rows.rung.astype(str).str.extract(r"^w(\d+)$")[0], errors="coerce")
-    return rows.d_model.astype(float).fillna(named) if "d_model" in rows else named
-
-
-def _bits(row: dict[Any, Any]) -> float:
-    bits = row.get("bits")
-    if bits is not None and pd.notna(bits):
-        return float(bits)
-    variant = row.get("variant")
-    plain = not variant or bool(pd.isna(variant))
-    return STUDY_BITS.get(str(row["family"]), math.nan) if plain else math.nan
-
-
-def _per_token(rows: pd.DataFrame) -> pd.Series:
-    """Labels of the task per token of the stream."""
-    share = rows.rate_per_step / (rows.tokens / rows.step.where(rows.step > 0))
-    return rows.rate_per_token.astype(float).fillna(share) if "rate_per_token" in rows else share
-
-
-def _batch(rows: pd.DataFrame) -> pd.Series:
-    """Rows per step, 0 where no record says it: then no run is taken for one without host text."""
-    if "batch_size" in rows:
-        return rows.batch_size.astype(float)
-    if "rate_per_sequence" in rows:
-        return (rows.rate_per_step / rows.rate_per_sequence).round()
-    return pd.Series(math.nan, index=rows.index)
 
 
 def _claimed(rows: pd.DataFrame, found: Comparison) -> bool:
@@ -167,18 +137,9 @@ def _claimed(rows: pd.DataFrame, found: Comparison) -> bool:
 
 
 def _as_row(rows: pd.DataFrame, found: Comparison) -> dict[str, Any]:
-    return {
-        "rows": len(rows),
-        "runs": found.num_runs,
-        "seeds": int(rows.seed.nunique()),
-        "rho_theory": found.rho_theory,
-        "rho_baseline": found.rho_baseline,
-        "difference": found.difference,
-        "null_low": found.null_low,
-        "null_high": found.null_high,
-        "p_value": found.p_value,
-        "claim": _claimed(rows, found),
-    }
+    counts = {"rows": len(rows), "runs": found.num_runs, "seeds": int(rows.seed.nunique())}
+    measured = {name: v for name, v in asdict(found).items() if not name.startswith("num_")}
+    return counts | measured | {"claim": _claimed(rows, found)}
 
 
 def _draw(axis: Any, rows: pd.DataFrame, column: str) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.scores.cells import task_rows
-from eval.statistics import MIN_SEEDS, seed_interval
+from eval.statistics import MIN_SEEDS, per_group, seed_fields
 
 COSINES = ("cos_g_nt", "cos_g_t_all", "cos_g_t_label", "cos_update")
 """Metrics of eval.interference.measure that the table and the figure show."""
@@ -54,10 +54,7 @@ def interference_table(frame: pd.DataFrame, *, since: float = SINCE) -> pd.DataF
             "or measure more often (callbacks.interference.every)"
         )
     cell = [*PLACE, "rung", "params"]
-    rows = [
-        dict(zip(cell, key, strict=True)) | _cell(group)
-        for key, group in late.groupby(cell, dropna=False)
-    ]
+    rows = per_group(late, cell, _cell)
     return pd.DataFrame(rows).sort_values([*PLACE, "params", "rung"], ignore_index=True)
 
 
@@ -100,8 +97,7 @@ def _cell(group: pd.DataFrame) -> dict[str, object]:
     names = [f"{metric}{part}" for metric in COSINES for part in PARTS]
     cell: dict[str, object] = {}
     for name in (*names, "abs_cos_g_nt", "perp_share"):
-        values = seed_interval(per_seed[name].dropna().tolist())
-        cell |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+        cell |= seed_fields(per_seed[name].dropna().tolist(), name)
     num_seeds = len(per_seed)
     return cell | {
         "dim": float(np.mean(group.dim)),

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 
 from data_injection.errors import ConfigError
-from eval.statistics import MIN_SEEDS, seed_interval
+from eval.scores.cells import setting
+from eval.statistics import MIN_SEEDS, seed_fields
 
 GROUP = ("protocol", "family", "setting", "rate_per_step", "end")
 """What one panel may show."""
@@ -47,23 +47,17 @@ def matched_frequency(
     null = _rows(frame, metric="label_entropy", split=split, when="end").value.mean()
     table: list[dict[str, object]] = []
     for key, group in rows.groupby([*GROUP, "rung", "params"], sort=True):
-        per_seed = {
-            float(gap): of_gap.groupby("seed").value.mean()
-            for gap, of_gap in group.groupby("gap", sort=True)
-        }
-        smallest = next(iter(per_seed.values()))
-        for gap, values in per_seed.items():
-            value, low, high = seed_interval(values.tolist())
+        smallest = group[group.gap == group.gap.min()].groupby("seed").value.mean()
+        for gap, of_gap in group.groupby("gap", sort=True):
+            values = of_gap.groupby("seed").value.mean()
             same = values.index.equals(smallest.index)
-            change = seed_interval((values - smallest).tolist()) if same else (np.nan,) * 3
-            exposures = group[group.gap == gap].exposures_per_example.mean()
             table.append(
                 dict(zip([*GROUP, "rung", "params"], key, strict=True))
                 | {"gap": int(gap), "metric": metric, "split": split}
-                | {"value": value, "low": low, "high": high}
-                | dict(zip(("change", "change_low", "change_high"), change, strict=True))
+                | seed_fields(values.tolist())
+                | seed_fields((values - smallest).tolist() if same else [], "change")
                 | {"n_seeds": len(values), "provisional": len(values) < MIN_SEEDS}
-                | {"exposures_per_example": float(exposures)}
+                | {"exposures_per_example": float(of_gap.exposures_per_example.mean())}
                 | {"null": null if metric == "label_loss" else 0.0}
             )
     order = [*GROUP, "params", "rung", "gap"]
@@ -74,18 +68,13 @@ def _rows(
     frame: pd.DataFrame, *, metric: str, split: str, when: Literal["end", "after"]
 ) -> pd.DataFrame:
     """The rows of tasks with a gap, each run's at its end or right after its last burst."""
-    if "gap" not in frame:
-        return frame.iloc[:0].assign(gap=np.nan, setting="", end=0)
     run = [name for name in ("folder", "run", "seed") if name in frame]
-    rows = frame[frame.gap.notna() & (frame.task != "") & (frame.split == split)]
-    # Records of before have no schedule: then the variant names none either, or tells it apart.
-    said = rows.reindex(columns=["variant", "schedule"]).fillna("").itertuples(index=False)
-    setting = [one.variant.removeprefix(one.schedule).removeprefix(", ") for one in said]
-    rows = rows.assign(end=rows.groupby(run).step.transform("max"), setting=setting)
+    wanted = {*frame, "gap", "variant", "schedule", "subset", "burst", "lag"}
+    rows = frame.reindex(columns=sorted(wanted))
+    rows = rows[rows.gap.notna() & (rows.task != "") & (rows.split == split)]
+    rows = rows.assign(end=rows.groupby(run).step.transform("max"), setting=setting(rows))
     whole = rows.subset.fillna("all").isin(["all", "sampled"])
     if when == "end":
         return rows[whole & (rows.metric == metric) & (rows.step == rows.end)]
-    if "burst" not in rows:
-        return rows.iloc[:0]
     after = rows[whole & (rows.metric == f"{metric}_lag") & (rows.lag == 0)]
     return after[after.burst == after.groupby([*run, "task"]).burst.transform("max")]

@@ -25,14 +25,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.scores.cells import CELL
-from eval.statistics import MIN_SEEDS, seed_interval, student_t975
+from eval.statistics import MIN_SEEDS, per_group, seed_fields, student_t975
 
 log = logging.getLogger(__name__)
 
@@ -209,21 +209,12 @@ def _shares(group: pd.DataFrame, controlled: bool) -> Iterator[dict[str, object]
         # A seed is one draw, however many bursts it was measured at.
         sums = group.assign(part=part, whole=whole).groupby(["lag", "seed"])[["part", "whole"]]
         for lag, seeds in sums.mean().groupby("lag"):
-            found = share(seeds.part.tolist(), seeds.whole.tolist())
-            gained, gain_low, gain_high = seed_interval(seeds.whole.tolist())
-            effect, effect_low, effect_high = seed_interval(seeds.part.tolist())
             yield {
                 "kind": kind,
                 "lag": int(lag),
-                "value": found.value,
-                "low": found.low,
-                "high": found.high,
-                "effect": effect,
-                "effect_low": effect_low,
-                "effect_high": effect_high,
-                "gain": gained,
-                "gain_low": gain_low,
-                "gain_high": gain_high,
+                **asdict(share(seeds.part.tolist(), seeds.whole.tolist())),
+                **seed_fields(seeds.part.tolist(), "effect"),
+                **seed_fields(seeds.whole.tolist(), "gain"),
                 "n_seeds": len(seeds),
                 "n_bursts": int((group.lag == lag).sum()),
                 "provisional": len(seeds) < MIN_SEEDS,
@@ -237,21 +228,17 @@ def half_lives(table: pd.DataFrame) -> pd.DataFrame:
     high (where the shares' bounds cross 1/2), max_lag, text.
     """
     cell = [name for name in (*CELL, "variant", "gap", "subset", "split") if name in table]
-    rows: list[dict[str, object]] = []
-    shown = table[table.kind != "control"]
-    for key, line in shown.groupby([*cell, "kind"], sort=True, dropna=False):
-        lags, longest = line.lag.tolist(), int(line.lag.max())
-        found = {
-            name: half_life(lags, line[column].tolist(), gain_lag=int(line.gain_lag.iloc[0]))
-            for name, column in (("half_life", "value"), ("low", "low"), ("high", "high"))
-        }
-        text = half_life_text(found["half_life"], max_lag=longest)
-        rows.append(
-            dict(zip([*cell, "kind"], key, strict=True))
-            | found
-            | {"max_lag": longest, "text": text}
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(per_group(table[table.kind != "control"], [*cell, "kind"], _half_life))
+
+
+def _half_life(line: pd.DataFrame) -> dict[str, object]:
+    lags, longest = line.lag.tolist(), int(line.lag.max())
+    found = {
+        name: half_life(lags, line[column].tolist(), gain_lag=int(line.gain_lag.iloc[0]))
+        for name, column in (("half_life", "value"), ("low", "low"), ("high", "high"))
+    }
+    text = half_life_text(found["half_life"], max_lag=longest)
+    return found | {"max_lag": longest, "text": text}
 
 
 def half_life_text(value: float, *, max_lag: int) -> str:

@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.records import OF_THE_RUN, is_coordinate
-from eval.statistics import MIN_SEEDS, seed_interval
+from eval.statistics import MIN_SEEDS, per_group, seed_fields, seed_interval
 
 CELL = ("protocol", "family", "rung", "params", "rate_per_step")
 """What tells two cells apart; seeds, runs and tasks of one rate are averaged inside a cell."""
@@ -28,6 +27,12 @@ LEARNED_SCORE = 0.5
 
 BESIDE = ("score", "accuracy", "label_accuracy", "label_loss", "label_entropy")
 """Metrics that stand beside the chosen one: a score alone hides whether the format was learned."""
+
+FOUND = (
+    *("subset", "variant", "schedule", "timing", "gap", "bits", "learning_rate", "d_model"),
+    *("batch_size", "rate_per_sequence", "rate_per_token", "low", "high", "n", "majority"),
+)
+"""Columns that `task_rows` has whether a record said them or not."""
 
 
 def cells(
@@ -59,14 +64,12 @@ def cells(
             "run the accuracy measure, or ask for another metric or split"
         )
     rows = _at_step(rows, measured, step)
-    table = [
-        dict(zip(CELL, key, strict=True)) | _cell(group, metric, split)
-        for key, group in rows.groupby(list(CELL), sort=False)
-        if ((group.metric == metric) & (group.split == split)).any()
-    ]
+    chosen = (rows.metric == metric) & (rows.split == split)
+    rows = rows[chosen.groupby([rows[name] for name in CELL]).transform("any")]
+    table = pd.DataFrame(per_group(rows, CELL, lambda group: _cell(group, metric, split)))
     order = ["protocol", "family", "params", "rung", "rate_per_step"]
     ascending = [True, True, True, True, False]
-    return pd.DataFrame(table).sort_values(order, ascending=ascending, ignore_index=True)
+    return table.sort_values(order, ascending=ascending, ignore_index=True)
 
 
 def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -75,23 +78,44 @@ def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
     Rates are rounded to four digits, so that a schedule that rounds its total over the run's steps
     still falls in its own column. Where a record has a variant (another schedule, offset, number of
     symbols or parameter than the study's), it joins the family's name, as does the learning rate
-    where a rung has several: such cells never merge.
+    where a rung has several: such cells never merge. Columns of FOUND that no record has are NaN;
+    rates in the other units, and the timing, are worked out where older records do not say them.
     """
     rows = frame[(frame.task != "") & (frame.family != "") & frame.value.notna()]
-    if "subset" in rows:
-        rows = rows[rows.subset.fillna("all") == "all"]
-    rate = [float(f"{value:.4g}") for value in rows.rate_per_step]
-    family = rows.family
-    if "variant" in rows:
-        variant = rows.variant.fillna("")
-        family = family.where(variant == "", family + ", " + variant)
-    if "learning_rate" in rows:
-        # Along the ladder it goes with the size; where one size has several, they are a control.
-        several = rows.groupby(["family", "rung", "params"]).learning_rate.transform("nunique") > 1
-        # As text even where there is no row to map.
-        text = ", learning rate " + rows.learning_rate.map("{:g}".format).astype(str)
-        family = family.where(~several, family + text)
-    return rows.assign(rate_per_step=rate, family=family)
+    rows = rows.reindex(columns=[*rows, *(name for name in FOUND if name not in rows)])
+    rows = rows[rows.subset.fillna("all") == "all"]
+    rate = pd.Series([float(f"{value:.4g}") for value in rows.rate_per_step], index=rows.index)
+    variant = rows.variant.fillna("")
+    family = rows.family.where(variant == "", rows.family + ", " + variant)
+    # Along the ladder it goes with the size; where one size has several, they are a control.
+    several = rows.groupby(["family", "rung", "params"]).learning_rate.transform("nunique") > 1
+    # As text even where there is no row to map.
+    text = ", learning rate " + rows.learning_rate.map("{:g}".format).astype(str)
+    tokens_per_step = rows.tokens / rows.step.where(rows.step > 0)
+    return rows.assign(
+        rate_per_step=rate,
+        rate_per_sequence=rows.rate_per_sequence.astype(float).fillna(rate / rows.batch_size),
+        rate_per_token=rows.rate_per_token.astype(float).fillna(rate / tokens_per_step),
+        timing=timing(rows),
+        family=family.where(~several, family + text),
+    )
+
+
+def timing(rows: pd.DataFrame) -> pd.Series:
+    """The kind of schedule of each row: even, burst, window, ...
+
+    Records of before say it in words alone: their schedule, or variant, begins with it.
+    """
+    words = rows.schedule.fillna(rows.variant).fillna("").astype(str)
+    known = words.str.extract(r"^(burst|window|trace|random|bernoulli)\b")[0].fillna("even")
+    return rows.timing.fillna(known)
+
+
+def setting(rows: pd.DataFrame) -> pd.Series:
+    """What sets a task apart from the study's besides its schedule: "40 symbols", or nothing."""
+    said = rows[["variant", "schedule"]].fillna("").astype(str).itertuples(index=False)
+    text = [one.variant.removeprefix(one.schedule).removeprefix(", ") for one in said]
+    return pd.Series(text, index=rows.index, dtype=object)
 
 
 def run_rows(
@@ -106,6 +130,12 @@ def run_rows(
     if measured.empty:
         raise ConfigError(f"records hold no {split} {metric!r} of a task; run the accuracy measure")
     return _at_step(measured, measured, step).reset_index(drop=True)
+
+
+def run_names(rows: pd.DataFrame) -> pd.Series:
+    """A name for each run: two folders may hold one of the same name, and a name several seeds."""
+    told = [name for name in ("folder", "run", "rung", "seed") if name in rows]
+    return rows[told].astype(str).agg(" ".join, axis=1)
 
 
 def groups(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -149,45 +179,31 @@ def _cell(group: pd.DataFrame, metric: str, split: str) -> dict[str, object]:
             "cell would average; choose one of them first"
         )
     # A seed is one draw, however many runs or like tasks of a mixture it was measured in.
-    value, low, high = seed_interval(_per_seed(group, metric, split))
+    fields = seed_fields(_per_seed(group, metric, split))
     n_seeds = int(chosen.seed.nunique())
     interval = "seeds" if n_seeds > 1 else "none"
-    if (
-        n_seeds == 1
-        and {"low", "high"} <= set(chosen)
-        and chosen[["low", "high"]].notna().any().all()
-    ):
-        low, high, interval = float(chosen.low.mean()), float(chosen.high.mean()), "items"
+    if n_seeds == 1 and chosen[["low", "high"]].notna().any().all():
+        fields |= chosen[["low", "high"]].mean().to_dict()
+        interval = "items"
     scores = _per_seed(group, "score", "test")
     score, score_low, _ = seed_interval(scores)
     learned = score >= LEARNED_SCORE and (len(scores) < MIN_SEEDS or score_low >= LEARNED_SCORE)
-    cell: dict[str, object] = {
+    mean = chosen[list(MEANS)].astype(float).mean().to_dict()
+    return {
         "metric": metric,
         "split": split,
         "n_seeds": n_seeds,
         "n_runs": len(chosen[["run", "seed"]].drop_duplicates()),
         "n_tasks": int(chosen.task.nunique()),
-        "n_items": float(chosen.n.sum()) if "n" in chosen else np.nan,
-        "value": value,
-        "low": low,
-        "high": high,
+        "n_items": float(chosen.n.sum(min_count=1)),
+        **fields,
         "interval": interval,
-    }
-    cell |= {name: seed_interval(_per_seed(group, name, split))[0] for name in BESIDE}
-    tokens_per_step = chosen.tokens / chosen.step.where(chosen.step > 0)
-    return cell | {
+        **{name: seed_interval(_per_seed(group, name, split))[0] for name in BESIDE},
         "train_label_loss": seed_interval(_per_seed(group, "label_loss", "train"))[0],
-        "majority": _mean(chosen, "majority"),
+        "majority": mean.pop("majority"),
         "learned": bool(learned),
         "provisional": len(scores) < MIN_SEEDS,
-        "exposures_per_example": float(chosen.exposures_per_example.mean()),
-        "rate_per_sequence": _first_known(
-            _mean(chosen, "rate_per_sequence"),
-            float(chosen.rate_per_step.mean()) / _mean(chosen, "batch_size"),
-        ),
-        "rate_per_token": _first_known(
-            _mean(chosen, "rate_per_token"), float((chosen.rate_per_step / tokens_per_step).mean())
-        ),
+        **mean,
         "step": int(chosen.step.min()),
         "step_max": int(chosen.step.max()),
         "tokens": float(chosen.tokens.mean()),
@@ -205,14 +221,10 @@ def _several(chosen: pd.DataFrame, metric: str) -> list[str]:
     return [n for n in names if (text.groupby([twice[k] for k in run])[n].nunique() > 1).any()]
 
 
+MEANS = ("majority", "exposures_per_example", "rate_per_sequence", "rate_per_token")
+"""Fields that a cell gives the mean of."""
+
+
 def _per_seed(group: pd.DataFrame, metric: str, split: str) -> list[float]:
     rows = group[(group.metric == metric) & (group.split == split)]
     return [float(value) for value in rows.groupby("seed").value.mean()]
-
-
-def _mean(rows: pd.DataFrame, name: str) -> float:
-    return float(rows[name].mean()) if name in rows else np.nan
-
-
-def _first_known(*values: float) -> float:
-    return next((value for value in values if not np.isnan(value)), np.nan)

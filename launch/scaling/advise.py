@@ -19,12 +19,11 @@ from data_injection.schedules.base import parse_rate
 from eval.advice.groups import (
     Group,
     Question,
-    check_target,
     load_groups,
     parse_size,
     records_hash,
 )
-from eval.text import count, number
+from eval.text import check_target, count, number
 from launch.scaling.said import json_text, say
 from theory.advice.surface import misplaced, no_trend
 from theory.advice.thresholds import Exchange, Threshold, exchange, threshold

@@ -18,8 +18,8 @@ import numpy as np
 
 from data_injection.errors import ConfigError
 from data_injection.schedules.base import parse_rate
-from eval.advice.groups import Question, check_target, load_groups, records_hash
-from eval.text import count, new_table, number, print_table
+from eval.advice.groups import Question, load_groups, records_hash
+from eval.text import check_target, count, new_table, number, print_table
 from launch.scaling.said import json_text, say
 from launch.yaml_file import from_mapping, read_yaml
 from theory.advice.mixture_plan import HOST, MixturePlan

@@ -18,7 +18,14 @@ from eval.alignment.das import STEPS
 from eval.features.evaluate import METRICS, Job, evaluate_features, find_jobs
 from eval.features.presence import COUNTS
 from eval.records import FILE_NAME, read_records
-from eval.text import check_table_path, new_table, print_table, with_interval, write_table
+from eval.text import (
+    TABLE_SUFFIXES,
+    check_target,
+    new_table,
+    print_table,
+    with_interval,
+    write_table,
+)
 from launch.terminal import progress_bar
 
 CONTROLS = {
@@ -42,7 +49,7 @@ def measure_features(
 ) -> None:
     """Measure what is missing under a bar on stderr, then show and export what is there."""
     if export is not None:
-        check_table_path(export, option="--export")
+        check_target(export, "--export", suffixes=TABLE_SUFFIXES)
     jobs = [job for source in sources for job in find_jobs(source, steps=steps, tasks=tasks)]
     written = 0
     with progress_bar(errors, patience=0) as bar:

@@ -37,10 +37,10 @@ def evaluate(
     from eval.scores.evaluate import Choice, Done, chosen_sources, results
     from eval.scores.evaluate import evaluate as run
     from eval.scores.table import print_scores
-    from eval.text import check_table_path, write_table
+    from eval.text import TABLE_SUFFIXES, check_target, write_table
 
     if out is not None:
-        check_table_path(out, option="--out")
+        check_target(out, "--out", suffixes=TABLE_SUFFIXES)
     _check_device(device)
     choice = Choice(task, split or ("train", "test"), step)
     found = chosen_sources(sources, choice)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from data_injection.errors import ConfigError
-from eval.scores.cells import cells
+from eval.scores.cells import cells, setting, task_rows
 from eval.scores.staircase import learned_per_rung
 
 
@@ -232,3 +232,20 @@ def test_a_cell_never_averages_over_places_of_measurement(place):
     rows = [row(0.2, **{place: 0}), row(0.8, **{place: 1})]
     with pytest.raises(ConfigError, match=rf"several values of {place}"):
         table_of(*rows)
+
+
+@pytest.mark.parametrize(
+    ("fields", "timing", "apart"),
+    [
+        ({"timing": "window", "schedule": "window 0-9", "variant": "window 0-9"}, "window", ""),
+        ({"schedule": "burst every 25", "variant": "burst every 25, 40 symbols"}, "burst", "40"),
+        ({"variant": "burst every 25 until 600"}, "burst", "burst"),
+        ({"schedule": "even", "variant": "window=3"}, "even", "window=3"),
+        ({}, "even", ""),
+    ],
+)
+def test_timing_is_a_value_and_older_records_say_it_by_their_schedule(fields, timing, apart):
+    rows = task_rows(pd.DataFrame([row(0.5, **fields)]))
+    assert rows.timing.tolist() == [timing]
+    assert setting(rows)[0].startswith(apart)
+    assert bool(setting(rows)[0]) == bool(apart)

@@ -131,7 +131,10 @@ def test_the_command_shows_the_probes_and_says_what_it_wrote(run: Path) -> None:
     ("options", "said"),
     [
         ({"tasks": ["mul"]}, r"no run has a task \['mul'\] that declares targets"),
-        ({"export": Path("rows.xlsx")}, r"--export rows\.xlsx must end in \.csv or \.parquet"),
+        (
+            {"export": Path("rows.xlsx")},
+            r"--export must end in \.csv or \.parquet, got 'rows\.xlsx'",
+        ),
     ],
 )
 def test_a_wrong_option_is_refused(run: Path, options: dict, said: str) -> None:
