@@ -9,6 +9,7 @@ with progress_bar(errors) as show:
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shlex
 import sys
@@ -16,12 +17,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from data_injection.beat import Beat
 from data_injection.errors import ConfigError
 
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -90,13 +93,40 @@ def interruptible(said: str) -> Iterator[None]:
 
 
 @contextmanager
+def corpus_lines() -> Iterator[None]:
+    """How far a corpus is read, on stderr: the Meter's lines where there is no terminal."""
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    with logger_level("data_injection.corpus.shards", logging.INFO):
+        yield
+
+
+@contextmanager
+def logger_level(name: str, level: int) -> Iterator[None]:
+    """A logger's level, for a while."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
 def progress_bar(
-    console: Console, *, patience: float = PATIENCE
+    console: Console, *, patience: float = PATIENCE, lines: bool = True
 ) -> Iterator[Callable[[str, float, float], None]]:
     """Bars of `show(what, done, total)` for what takes longer than `patience`, on a terminal.
 
     One that is done is taken away; what is printed meanwhile through the console stands above.
+    Elsewhere a line before two seconds have been silent, unless the verb says its own.
     """
+    if not console.is_terminal:
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        with Beat(say if lines else None) as beat:
+            yield beat.at
+        return
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -116,12 +146,12 @@ def progress_bar(
     def show(what: str, done: float, total: float) -> None:
         start = began.setdefault(what, time.monotonic())
         if done >= total:
-            began.pop(what)
+            began.pop(what, None)
             if what in shown:
                 bars.remove_task(shown.pop(what))
         elif what in shown:
             bars.update(shown[what], completed=done, total=total)
-        elif time.monotonic() - start >= patience and console.is_terminal:
+        elif time.monotonic() - start >= patience:
             bars.start()
             shown[what] = bars.add_task(what, completed=int(done), total=total)
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from data_injection.beat import Beat, to_stderr
 from launch.terminal import (
     ExperimentFile,
     Overrides,
@@ -42,7 +43,10 @@ def train(
     """Train one experiment; under torchrun on all its ranks."""
     from olmo_ext.signals import StopSignals, await_agent_end, end_after
 
-    with StopSignals() as signals:  # before what takes seconds to import
+    # Both before what takes seconds to import.
+    say = to_stderr if is_rank_zero() else None
+    with StopSignals() as signals, Beat(say) as beat:
+        beat.then("starting")
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_after(await_agent_end)
         _train(
@@ -53,6 +57,7 @@ def train(
             dry_run=dry_run,
             new_ledger=new_ledger,
             signals=signals,
+            beat=beat,
         )
 
 

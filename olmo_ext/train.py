@@ -22,6 +22,7 @@ import torch.distributed as dist
 from olmo.config import CheckpointType
 from olmo.torch_util import get_global_rank, get_world_size
 
+from data_injection.beat import Beat
 from data_injection.errors import ConfigError
 from data_injection.extensions import remembering
 from data_injection.ledger import LedgerWriter
@@ -57,6 +58,7 @@ def train(
     dry_run: bool = False,
     new_ledger: bool = False,
     signals: StopSignals | None = None,
+    beat: Beat | None = None,
 ) -> Path:
     """Train an experiment to its end and return the run's folder.
 
@@ -65,17 +67,21 @@ def train(
         dry_run: check everything, build the model, take no step and write nothing.
         new_ledger: resume although the ledger has lost what the checkpoint was trained on.
         signals: what has taken note of signals so far; by default noting begins here.
+        beat: says what is at work until the first step is taken; by default nothing.
 
     Raises:
         ConfigError: before any work starts and before anything is written.
     """
     keep_memory()
+    beat = beat or Beat(None)
+    beat.then("checking the corpus and compiling the plan")
     with remembering(extensions_of(experiment.train.save_folder)):
         prepared = prepare(experiment)
     device = init_process_group()
     check_device(experiment.train, world_size=get_world_size())
     stream, identity = prepared.stream, prepared.identity
     folder = Path(experiment.train.save_folder)
+    beat.then("preparing the run's folder")
     with explain_disk(folder), ExitStack() as stack:
         signals = signals or stack.enter_context(StopSignals())
         ledgers: list[tuple[LedgerWriter, int | None]] = []
@@ -112,8 +118,10 @@ def train(
         checkpoint = _agree(claim)
         if dry_run:
             return folder
+        sizes = f"{prepared.fields['params']:,} parameters"
+        beat.then(f"building the model of {sizes}")
         trainer = build_trainer(prepared, device=device, stack=stack)
-        trainer.signals = signals
+        trainer.signals, trainer.beat = signals, beat
         if ledgers:
             ((trainer.ledger, trainer.digest_before),) = ledgers
         _fit(trainer, checkpoint)
@@ -125,12 +133,16 @@ def _fit(trainer: ExperimentTrainer, checkpoint: Path | None) -> None:
     with trainer:
         if checkpoint is not None:
             log.info("resuming from %s", checkpoint)
+            trainer.beat.then(f"reading {checkpoint}")
             _restore(trainer, checkpoint)
         elif not cfg.no_pre_train_checkpoint:
             # Step 0 is a measurement (allenai/OLMo#233), and a full disk shows now, not in a day.
+            trainer.beat.then("saving step 0")
             trainer.save_checkpoint(CheckpointType.unsharded)
-        for callback in trainer.callbacks.values():
+        for name, callback in trainer.callbacks.items():
+            trainer.beat.then(f"{name} at step {trainer.global_step}")
             callback.on_start(trainer)
+        trainer.beat.then("the first step")
         if trainer.global_step < trainer.last_step:
             if trainer.signals.on_any_rank(trainer.device):
                 # Told to stop while it was still starting: all there is has been saved.

@@ -21,6 +21,7 @@ from olmo.config import CheckpointType
 from olmo.torch_util import get_global_rank
 from olmo.train import Trainer
 
+from data_injection.beat import Beat
 from data_injection.files import sync_path
 from data_injection.ledger import LedgerWriter
 from data_injection.plan import InjectionPlan
@@ -77,6 +78,9 @@ class ExperimentTrainer(Trainer):
 
     signals: StopSignals = field(default_factory=StopSignals)
 
+    beat: Beat = field(default_factory=lambda: Beat(None))
+    """Says what is at work until the first step is taken; then the progress callback does."""
+
     check_interval: int = 50
     """Steps between two looks at the engine's own reasons to stop (time limit, W&B tag); signals
     are looked at after every step."""
@@ -106,6 +110,7 @@ class ExperimentTrainer(Trainer):
         rows = self.witness.see(self.global_step - 1, batch)
         wanted = [callback.wants_global_loss(self) for callback in self.callbacks.values()]
         metrics = super().train_step(batch, reduce_global_loss=reduce_global_loss or any(wanted))
+        self.beat.stop()
         # Only now: the optimizer has taken the step, on every rank.
         if self.ledger is not None:
             self.ledger.append(self.global_step - 1, rows)

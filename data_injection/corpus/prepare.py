@@ -94,12 +94,16 @@ def prepare_embedded(
             f"vocab_size must be in (258, 65536], got {vocab_size}; 256 bytes and 2 special tokens "
             "come before the first merge, and ids are stored as uint16"
         )
-    origins = embedded_sources()
+    with Meter() as meter:
+        meter.start("reading the embedded text", total=None)
+        origins = embedded_sources()
     recipe = digest([VERSION, "embedded", vocab_size, max_documents, origins])
 
     def build(partial: Path, meter: Meter) -> Manifest:
-        meter.start("training a tokenizer", total=None)
+        meter.start("reading the embedded text", total=None)
         texts = embedded_documents(max_documents=max_documents)
+        num_chars = sum(len(text) for part in texts for text in part)
+        meter.start(f"training a tokenizer on {num_chars / 1e6:.0f}M characters", total=None)
         tokenizer = train_tokenizer(itertools.chain(*texts), vocab_size=vocab_size)
         sources = [
             Source(record=record, num_bytes=sum(map(len, text)), read=reader_of_texts(text))
@@ -247,9 +251,17 @@ def _batches(texts: Iterable[str], counts: dict[str, int]) -> Iterator[list[str]
 
 def _prepare(folder: Path, recipe: str, build: Callable[[Path, Meter], Manifest]) -> Manifest:
     """Build in a partial folder, move the files out, write the manifest last."""
-    if finished := _finished(folder, recipe):
-        return finished
-    folder.mkdir(parents=True, exist_ok=True)
+    with Meter() as meter:
+        meter.start(f"checking the files of {folder}", total=None)
+        if finished := _finished(folder, recipe):
+            return finished
+        folder.mkdir(parents=True, exist_ok=True)
+        return _build(folder, recipe, build, meter)
+
+
+def _build(
+    folder: Path, recipe: str, build: Callable[[Path, Meter], Manifest], meter: Meter
+) -> Manifest:
     with _locked(folder):
         if finished := _finished(folder, recipe):  # by whoever held the lock
             return finished
@@ -257,8 +269,7 @@ def _prepare(folder: Path, recipe: str, build: Callable[[Path, Meter], Manifest]
         partial = folder / PARTIAL
         partial.mkdir()
         try:
-            with Meter() as meter:
-                manifest = build(partial, meter)
+            manifest = build(partial, meter)
             for path in sorted(partial.iterdir()):
                 path.replace(folder / path.name)
             _write_manifest(folder, manifest)

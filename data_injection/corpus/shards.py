@@ -10,12 +10,12 @@ import hashlib
 import logging
 import os
 import sys
-import time
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from data_injection.beat import Beat
 from data_injection.corpus.manifest import DTYPES, CorpusFile
 
 log = logging.getLogger(__name__)
@@ -61,11 +61,11 @@ class ShardWriter:
 
 
 class Meter:
-    """Progress: a bar if stderr is a terminal, else a log line every 30 seconds."""
+    """Progress: a bar if stderr is a terminal, else lines of the log before two silent seconds."""
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._said = time.monotonic()
+        self._beat = Beat(log.info)
 
     def start(self, description: str, *, total: int | None) -> None:
         self.description, self.total, self.done = description, total, 0
@@ -73,6 +73,7 @@ class Meter:
             for task in self._bar.task_ids:
                 self._bar.remove_task(task)
             self._task = self._bar.add_task(description, total=total, num_tokens=0)
+        self._beat.then(f"{description}, bytes" if total else description)
 
     def add_bytes(self, num_bytes: int) -> None:
         self.done += num_bytes
@@ -80,10 +81,9 @@ class Meter:
     def show(self, *, num_tokens: int) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, num_tokens=num_tokens)
-        elif time.monotonic() - self._said > 30:
-            self._said = time.monotonic()
-            of = f" of {self.total}" if self.total else ""
-            log.info("%s: %d%s bytes, %d tokens", self.description, self.done, of, num_tokens)
+        else:
+            what = f"{self.description}, bytes" if self.total else self.description
+            self._beat.at(what, self.done, self.total or 0)
 
     def __enter__(self) -> Meter:
         if sys.stderr.isatty():
@@ -100,8 +100,11 @@ class Meter:
                 transient=True,
             )
             self._bar.start()
+        else:
+            self._beat.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._beat.stop()
         if self._bar is not None:
             self._bar.stop()

@@ -54,7 +54,12 @@ def places(model: torch.nn.Module, task: Task) -> Iterator[Place]:
     An operand can be at its own token, and from block 1 on at those after it; the answer from block
     1 on at the last token. After the last block only the last token is read.
     """
-    last, depth = task.length - 2, num_blocks(model)
+    return places_of(task, depth=num_blocks(model))
+
+
+def places_of(task: Task, *, depth: int) -> Iterator[Place]:
+    """`places` of any model of so many blocks."""
+    last = task.length - 2
     for variable in [*operands(task), ANSWER]:
         own = token_of(task, variable)
         for position in range(own, last + 1):

@@ -22,7 +22,7 @@ from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
 from eval.alignment.causal import causal_effects
-from eval.alignment.controls import METRIC, Place, feature_rank, score_alignment
+from eval.alignment.controls import METRIC, Place, feature_rank, places_of, score_alignment
 from eval.alignment.das import STEPS
 from eval.alignment.interventions import Site, num_blocks
 from eval.checkpoints.checkpoint import (
@@ -119,6 +119,20 @@ def evaluate_features(
                     fields = common | task_fields(job.plan, task.name, step=job.checkpoint.step)
                     writer.write([fields | row for row in rows])
                     yield job, what, len(rows)
+
+
+def num_missing(jobs: Sequence[Job], *, das: bool, rank: int | None = None) -> int:
+    """How many pieces `evaluate_features` has to measure; no model is read."""
+    missing, done = 0, {folder: _Done(folder) for folder in {job.folder for job in jobs}}
+    for job in jobs:
+        saved, step = done[job.folder], job.checkpoint.step
+        depth = OmegaConf.load(job.checkpoint.path / "config.yaml").model.n_layers if das else 0
+        for task in job.tasks:
+            missing += not saved.probes(step, task)
+            if das:
+                missing += not saved.effects(step, task, depth)
+                missing += len(set(places_of(task, depth=depth)) - saved.places(step, task, rank))
+    return missing
 
 
 def _measure(

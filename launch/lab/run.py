@@ -16,7 +16,7 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,9 +116,16 @@ def run_experiment(
     }
     predicted = write_predictions(folder, experiment.predictions(settings), origin)
     cells = experiment.cells(settings)
-    console.print(f"[bold]{name}[/]: {len(cells)} cells, predictions in {folder}/predictions.json")
+    whole = sum(cell.cost for cell in cells)
+    there = sum(cell.cost for cell in cells if (folder / "cells" / cell.name).is_file())
+    price = timedelta(seconds=round((whole - there) / jobs))
+    console.print(
+        f"[bold]{name}[/]: {len(cells)} cells, predictions in {folder}/predictions.json; "
+        f"{jobs} side by side, what is missing takes about {price}"
+    )
     try:
-        with progress_bar(errors) as bar:
+        with progress_bar(errors, patience=0) as bar:
+            bar(name, int(there), int(whole))
             rows = run_cells(
                 cells,
                 folder / "cells",

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.text import count, new_table, number, print_table
 from launch.plan.warnings import Advice, advise, natural_in_run
+from launch.terminal import corpus_lines, logger_level
 from olmo_ext.build import Stream
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.cost import MFU, PEAK_TFLOPS, Cost, run_cost
@@ -70,7 +69,7 @@ def preflight(
         ConfigError: as `train` would, or an option out of its range.
     """
     # What it logs of a task without instances is said here with its remedy.
-    with _logging("olmo_ext.build", logging.ERROR):
+    with logger_level("olmo_ext.build", logging.ERROR):
         prepared = prepare(experiment)
     stream, manifest = prepared.stream, prepared.manifest
     cost = run_cost(
@@ -91,9 +90,7 @@ def _scan(
         return None
     dtype = np.dtype(data.effective_memmap_dtype)
     total = sum(Path(path).stat().st_size for path in data.paths)
-    if not logging.getLogger().handlers:  # the Meter's lines where there is no terminal
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with _logging("data_injection.corpus.shards", logging.INFO), Meter() as meter:
+    with corpus_lines(), Meter() as meter:
         wanted = total if max_tokens is None else min(total, max_tokens * dtype.itemsize)
         meter.start("scanning the corpus", total=wanted)
 
@@ -109,18 +106,6 @@ def _scan(
             max_tokens=max_tokens,
             progress=progress,
         )
-
-
-@contextmanager
-def _logging(name: str, level: int) -> Iterator[None]:
-    """A logger's level, for a while."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(level)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 # -- for people ----------------------------------------------------------------------------------
@@ -203,10 +188,10 @@ def _show_scan(found: Preflight, scan: CorpusScan, console: Console) -> None:
         )
     )
     console.print(f"corpus scan: {scan.num_scanned:,} tokens{share}")
-    numbers = ("tokens", "never", "min", "median", "max", "share")
-    tokens = new_table("task", "kind", numbers=numbers)
-    numbers = ("train", "test", "before\nEOS", "in the\nrun", "injected", "natural /\ninjected")
-    examples = new_table("task", numbers=numbers)
+    spread = ("tokens", "never", "min", "median", "max", "share")
+    tokens = new_table("task", "kind", numbers=spread)
+    counted = ("train", "test", "before\nEOS", "in the\nrun", "injected", "natural /\ninjected")
+    examples = new_table("task", numbers=counted)
     for index, task in enumerate(found.stream.plan.tasks):
         counts = scan.tasks[index]
         for kind, values in (("symbols", counts.symbols), ("labels", counts.labels)):

@@ -15,13 +15,14 @@ from rich.table import Table
 
 from eval.alignment.controls import METRIC
 from eval.alignment.das import STEPS
-from eval.features.evaluate import METRICS, Job, evaluate_features, find_jobs
+from eval.features.evaluate import METRICS, Job, evaluate_features, find_jobs, num_missing
 from eval.features.presence import COUNTS
 from eval.records import FILE_NAME, read_records
 from eval.text import (
     TABLE_SUFFIXES,
     check_target,
     new_table,
+    plural,
     print_table,
     with_interval,
     write_table,
@@ -51,15 +52,18 @@ def measure_features(
     if export is not None:
         check_target(export, "--export", suffixes=TABLE_SUFFIXES)
     jobs = [job for source in sources for job in find_jobs(source, steps=steps, tasks=tasks)]
-    written = 0
+    pieces, written = num_missing(jobs, das=das, rank=rank), 0
+    if pieces:
+        errors.print(_price(jobs, pieces, das, search_steps), highlight=False, soft_wrap=True)
     with progress_bar(errors, patience=0) as bar:
-        bar("checkpoints", 0, len(jobs))
-        for job, what, num in evaluate_features(
+        bar("pieces", 0, pieces)
+        measured = evaluate_features(
             jobs, das=das, rank=rank, search_steps=search_steps, device=device
-        ):
+        )
+        for index, (job, what, num) in enumerate(measured, start=1):
             said = f"{job.folder.name} step {job.checkpoint.step}: {what}"
             errors.print(said, markup=False, highlight=False, soft_wrap=True)
-            bar("checkpoints", jobs.index(job), len(jobs))
+            bar("pieces", index, pieces)
             written += num
     rows = pd.concat([_rows_of(job) for job in jobs], ignore_index=True)
     for table in _tables(rows):
@@ -68,6 +72,16 @@ def measure_features(
     if export is not None:
         write_table(export, rows)
         console.print(str(export), soft_wrap=True, highlight=False)
+
+
+def _price(jobs: Sequence[Job], pieces: int, das: bool, search_steps: int) -> str:
+    said = f"{plural(len(jobs), 'checkpoint')}, {plural(pieces, 'piece')} to measure"
+    if not das:
+        return said
+    return (
+        f"{said}: with --das each place is searched {search_steps} steps, in the model and once in "
+        "an untrained one; --step, --task and --search-steps make it less"
+    )
 
 
 def _rows_of(job: Job) -> pd.DataFrame:

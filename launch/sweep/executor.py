@@ -212,7 +212,7 @@ class _Executor:
 
     def train(self, waiting: list[Run]) -> list[Failure]:
         total, finished = sum(run.num_tokens for run in waiting), 0
-        with _stopping(self.running), progress_bar(self.console) as bar:
+        with _stopping(self.running), progress_bar(self.console, lines=False) as bar:
             num_runs = len(waiting)
             said = time.monotonic()
             while waiting or self.running:

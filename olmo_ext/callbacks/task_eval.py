@@ -61,9 +61,12 @@ class TaskEval(Callback):
             self._evaluate(trainer)
 
     def _evaluate(self, trainer: ExperimentTrainer) -> None:
+        parts = len(trainer.plan.tasks) * len(self.splits)
         with trainer.measuring():
-            for task in trainer.plan.tasks:
-                for split in self.splits:
+            for index, task in enumerate(trainer.plan.tasks):
+                for num, split in enumerate(self.splits):
+                    done = index * len(self.splits) + num
+                    trainer.beat.at(f"task_eval at step {trainer.global_step}", done, parts)
                     scores = score_task(
                         lambda ids: forward_logits(trainer, ids),
                         task,

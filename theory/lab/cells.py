@@ -33,7 +33,7 @@ class Cell:
     """Its keyword arguments: plain JSON values."""
 
     cost: float = 1.0
-    """Expected share of the work, in any unit: the dearest are started first."""
+    """About its seconds on one core: the dearest are started first."""
 
     @property
     def name(self) -> str:

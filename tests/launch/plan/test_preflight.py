@@ -5,15 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import time
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from data_injection.corpus import shards
 from data_injection.corpus.prepare import prepare_embedded
 from data_injection.tasks.base import Task
 from launch import cli
@@ -381,7 +380,13 @@ def test_without_a_terminal_the_scan_logs_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    clock = count(step=31)
-    monkeypatch.setattr(shards.time, "monotonic", lambda: float(next(clock)))
+    scan = preflight.scan_corpus
+
+    def slowly(*args: Any, progress: Any, **options: Any) -> Any:
+        progress(296)
+        time.sleep(2)
+        return scan(*args, progress=progress, **options)
+
+    monkeypatch.setattr(preflight, "scan_corpus", slowly)
     plan(write_experiment())
-    assert "scanning the corpus: 1184 of 1184 bytes, 592 tokens" in caplog.text
+    assert "scanning the corpus, bytes: 592 of 1,184" in caplog.text

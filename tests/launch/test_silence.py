@@ -1,0 +1,91 @@
+"""The verbs that take minutes say what they do before two seconds have passed."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from data_injection.beat import Beat
+from launch.lab.cells import run_cells
+from launch.terminal import progress_bar
+from olmo_ext.callbacks.task_eval import TaskEval
+from olmo_ext.config import load_experiment
+from olmo_ext.train import train
+from theory.lab.cells import Cell, Row
+
+SLOW = 2.6
+
+
+class Lines(io.StringIO):
+    """A pipe that remembers when each line came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times = [time.monotonic()]
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            self.times.append(time.monotonic())
+        return super().write(text)
+
+    def longest_silence(self) -> float:
+        times = [*self.times, time.monotonic()]
+        return max(b - a for a, b in itertools.pairwise(times))
+
+
+def slow_cell(number: int) -> list[Row]:
+    time.sleep(SLOW)
+    return [{"value": number}]
+
+
+def test_a_slow_cell_of_the_lab_is_not_silent(tmp_path: Path) -> None:
+    pipe = Lines()
+    with progress_bar(Console(file=pipe), patience=0) as bar:
+        bar("phase", 0, 2)
+        cells = [Cell(slow_cell, {"number": number}) for number in range(2)]
+        run_cells(cells, tmp_path, progress=lambda cell, done, total: bar("phase", done, total))
+    assert pipe.longest_silence() < 2.0
+    assert "phase: 0 of 2" in pipe.getvalue()
+    assert "phase: 1 of 2" in pipe.getvalue()
+
+
+def test_training_tells_what_it_does_before_its_first_step(
+    write_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated = TaskEval._evaluate
+
+    def slowly(self: TaskEval, trainer: Any) -> None:
+        evaluated(self, trainer)
+        if trainer.global_step == 0:
+            time.sleep(SLOW)
+
+    monkeypatch.setattr(TaskEval, "_evaluate", slowly)
+    pipe = Lines()
+    with Beat(lambda line: pipe.write(line + "\n") and None) as beat:
+        pipe.times = [time.monotonic()]
+        train(load_experiment(write_experiment()), beat=beat)
+        stopped = beat._ended.is_set()
+    assert "task_eval at step 0: 3 of 4" in pipe.getvalue()
+    assert max(b - a for a, b in zip(pipe.times, pipe.times[1:], strict=False)) < 2.0
+    assert stopped, "from the first step on the progress callback speaks"
+
+
+def test_the_corpus_is_not_silent_in_a_pipe(caplog: pytest.LogCaptureFixture) -> None:
+    from data_injection.corpus.shards import Meter
+    from launch.terminal import corpus_lines
+
+    with corpus_lines(), Meter() as meter:
+        meter.start("tokenizing web", total=100)
+        meter.add_bytes(25)
+        meter.show(num_tokens=7)
+        time.sleep(2.0)
+    assert [record.getMessage()[:33] for record in caplog.records] == [
+        "tokenizing web, bytes: 25 of 100,"
+    ]
