@@ -69,8 +69,14 @@ OUTCOMES_OF = {
     "fourier_modes": ("threshold", "units", "present"),
     "interchange_accuracy": ("least", "most", "majority", "above_majority", "train_pairs"),
     "label_accuracy": ("majority",),
-    "label_loss_before": _BURST,
-    "label_loss_lag": _BURST,
+    **dict.fromkeys(
+        (
+            f"{loss}_loss_{when}"
+            for loss in ("label", "choice", "format")
+            for when in ("before", "lag")
+        ),
+        _BURST,
+    ),
     "mirror_consistency": ("chance",),
     "natural_count": ("false_statements", "num_scanned", "distinct", "documents"),
     "norm_g_r": ("perp_share", "dim"),

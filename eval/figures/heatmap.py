@@ -65,14 +65,18 @@ def _draw_value(axis: Any, group: pd.DataFrame) -> None:
 
 
 def _draw_train_loss(axis: Any, group: pd.DataFrame) -> None:
-    losses, entropy = group.train_label_loss, float(group.label_entropy.mean())
+    # Of records from before the two were measured apart only the whole is known.
+    apart = group.train_choice_loss.notna().any()
+    name = "train_choice_loss" if apart else "train_label_loss"
+    losses, entropy = group[name], float(group.label_entropy.mean())
     highest = float(losses.max()) if losses.notna().any() else 1.0
     # An untrained model's loss is ln(vocabulary): one such cell must not flatten the others.
     # The entropy stays in view, since a loss near it means "knows only the label frequencies".
     top = min(max(highest, 1.1 * entropy), 2 * entropy) if entropy > 0 else highest
     nothing = pd.Series(np.nan, index=group.index)
-    image = _draw_cells(axis, group, "train_label_loss", nothing, cmap="cividis_r", top=top)
-    label = "label loss (nats)"
+    image = _draw_cells(axis, group, name, nothing, cmap="cividis_r", top=top)
+    what = "choice loss" if apart else "label loss"
+    label = f"{what} (nats)"
     extend = "max" if highest > top * 1.0001 else "neither"
     bar = _colour_bar(axis, image, label, extend)
     if entropy > 0:
@@ -81,7 +85,7 @@ def _draw_train_loss(axis: Any, group: pd.DataFrame) -> None:
             transform=bar.ax.get_xaxis_transform(),
         )  # fmt: skip
         bar.set_label(f"{label}; ▼ {entropy:.2f}: guessing by label frequency", fontsize=8)
-    axis.set_title("Train label loss", fontsize=10, color=style.INK)
+    axis.set_title(f"Train {what}", fontsize=10, color=style.INK)
 
 
 def _draw_cells(

@@ -20,7 +20,13 @@ import pandas as pd
 from data_injection.errors import ConfigError
 from eval.figures import style
 from eval.retention.matched_frequency import GROUP, matched_frequency
-from eval.retention.retained import SPLITS, half_life_text, half_lives, retention
+from eval.retention.retained import (
+    SPLITS,
+    half_life_text,
+    half_lives,
+    loss_metric,
+    retention,
+)
 from eval.scores.cells import LEARNED_SCORE
 from eval.text import number
 
@@ -37,14 +43,15 @@ PANEL = ("protocol", "family", "variant", "rate_per_step", "gap")
 
 
 def gaps(frame: pd.DataFrame, *, split: str = "test") -> Figure:
-    """Fig. 6b: label loss and score against the gap at equal frequency, a line per rung.
+    """Fig. 6b: loss and score against the gap at equal frequency, a line per rung.
 
     Filled: at the end of the run. Hollow: right after the last burst, where it was measured.
     """
-    metrics = ("label_loss", "score")
+    loss = loss_metric(frame)
+    metrics = (loss, "score")
     ends = {metric: matched_frequency(frame, metric=metric, split=split) for metric in metrics}
-    shown = [key for key, _ in ends["label_loss"].groupby(list(GROUP))]
-    looks = style.rung_looks(ends["label_loss"])
+    shown = [key for key, _ in ends[loss].groupby(list(GROUP))]
+    looks = style.rung_looks(ends[loss])
     figure = style.new_figure(8.6, 3.4 * len(shown) + 0.5)
     grid = figure.subplots(len(shown), 2, squeeze=False)
     for axes, key in zip(grid, shown, strict=True):
@@ -56,7 +63,7 @@ def gaps(frame: pd.DataFrame, *, split: str = "test") -> Figure:
                 axis.plot(line.gap, line.value, markersize=5, **hollow)
             _dress_gaps(axis, style.panel_rows(ends[metric], GROUP, key), metric, split)
         axes[0].set_title(_group_title(dict(zip(GROUP, key, strict=True))), **_LEFT)
-    _legend_of_gaps(figure, ends["label_loss"], looks, hollow=not after.empty)
+    _legend_of_gaps(figure, ends[loss], looks, hollow=not after.empty)
     return figure
 
 
@@ -67,6 +74,7 @@ def forgetting(frame: pd.DataFrame, *, split: str = "test", gain_lag: int = GAIN
     Left, a colour per rung: the loss against the one before the burst, and dashed the control's.
     Right: the share kept of the gain at `gain_lag`, net of the control where there is one.
     """
+    loss = style.plain(loss_metric(frame))
     course = _longest(retention(frame, split=split))
     shares = retention(frame, split=split, gain_lag=gain_lag)
     rows = [key for key, _ in course.groupby(list(PANEL), dropna=False)]
@@ -77,7 +85,7 @@ def forgetting(frame: pd.DataFrame, *, split: str = "test", gain_lag: int = GAIN
         panel = style.panel_rows(course, PANEL, key)
         _draw_course(left, panel, looks)
         left.set_title(_panel_title(panel), **_LEFT)
-        left.set_ylabel(f"{split} label loss - before the burst, nats", fontsize=9)
+        left.set_ylabel(f"{split} {loss} - before the burst, nats", fontsize=9)
         _draw_shares(right, style.panel_rows(shares, PANEL, key), looks)
         net = "net of the control: " if panel.controlled.any() else ""
         right.set_title(f"{SPLITS[split]}, {net}share of the gain at lag {gain_lag}", **_LEFT)

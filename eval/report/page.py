@@ -149,7 +149,7 @@ def _cell_row(cell: pd.Series) -> tuple[str, ...]:
     if cell.interval != "none":
         interval = f"{cell.low:.3f} to {cell.high:.3f} ({cell.interval})"
     learned = ("provisional" if cell.provisional else "yes") if cell.learned else "no"
-    measured = (cell.label_accuracy, cell.accuracy, cell.label_loss, cell.label_entropy)
+    losses = (cell.label_loss, cell.choice_loss, cell.format_loss, cell.label_entropy)
     return (
         cell.rung,
         *map(number, (cell.rate_per_step, cell.rate_per_sequence, cell.rate_per_token)),
@@ -157,7 +157,7 @@ def _cell_row(cell: pd.Series) -> tuple[str, ...]:
         str(cell.n_seeds),
         _decimals(cell.score),
         interval,
-        *map(_decimals, (*measured, cell.train_label_loss)),
+        *map(_decimals, (cell.label_accuracy, cell.accuracy, *losses, cell.train_label_loss)),
         steps,
         learned,
     )

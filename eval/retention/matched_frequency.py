@@ -1,6 +1,6 @@
 """Equal frequency, unequal gaps: what a task's loss and score are when N instances come every N.
 
-    matched_frequency(read_records("runs/matched_frequency"), metric="label_loss")
+    matched_frequency(read_records("runs/matched_frequency"), metric="choice_loss")
 
 The study's Fig. 6b. Only runs that share everything but the gap stand beside one another: protocol,
 family, parameters of the task, mean rate and the step at which they end. A run whose steps are a
@@ -16,6 +16,7 @@ from typing import Literal
 import pandas as pd
 
 from data_injection.errors import ConfigError
+from eval.retention.retained import loss_metric
 from eval.scores.cells import setting
 from eval.statistics import MIN_SEEDS, seed_fields
 
@@ -26,7 +27,7 @@ GROUP = ("protocol", "family", "setting", "rate_per_step", "end")
 def matched_frequency(
     frame: pd.DataFrame,
     *,
-    metric: str = "label_loss",
+    metric: str | None = None,
     split: str = "test",
     when: Literal["end", "after"] = "end",
 ) -> pd.DataFrame:
@@ -35,9 +36,11 @@ def matched_frequency(
     Columns: GROUP (`end`: the run's last step), rung, params, gap, metric, split, value (mean over
     seeds), low, high (95%), change, change_low, change_high (against the smallest gap of the rung,
     seed by seed; NaN where the seeds differ), n_seeds, provisional, exposures_per_example, null
-    (label entropy for the label loss: what knowing how often each label comes would lose; 0 for the
-    score). Raises ConfigError where no task comes at one gap all through.
+    (label entropy for a loss: what knowing how often each label comes would lose; 0 for the
+    score). `metric` None is `loss_metric`'s. Raises ConfigError where no task comes at one gap all
+    through.
     """
+    metric = metric or loss_metric(frame)
     rows = _rows(frame, metric=metric, split=split, when=when)
     if rows.empty:
         raise ConfigError(
@@ -58,7 +61,7 @@ def matched_frequency(
                 | seed_fields((values - smallest).tolist() if same else [], "change")
                 | {"n_seeds": len(values), "provisional": len(values) < MIN_SEEDS}
                 | {"exposures_per_example": float(of_gap.exposures_per_example.mean())}
-                | {"null": null if metric == "label_loss" else 0.0}
+                | {"null": 0.0 if metric == "score" else null}
             )
     order = [*GROUP, "params", "rung", "gap"]
     return pd.DataFrame(table).sort_values(order, ignore_index=True)

@@ -5,11 +5,12 @@
 
     gain_0 = L(before) - L(right after)        retained(lag) = (L(before) - L(lag)) / gain_0
 
-L is the label loss. Drift moves it too, and what earlier bursts taught is still being forgotten. A
-control run is the same run whose schedule leaves that burst out: bit for bit the same until there,
-which its loss before the burst proves. With it, kind "net" is (L_control(lag) - L(lag)) /
-(L_control(0) - L(0)), and kind "control" what the run without the burst would seem to have kept of
-gain_0: the null.
+L is the choice loss (content), or the label loss where records have no other: there a burst may
+have taught no more than that some label comes. Drift moves it too, and what earlier bursts taught
+is still being forgotten. A control run is the same run whose schedule leaves that burst out: bit
+for bit the same until there, which its loss before the burst proves. With it, kind "net" is
+(L_control(lag) - L(lag)) / (L_control(0) - L(0)), and kind "control" what the run without the burst
+would seem to have kept of gain_0: the null.
 
 Under Adam a burst's gradient enters the weights with 1 - beta1 of its weight in the burst's own
 step and with 1 - beta1^(k+1) by lag k: a tenth at once, 89% by lag 20 for .9. So net shares of
@@ -106,14 +107,20 @@ def half_life(lags: Sequence[float], retained: Sequence[float], *, gain_lag: int
     return float(lag[i - 1] * (lag[i] / lag[i - 1]) ** fraction)
 
 
-def bursts(frame: pd.DataFrame, *, metric: str = "label_loss", gain_lag: int = 0) -> pd.DataFrame:
+def loss_metric(frame: pd.DataFrame) -> str:
+    """choice_loss, or label_loss in records from before it was measured apart."""
+    return "choice_loss" if frame.metric.str.startswith("choice_loss").any() else "label_loss"
+
+
+def bursts(frame: pd.DataFrame, *, metric: str | None = None, gain_lag: int = 0) -> pd.DataFrame:
     """One row per run, task, split, burst and lag, with the losses of the control run if there is.
 
     Columns: RUN, burst, burst_step, instances, lag, before, after (at gain_lag), value, and
     value_control, after_control (NaN without a control). Only bursts that were measured at gain_lag
     and lags from there on. Runs that leave a burst out have no rows of their own. Raises
-    ConfigError if the retention callback measured nothing.
+    ConfigError if the retention callback measured nothing. `metric` None is `loss_metric`'s.
     """
+    metric = metric or loss_metric(frame)
     if "burst" not in frame or frame[frame.metric == f"{metric}_before"].empty:
         raise ConfigError(
             f"records hold no {metric} around bursts; add `retention: {{}}` to the callbacks of a "
@@ -152,7 +159,7 @@ def _with_controls(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
 def retention(
     frame: pd.DataFrame,
     *,
-    metric: str = "label_loss",
+    metric: str | None = None,
     split: str = "test",
     gain_lag: int = 0,
     since: float = 0.5,

@@ -5,7 +5,9 @@
 
 Full-vocabulary accuracy first measures whether the label *format* was learned, so "learned" is
 read from `score` = (label_accuracy - majority) / (1 - majority), with label_accuracy the arg max
-over the task's labels and majority the share of the commonest label among the scored items.
+over the task's labels and majority the share of the commonest label among the scored items. The
+loss parts the same way, exactly: label_loss = choice_loss (which label: content) + format_loss
+(-log P(any label)); the two come and go apart, so a claim of learning rests on choice_loss.
 
 This is the measure of a training run, through whatever wrapper it has, and the definition;
 `eval.scores.fast_answers` gives the same answers some times faster to `olmo-ext eval`.
@@ -16,7 +18,7 @@ Axes: B rows, T tokens of an example without its label, V vocabulary, L labels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,9 @@ class Answers:
     loss: NDArray[np.float64]
     """Cross-entropy of the label over the whole vocabulary, nats."""
 
+    choice_loss: NDArray[np.float64]
+    """Cross-entropy of the label over the task's labels alone, nats."""
+
     choice: NDArray[np.int64]
     """The arg max over the task's labels, a token id."""
 
@@ -60,8 +65,18 @@ class Answers:
 
     def __getitem__(self, keep: NDArray) -> Answers:
         """Those of some instances, by their positions or a mask."""
-        chosen = (self.correct, self.label_correct, self.loss, self.choice)
-        return Answers(*(field[keep] for field in chosen))
+        return Answers(*(getattr(self, field.name)[keep] for field in fields(self)))
+
+    def losses(self) -> list[dict[str, Any]]:
+        """label_loss and its two parts, means in nats, as fields of records.
+
+        format_loss is the difference: -log P(any of the task's labels), up to rounding. The parts
+        are undefined where a logit is not a number, which the labels' own need not show.
+        """
+        loss = float(self.loss.mean())
+        choice = float(self.choice_loss.mean()) if self.finite else float("nan")
+        named = {"label_loss": loss, "choice_loss": choice, "format_loss": loss - choice}
+        return [{"metric": metric, "value": value} for metric, value in named.items()]
 
 
 @torch.no_grad()
@@ -82,7 +97,8 @@ def answer(
         raise ValueError(f"batch_rows must be at least 0, got {batch_rows}; 0 chooses the number")
     tokens = torch.from_numpy(task.tokens[indices])
     labels_L = torch.from_numpy(task.label_tokens)
-    correct, label_correct, loss, choice = [], [], [], []
+    places = torch.searchsorted(labels_L, tokens[:, -1].contiguous())  # the labels' ids ascend
+    parts: list[tuple[torch.Tensor, ...]] = []
     start, rows = 0, batch_rows or 64
     while start < len(tokens):
         part = tokens[start : start + rows]
@@ -92,13 +108,19 @@ def answer(
         target_B = part[:, -1].to(logits_BV.device)
         # The first call is small: it tells the width of the vocabulary.
         rows = batch_rows or max(LOGITS_AT_ONCE // logits_BV.shape[1], 1)
-        choice_B = labels_L[logits_BV[:, labels_L].argmax(dim=-1)]
-        correct.append((logits_BV.argmax(dim=-1) == target_B).cpu())
-        label_correct.append((choice_B == target_B).cpu())
-        loss.append(F.cross_entropy(logits_BV, target_B, reduction="none").cpu().double())
-        choice.append(choice_B.cpu())
+        logits_BL = logits_BV[:, labels_L]
+        place_B = places[start : start + len(part)].to(logits_BV.device)
+        choice_B = labels_L[logits_BL.argmax(dim=-1)]
+        found = (
+            logits_BV.argmax(dim=-1) == target_B,
+            choice_B == target_B,
+            F.cross_entropy(logits_BV, target_B, reduction="none").double(),
+            F.cross_entropy(logits_BL, place_B, reduction="none").double(),
+            choice_B,
+        )
+        parts.append(tuple(one.cpu() for one in found))
         start += len(part)
-    return Answers(*(torch.cat(parts).numpy() for parts in (correct, label_correct, loss, choice)))
+    return Answers(*(torch.cat(field).numpy() for field in zip(*parts, strict=True)))
 
 
 def score_task(
@@ -163,7 +185,7 @@ def _measures(
             **{name: above_majority(label_accuracy[name]) for name in ("value", "low", "high")},
             "majority": majority,
         },
-        {"metric": "label_loss", "value": float(answers.loss.mean())},
+        *answers.losses(),
         # What a model that knows only how often each label comes would lose.
         {"metric": "label_entropy", "value": float(-(shares * np.log(shares)).sum())},
     ]

@@ -37,7 +37,7 @@ def breakdown(answers: Answers, task: Task) -> list[dict[str, Any]]:
 
 
 def _per_label(answers: Answers, task: Task, split: str) -> list[dict[str, Any]]:
-    """label_accuracy and label_loss of the instances of each label; subset "label=<token id>"."""
+    """label_accuracy and the losses of the instances of each label; subset "label=<token id>"."""
     rows = []
     indices = task.split(split)
     for label in task.label_tokens.tolist():
@@ -46,7 +46,7 @@ def _per_label(answers: Answers, task: Task, split: str) -> list[dict[str, Any]]
             continue
         fields = {"subset": f"label={label}", "n": len(part.loss)}
         rows.append({"metric": "label_accuracy"} | part.share(part.label_correct) | fields)
-        rows.append({"metric": "label_loss", "value": float(part.loss.mean())} | fields)
+        rows += [row | fields for row in part.losses()]
     return rows
 
 

@@ -25,7 +25,10 @@ CELL = ("protocol", "family", "rung", "params", "rate_per_step")
 
 LEARNED_SCORE = 0.5
 
-BESIDE = ("score", "accuracy", "label_accuracy", "label_loss", "label_entropy")
+BESIDE = (
+    *("score", "accuracy", "label_accuracy"),
+    *("label_loss", "choice_loss", "format_loss", "label_entropy"),
+)
 """Metrics that stand beside the chosen one: a score alone hides whether the format was learned."""
 
 FOUND = (
@@ -50,10 +53,10 @@ def cells(
 
     Columns: CELL, then metric, split, n_seeds, n_runs, n_tasks, n_items, value (mean over seeds),
     low, high (95%), interval ("seeds": t over two seeds or more; "items": the record's own Wilson
-    bounds, one seed; "none"), BESIDE in the same split, train_label_loss, majority, learned (from
-    the test score whatever the metric), provisional (fewer than MIN_SEEDS seeds),
-    exposures_per_example, rate_per_sequence, rate_per_token, step, step_max, tokens. What was not
-    measured is NaN. Raises ConfigError if nothing was measured.
+    bounds, one seed; "none"), BESIDE in the same split, train_label_loss, train_choice_loss,
+    majority, learned (from the test score whatever the metric), provisional (fewer than MIN_SEEDS
+    seeds), exposures_per_example, rate_per_sequence, rate_per_token, step, step_max, tokens. What
+    was not measured is NaN. Raises ConfigError if nothing was measured.
     """
     rows = task_rows(frame)
     measured = rows[(rows.metric == metric) & (rows.split == split)]
@@ -199,7 +202,10 @@ def _cell(group: pd.DataFrame, metric: str, split: str) -> dict[str, object]:
         **fields,
         "interval": interval,
         **{name: seed_interval(_per_seed(group, name, split))[0] for name in BESIDE},
-        "train_label_loss": seed_interval(_per_seed(group, "label_loss", "train"))[0],
+        **{
+            f"train_{loss}": seed_interval(_per_seed(group, loss, "train"))[0]
+            for loss in ("label_loss", "choice_loss")
+        },
         "majority": mean.pop("majority"),
         "learned": bool(learned),
         "provisional": len(scores) < MIN_SEEDS,

@@ -41,7 +41,8 @@ from eval.scores.breakdown import SPLITS, breakdown
 from eval.scores.fast_answers import cut, fast_answer
 
 METRICS = (
-    *("accuracy", "label_accuracy", "score", "label_loss", "label_entropy"),
+    *("accuracy", "label_accuracy", "score", "label_entropy"),
+    *("label_loss", "choice_loss", "format_loss"),
     *("mirror_consistency", "memorised_gap", "mirror_gap"),
 )
 

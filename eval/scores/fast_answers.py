@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -179,8 +180,9 @@ def _read_head(
         # Label first: what is left is of the size of the loss, whatever the size of the logits.
         beside_BV = states_BD[some] @ unembedding_VD.T - label_B1[some]
         loss_B[some] = beside_BV.logsumexp(dim=-1).double()
+    choice_loss_B = F.cross_entropy(logits_BL, place_B, reduction="none").double()
     choice_B = labels_L[logits_BL.argmax(dim=-1)]
     # Of equal logits the first is the arg max: of blocks too.
     correct_B = (top_NB.argmax(dim=0) == target_B // block) & (best_there_B == target_B)
-    fields = (correct_B, choice_B == target_B, loss_B, choice_B)
+    fields = (correct_B, choice_B == target_B, loss_B, choice_loss_B, choice_B)
     return Answers(*(field.cpu().numpy() for field in fields))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from eval.text import new_table, print_table
 
-SHOWN = ("accuracy", "label_accuracy", "score", "label_loss")
+SHOWN = ("accuracy", "label_accuracy", "score", "label_loss", "choice_loss")
 
 MOST_LINES = 40
 
@@ -37,10 +38,12 @@ def print_scores(table: pd.DataFrame, console: Console) -> None:
             for name in ("memorised_gap", "mirror_gap")
         ]
         score = _with_interval(rows.loc["score"])
-        loss = f"{rows.loc['label_loss'].value:.3f}"
-        shares = (f"{rows.loc[name].value:.3f}" for name in ("accuracy", "label_accuracy"))
+        shares, losses = (
+            [f"{rows.value.get(name, math.nan):.3f}" for name in names]
+            for names in (("accuracy", "label_accuracy"), ("label_loss", "choice_loss"))
+        )
         where = "\n".join(Path(str(path)).parts[-2:]).removesuffix("-unsharded")
-        shown.add_row(where, str(task), str(split), *shares, score, loss, *beside)
+        shown.add_row(where, str(task), str(split), *shares, score, *losses, *beside)
     print_table(shown, console)
     if last:
         console.print("the last steps alone; all are in the records, and in a table with --out")

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-METRICS = ("label_loss", "score")
+METRICS = ("label_loss", "choice_loss", "format_loss", "score")
 
 
 @dataclass
 class Retention(Callback):
-    """Right before a burst, right after it and at lags until the next: label loss and score.
+    """Right before a burst, right after it and at lags until the next: the losses and the score.
 
     Twice: on the test split (generalised; split "test", subset "all" or "sampled") and on the very
     instances of the burst (memorised; split "train", subset "burst"). Only raw measurements go into

@@ -89,7 +89,8 @@ def test_a_perfect_model_has_every_accuracy_and_score_1(task: Task, split: str) 
     table = measures(says(task, lambda k: int(task.tokens[k, -1])), task, split=split)
     for metric in ("accuracy", "label_accuracy", "score"):
         assert values(table, metric) == every(1.0)
-    assert max(values(table, "label_loss").values()) < 1e-10
+    for metric in ("label_loss", "choice_loss", "format_loss"):
+        assert max(values(table, metric).values()) < 1e-10
 
 
 def test_knowing_only_how_often_labels_come_scores_exactly_0() -> None:
@@ -109,6 +110,11 @@ def test_knowing_only_how_often_labels_come_scores_exactly_0() -> None:
             "no_mirror": (2 * 1 + 2 * 2 + 1 * 3) / 5 * LN2,
         }
     )
+    # Of which log(8 / 7) is the format's, whatever the label.
+    assert values(table, "format_loss") == pytest.approx(every(math.log(8 / 7)))
+    for name, whole in values(table, "label_loss").items():
+        parts = table[name]["choice_loss"]["value"], table[name]["format_loss"]["value"]
+        assert sum(parts) == pytest.approx(whole, abs=1e-12)
 
 
 def test_label_entropy_is_that_of_the_scored_items() -> None:
@@ -174,6 +180,9 @@ def test_a_stray_arg_max_costs_accuracy_but_neither_label_accuracy_nor_score() -
     assert values(table, "label_accuracy") == every(1.0)
     assert values(table, "score") == every(1.0)
     assert values(table, "label_loss") == pytest.approx(every(10.0), abs=1e-3)
+    # Of the labels it knows the right one; what it does not know is that a label comes.
+    assert max(values(table, "choice_loss").values()) < 1e-3
+    assert values(table, "format_loss") == pytest.approx(every(10.0), abs=1e-3)
 
 
 def test_an_oracle_of_mirrors_shows_in_the_subsets() -> None:
@@ -307,7 +316,7 @@ def test_only_one_number_a_row_is_moved_to_the_cpu() -> None:
     task = comparison(test=TEST)
     with Spy():
         answer(says(task, lambda k: STRAY), task, task.test)
-    assert moved == [len(TEST)] * 4
+    assert moved == [len(TEST)] * 5  # a number for each field of Answers
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -333,5 +342,6 @@ def test_a_diverged_model_has_no_score(bad: float) -> None:
         assert np.isnan([row[name] for name in ("value", "low", "high")]).all()
         assert row["diverged"]
         assert "diverged" not in table["mirror_in_train"][metric]
-    assert not math.isfinite(table["all"]["label_loss"]["value"])
+    for metric in ("label_loss", "choice_loss", "format_loss"):
+        assert not math.isfinite(table["all"][metric]["value"])
     assert math.isfinite(table["all"]["label_entropy"]["value"])

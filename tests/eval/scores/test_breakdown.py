@@ -26,7 +26,8 @@ def addition(p: int = 41) -> ModularAddition:
 
 def answers(task: Task, choice: np.ndarray) -> Answers:
     right = choice == task.tokens[:, -1]
-    return Answers(right, right, np.where(right, 0.25, 2.0), choice)
+    loss = np.where(right, 0.25, 2.0)
+    return Answers(right, right, loss, loss / 2, choice)
 
 
 def table(task: Task, choice: np.ndarray) -> dict[tuple[str, str, str], dict]:

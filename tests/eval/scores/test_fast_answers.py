@@ -52,6 +52,7 @@ def slow_answer(model: Any, task: Task, indices: np.ndarray) -> Answers:
 
 def assert_same(one: Answers, two: Answers) -> None:
     assert np.abs(one.loss - two.loss).max() < 1e-5
+    assert np.abs(one.choice_loss - two.choice_loss).max() < 1e-5
     for name in ("correct", "label_correct", "choice"):
         assert (getattr(one, name) == getattr(two, name)).all(), name
 
