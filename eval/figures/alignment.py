@@ -41,15 +41,11 @@ def alignment(frame: pd.DataFrame) -> Figure:
     groups = list(_groups(frame, METRIC))
     num = max(rows[["variable", "position"]].drop_duplicates().shape[0] for _, rows in groups)
     figure = style.new_figure(9.3, 2.6 * len(groups) + 0.5)
-    parts = style.blocks(figure, len(groups))
-    for part, (title, rows) in zip(parts, groups, strict=True):
-        part.suptitle(title, fontsize=11, color=style.INK)
+    parts = style.headed(figure, [title for title, _ in groups])
+    for part, (_, rows) in zip(parts, groups, strict=True):
         held_out = "symbols" if (rows.held_out == "symbols").any() else "pairs"
-        rows = rows[rows.held_out == held_out]
-        panels = part.subplots(1, num, squeeze=False, sharey=True)[0]
-        by_panel = list(rows.groupby(["variable", "position"]))
-        for axis in panels[len(by_panel) :]:
-            axis.set_visible(False)
+        by_panel = list(rows[rows.held_out == held_out].groupby(["variable", "position"]))
+        panels = style.panels(part, len(by_panel), abreast=num, sharey=True)[0]
         for axis, ((variable, position), lines) in zip(panels, by_panel, strict=False):
             for control, look in LINES.items():
                 mean = lines[lines.control == control].groupby("layer").value.mean()
@@ -71,9 +67,8 @@ def causal_map(frame: pd.DataFrame) -> Figure:
     depth = max(rows.layer.nunique() for _, rows in groups)
     height = 1.2 + 0.34 * depth
     figure = style.new_figure(9.3, height * len(groups) + 0.3)
-    parts = style.blocks(figure, len(groups))
-    for part, (title, rows) in zip(parts, groups, strict=True):
-        part.suptitle(title, fontsize=11, color=style.INK)
+    parts = style.headed(figure, [title for title, _ in groups])
+    for part, (_, rows) in zip(parts, groups, strict=True):
         panels = iter(part.subplots(1, num, squeeze=False)[0])
         for variable, of_variable in rows.groupby("variable"):
             for component in COMPONENTS:
@@ -124,7 +119,6 @@ def _draw_cells(axis: Any, cells: pd.DataFrame, title: str) -> None:
             )
     axis.set_xticks(range(cells.shape[1]), [f"{int(position)}" for position in cells.columns])
     axis.set_yticks(range(cells.shape[0]), [f"{int(layer)}" for layer in cells.index])
-    axis.set_title(title, fontsize=8.5, color=style.INK)
-    axis.set_xlabel("token", fontsize=8)
-    axis.set_ylabel("layer", fontsize=8)
-    axis.tick_params(labelsize=7.5, colors=style.INK, length=0)
+    style.dress(axis, title, "token", "layer")
+    axis.tick_params(labelsize=7.5, length=0)
+    axis.spines[:].set_visible(True)

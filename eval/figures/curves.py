@@ -44,10 +44,7 @@ def curves(frame: pd.DataFrame, *, metric: str = "score", split: str = "test") -
             axis.set_visible(False)
         for axis, ((params, rung), panel) in zip(axes, panels, strict=False):
             for rate, line in panel.groupby("rate_per_step"):
-                by_seed = line.pivot_table(
-                    index="step", columns="seed", values="value", aggfunc="mean"
-                )
-                style.mean_over_seeds(axis, by_seed, **looks[rate])
+                style.mean_over_seeds(axis, style.by_seed(line), **looks[rate])
             title = style.size_title(params, rung)
             title += f"\n{style.plain(family)}, {protocol}" if len(shown) > 1 else ""
             _dress(axis, title)
@@ -62,7 +59,7 @@ def curves(frame: pd.DataFrame, *, metric: str = "score", split: str = "test") -
     one = f"{style.plain(shown[0][1])}, {shown[0][0]} protocol"
     what = one if len(shown) == 1 else "All protocols"
     figure.suptitle(f"{what}, {style.span(seeds)}{spread}", fontsize=11.5, color=style.INK)
-    handles = [style.handle(_rate_label(rows, rate), **look) for rate, look in looks.items()]
+    handles = style.handles_of({_rate_label(rows, rate): look for rate, look in looks.items()})
     handles.append(style.handle(f"learned: {LEARNED_SCORE:g}", **style.THRESHOLD))
     style.legend_below(figure, handles, max(2, abreast))
     return figure

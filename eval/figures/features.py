@@ -41,9 +41,9 @@ def features(frame: pd.DataFrame, *, layer: int = LAYER) -> Figure:
     blocks = _blocks(frame, layer)
     down = [math.ceil((rows.rung.nunique() + 1) / ABREAST) for *_, rows in blocks]
     figure = style.new_figure(9.3, sum(2.45 * n + 0.75 for n in down))
-    parts = style.blocks(figure, len(blocks), down)
-    for part, num, (title, label, rows) in zip(parts, down, blocks, strict=True):
-        _draw_block(part, num, title, label, rows)
+    parts = style.headed(figure, [title for title, *_ in blocks], down)
+    for part, (_, label, rows) in zip(parts, blocks, strict=True):
+        _draw_block(part, label, rows)
     return figure
 
 
@@ -82,14 +82,15 @@ def _blocks(frame: pd.DataFrame, layer: int) -> list[tuple[str, str, pd.DataFram
             units = int(of_target.units.max())
             label = f"{name} R², layer {layer}" if units == 1 else f"{name}: present of {units}"
             label = f"Fourier modes of {units}" if name == "fourier" else label
-            title = f"{style.plain(family)}, {protocol} protocol"
+            seeds = style.seeds_said(of_target.groupby(["rung", "rate_per_step"]).seed.nunique())
+            title = f"{style.plain(family)}, {protocol} protocol: {seeds}"
             blocks.append((title, label, of_target))
     if not blocks:
         raise ConfigError(f"records hold no features at layer {layer}; measure it or name another")
     return blocks
 
 
-def _draw_block(part: Any, down: int, title: str, label: str, rows: pd.DataFrame) -> None:
+def _draw_block(part: Any, label: str, rows: pd.DataFrame) -> None:
     rungs, colours = style.sizes(rows), style.rate_colours(rows)
     grid = style.panels(part, len(rungs) + 1, abreast=ABREAST, sharey=True)
     axes = grid.ravel()
@@ -103,14 +104,11 @@ def _draw_block(part: Any, down: int, title: str, label: str, rows: pd.DataFrame
     for axis in grid[:, 0]:
         axis.set_ylabel(label, fontsize=9)
     _set_limits(grid[0, 0], rows)
-    seeds = style.seeds_said(rows.groupby(["rung", "rate_per_step"]).seed.nunique())
-    part.suptitle(f"{title}: {seeds}", fontsize=11.5, color=style.INK)
     _draw_legend(part, rows, rungs, colours)
 
 
 def _draw_over_steps(axis: Any, line: pd.DataFrame, colour: Any) -> None:
-    by_seed = line.pivot_table(index="step", columns="seed", values="value", aggfunc="mean")
-    style.mean_over_seeds(axis, by_seed, floor=0, color=colour)
+    style.mean_over_seeds(axis, style.by_seed(line), floor=0, color=colour)
     null = line.groupby("step").null99.mean().dropna().clip(lower=0)
     if len(null):
         dashed = style.THRESHOLD | {"color": colour, "linewidth": 1.0}

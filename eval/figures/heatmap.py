@@ -38,10 +38,9 @@ def heatmap(table: pd.DataFrame) -> Figure:
         for *_, group in shown
     ]
     figure = style.new_figure(width, sum(heights) + 0.55)
-    parts = style.blocks(figure, len(shown), heights)
-    for part, (protocol, family, group) in zip(parts, shown, strict=True):
-        narrow = width < 8
-        part.suptitle(_title(protocol, family, group, narrow), fontsize=11.5, color=style.INK)
+    titles = [_title(protocol, family, group, width < 8) for protocol, family, group in shown]
+    parts = style.headed(figure, titles, heights)
+    for part, (*_, group) in zip(parts, shown, strict=True):
         left, right = part.subplots(*panel_shape, sharey=panel_shape == (1, 2)).ravel()
         _draw_value(left, group)
         _draw_train_loss(right, group)

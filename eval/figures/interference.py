@@ -69,7 +69,7 @@ def interference(frame: pd.DataFrame) -> Figure:
     blocks = list(steps.groupby(list(PLACE), dropna=False))
     down = [math.ceil(rows.rung.nunique() / ABREAST) + 1 for _, rows in blocks]
     figure = style.new_figure(9.3, sum(2.3 * n + 0.6 for n in down) + 0.4)
-    parts = style.blocks(figure, len(blocks), down)
+    parts = style.headed(figure, [_title(rows) for _, rows in blocks], down)
     for part, num, (key, rows) in zip(parts, down, blocks, strict=True):
         _draw_block(part, num, rows, style.panel_rows(table, PLACE, key))
     _legend(figure)
@@ -78,8 +78,6 @@ def interference(frame: pd.DataFrame) -> Figure:
 
 def _draw_block(part: Any, down: int, rows: pd.DataFrame, cells: pd.DataFrame) -> None:
     rungs = style.sizes(rows)
-    seeds = style.seeds_said(rows.groupby("rung").seed.nunique())
-    part.suptitle(f"{_title(rows)}: {seeds}", fontsize=11, color=style.INK)
     upper, lower = part.subfigures(2, 1, height_ratios=(down - 1, 1))
     grid = style.panels(upper, len(rungs), abreast=min(len(rungs), ABREAST), sharey=True)
     for axis, (params, rung) in zip(grid.ravel(), rungs, strict=False):
@@ -101,9 +99,7 @@ def _draw_over_steps(axis: Any, rows: pd.DataFrame) -> None:
     axis.fill_between(spread.index, -2 * spread, 2 * spread, **BAND)
     for part, (_, look) in LINES.items():
         line = {"color": look["color"], "linestyle": look["linestyle"]}
-        by_seed = rows.pivot_table(
-            index="step", columns="seed", values=f"cos_g_nt{part}", aggfunc="mean"
-        )
+        by_seed = style.by_seed(rows, value=f"cos_g_nt{part}")
         whole = by_seed.dropna()
         # Bernoulli and random schedules let every seed be measured at steps of its own.
         if 2 * len(whole) < by_seed.count().min():
@@ -149,8 +145,9 @@ def _draw_by_size(axis: Any, metric: str, cells: pd.DataFrame) -> None:
     if metric == "cos_g_nt":
         axis.plot(x, cells.abs_cos_g_nt, zorder=2, **SIZE)
     axis.set_xlim(edges[0], edges[-1])
-    axis.set_xticks(x, [f"{r}\n{count(p)}" for r, p in zip(cells.rung, x, strict=True)])
-    axis.set_xticks([], minor=True)
+    style.place_ticks(
+        axis.xaxis, x, [f"{r}\n{count(p)}" for r, p in zip(cells.rung, x, strict=True)]
+    )
 
 
 def _say_share(axis: Any, cells: pd.DataFrame) -> None:
@@ -171,8 +168,9 @@ def _title(rows: pd.DataFrame) -> str:
         "layers": f"layer {one.layer:.0f}",
         "model": "whole model",
     }[one.group]
-    family = style.plain(one.family)
-    return f"{family}, {one.protocol}, {number(one.rate_per_step)} per step; {where}"
+    family, rate = style.plain(one.family), number(one.rate_per_step)
+    seeds = style.seeds_said(rows.groupby("rung").seed.nunique())
+    return f"{family}, {one.protocol}, {rate} per step; {where}: {seeds}"
 
 
 def _dress(axis: Any, title: str, below: str) -> None:

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from eval.figures.style import FAINT, INK, new_figure
-from eval.statistics import seed_interval
+from eval.figures.style import (
+    FAINT,
+    INK,
+    by_seed,
+    dress,
+    legend_below,
+    mean_over_seeds,
+    new_figure,
+    place_ticks,
+)
+from eval.statistics import per_group, seed_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,12 +33,12 @@ PREDICTED: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4
 
 def bands(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """`value` over seeds: one row per group of `by`, with mean, low, high and num_seeds, sorted."""
-    table = []
-    for key, group in rows.groupby(list(by), sort=True):
+
+    def band(group: pd.DataFrame) -> dict[str, Any]:
         mean, low, high = seed_interval(group.value.tolist())
-        fields = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
-        table.append({**fields, "mean": mean, "low": low, "high": high, "num_seeds": len(group)})
-    return pd.DataFrame(table)
+        return {"mean": mean, "low": low, "high": high, "num_seeds": len(group)}
+
+    return pd.DataFrame(per_group(rows, by, band))
 
 
 def complexity_figure(table: pd.DataFrame, rows: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
@@ -39,68 +48,66 @@ def complexity_figure(table: pd.DataFrame, rows: pd.DataFrame, predicted: pd.Dat
     """
     figure = new_figure(11, 3.6)
     axes = figure.subplots(1, 3)
-    looks = {"orthogonal": "-", "joint, exact": "none"}
-    for trainer, line in looks.items():
-        own = table[table.trainer == trainer]
-        for name, colour in (("utility", COLOURS[0]), ("frequency", COLOURS[1])):
-            stats = bands(own.rename(columns={name: "value"}), ["gap"])
-            if stats.empty:
-                continue
-            if line == "-":
-                _band(axes[0], stats, "gap", colour, f"{name}, orthogonal iteration")
-            else:
-                error = [stats["mean"] - stats.low, stats.high - stats["mean"]]
-                axes[0].errorbar(stats.gap, stats["mean"], error, color=colour, fmt="D",
-                                 markersize=4.5, capsize=2.5, linewidth=1,
-                                 label=f"{name}, joint SGD at one width")  # fmt: skip
+    for name, colour in (("utility", COLOURS[0]), ("frequency", COLOURS[1])):
+        own = table.rename(columns={name: "value"})
+        label = f"{name}, orthogonal iteration"
+        _band(axes[0], own[own.trainer == "orthogonal"], "gap", color=colour, label=label)
+        joint = bands(own[own.trainer == "joint, exact"], ["gap"])
+        if len(joint):
+            error = [joint["mean"] - joint.low, joint.high - joint["mean"]]
+            axes[0].errorbar(joint.gap, joint["mean"], error, color=colour, fmt="D",
+                             markersize=4.5, capsize=2.5, linewidth=1,
+                             label=f"{name}, joint SGD at one width")  # fmt: skip
     axes[0].set_ylim(-0.05, 1.08)
-    _dress(axes[0], "what predicts the order?", "complexity gap D", "Spearman's rho over tasks")
-    axes[0].legend(fontsize=7, frameon=False, loc="lower left")
     measured = rows[rows.metric == "half_width"]
-    theory = predicted[predicted.metric == "half_width"]
-    ends = {min(table.gap): COLOURS[4], max(table.gap): COLOURS[3]}
-    for gap, colour in ends.items():
-        both = measured[measured.gap == gap].merge(
-            theory[theory.gap == gap], on=["seed", "gap", "task"], suffixes=("", "_theory")
-        )
+    both = measured.merge(
+        predicted[predicted.metric == "half_width"],
+        on=["seed", "gap", "task"],
+        suffixes=("", "_theory"),
+    )
+    for gap, colour in {min(table.gap): COLOURS[4], max(table.gap): COLOURS[3]}.items():
+        dots = both[both.gap == gap]
         put = {"color": colour, "s": 9, "alpha": 0.6, "linewidths": 0, "label": f"D = {gap:g}"}
-        axes[1].scatter(both.task, both.value, **put)
-        axes[2].scatter(both.value_theory, both.value, **put)
+        axes[1].scatter(dots.task, dots.value, **put)
+        axes[2].scatter(dots.value_theory, dots.value, **put)
     top = float(measured.value.max())
     axes[2].plot([1, top], [1, top], **PREDICTED)
     half = "width at which half is learned"
+    _dress(axes[0], "what predicts the order?", "complexity gap D", "Spearman's rho over tasks")
     _dress(axes[1], "by frequency", "rank by frequency", half)
     _dress(axes[2], "by utility", "the width that the theory gives", half)
-    for axis in axes[1:]:
-        axis.legend(fontsize=8, frameon=False)
     return figure
 
 
 def injection_figure(rows: pd.DataFrame, *, gap: int, burst: int) -> Figure:
     """The rare signal over cycles of gap and burst, and one cycle magnified; a row a width."""
+    from matplotlib.patches import Patch
+
     trace = rows[rows.part == "trace"]
     widths = sorted(trace.width.unique())
     figure = new_figure(11, 2.9 * len(widths))
     axes = figure.subplots(len(widths), 2, squeeze=False, width_ratios=[2.4, 1])
     cycles = int(trace.cycle.max())
+    start = (cycles - 2) * gap
     for (axis, zoom), width in zip(axes, widths, strict=True):
         own = trace[trace.width == width]
-        for metric, colour, label in SIGNALS:
-            stats = bands(own[own.metric == metric], ["step"])
-            _band(axis, stats, "step", colour, label)
-            start = (cycles - 2) * gap
-            part = stats[(stats.step >= start) & (stats.step <= start + gap)]
-            _band(zoom, part.assign(lag=part.step - start), "lag", colour, label)
-        for cycle in range(1, cycles + 1):
-            axis.axvspan((cycle - 1) * gap, cycle * gap - burst, **GAP)
-            axis.axvspan(cycle * gap - burst, cycle * gap, **BURST)
-        zoom.axvspan(0, gap - burst, **GAP)
-        zoom.axvspan(gap - burst, gap, **BURST)
-        for one in (axis, zoom):
+        part = own[own.step.between(start, start + gap)]
+        _lines(axis, own, "step", SIGNALS)
+        _lines(zoom, part.assign(lag=part.step - start), "lag", SIGNALS)
+        for one, num in ((axis, cycles), (zoom, 1)):
+            for end in range(gap, (num + 1) * gap, gap):
+                one.axvspan(end - gap, end - burst, **GAP)
+                one.axvspan(end - burst, end, **BURST)
             one.set_ylim(-0.05, 1.05)
-        _dress(axis, f"width {width:g}", "step", "rare task's signal")
-        _dress(zoom, f"width {width:g}, gap after burst {cycles - 2}", "steps since the burst", "")
-    _injection_legend(figure, axes[0, 0], gap, burst)
+        _dress(axis, f"width {width:g}", "step", "rare task's signal", legend=False)
+        title = f"width {width:g}, gap after burst {cycles - 2}"
+        _dress(zoom, title, "steps since the burst", legend=False)
+    handles = [
+        *axes[0, 0].get_legend_handles_labels()[0],
+        Patch(label=f"burst: {burst} batches of the rare task alone", **BURST),
+        Patch(label=f"gap: {gap - burst} without it", **GAP),
+    ]
+    legend_below(figure, handles, len(handles), fontsize=8)
     return figure
 
 
@@ -128,15 +135,12 @@ def cosine_figure(rows: pd.DataFrame, *, gap: int, burst: int) -> Figure:
     figure = new_figure(5.2 * len(widths), 3.4)
     axes = figure.subplots(1, len(widths), sharey=True, squeeze=False)[0]
     for axis, width in zip(axes, widths, strict=True):
-        own = trace[trace.width == width]
-        for metric, colour, label in COSINES:
-            per_seed = own[own.metric == metric].groupby(["lag", "seed"], as_index=False).value
-            _band(axis, bands(per_seed.mean(), ["lag"]), "lag", colour, label)
+        _lines(axis, trace[trace.width == width], "lag", COSINES)
         axis.axhline(0, color=FAINT, linewidth=0.8)
         axis.set_xscale("symlog", linthresh=20)
         axis.set_xlim(0, gap)
-        _dress(axis, f"width {width:g}", "steps since the burst", "cosine")
-    axes[0].legend(fontsize=8, frameon=False)
+        title, first = f"width {width:g}", axis is axes[0]
+        _dress(axis, title, "steps since the burst", "cosine", legend=first)
     return figure
 
 
@@ -149,41 +153,30 @@ def forgetting_figure(
     gaps: columns width, gap, seed, value. critical: columns gap, seed, value.
     """
     figure = new_figure(12, 3.5)
-    left, right, last = figure.subplots(1, 3)
-    seen = halves[halves.value.notna()]
-    left.scatter(seen.width, seen.value, color=COLOURS[0], s=14, label="measured, a dot a seed")
+    left, middle, right = figure.subplots(1, 3)
     theory = predicted[(predicted.metric == "half_life") & predicted.value.notna()]
-    left.plot(theory.width, theory.value, label="ln 2 / (4 eta mu)", marker="_", **PREDICTED)
+    _dots(left, halves.dropna(subset="value"), theory, "width", COLOURS[0], "ln 2 / (4 eta mu)")
+    for width, never in halves[halves.value.isna()].groupby("width").size().items():
+        left.annotate(f"{never} never\nhalved", (width, 0.8), ha="center", fontsize=8,
+                      color=FAINT, xycoords=("data", "axes fraction"))  # fmt: skip
     left.set_xscale("log", base=2)
     left.set_yscale("log")
-    for width in sorted(set(halves[halves.value.isna()].width)):
-        count = int(halves[halves.width == width].value.isna().sum())
-        left.annotate(f"{count} never\nhalved", (width, 0.8), ha="center", fontsize=8,
-                      color=FAINT, xycoords=("data", "axes fraction"))  # fmt: skip
     left.set_xlim(min(halves.width) / 1.4, max(halves.width) * 1.4)
-    _plain_ticks(left.xaxis, sorted(halves.width.unique()))
-    _plain_ticks(left.yaxis, [20, 50, 100, 200, 500, 1000])
-    _dress(left, "half-life of what one burst taught", "width N", "steps")
-    left.legend(fontsize=8, frameon=False)
-    for colour, width in zip(COLOURS, sorted(gaps.width.unique()), strict=False):
-        stats = bands(gaps[gaps.width == width], ["gap"])
-        _band(right, stats, "gap", colour, f"width {width:g}", marker="o")
-    right.set_xscale("log")
-    _plain_ticks(right.xaxis, sorted(gaps.gap.unique()))
-    right.set_ylim(-0.05, 1.05)
-    _dress(right, "equal frequency, unequal gaps", "gap between bursts, steps",
-           "q of the rare feature\nright before a burst")  # fmt: skip
-    right.legend(fontsize=8, frameon=False)
-    last.scatter(
-        critical.gap, critical.value, color=COLOURS[3], s=14, label="measured, a dot a seed"
-    )
+    place_ticks(left.xaxis, sorted(halves.width.unique()))
+    place_ticks(left.yaxis, [20, 50, 100, 200, 500, 1000])
+    for colour, (width, own) in zip(COLOURS, gaps.groupby("width"), strict=False):
+        _band(middle, own, "gap", color=colour, label=f"width {width:g}", marker="o")
+    middle.set_ylim(-0.05, 1.05)
     theory = predicted[(predicted.metric == "gap_critical_width") & predicted.one_step.eq(True)]
-    last.plot(theory.gap, theory.value, label="predicted", marker="_", **PREDICTED)
-    last.set_xscale("log")
-    _plain_ticks(last.xaxis, sorted(critical.gap.unique()))
-    _dress(last, "bursts of one weighted step\n(orthogonal iteration)", "gap, steps",
-           "critical width")  # fmt: skip
-    last.legend(fontsize=8, frameon=False)
+    _dots(right, critical, theory, "gap", COLOURS[3], "predicted")
+    for axis, table in ((middle, gaps), (right, critical)):
+        axis.set_xscale("log")
+        place_ticks(axis.xaxis, sorted(table.gap.unique()))
+    _dress(left, "half-life of what one burst taught", "width N", "steps")
+    before = "q of the rare feature\nright before a burst"
+    _dress(middle, "equal frequency, unequal gaps", "gap between bursts, steps", before)
+    title = "bursts of one weighted step\n(orthogonal iteration)"
+    _dress(right, title, "gap, steps", "critical width")
     return figure
 
 
@@ -198,54 +191,41 @@ def gradient_figure(rows: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
         (("joint", "|G_F|, decoders as trained"), ("minibatch", "norm of a batch's gradient")),
     )  # fmt: skip
     for axis, panel in zip(axes, panels, strict=True):
-        for (metric, label), colour in zip(panel, COLOURS, strict=False):
-            stats = bands(rows[rows.metric == metric], ["width"])
-            _band(axis, stats, "width", colour, label, marker="o")
+        looks = [(name, c, label) for (name, label), c in zip(panel, COLOURS, strict=False)]
+        _lines(axis, rows, "width", looks, marker="o")
         axis.set_xscale("log", base=2)
-        _plain_ticks(axis.xaxis, sorted(rows.width.unique()))
+        place_ticks(axis.xaxis, sorted(rows.width.unique()))
     for axis, metric in ((axes[0], "residual"), (axes[1], "operator")):
         theory = predicted[predicted.metric == metric]
         axis.plot(theory.width, theory.value, label="at the best encoder", **PREDICTED)
     for axis, title in zip(axes, ("residual", "bounds and norm", "norms in training"), strict=True):
-        _dress(axis, title, "width N", "")
+        _dress(axis, title, "width N")
         axis.set_ylim(bottom=0)
-        axis.legend(fontsize=7, frameon=False)
     return figure
 
 
-def _injection_legend(figure: Any, axis: Any, gap: int, burst: int) -> None:
-    from matplotlib.patches import Patch
-
-    handles, labels = axis.get_legend_handles_labels()
-    handles += [Patch(**BURST), Patch(**GAP)]
-    labels += [f"burst: {burst} batches of the rare task alone", f"gap: {gap - burst} without it"]
-    figure.legend(
-        handles, labels, fontsize=8, frameon=False, loc="outside upper center", ncols=len(labels)
-    )
+def _lines(
+    axis: Any, rows: pd.DataFrame, x: str, looks: Sequence[tuple[str, str, str]], **more: Any
+) -> None:
+    """A line for each metric: (metric, colour, label)."""
+    for metric, colour, label in looks:
+        _band(axis, rows[rows.metric == metric], x, color=colour, label=label, **more)
 
 
-def _band(axis: Any, stats: pd.DataFrame, x: str, colour: str, label: str, **look: Any) -> None:
-    axis.plot(stats[x], stats["mean"], color=colour, label=label, linewidth=1.5, markersize=3.5,
-              zorder=3, **look)  # fmt: skip
-    if stats.low.notna().all():
-        axis.fill_between(stats[x], stats.low, stats.high, color=colour, alpha=0.18, linewidth=0)
+def _band(axis: Any, rows: pd.DataFrame, x: str, **look: Any) -> None:
+    if len(rows):
+        mean_over_seeds(axis, by_seed(rows, x), linewidth=1.5, alpha=0.18, markersize=3.5, **look)
 
 
-def _plain_ticks(axis: Any, values: list[float]) -> None:
-    """Numbers as they are at these places of a logarithmic axis, nothing between them."""
-    from matplotlib.ticker import FixedLocator, NullLocator
+def _dots(
+    axis: Any, rows: pd.DataFrame, theory: pd.DataFrame, x: str, colour: str, label: str
+) -> None:
+    """A dot a seed, and what was predicted."""
+    axis.scatter(rows[x], rows.value, color=colour, s=14, label="measured, a dot a seed")
+    axis.plot(theory[x], theory.value, label=label, marker="_", **PREDICTED)
 
-    axis.set_major_locator(FixedLocator(values))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
 
-
-def _dress(axis: Any, title: str, x: str, y: str) -> None:
-    axis.set_title(title, fontsize=9.5, color=INK)
-    axis.set_xlabel(x, fontsize=8.5, color=INK)
-    axis.set_ylabel(y, fontsize=8.5, color=INK)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(FAINT)
-    axis.tick_params(labelsize=8, colors=INK, length=3)
-    axis.grid(axis="y", color="#e4e4e4", linewidth=0.7)
-    axis.set_axisbelow(True)
+def _dress(axis: Any, title: str, x: str, y: str = "", *, legend: bool = True) -> None:
+    dress(axis, title, x, y, grid=True)
+    if legend:
+        axis.legend(fontsize=7.5, frameon=False)

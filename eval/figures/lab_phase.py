@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from eval.figures.style import INK, new_figure
+from eval.figures.style import INK, dress, handles_of, legend_below, new_figure
 from theory.lab.phase import LEARNED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STAIRS: dict[str, Any] = {"color": "#d1242f", "linewidth": 1.8, "zorder": 3}
+MISS: dict[str, Any] = {
+    **{"marker": "o", "color": "white", "markersize": 3.4, "linestyle": "none"},
+    **{"markeredgecolor": INK, "markeredgewidth": 0.6},
+}
 HALF: dict[str, Any] = {"color": "#d1242f", "linewidth": 1.2, "linestyle": (0, (3, 2)), "zorder": 3}
 
 
@@ -47,9 +51,8 @@ def phase_figure(rows: pd.DataFrame, predicted: pd.DataFrame, *, mixture: str) -
         if name in trainers:
             _misses(axis, own, theory, widths)
         axis.set_xticks(np.arange(len(widths)) + 0.5, [str(w) for w in widths], fontsize=8)
-        axis.set_title(name, fontsize=9.5, color=INK)
-        axis.set_xlabel("width N", fontsize=9, color=INK)
-        axis.tick_params(length=0, colors=INK, labelsize=8)
+        dress(axis, name, "width N")
+        axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
     axes[0].set_ylabel("task, by frequency (1 is the commonest)", fontsize=9, color=INK)
     axes[0].invert_yaxis()
@@ -57,7 +60,12 @@ def phase_figure(rows: pd.DataFrame, predicted: pd.DataFrame, *, mixture: str) -
     bar.set_label("retained signal Tr(P C) / Tr C", fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=8, length=2)
     bar.outline.set_visible(False)
-    _legend(figure, mixture)
+    looks = {
+        "critical width, predicted": STAIRS,
+        "half of the signal kept, predicted": HALF,
+        "most seeds elsewhere than predicted": MISS,
+    }
+    legend_below(figure, handles_of(looks), 3, title=f"mixture {mixture}", title_fontsize=9)
     return figure
 
 
@@ -76,20 +84,4 @@ def _misses(axis: Any, own: pd.DataFrame, theory: pd.DataFrame, widths: list[int
     expected = theory[theory.metric == "learned"].set_index(["task", "width"]).value
     for (task, width), value in share.items():
         if (value > 0.5) != bool(expected[task, width]):
-            axis.plot(widths.index(width) + 0.5, task, "o", color="white", markersize=3.4,
-                      markeredgecolor=INK, markeredgewidth=0.6, zorder=4)  # fmt: skip
-
-
-def _legend(figure: Any, mixture: str) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], label="critical width, predicted", **STAIRS),
-        Line2D([], [], label="half of the signal kept, predicted", **HALF),
-        Line2D([], [], linestyle="none", marker="o", markerfacecolor="white", markeredgecolor=INK,
-               markersize=4, label="most seeds elsewhere than predicted"),
-    ]  # fmt: skip
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=3, fontsize=8, frameon=False,
-        title=f"mixture {mixture}", title_fontsize=9,
-    )  # fmt: skip
+            axis.plot(widths.index(width) + 0.5, task, zorder=4, **MISS)

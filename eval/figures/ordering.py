@@ -56,20 +56,14 @@ def ordering(frame: pd.DataFrame) -> Figure:
     figure = style.new_figure(8.6, 3.3 * len(sets) + 0.5)
     axes = figure.subplots(len(sets), 2, sharey=True, squeeze=False)
     for (left, right), (protocol, setting, rows, found) in zip(axes, sets, strict=True):
-        for axis, column, rho, label in (
-            (left, "theory", found.rho_theory, "theory: log2 N / N_crit, up to a constant"),
-            (right, "baseline", found.rho_baseline, "log2 width x rate per step"),
-        ):
-            _draw(axis, rows, column)
-            style.dress(axis, below=f"{label} (Spearman {rho:.3f})")
-        left.set_ylabel("test score", fontsize=9)
+        _draw(left, rows, "theory")
+        _draw(right, rows, "baseline")
+        below = f"theory: log2 N / N_crit, up to a constant (Spearman {found.rho_theory:.3f})"
+        style.dress(left, f"{protocol}, {setting}", below, "test score", loc="left")
         word = "above" if _claimed(rows, found) else "not above"
-        left.set_title(f"{protocol}, {setting}", fontsize=9, color=style.INK, loc="left")
-        right.set_title(
-            f"difference {found.difference:+.3f}, {word} the 95% of chance "
-            f"[{found.null_low:.3f}, {found.null_high:.3f}]",
-            fontsize=8.5, color=style.INK, loc="left",
-        )  # fmt: skip
+        chance = f"{word} the 95% of chance [{found.null_low:.3f}, {found.null_high:.3f}]"
+        below = f"log2 width x rate per step (Spearman {found.rho_baseline:.3f})"
+        style.dress(right, f"difference {found.difference:+.3f}, {chance}", below, loc="left")
     axes[0, 0].legend(fontsize=7, frameon=False, ncols=2)
     return figure
 

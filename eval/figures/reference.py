@@ -66,8 +66,8 @@ def beside_natural(frame: pd.DataFrame) -> Figure:
             _draw_natural(axis, row)
         axis.set_xscale("log")
         axis.axhline(LEARNED_SCORE, zorder=1, **style.THRESHOLD)
-        style.dress(axis, style.size_title(params, rung), "instances per token")
-    axes[0].set_ylabel("test score", fontsize=9)
+        left = "test score" if axis is axes[0] else ""
+        style.dress(axis, style.size_title(params, rung), "instances per token", left)
     axes[0].set_ylim(min(-0.12, float(np.nanmin(table.value)) - 0.05), 1.05)
     figure.suptitle("Injected tasks beside natural ones", fontsize=11.5, color=style.INK)
     handles, _ = axes[0].get_legend_handles_labels()

@@ -37,7 +37,6 @@ GAIN_LAG = 20
 """When Adam (beta1 .9) has put in 89% of a burst's gradient; see eval.retention.retained."""
 
 NULL: dict[str, Any] = {"color": style.INK, "linewidth": 0.9, "linestyle": ":"}
-_LEFT: dict[str, Any] = {"fontsize": 9, "color": style.INK, "loc": "left"}
 
 PANEL = ("protocol", "family", "variant", "rate_per_step", "gap")
 
@@ -61,8 +60,8 @@ def gaps(frame: pd.DataFrame, *, split: str = "test") -> Figure:
             for rung, line in after.groupby("rung"):
                 hollow = looks[rung] | {"markerfacecolor": "white", "linestyle": "none"}
                 axis.plot(line.gap, line.value, markersize=5, **hollow)
-            _dress_gaps(axis, style.panel_rows(ends[metric], GROUP, key), metric, split)
-        axes[0].set_title(_group_title(dict(zip(GROUP, key, strict=True))), **_LEFT)
+            title = _group_title(dict(zip(GROUP, key, strict=True))) if axis is axes[0] else ""
+            _dress_gaps(axis, style.panel_rows(ends[metric], GROUP, key), metric, split, title)
     _legend_of_gaps(figure, ends[loss], looks, hollow=not after.empty)
     return figure
 
@@ -84,13 +83,13 @@ def forgetting(frame: pd.DataFrame, *, split: str = "test", gain_lag: int = GAIN
     for (left, right), key in zip(grid, rows, strict=True):
         panel = style.panel_rows(course, PANEL, key)
         _draw_course(left, panel, looks)
-        left.set_title(_panel_title(panel), **_LEFT)
-        left.set_ylabel(f"{split} {loss} - before the burst, nats", fontsize=9)
         _draw_shares(right, style.panel_rows(shares, PANEL, key), looks)
         net = "net of the control: " if panel.controlled.any() else ""
-        right.set_title(f"{SPLITS[split]}, {net}share of the gain at lag {gain_lag}", **_LEFT)
-        for axis in (left, right):
+        share = f"{SPLITS[split]}, {net}share of the gain at lag {gain_lag}"
+        fallen = f"{split} {loss} - before the burst, nats"
+        for axis, title, label in ((left, _panel_title(panel), fallen), (right, share, "")):
             _lag_axis(axis, sorted(set(panel.lag)))
+            style.dress(axis, title, "steps since the burst", label, loc="left")
     _legend_of_forgetting(figure, course, looks)
     return figure
 
@@ -123,7 +122,7 @@ def _draw_gaps(axis: Any, table: pd.DataFrame, looks: dict[str, dict[str, Any]])
         )  # fmt: skip
 
 
-def _dress_gaps(axis: Any, table: pd.DataFrame, metric: str, split: str) -> None:
+def _dress_gaps(axis: Any, table: pd.DataFrame, metric: str, split: str, title: str) -> None:
     null = float(table.null.iloc[0])
     axis.axhline(null, zorder=1, **NULL)
     if metric == "score":
@@ -133,11 +132,10 @@ def _dress_gaps(axis: Any, table: pd.DataFrame, metric: str, split: str) -> None
         axis.set_ylim(bottom=0)
     every = sorted(set(table.gap))
     axis.set_xscale("log")
-    axis.set_xticks(every, [str(gap) for gap in every], fontsize=8.5)
-    axis.set_xticks([], minor=True)
+    style.place_ticks(axis.xaxis, every, [str(gap) for gap in every])
     axis.set_xlim(every[0] / 1.3, every[-1] * 1.3)
-    axis.set_ylabel(f"{split} {style.plain(metric)}", fontsize=9)
-    style.dress(axis, below="gap: steps from burst to burst")
+    label = f"{split} {style.plain(metric)}"
+    style.dress(axis, title, "gap: steps from burst to burst", label, loc="left")
 
 
 def _draw_course(axis: Any, panel: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
@@ -182,10 +180,8 @@ def _lag_axis(axis: Any, lags: Sequence[int]) -> None:
     for lag in lags[1:]:
         if lag >= 1.25 * named[-1] + 0.5:
             named.append(lag)
-    axis.set_xticks(named, [str(lag) for lag in named], fontsize=8)
-    axis.set_xticks([], minor=True)
+    style.place_ticks(axis.xaxis, named, [str(lag) for lag in named])
     axis.set_xlim(-0.2, lags[-1] * 1.2)
-    style.dress(axis, below="steps since the burst")
 
 
 def _life_text(rung: str, line: pd.DataFrame, lives: pd.DataFrame) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,11 +53,6 @@ def png(figure: Figure) -> bytes:
     return data.getvalue()
 
 
-def blocks(figure: Any, num: int, heights: Sequence[float] | None = None) -> Any:
-    """Subfigures one below another, each with a title of its own."""
-    return figure.subfigures(num, 1, squeeze=False, height_ratios=heights)[:, 0]
-
-
 def panels(part: Any, num: int, *, abreast: int, **shared: Any) -> Any:
     """Axes for so many panels, shape (rows, abreast); those too many are not seen."""
     grid = part.subplots(math.ceil(num / abreast), abreast, squeeze=False, **shared)
@@ -77,10 +72,28 @@ def panel_rows(table: pd.DataFrame, names: Sequence[str], key: Sequence[Any]) ->
     return table[np.logical_and.reduce(same)]
 
 
-def dress(axis: Any, title: str = "", below: str = "", *, grid: bool = False) -> None:
-    """Title, label below, and axes that stand back behind the data."""
-    axis.set_title(title, fontsize=9.5, color=INK)
+def headed(figure: Any, titles: Sequence[str], heights: Sequence[float] | None = None) -> Any:
+    """Subfigures one below another, each with a title of its own."""
+    parts = figure.subfigures(len(titles), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, title in zip(parts, titles, strict=True):
+        part.suptitle(title, fontsize=11.5, color=INK)
+    return parts
+
+
+def dress(
+    axis: Any,
+    title: str = "",
+    below: str = "",
+    left: str = "",
+    *,
+    grid: bool = False,
+    loc: Any = None,
+) -> None:
+    """Title, labels below and to the left, and axes that stand back behind the data."""
+    axis.set_title(title, fontsize=8.5 if loc == "left" else 9.5, color=INK, loc=loc)
     axis.set_xlabel(below, fontsize=9)
+    if left:
+        axis.set_ylabel(left, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color(FAINT)
     axis.tick_params(labelsize=8, colors=INK, length=3)
@@ -95,6 +108,20 @@ def say(axis: Any, text: str) -> None:
     """Say in an empty panel why it is empty."""
     put = {"ha": "center", "va": "center", "fontsize": 8, "color": FAINT}
     axis.text(0.5, 0.5, text, transform=axis.transAxes, **put)
+
+
+def place_ticks(axis: Any, places: Sequence[float], names: Sequence[str] | None = None) -> None:
+    """Names, or the numbers as they are, at these places of an xaxis or yaxis; none between."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    axis.set_major_locator(FixedLocator(places))
+    axis.set_major_formatter(FixedFormatter(names or [f"{place:g}" for place in places]))
+    axis.set_minor_locator(NullLocator())
+
+
+def by_seed(rows: pd.DataFrame, x: str = "step", value: str = "value") -> pd.DataFrame:
+    """A column a seed over x; the mean where a seed has several values at one place."""
+    return rows.pivot_table(index=x, columns="seed", values=value, aggfunc="mean")
 
 
 def mean_over_seeds(
@@ -173,6 +200,11 @@ def handle(label: str, **look: Any) -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], label=label, **look)
+
+
+def handles_of(looks: Mapping[str, dict[str, Any]], **more: Any) -> list[Any]:
+    """`handle` for each label and its look."""
+    return [handle(label, **more | look) for label, look in looks.items()]
 
 
 def legend_below(figure: Any, handles: Sequence[Any], columns: int, **more: Any) -> None:
