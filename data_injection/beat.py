@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-EVERY = 1.8
+EVERY = 1.5
 """Seconds between two lines; of long work a 300th of its time: a log of days stays readable."""
 
 
@@ -80,8 +80,8 @@ class Beat:
 
 def _line(what: str, work: _Work) -> str:
     took = time.monotonic() - work.began
-    said = f"{what}: {work.done:,.0f} of {work.total:,.0f}, " if work.total else f"{what}: "
-    said += f"{timedelta(seconds=round(took))}"
+    done = f"{work.done:,.0f} of {work.total:,.0f}, " if work.total else ""
+    said = f"{what}: {done}{timedelta(seconds=round(took))}"
     if work.total and work.done > work.first:
         left = took / (work.done - work.first) * (work.total - work.done)
         said += f", about {timedelta(seconds=round(left))} more"

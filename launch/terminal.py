@@ -9,7 +9,6 @@ with progress_bar(errors) as show:
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import shlex
 import sys
@@ -90,27 +89,6 @@ def interruptible(said: str) -> Iterator[None]:
     except KeyboardInterrupt:
         errors.print(f"interrupted; {said}")
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def corpus_lines() -> Iterator[None]:
-    """How far a corpus is read, on stderr: the Meter's lines where there is no terminal."""
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with logger_level("data_injection.corpus.shards", logging.INFO):
-        yield
-
-
-@contextmanager
-def logger_level(name: str, level: int) -> Iterator[None]:
-    """A logger's level, for a while."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(level)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 @contextmanager

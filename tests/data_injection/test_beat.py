@@ -23,7 +23,7 @@ def test_a_slow_unit_is_never_silent_for_two_seconds() -> None:
         "cells: 0 of 3",
         "cells: 1 of 3",
     ]
-    assert "about 0:00:1" in said[-1][1]
+    assert "about 0:00:09 more" in said[-1][1]  # 4.5 s a cell, two left
     assert "about" not in said[0][1]
 
 

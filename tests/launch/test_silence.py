@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from data_injection.beat import Beat
+from data_injection.errors import ConfigError
 from launch.lab.cells import run_cells
 from launch.terminal import progress_bar
 from olmo_ext.callbacks.task_eval import TaskEval
@@ -77,15 +78,16 @@ def test_training_tells_what_it_does_before_its_first_step(
     assert stopped, "from the first step on the progress callback speaks"
 
 
-def test_the_corpus_is_not_silent_in_a_pipe(caplog: pytest.LogCaptureFixture) -> None:
-    from data_injection.corpus.shards import Meter
-    from launch.terminal import corpus_lines
+def test_preparing_a_corpus_is_not_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from data_injection.corpus import prepare
 
-    with corpus_lines(), Meter() as meter:
-        meter.start("tokenizing web", total=100)
-        meter.add_bytes(25)
-        meter.show(num_tokens=7)
-        time.sleep(2.0)
-    assert [record.getMessage()[:33] for record in caplog.records] == [
-        "tokenizing web, bytes: 25 of 100,"
-    ]
+    def slowly(*args: Any, **options: Any) -> Any:
+        time.sleep(SLOW)
+        raise ConfigError("too slow")
+
+    monkeypatch.setattr(prepare, "train_tokenizer", slowly)
+    with pytest.raises(ConfigError):
+        prepare.prepare_embedded(tmp_path / "corpus", max_documents=3)
+    assert "training a tokenizer on 0M characters: 0:00:0" in capsys.readouterr().err
