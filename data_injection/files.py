@@ -20,7 +20,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from data_injection.errors import ConfigError
@@ -67,15 +67,33 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON text in UTF-8, with or without a byte order mark; ValueError if none."""
+    if isinstance(data, bytes):
+        data = data.decode()
+    try:
+        return json.loads(data.removeprefix("\ufeff"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises FileNotFoundError if there is none, ConfigError with the file's name if it is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except ValueError as error:  # also bytes that are no text
         raise ConfigError(f"{path} is not JSON ({error}); restore or remove it") from None
+
+
+def inside(name: str) -> str:
+    """A path from a file of others, relative to that file's folder; ConfigError if it leads out."""
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ConfigError(f"the path {name!r} leads out of its folder")
+    return name
 
 
 def linked_folders(top: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_injection.errors import ConfigError
-from data_injection.files import sync_path
+from data_injection.files import parse_json, sync_path
 from data_injection.plan import StepRows
 
 ROW = np.dtype([("step", "<u4"), ("slot", "<u4"), ("example", "<u4"), ("task", "<u2")])
@@ -283,7 +283,7 @@ def _parse_header(line: bytes) -> dict[str, Any] | None:
     parts = line.rstrip(b"\n").split(b" ", 2)
     if len(parts) != 3 or parts[0] != MAGIC or parts[1] != b"%08x" % zlib.crc32(parts[2]):
         return None
-    return json.loads(parts[2])
+    return parse_json(parts[2])
 
 
 def position_from(value: Any, *, where: str) -> Position | None:

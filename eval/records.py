@@ -26,6 +26,7 @@ from typing import Any, TextIO
 import pandas as pd
 
 from data_injection.errors import ConfigError
+from data_injection.files import parse_json
 from data_injection.plan import InjectionPlan
 from eval.run import find_below
 
@@ -194,7 +195,7 @@ class RecordWriter:
         if not end:
             return
         try:
-            json.loads(end)
+            parse_json(end)
         except ValueError:
             log.warning("%s ended in a torn line (a killed writer), cut off", self.path)
             self._file.truncate(self._file.seek(0, os.SEEK_END) - len(end))
@@ -307,8 +308,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line)
+        except ValueError as error:
             if number < len(lines) and not _is_cut_off(line, error):
                 raise ConfigError(
                     f"{path}:{number} is not JSON ({error}); mend or drop the line"
@@ -321,9 +322,9 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _is_cut_off(line: str, error: json.JSONDecodeError) -> bool:
+def _is_cut_off(line: str, error: ValueError) -> bool:
     """Whether a line is the beginning of a record, as a kill in the middle of a write leaves it."""
-    if not line.startswith("{"):
+    if not (line.startswith("{") and isinstance(error, json.JSONDecodeError)):
         return False
     left = line[error.pos :].rstrip()
     # Nothing, a word or a number in the making (tru, 1.5e-): more text would have mended it.

@@ -35,7 +35,7 @@ PROGRESS = "progress.json"
 
 def read_run(folder: str | Path) -> dict[str, Any]:
     """run.json. Raises FileNotFoundError if it is not there, ConfigError if it is not whole."""
-    return _object(Path(folder) / RUN)
+    return read_object(Path(folder) / RUN)
 
 
 def extensions_of(folder: str | Path) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def extensions_of(folder: str | Path) -> list[dict[str, Any]]:
 
 def load_identity(folder: str | Path) -> dict[str, Any]:
     """The identity of a run's stream as it was saved, plan.json; raises as `read_run`."""
-    return _object(Path(folder) / PLAN)
+    return read_object(Path(folder) / PLAN)
 
 
 def read_if_whole(path: Path) -> dict[str, Any]:
@@ -54,12 +54,13 @@ def read_if_whole(path: Path) -> dict[str, Any]:
     For those who tell of runs as they are found (status, report) and must not fail on one.
     """
     try:
-        return _object(path)
+        return read_object(path)
     except (OSError, ConfigError):
         return {}
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a run or a checkpoint; raises as `read_run`."""
     try:
         value = read_json(path)
     except FileNotFoundError:
@@ -69,6 +70,27 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{path} is not a JSON object; restore or remove it")
     return value
+
+
+def load_config(path: Path) -> Any:
+    """A YAML file of a run or a checkpoint, as OmegaConf has it; raises as `read_run`.
+
+    A tag that YAML itself does not know (!secret, !!python/...) is refused.
+    """
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    try:
+        return OmegaConf.load(path)
+    except RecursionError:
+        raise ConfigError(f"{path} is not YAML: it is nested too deeply") from None
+    except (YAMLError, ValueError) as error:
+        # YAML's own words in one line: what is wrong and where.
+        mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(
+            f"{path} is not YAML: {said or (str(error).splitlines() or [''])[0]}{line}"
+        ) from None
 
 
 def run_folders(path: str | Path) -> list[Path]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from data_injection.errors import ConfigError
-from data_injection.files import replace_file
+from data_injection.files import read_json, replace_file
 from eval.checkpoints.checkpoint import find_checkpoints
 from launch.grid import Point, Sweep, point_overrides
 
@@ -68,7 +68,7 @@ class Run:
             return
         told = self.log.with_name("settings.json")
         if told.exists():
-            if json.loads(told.read_text()) != self.settings:
+            if read_json(told) != self.settings:
                 raise ConfigError(
                     f"{self.folder} was trained with other settings than these; "
                     "choose another --out, or remove that folder to train it again"

@@ -26,6 +26,10 @@ T = TypeVar("T")
 EMPTY = ("", "~", "null")
 """YAML's ways to leave a value out, as text."""
 
+YAML_TAGS = {
+    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")
+}
+
 
 class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -38,6 +42,14 @@ class _TextLoader(yaml.BaseLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         _check_keys(self, node)
+        return node
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        node: yaml.Node | None = super().compose_node(parent, index)
+        # As text every tag would be dropped without a word, and what it asks for not done.
+        if node is not None and node.tag not in YAML_TAGS:
+            mark = node.start_mark
+            raise ConfigError(f"line {mark.line + 1}: {node.tag} is no tag of YAML; remove it")
         return node
 
 
@@ -66,6 +78,8 @@ def read_yaml(path: Path, *, as_text: bool = False) -> Any:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not YAML: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # a date that is none, bytes that are no text
         raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
 

@@ -24,6 +24,7 @@ from data_injection.config import InjectionConfig
 from data_injection.corpus.prepare import Manifest, corpus_paths, verify_corpus
 from data_injection.errors import ConfigError
 from data_injection.files import replace_file
+from eval.run import load_config
 from olmo_ext.checks import check, has_flash_attention
 from olmo_ext.shipped import locate, shipped
 
@@ -128,10 +129,7 @@ def _schema() -> DictConfig:
 def _read_yaml(path: Path, changed: int, size: int) -> Any:
     """A file as it was at a time: a grid reads each of its few files a hundred times."""
     known = [one.name for one in fields(ExperimentConfig)]
-    try:
-        raw = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {_problem(error)}") from None
+    raw = load_config(path)
     # Plain text is read as one key; nobody wants to see all of it as an unknown one.
     if not isinstance(raw, DictConfig) or (len(raw) and not set(raw) & set(known)):
         raise ConfigError(
@@ -139,13 +137,6 @@ def _read_yaml(path: Path, changed: int, size: int) -> Any:
             "configs/quickstart.yaml is one"
         )
     return raw
-
-
-def _problem(error: Exception) -> str:
-    """YAML's own words in one line: what is wrong and where."""
-    mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    line = f", line {mark.line + 1}" if mark is not None else ""
-    return f"{said or str(error).splitlines()[0]}{line}"
 
 
 def complete(

@@ -46,7 +46,7 @@ from eval.checkpoints.checkpoint import (
     verify_checkpoint,
 )
 from eval.commit import git_commit
-from eval.run import EXPERIMENT, MARKER, PLAN, RUN, read_run
+from eval.run import EXPERIMENT, MARKER, PLAN, RUN, read_object, read_run
 from olmo_ext.build import check_same_run
 from olmo_ext.compat import link_latest
 from olmo_ext.config import save_experiment
@@ -80,7 +80,7 @@ def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Non
             "olmo-ext; choose another folder"
         )
     try:
-        before = json.loads(plan_file.read_text())
+        before = read_object(plan_file)
     except ValueError as error:
         raise ConfigError(
             f"{plan_file} cannot be read ({error}); restore it from a checkpoint's {IDENTITY_FILE} "
@@ -138,7 +138,7 @@ def _set_aside(path: Path, what: str, why: str) -> None:
 def _read_identity(checkpoint: Path) -> dict[str, Any] | None:
     """The identity in a checkpoint without what is the checkpoint's own; None if unreadable."""
     try:
-        identity = json.loads((checkpoint / IDENTITY_FILE).read_text())
+        identity = read_object(checkpoint / IDENTITY_FILE)
     except ValueError:
         return None
     return {key: value for key, value in identity.items() if key not in ("step", "ledger")}
@@ -173,7 +173,7 @@ def find_ledger_start(
     """
     if checkpoint is None:
         return LedgerStart(step=0, parent=None, above=-1, digest=0)
-    place = json.loads((checkpoint / IDENTITY_FILE).read_text()).get("ledger")
+    place = read_object(checkpoint / IDENTITY_FILE).get("ledger")
     step = _step(checkpoint)
     parent = position_from(place, where=f"{checkpoint}/{IDENTITY_FILE}")
     if parent is None:

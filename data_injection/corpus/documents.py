@@ -7,19 +7,26 @@ next(iter_documents("dolma/part-00000.json.gz"))
 from __future__ import annotations
 
 import glob
-import gzip
-import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from data_injection.corpus.lines import MAX_LINE, lines, unpacked
 from data_injection.errors import ConfigError
-from data_injection.files import linked_folders
+from data_injection.files import linked_folders, parse_json
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
+
+NAMED = 8
+"""Fields of a record that a message lists: a line of 64 MiB may have a million."""
+
+
+def refuse(error: ConfigError) -> None:
+    """What is done with a bad document unless a reader is told to go on."""
+    raise error
 
 
 def iter_documents(
@@ -27,22 +34,27 @@ def iter_documents(
     *,
     text_field: str = "text",
     on_bytes: Callable[[int], None] = lambda num_bytes: None,
+    on_bad: Callable[[ConfigError], None] = refuse,
 ) -> Iterator[str]:
     """The texts of one file or `hf:` source, lazily and in order, empty ones included.
 
-    on_bytes is told how many more bytes of the (compressed) file have been read.
-    Raises ConfigError naming file and line at a line that is no document.
+    on_bytes is told how many more bytes of the (compressed) file have been read; on_bad of a line
+    that is no document (the error names file and line), and may return to go on with the next.
+    Raises ConfigError where a file cannot be unpacked any further.
     """
     if str(source).startswith("hf:"):
-        yield from _rows(_open_hf(str(source)), text_field, where=str(source))
+        yield from _rows(_open_hf(str(source)), text_field, where=str(source), on_bad=on_bad)
         return
     path = Path(source)
     with path.open("rb") as raw:
         done, number = 0, 0
         try:
-            for number, line in enumerate(_lines(path, raw), start=1):
-                if line.strip():
-                    yield _text(line, text_field, where=f"{path}:{number}")
+            for number, line in enumerate(lines(unpacked(raw, path.suffix.lower())), start=1):
+                try:
+                    if line is None or line.strip():
+                        yield _text(line, text_field, where=f"{path}:{number}")
+                except ConfigError as error:
+                    on_bad(error)
                 if raw.tell() != done:
                     on_bytes(raw.tell() - done)
                     done = raw.tell()
@@ -52,40 +64,16 @@ def iter_documents(
             ) from error
 
 
-def _lines(path: Path, raw: IO[bytes]) -> Iterator[bytes]:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return iter(gzip.GzipFile(fileobj=raw))
-    return _zstd_lines(raw) if suffix == ".zst" else iter(raw)
-
-
-def _zstd_lines(raw: IO[bytes]) -> Iterator[bytes]:
-    """Lines of a zstd file. (The library's own reader takes a file cut short for a short file.)"""
-    import zstandard
-
-    frame, tail = None, b""
-    while chunk := raw.read(2**20):
-        while chunk:
-            frame = frame or zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-            try:
-                *lines, tail = (tail + frame.decompress(chunk)).split(b"\n")
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from error
-            yield from lines
-            chunk = b""
-            if frame.eof:
-                chunk, frame = frame.unused_data, None
-    if frame is not None:
-        raise EOFError("the file ends inside a frame")
-    if tail:
-        yield tail
-
-
-def _text(line: bytes, field: str, *, where: str) -> str:
+def _text(line: bytes | None, field: str, *, where: str) -> str:
+    if line is None:
+        raise ConfigError(
+            f"{where} is longer than {MAX_LINE:,} bytes, the most that one document may have; "
+            "split or remove it"
+        )
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as error:
-        raise ConfigError(f"{where} is not JSON ({error}); repair or remove the line") from error
+        raise ConfigError(f"{where} is not JSON ({error}); repair or remove the line") from None
     return _field(record, field, where=where)
 
 
@@ -97,9 +85,9 @@ def _field(record: Any, field: str, *, where: str) -> str:
             f"{where} has no text in field {field!r} but {kind}; set text_field or remove the line"
         )
     if not isinstance(text, str):
-        found = sorted(record) if isinstance(record, Mapping) else type(record).__name__
+        names = sorted(record)[:NAMED] if isinstance(record, Mapping) else type(record).__name__
         raise ConfigError(
-            f"{where} has no text in field {field!r}, it has {found}; set text_field or remove it"
+            f"{where} has no text in field {field!r}, it has {names}; set text_field or remove it"
         )
     try:
         text.encode()
@@ -108,11 +96,16 @@ def _field(record: Any, field: str, *, where: str) -> str:
     return text
 
 
-def _rows(dataset: Any, text_field: str, *, where: str) -> Iterator[str]:
+def _rows(
+    dataset: Any, text_field: str, *, where: str, on_bad: Callable[[ConfigError], None]
+) -> Iterator[str]:
     if text_field in (dataset.column_names or ()):
         dataset = dataset.select_columns([text_field])  # decode nothing else
     for number, row in enumerate(dataset):
-        yield _field(row, text_field, where=f"{where} row {number}")
+        try:
+            yield _field(row, text_field, where=f"{where} row {number}")
+        except ConfigError as error:
+            on_bad(error)
 
 
 def _open_hf(source: str) -> Any:
@@ -133,14 +126,17 @@ def _open_hf(source: str) -> Any:
     return dataset
 
 
+Reader = Callable[[Callable[[int], None], Callable[[ConfigError], None]], Iterator[str]]
+
+
 @dataclass(frozen=True)
 class Source:
     record: dict[str, Any]
     """What the manifest says of it, and the recipe's view of it."""
     num_bytes: int | None
     """None if unknown (a stream)."""
-    read: Callable[[Callable[[int], None]], Iterator[str]]
-    """Documents, given a function to tell of the bytes read."""
+    read: Reader
+    """Documents, given a function to tell of the bytes read and one of bad documents."""
 
 
 def resolve_sources(sources: Sequence[str | Path], *, text_field: str) -> list[Source]:
@@ -172,7 +168,9 @@ def _resolve_file(path: Path, text_field: str) -> Source:
     return Source(
         record=record,
         num_bytes=stat.st_size,
-        read=lambda on_bytes: iter_documents(path, text_field=text_field, on_bytes=on_bytes),
+        read=lambda on_bytes, on_bad: iter_documents(
+            path, text_field=text_field, on_bytes=on_bytes, on_bad=on_bad
+        ),
     )
 
 
@@ -181,7 +179,7 @@ def _resolve_hf(source: str, *, text_field: str) -> Source:
     return Source(
         record={"source": source, "fingerprint": getattr(dataset, "_fingerprint", None)},
         num_bytes=None,
-        read=lambda _: _rows(dataset, text_field, where=source),
+        read=lambda _, on_bad: _rows(dataset, text_field, where=source, on_bad=on_bad),
     )
 
 
@@ -210,8 +208,8 @@ def _is_source(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES) and path.is_file()
 
 
-def reader_of_texts(texts: Sequence[str]) -> Callable[[Callable[[int], None]], Iterator[str]]:
-    def read(on_bytes: Callable[[int], None]) -> Iterator[str]:
+def reader_of_texts(texts: Sequence[str]) -> Reader:
+    def read(on_bytes: Callable[[int], None], _: object) -> Iterator[str]:
         for text in texts:
             on_bytes(len(text))
             yield text

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_injection.errors import ConfigError
+from data_injection.files import inside, read_json
 
 VERSION = 1
 """Of the recipe: raised when the same inputs would give other tokens."""
@@ -35,6 +36,9 @@ class CorpusFile:
     """Relative to the corpus folder."""
     num_tokens: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        inside(self.path)
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,12 @@ def load_manifest(folder: str | Path) -> Manifest:
         state = "was interrupted" if (Path(folder) / PARTIAL).exists() else "has not run"
         raise FileNotFoundError(f"{path} is missing: the preparation {state}; {REMEDY}")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
         fields["files"] = tuple(CorpusFile(**file) for file in fields["files"])
         for key in ("special_token_ids", "byte_token_ids", "sources"):
             fields[key] = tuple(fields[key])
         manifest = Manifest(**fields)
+        inside(manifest.tokenizer)
         if manifest.dtype not in DTYPES:
             raise ValueError(f"dtype={manifest.dtype!r}")
     except (ValueError, TypeError, KeyError) as error:

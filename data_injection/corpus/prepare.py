@@ -12,17 +12,12 @@ spells the EOS token is encoded as text. Only a batch of documents is in memory 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import itertools
-import json
 import logging
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,9 +32,8 @@ from data_injection.corpus.encoder import (
     parse_tokenizer,
     tokenizer_path,
 )
+from data_injection.corpus.folder import Place, num_bad, prepared, read_place
 from data_injection.corpus.manifest import (
-    MANIFEST,
-    PARTIAL,
     VERSION,
     CorpusFile,
     Manifest,
@@ -113,7 +107,7 @@ def prepare_embedded(
         encoder = choose_encoder(tokenizer.to_str().encode(), where="embedded", dtype="uint16")
         return _tokenize(partial, sources, encoder, beat, name="embedded", recipe=recipe)
 
-    return _prepare(Path(folder), recipe, build)
+    return prepared(Path(folder), recipe, build)
 
 
 def prepare_corpus(
@@ -128,6 +122,7 @@ def prepare_corpus(
     pad_token_id: int | None = None,
     max_shard_tokens: int = 2**28,
     max_tokens: int | None = None,
+    skip_bad: int = 0,
 ) -> Manifest:
     """Tokenize Dolma-format files and `datasets` sources into `folder`, in the order given.
 
@@ -141,14 +136,17 @@ def prepare_corpus(
     max_shard_tokens: shards are cut exactly here, through a document if need be: the engine drops
         what is left of a file after its last full row, so keep it a multiple of the row length.
     max_tokens: stop after the document that reaches it.
+    skip_bad: leave out so many lines that are no documents, which the manifest lists.
 
-    Returns at once if the folder holds the same preparation. Raises ConfigError or
-    FileNotFoundError before any work for bad settings or a folder with another corpus, ConfigError
-    at a bad document.
+    Returns at once if the folder holds the same preparation; goes on after the last whole shard of
+    one that was killed or refused. Raises ConfigError or FileNotFoundError before any work for bad
+    settings or a folder with another corpus, ConfigError at one bad document more than skip_bad.
     """
     for key, value in (("max_shard_tokens", max_shard_tokens), ("max_tokens", max_tokens)):
         if value is not None and value < 1:
             raise ConfigError(f"{key} must be positive, got {value}; leave it out for the default")
+    if skip_bad < 0:
+        raise ConfigError(key="skip_bad", value=skip_bad, rule="must be at least 0")
     path = tokenizer_path(tokenizer)
     encoder = choose_encoder(
         path.read_bytes(), where=str(path), dtype=dtype, eos=eos_token_id, pad=pad_token_id
@@ -167,9 +165,10 @@ def prepare_corpus(
             recipe=recipe,
             max_shard_tokens=max_shard_tokens,
             max_tokens=max_tokens,
+            skip_bad=skip_bad,
         )
 
-    return _prepare(Path(folder), recipe, build)
+    return prepared(Path(folder), recipe, build, skip_bad=skip_bad)
 
 
 def _tokenize(
@@ -182,6 +181,7 @@ def _tokenize(
     recipe: str,
     max_shard_tokens: int = 2**28,
     max_tokens: int | None = None,
+    skip_bad: int = 0,
 ) -> Manifest:
     """Write shards and tokenizer into `partial`, a batch of documents at a time."""
     sizes = [source.num_bytes for source in sources if source.num_bytes is not None]
@@ -195,11 +195,18 @@ def _tokenize(
         num_bytes += num
         beat.at(what, num_bytes, total or 0)
 
-    records = []
-    with ShardWriter(partial, encoder.dtype, max_shard_tokens) as writer:
-        for source in sources:
-            counts = {"documents": 0, "empty": 0}
-            for batch in _batches(source.read(add_bytes), counts):
+    place = read_place(partial, recipe) or Place(recipe)
+    records = list(place.sources)
+    if (bad := num_bad(records)) > skip_bad:
+        raise ConfigError(f"{bad} bad lines were left out before; pass --skip-bad {bad} or more")
+    with ShardWriter(partial, encoder.dtype, max_shard_tokens, files=place.files) as writer:
+        for source in sources[len(records) :]:
+            counts = Counts(left=skip_bad - num_bad(records))
+            texts = _read(source, counts, add_bytes)
+            # Read again as far as the last whole shard reached, which takes no encoding.
+            counts.documents = sum(1 for _ in itertools.islice(texts, place.documents))
+            cut, place = place.cut, Place(recipe)
+            while not _enough(writer.num_tokens - cut, max_tokens) and (batch := _batch(texts)):
                 tokens = encoder.encode(batch)
                 ends = np.flatnonzero(tokens == encoder.eos) + 1
                 if len(ends) != len(batch):
@@ -207,16 +214,27 @@ def _tokenize(
                         f"{source.record} has the EOS id {encoder.eos} inside a document; "
                         "give another tokenizer or eos_token_id"
                     )
+                start = writer.num_tokens - cut
                 if max_tokens is not None:
-                    ends = ends[: 1 + int(np.searchsorted(ends, max_tokens - writer.num_tokens))]
-                writer.write(tokens[: ends[-1]])
-                counts["documents"] += len(ends)
-                if max_tokens is not None and writer.num_tokens >= max_tokens:
-                    break
-            if not counts["documents"]:
+                    ends = ends[: 1 + int(np.searchsorted(ends, max_tokens - start))]
+                shards = len(writer.files)
+                writer.write(tokens[cut : ends[-1]])
+                if len(writer.files) > shards:
+                    inside = len(writer.files) * max_shard_tokens - start
+                    whole = int(np.searchsorted(ends, inside, side="right"))
+                    Place(
+                        recipe,
+                        tuple(writer.files),
+                        tuple(records),
+                        counts.documents + whole,
+                        inside - int(ends[whole - 1] if whole else 0),
+                    ).write(partial)
+                cut = 0
+                counts.documents += len(ends)
+            if not counts.documents:
                 log.warning("source %s added no documents", source.record["source"])
-            records.append({**source.record, **counts})
-            if max_tokens is not None and writer.num_tokens >= max_tokens:
+            records.append({**source.record, **counts.record()})
+            if _enough(writer.num_tokens, max_tokens):
                 break
     num_documents = sum(record["documents"] for record in records)
     if not num_documents:
@@ -240,97 +258,49 @@ def _tokenize(
     )
 
 
-def _batches(texts: Iterable[str], counts: dict[str, int]) -> Iterator[list[str]]:
-    """Non-empty texts in lists of bounded size; the empty ones are counted."""
+def _enough(num_tokens: int, max_tokens: int | None) -> bool:
+    return max_tokens is not None and num_tokens >= max_tokens
+
+
+@dataclasses.dataclass
+class Counts:
+    """What became of the lines of one source."""
+
+    left: int
+    """Bad ones that may still be left out."""
+    documents: int = 0
+    empty: int = 0
+    bad: list[str] = dataclasses.field(default_factory=list)
+
+    def leave_out(self, error: ConfigError) -> None:
+        if len(self.bad) >= self.left:
+            raise ConfigError(
+                f"{error}; --skip-bad N leaves out up to N such lines and lists them"
+            ) from None
+        log.warning("left out: %s", error)
+        self.bad.append(str(error))
+
+    def record(self) -> dict[str, Any]:
+        counts = {"documents": self.documents, "empty": self.empty}
+        return counts | ({"bad": len(self.bad), "bad_lines": self.bad} if self.bad else {})
+
+
+def _read(source: Source, counts: Counts, on_bytes: Callable[[int], None]) -> Iterator[str]:
+    """The texts of a source that are not empty."""
+    for text in source.read(on_bytes, counts.leave_out):
+        if text:
+            yield text
+        else:
+            counts.empty += 1
+
+
+def _batch(texts: Iterator[str]) -> list[str]:
+    """The next texts, of bounded size together; none at the end."""
     batch: list[str] = []
     num_chars = 0
     for text in texts:
-        if not text:
-            counts["empty"] += 1
-            continue
         batch.append(text)
         num_chars += len(text)
         if num_chars >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
-            yield batch
-            batch, num_chars = [], 0
-    if batch:
-        yield batch
-
-
-def _prepare(folder: Path, recipe: str, build: Callable[[Path, Beat], Manifest]) -> Manifest:
-    """Build in a partial folder, move the files out, write the manifest last."""
-    with Beat(to_stderr) as beat:
-        beat.then(f"checking the files of {folder}")
-        if finished := _finished(folder, recipe):
-            return finished
-        folder.mkdir(parents=True, exist_ok=True)
-        return _build(folder, recipe, build, beat)
-
-
-def _build(
-    folder: Path, recipe: str, build: Callable[[Path, Beat], Manifest], beat: Beat
-) -> Manifest:
-    with _locked(folder):
-        if finished := _finished(folder, recipe):  # by whoever held the lock
-            return finished
-        _clear_unfinished(folder)
-        partial = folder / PARTIAL
-        partial.mkdir()
-        try:
-            manifest = build(partial, beat)
-            for path in sorted(partial.iterdir()):
-                path.replace(folder / path.name)
-            _write_manifest(folder, manifest)
-        except Exception:
-            _clear_unfinished(folder)
-            raise
-        shutil.rmtree(partial)
-    log.info("prepared %s: %d tokens in %s", manifest.name, manifest.num_tokens, folder)
-    return manifest
-
-
-def _finished(folder: Path, recipe: str) -> Manifest | None:
-    """The folder's corpus if it is this one, None if there is none; ConfigError if another."""
-    if not (folder / MANIFEST).exists():
-        return None
-    manifest = load_manifest(folder)
-    if manifest.recipe != recipe:
-        raise ConfigError(
-            f"folder={str(folder)!r} holds the corpus {manifest.name!r} of other sources or "
-            "settings; choose another folder or delete this one"
-        )
-    return verify_corpus(folder)
-
-
-def _clear_unfinished(folder: Path) -> None:
-    """Remove what a killed preparation left, and only that."""
-    partial = folder / PARTIAL
-    left = [p for p in (*folder.glob("tokens-*.npy"), folder / TOKENIZER) if p.exists()]
-    if left and not partial.exists():
-        raise ConfigError(
-            f"folder={str(folder)!r} holds {left[0].name} but no manifest; choose another folder"
-        )
-    for path in left:
-        path.unlink()
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One preparation of a folder at a time; the others wait, and then find it finished."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems cannot lock
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    path = folder / PARTIAL / MANIFEST
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(manifest), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    path.replace(folder / MANIFEST)
+            break
+    return batch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -19,10 +20,12 @@ from data_injection.corpus.manifest import DTYPES, CorpusFile
 class ShardWriter:
     """Appends token ids to numbered files of exactly max_shard_tokens, the last one shorter."""
 
-    def __init__(self, folder: Path, dtype: str, max_shard_tokens: int) -> None:
+    def __init__(
+        self, folder: Path, dtype: str, max_shard_tokens: int, *, files: Iterable[CorpusFile] = ()
+    ) -> None:
         self.folder, self.dtype, self.max_shard_tokens = folder, dtype, max_shard_tokens
-        self.files: list[CorpusFile] = []
-        self.num_tokens = 0
+        self.files = list(files)
+        self.num_tokens = sum(file.num_tokens for file in self.files)
         self._file: IO[bytes] | None = None
 
     def write(self, tokens: np.ndarray) -> None:

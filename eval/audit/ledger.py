@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_injection.errors import ConfigError
-from data_injection.files import replaced
+from data_injection.files import read_json, replaced
 from data_injection.ledger import (
     LEDGER_FOLDER,
     Position,
@@ -99,7 +99,7 @@ def read_checkpoints(run: Path) -> list[SavedCheckpoint]:
     found = []
     for checkpoint in find_checkpoints(run):
         try:
-            identity = json.loads((checkpoint.path / IDENTITY_FILE).read_text())
+            identity = read_json(checkpoint.path / IDENTITY_FILE)
         except FileNotFoundError:  # removed since: a run that trains keeps the last ones only
             continue
         except ValueError:

@@ -25,7 +25,7 @@ from data_injection.ledger import LEDGER_FOLDER, Segment, read_segments
 from data_injection.plan import InjectionPlan
 from eval.audit.ledger import SavedCheckpoint, choose_checkpoint, read_checkpoints
 from eval.checkpoints.checkpoint import compile_saved_plan
-from eval.run import EXPERIMENT, extensions_of, load_identity
+from eval.run import EXPERIMENT, extensions_of, load_config, load_identity
 
 OK, DIFFERS, NOT_CHECKED = "ok", "differs", "not checked"
 
@@ -205,7 +205,7 @@ def _compile(
     """experiment.yaml and the plan it compiles to; if none, what is wrong or what family lacks."""
     experiment: Any = {}
     try:
-        experiment = OmegaConf.to_container(OmegaConf.load(folder / EXPERIMENT))
+        experiment = OmegaConf.to_container(load_config(folder / EXPERIMENT))
         plan = compile_saved_plan(folder, identity)
     except FileNotFoundError:
         return {}, None, "experiment.yaml is missing", None

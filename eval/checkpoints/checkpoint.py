@@ -26,7 +26,7 @@ from data_injection.errors import ConfigError
 from data_injection.extensions import remembering
 from data_injection.plan import InjectionPlan, compile_plan
 from eval.checkpoints.sharded import READABLE, RESTORE, checkpoint_kind, first_line, read_sharded
-from eval.run import EXPERIMENT, extensions_of, load_identity
+from eval.run import EXPERIMENT, extensions_of, load_config, load_identity, read_object
 
 IDENTITY_FILE = "olmo_ext.json"
 """Beside the engine's files in every checkpoint: the stream that it was trained on, under "ledger"
@@ -100,7 +100,7 @@ def _had_checksums(path: Path) -> bool:
     if not identity.is_file():
         return False
     try:
-        return "ledger" in json.loads(identity.read_text())
+        return "ledger" in read_object(identity)
     except ValueError:
         return True
 
@@ -227,7 +227,7 @@ def compile_saved_plan(folder: str | Path, identity: dict[str, Any]) -> Injectio
 
     `identity` (see `load_identity`) gives what follows from the corpus. Raises ConfigError.
     """
-    raw = OmegaConf.select(OmegaConf.load(Path(folder) / EXPERIMENT), "injection", default={})
+    raw = OmegaConf.select(load_config(Path(folder) / EXPERIMENT), "injection", default={})
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(InjectionConfig), raw))
     assert isinstance(config, InjectionConfig)
     canonical = identity["plan"]

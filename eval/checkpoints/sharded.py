@@ -14,7 +14,6 @@ This project writes no sharded checkpoints (docs/engine.md); these are other peo
 from __future__ import annotations
 
 import io
-import json
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 
 from data_injection.errors import ConfigError
+from eval.run import read_object
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -207,7 +207,7 @@ def _open_olmo_core(path: Path) -> Parts:
     from safetensors import safe_open
 
     folder = path / "model"
-    tensors = json.loads((folder / "metadata.json").read_text())["tensors"]
+    tensors = read_object(folder / "metadata.json")["tensors"]
 
     def parts(name: str, shape: tuple[int, ...]) -> Iterator[tuple[Place, torch.Tensor]]:
         described, what = tensors.get(name), f"{path}: {name}"

@@ -6,7 +6,6 @@ for source in find_sources("runs/w32"):
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from data_injection.errors import ConfigError
 from data_injection.plan import differences
 from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints, load_model_config
 from eval.checkpoints.sharded import checkpoint_kind
-from eval.run import PLAN, find_below, load_identity
+from eval.run import PLAN, find_below, load_identity, read_object
 
 _STEP = re.compile(r"step(\d+)(-unsharded)?")
 
@@ -93,7 +92,7 @@ def check_belongs(source: Source) -> None:
     """
     assert source.run is not None
     try:
-        theirs = json.loads((source.path / IDENTITY_FILE).read_text())
+        theirs = read_object(source.path / IDENTITY_FILE)
     except ValueError:
         raise ConfigError(
             f"{source.path}/{IDENTITY_FILE} cannot be read; restore it or use another checkpoint"
@@ -113,7 +112,7 @@ def check_vocabulary(source: Source, *, vocab_size: int) -> None:
     if source.kind == "hf":
         config = source.path / "config.json"
         try:
-            rows = int(json.loads(config.read_text())["vocab_size"])
+            rows = int(read_object(config)["vocab_size"])
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{config} has no vocab_size; is it transformers' own?") from None
         fits, what = vocab_size <= rows < vocab_size + PADDING, f"vocab_size {rows}"

@@ -41,6 +41,7 @@ from eval.export.llama import (
 from eval.export.model_card import model_card
 from eval.export.provenance import Provenance, find_provenance, find_tokenizer
 from eval.export.task_tables import FILE_NAME, task_tables
+from eval.run import read_object
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -131,8 +132,8 @@ def import_hf(source: str | Path, out: str | Path) -> Path:
         )
     saved = None
     if (source / IDENTITY_FILE).is_file():
-        saved = json.loads((source / IDENTITY_FILE).read_text())["model"]
-    config = json.loads((source / "config.json").read_text())
+        saved = read_object(source / IDENTITY_FILE)["model"]
+    config = read_object(source / "config.json")
     model = olmo_config(config, saved)
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     if model["weight_tying"]:  # some writers repeat it

@@ -9,7 +9,6 @@ is then not said.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from eval.checkpoints.checkpoint import (
     verify_checkpoint,
 )
 from eval.records import FILE_NAME, read_records
-from eval.run import PLAN, read_run
+from eval.run import PLAN, load_config, read_object, read_run
 
 METRICS = ("accuracy", "label_accuracy", "score")
 
@@ -108,7 +107,7 @@ def find_provenance(source: str | Path, *, step: int | None = None) -> Provenanc
     number = int(named[1]) if named else None
     identity = {}
     if (path / IDENTITY_FILE).is_file():
-        identity = json.loads((path / IDENTITY_FILE).read_text())
+        identity = read_object(path / IDENTITY_FILE)
     plan, run, scores = None, {}, []
     folder = path.parent
     if identity and (folder / PLAN).is_file():
@@ -128,7 +127,7 @@ def find_tokenizer(provenance: Provenance) -> Path:
 
     Raises ConfigError with the ways out if it is not here, or is of another corpus by now.
     """
-    config = OmegaConf.load(provenance.path / "config.yaml")
+    config = load_config(provenance.path / "config.yaml")
     name = str(OmegaConf.select(config, "tokenizer.identifier", default=""))
     remedy = "pass --tokenizer with the right tokenizer.json (or dolma-v1_5), or --no-tokenizer"
     try:

@@ -19,6 +19,7 @@ from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
 from data_injection.tasks.build import find_family
+from eval.run import read_object
 
 FILE_NAME = "tasks.json"
 
@@ -40,7 +41,7 @@ def load_tasks(folder: str | Path) -> list[Task]:
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         raise FileNotFoundError(f"no {FILE_NAME} in {folder}; export it from its run's folder")
-    tables = json.loads(path.read_text())["tasks"]
+    tables = read_object(path)["tasks"]
     return [_task(name, table, where=str(path)) for name, table in tables.items()]
 
 

@@ -35,7 +35,7 @@ from eval.checkpoints.checkpoint import (
 from eval.features.activations import residual_stream
 from eval.features.presence import COUNTS, score_features
 from eval.records import FILE_NAME, RecordWriter, lock_folder, read_records, task_fields
-from eval.run import EXPERIMENT, read_run, run_folders
+from eval.run import EXPERIMENT, load_config, read_run, run_folders
 
 METRICS = (METRIC, "causal_share", "causal_recovered", "ablation_drop")
 """What --das adds to the probes' metrics."""
@@ -183,7 +183,7 @@ def _measure(
 
 def _settings(folder: Path) -> dict[str, Any]:
     """What the run's features callback measured with; nothing where it had none."""
-    saved = OmegaConf.select(OmegaConf.load(folder / EXPERIMENT), "callbacks.features")
+    saved = OmegaConf.select(load_config(folder / EXPERIMENT), "callbacks.features")
     return {name: saved[name] for name in _CALLBACK if name in saved} if saved else {}
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from data_injection.errors import ConfigError
-from data_injection.files import replace_file
+from data_injection.files import read_json, replace_file
 from eval.figures.index import draw_figures
 from eval.figures.ordering import ordering_table
 from eval.records import read_records, record_files
@@ -114,8 +114,8 @@ def _read_info(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        info = read_json(path)
+    except ConfigError:
         return {RUN: "not readable as JSON"}
     if not isinstance(info, dict):
         return {RUN: "not a JSON object"}

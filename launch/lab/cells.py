@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
-from data_injection.files import replace_file
+from data_injection.files import read_json, replace_file
 from theory.lab.cells import Cell, Row
 
 Progress = Callable[[Cell, int, int], None]
@@ -87,7 +87,7 @@ def _run(cell: Cell) -> list[Row]:
 def _read(path: Path) -> list[Row] | None:
     """The rows of a finished cell; None if there is none, or what is there cannot be read."""
     try:
-        rows = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+        rows = read_json(path)
+    except (OSError, ValueError):
         return None
     return rows if isinstance(rows, list) else None

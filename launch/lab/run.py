@@ -25,6 +25,7 @@ from rich.console import Console
 
 from data_injection.errors import ConfigError
 from data_injection.files import replace_file
+from eval.run import read_if_whole
 from eval.text import print_table, write_table
 from launch.lab.cells import run_cells
 from launch.lab.tables import (
@@ -158,7 +159,7 @@ def write_predictions(folder: Path, rows: list[Row], origin: Mapping[str, Any]) 
     path = folder / "predictions.json"
     text = json.dumps([origin["settings"], rows], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    if not path.is_file() or json.loads(path.read_text()).get("digest") != digest:
+    if not path.is_file() or read_if_whole(path).get("digest") != digest:
         written = datetime.now(UTC).isoformat(timespec="seconds")
         content = {"written": written, "digest": digest, **origin, "rows": rows}
         replace_file(path, json.dumps(content))

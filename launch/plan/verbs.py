@@ -31,11 +31,14 @@ def prepare(
     dtype: Annotated[str | None, typer.Option(help="uint16 or uint32; default: smallest.")] = None,
     vocab_size: Annotated[int, typer.Option(help="BPE vocabulary of `embedded`.")] = 2048,
     max_tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens.")] = None,
+    skip_bad: Annotated[
+        int, typer.Option(min=0, help="Leave out so many lines that are no documents.")
+    ] = 0,
 ) -> None:
     """Turn text into the engine's token files with a manifest."""
     if sources == ["embedded"]:
         errors.print(f"{out}: about half a minute on one core, once", markup=False, highlight=False)
-    from data_injection.corpus.prepare import prepare_corpus, prepare_embedded
+    from data_injection.corpus.prepare import num_bad, prepare_corpus, prepare_embedded
 
     if sources == ["embedded"]:
         manifest = prepare_embedded(out, vocab_size=vocab_size)
@@ -48,7 +51,10 @@ def prepare(
             dtype=dtype,
             text_field=text_field,
             max_tokens=max_tokens,
+            skip_bad=skip_bad,
         )
+    if bad := num_bad(manifest.sources):
+        console.print(f"{bad} bad lines left out; {out}/manifest.json lists them")
     console.print(
         f"{out}: {manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents, "
         f"{manifest.dtype}, vocabulary {manifest.vocab_size}, sha256 {manifest.hash}"

@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from data_injection.files import parse_json
+
 EVENTS_FILE = "jobs.jsonl"
 
 LIVE = {
@@ -39,7 +41,7 @@ def read_events(run: Path) -> list[dict[str, Any]]:
     events = []
     for line in path.read_text(errors="replace").splitlines():
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:
             continue
         if isinstance(event, dict) and {"job", "event"} <= set(event):

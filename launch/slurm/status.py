@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.text import Text
 
 from data_injection.errors import ConfigError
+from data_injection.files import parse_json
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import FILE_NAME as RECORDS_FILE
 from eval.run import MARKER, PROGRESS, RUN, find_below, left_out, read_if_whole
@@ -197,7 +198,7 @@ def _exposures(path: Path, injected: set[str]) -> tuple[int, dict[str, float]]:
             if b'"exposures_per_example"' not in line:
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 step, task, value = row["step"], row["task"], row["exposures_per_example"]
             except (ValueError, TypeError, KeyError):
                 continue  # torn by a kill

@@ -3,17 +3,91 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import pytest
+import zstandard
 
-from data_injection.corpus.documents import resolve_sources
+from data_injection.corpus import lines
+from data_injection.corpus.documents import iter_documents, refuse, resolve_sources
+from data_injection.corpus.prepare import prepare_corpus
 from data_injection.errors import ConfigError
+
+DATA, TOKENIZERS = (Path(__file__).parent / name for name in ("data", "tokenizers"))
+CLEAN = ["alpha one", "beta two", "gamma three"]
+
+READ = {
+    **dict.fromkeys(["clean.jsonl", "bom.jsonl", "bom.jsonl.gz", "crlf.jsonl"], CLEAN),
+    **dict.fromkeys(
+        ["no_final_newline.jsonl", "gz_members.jsonl.gz", "zst_frames.jsonl.zst"], CLEAN
+    ),
+    **dict.fromkeys(["UPPER.JSONL", "glob[1].jsonl", "no_id.jsonl"], CLEAN[:2]),
+    **dict.fromkeys(["gz_member_mid_line.jsonl.gz", "space in naïve ünïcode.jsonl"], CLEAN[:2]),
+    **dict.fromkeys(["zst_skippable.jsonl.zst", "zst_skippable_first.jsonl.zst"], CLEAN[:2]),
+    **{name: [] for name in ("empty.jsonl", "empty.jsonl.gz", "only_newlines.jsonl")},
+    "dup.jsonl": ["alpha one", "alpha one", "beta two"],
+    "nested_meta.jsonl": ["alpha one"],
+    "nul.jsonl": ["alpha one", "nul \x00 tail", "gamma three"],
+    "special.jsonl": [
+        "ends <|endoftext|> here",
+        "<|padding|> and |||IP_ADDRESS||| or |||EMAIL_ADDRESS|||",
+        "<|endoftext|>",
+    ],
+    "whitespace.jsonl": ["   ", "\n\n", "", "alpha one"],
+}
+
+REFUSED = {
+    "bad_utf8.jsonl": "bad_utf8.jsonl:2 is not JSON",
+    "lone_surrogate.jsonl": "lone_surrogate.jsonl:2 is not valid Unicode",
+    "null_text.jsonl": "null_text.jsonl:2 has no text in field 'text' but null",
+    "list_text.jsonl": "list_text.jsonl:1 has no text in field 'text' but a list",
+    "json_array.jsonl": "json_array.jsonl:1 has no text in field 'text', it has list",
+    "pretty.jsonl": "pretty.jsonl:1 is not JSON",
+    "gz_named_plain.jsonl": "gz_named_plain.jsonl:1 is not JSON",
+    "plain_named_gz.jsonl.gz": "cannot be unpacked after line 0 .Not a gzipped file",
+    "gz_trailing_garbage.jsonl.gz": "cannot be unpacked after line 3",
+    "zero_bytes.jsonl.gz": "has 0 bytes",
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_file_is_read_whole(name: str) -> None:
+    assert texts(DATA / name) == READ[name]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_broken_file_is_refused_with_its_line(name: str) -> None:
+    with pytest.raises(ConfigError, match=REFUSED[name]):
+        texts(DATA / name)
+
+
+def test_every_case_is_expected_to_do_one_or_the_other() -> None:
+    assert {path.name for path in DATA.iterdir()} == {*READ, *REFUSED}
+
+
+@pytest.mark.parametrize(("document", "num"), [("doc.jsonl", (9, 3)), ("eosdoc.jsonl", (12, 1))])
+@pytest.mark.parametrize("name", ["wordlevel.json", "wordlevel_lower.json"])
+def test_tokenizers_of_whole_words_end_each_document_once(
+    name: str, document: str, num: tuple[int, int], tmp_path: Path
+) -> None:
+    settings = {"name": "words", "tokenizer": str(TOKENIZERS / name)}
+    manifest = prepare_corpus([TOKENIZERS / document], tmp_path, **settings)
+    assert (manifest.num_tokens, manifest.num_documents) == num
+    assert (manifest.eos_token_id, manifest.vocab_size) == (1, 5)
+
+
+def test_an_empty_tokenizer_is_named(tmp_path: Path) -> None:
+    settings = {"name": "words", "tokenizer": str(TOKENIZERS / "empty.json")}
+    with pytest.raises(ConfigError, match=r"empty\.json is no tokenizers JSON file"):
+        prepare_corpus([TOKENIZERS / "doc.jsonl"], tmp_path, **settings)
 
 
 def texts(*sources: Path | str) -> list[str]:
     resolved = resolve_sources(sources, text_field="text")
-    return [text for source in resolved for text in source.read(lambda num_bytes: None)]
+    return [text for source in resolved for text in source.read(lambda num_bytes: None, refuse)]
 
 
 def shard(path: Path, *words: str) -> Path:
@@ -48,6 +122,8 @@ def test_a_linked_subfolder_is_read_and_a_loop_of_links_ends(tmp_path: Path) -> 
     (corpus / "more").symlink_to(scratch)
     (scratch / "back").symlink_to(corpus)
     assert texts(corpus) == ["one", "two"]
+    (scratch / "back").unlink()
+    assert texts(f"{corpus}/**/*.jsonl") == ["one", "two"]
 
 
 def test_a_name_in_capitals_is_read_as_what_it_is(tmp_path: Path) -> None:
@@ -70,3 +146,62 @@ def test_a_text_that_is_none_is_told_by_what_it_is(tmp_path: Path, value: str, s
     path.write_text(f'{{"text": "one"}}\n{{"text": {value}}}\n')
     with pytest.raises(ConfigError, match=rf"a\.jsonl:2 has no text in field 'text' but {said}"):
         texts(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_a_line_beyond_the_bound_is_refused_and_read_over(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MAX_LINE", 40)
+    longest = '{"text": "' + "x" * (40 - len('{"text": ""}') - 1) + '"}'
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+    rows = [longest, '{"text": "' + "y" * 200 + '"}', '{"text": "last"}']
+    (tmp_path / name).write_bytes(pack("\n".join(rows).encode()))
+    with pytest.raises(ConfigError, match=rf"{name}:2 is longer than"):
+        texts(tmp_path)
+    bad: list[ConfigError] = []
+    found = list(iter_documents(tmp_path / name, on_bad=bad.append))
+    assert [text[0] for text in found] == ["x", "l"]
+    assert [error for error in bad if ":2 is longer" in str(error)] == bad != []
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_packed_line_without_end_costs_no_more_memory_than_the_bound(
+    suffix: str, tmp_path: Path
+) -> None:
+    """300 MB of one line in a few kilobytes: what is unpacked at a time is bounded."""
+    code = (
+        "import resource, sys\n"
+        "from data_injection.corpus.documents import iter_documents\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(list(iter_documents(sys.argv[1], on_bad=print)))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    path = tmp_path / f"a.jsonl{suffix}"
+    packer = zlib.compressobj(wbits=31) if suffix == ".gz" else zstandard.ZstdCompressor()
+    packer = packer if suffix == ".gz" else packer.compressobj()
+    parts = [packer.compress(b"x" * 10**6) for _ in range(300)]
+    path.write_bytes(b"".join([*parts, packer.flush()]))
+    assert path.stat().st_size < 10**6
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    said, found, kilobytes = done.stdout.splitlines()
+    assert ":1 is longer than 67,108,864 bytes" in said
+    assert found == "[]"
+    assert int(kilobytes) < 250_000  # the line as far as it is held, and its copy
+
+
+def test_json_nested_too_deeply_is_a_bad_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one", "meta": ' + "[" * 10**5 + "]" * 10**5 + "}\n")
+    with pytest.raises(ConfigError, match=r"a\.jsonl:1 is not JSON .it is nested too deeply"):
+        texts(path)
+
+
+def test_a_message_lists_no_more_than_a_few_of_a_records_fields(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("{" + ", ".join(f'"field{i}": {i}' for i in range(10**4)) + "}\n")
+    with pytest.raises(ConfigError) as error:
+        texts(path)
+    assert len(str(error.value)) < 400

@@ -34,6 +34,16 @@ REFUSED = {
     "upper_header": "no column params, tokens, loss, but Params, Tokens, Loss; rename it",
     "dup": r"2 rows stand twice.*\(1 and 61, 2 and 62\)",
     "const_loss": "does not fall with params",
+    "empty": "No columns to parse from file",
+    "header_only": "0 runs cannot fit the 5 constants",
+    "one_run": "1 runs cannot fit the 5 constants",
+    "inf": r"column loss must be positive in every row, but in 1 row \(4\) it is missing or not",
+    "nan": r"column loss must be positive in every row, but in 1 row \(4\) it is missing or not",
+    "neg": r"column loss must be positive in every row, but in 1 row \(4\) it is -1",
+    "zero": r"column tokens must be positive in every row, but in 1 row \(4\) it is 0",
+    "text": r"column loss must be numbers, but in 1 row \(4\) it is 'diverged'",
+    "no_header": "no column params, tokens, loss, but 4000000000.0, 759057482.1",
+    "ray": "45 rows stand twice",
 }
 
 
@@ -47,6 +57,17 @@ def test_a_table_that_cannot_be_read_as_meant_is_refused_with_what_is_wrong(
     with pytest.raises(ConfigError, match=REFUSED[name]):
         raise done.exception
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "factor"),
+    [("bigints", "tokens", 1e12), ("bits", "loss", 1 / np.log(2)), ("units", "params", 1e-6)],
+)
+def test_numbers_of_any_size_and_unit_are_read_as_they_stand(
+    name: str, column: str, factor: float
+) -> None:
+    plain, scaled = (read_losses(TABLES / f"{one}.csv").frame[column] for one in ("clean", name))
+    np.testing.assert_allclose(scaled.astype(float), plain * factor, rtol=1e-6)
 
 
 def test_a_byte_order_mark_changes_nothing() -> None:

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import zstandard
 
+from data_injection.corpus import folder as corpus_folder
 from data_injection.corpus import prepare as corpus
 from data_injection.corpus.embedded import embedded_documents, train_tokenizer
+from data_injection.corpus.encoder import Encoder
 from data_injection.corpus.prepare import (
     Manifest,
     corpus_paths,
@@ -296,8 +298,7 @@ def test_documents_are_never_collected(tmp_path: Path) -> None:
             drawn += 1
             yield "text"
 
-    batches = corpus._batches(endless(), {"empty": 0})
-    assert len(next(batches)) == drawn == corpus.BATCH_DOCUMENTS
+    assert len(corpus._batch(endless())) == drawn == corpus.BATCH_DOCUMENTS
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "first"}\nnot JSON\n')
     assert next(iter_documents(path)) == "first"
@@ -338,7 +339,7 @@ def test_a_cut_off_download_is_not_taken_for_a_short_file(
         prepare(source, tmp_path / "corpus", tokenizer)
 
 
-def test_a_killed_preparation_is_no_corpus_and_the_next_starts_over(
+def test_a_killed_preparation_is_no_corpus_and_the_next_makes_it(
     tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, folder = write_jsonl(tmp_path / "a.jsonl"), tmp_path / "corpus"
@@ -347,7 +348,7 @@ def test_a_killed_preparation_is_no_corpus_and_the_next_starts_over(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "_write_manifest", killed)
+        patch.setattr(corpus_folder, "_write_manifest", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(source, folder, tokenizer, max_shard_tokens=8)
     assert len(list(folder.glob("tokens-*.npy"))) > 1  # the worst moment: all but the manifest
@@ -357,9 +358,115 @@ def test_a_killed_preparation_is_no_corpus_and_the_next_starts_over(
     assert sorted(p.name for p in folder.iterdir()) == [
         "manifest.json",
         "tokenizer.json",
-        "tokens-00000.npy",
+        *(file.path for file in manifest.files),
     ]
     assert verify_corpus(folder, full=True) == manifest
+
+
+@pytest.mark.parametrize("kills", [range(1, 60), range(3, 60, 7)])
+def test_a_preparation_goes_on_after_its_last_whole_shard(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch, kills: range
+) -> None:
+    """Killed again and again, inside documents, at their ends, at the ends of sources."""
+    monkeypatch.setattr(corpus, "BATCH_DOCUMENTS", 2)
+    rows = ['{"text": "' + "word " * (i % 5) + '"}' for i in range(40)]
+    rows[7] = rows[31] = "broken"
+    sources = [tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"]
+    sources[0].write_text("\n".join(rows[:20]))
+    sources[1].write_bytes(gzip.compress("\n".join(rows[20:]).encode()))
+    settings: dict[str, Any] = {"tokenizer": tokenizer, "max_shard_tokens": 16, "skip_bad": 2}
+    whole = prepare_corpus(sources, tmp_path / "whole", name="test", **settings)
+    assert len(whole.files) > 3
+    encoded, encode = 0, Encoder.encode
+    left = iter(kills)
+    kill_at = next(left)
+
+    def counting(self: Encoder, texts: list[str]) -> np.ndarray:
+        nonlocal encoded, kill_at
+        encoded += len(texts)
+        if encoded >= kill_at:
+            kill_at = encoded + next(left, 1000)
+            raise KeyboardInterrupt
+        return encode(self, texts)
+
+    monkeypatch.setattr(Encoder, "encode", counting)
+    for _ in range(40):
+        try:
+            resumed = prepare_corpus(sources, tmp_path / "resumed", name="test", **settings)
+        except KeyboardInterrupt:
+            continue
+        break
+    assert resumed == whole
+    assert verify_corpus(tmp_path / "resumed", full=True).hash == whole.hash
+    names = {path.name for path in (tmp_path / "resumed").iterdir()}
+    assert names == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+@pytest.mark.parametrize("max_tokens", [31, 32, 33, 40])
+def test_a_limit_is_kept_where_a_shard_ends_at_it(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl")
+    settings = {"max_shard_tokens": 8, "max_tokens": max_tokens}
+    whole = prepare(source, tmp_path / "whole", tokenizer, **settings)
+    for step in range(1, 5):  # killed after each of so many files has been moved into place
+        folder = tmp_path / f"resumed{step}"
+        left = step
+
+        def killed(path: Path, target: Path, replace: Any = Path.replace) -> Any:
+            nonlocal left
+            if path.name.startswith("to") and ".partial" in str(path):
+                left -= 1
+                if left < 0:
+                    raise KeyboardInterrupt
+            return replace(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(source, folder, tokenizer, **settings)
+        assert prepare(source, folder, tokenizer, **settings).hash == whole.hash
+        verify_corpus(folder, full=True)
+
+
+def test_a_bad_line_late_keeps_the_shards_for_skip_bad(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "BATCH_DOCUMENTS", 4)
+    lines = [json.dumps({"text": text}) for text in DOCUMENTS]
+    source = tmp_path / "a.jsonl"
+    source.write_text("\n".join([*lines, "{broken", '{"text": null}', lines[0]]))
+    with pytest.raises(ValueError, match=r"a\.jsonl:43 is not JSON .*--skip-bad N"):
+        prepare(source, tmp_path / "corpus", tokenizer, max_shard_tokens=64)
+    with pytest.raises(ValueError, match=r"a\.jsonl:44 has no text"):
+        prepare(source, tmp_path / "corpus", tokenizer, max_shard_tokens=64, skip_bad=1)
+    assert (tmp_path / "corpus" / ".partial" / "tokens-00000.npy").is_file()
+    manifest = prepare(source, tmp_path / "corpus", tokenizer, max_shard_tokens=64, skip_bad=2)
+    assert decode_documents(tmp_path / "corpus") == [*DOCUMENTS, DOCUMENTS[0]]
+    assert manifest.sources[0]["bad"] == 2
+    assert [line.split(" ")[0] for line in manifest.sources[0]["bad_lines"]] == [
+        f"{source}:43",
+        f"{source}:44",
+    ]
+    with pytest.raises(ValueError, match="without 2 bad lines"):
+        prepare(source, tmp_path / "corpus", tokenizer, max_shard_tokens=64, skip_bad=1)
+
+
+@pytest.mark.parametrize("key", ["files", "tokenizer"])
+@pytest.mark.parametrize("name", ["../secret.npy", "/etc/hostname", "a/../../b", ""])
+def test_a_manifest_that_names_files_outside_its_folder_is_refused(
+    tmp_path: Path, tokenizer: str, key: str, name: str
+) -> None:
+    prepare(write_jsonl(tmp_path / "a.jsonl"), tmp_path / "corpus", tokenizer)
+    path = tmp_path / "corpus" / "manifest.json"
+    fields = json.loads(path.read_text())
+    if key == "files":
+        fields["files"][0]["path"] = name
+    else:
+        fields["tokenizer"] = name
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="leads out of its folder"):
+        verify_corpus(tmp_path / "corpus")
 
 
 def test_files_of_others_are_never_removed(tmp_path: Path, tokenizer: str) -> None:
