@@ -29,6 +29,9 @@ MARKER = "requeue.marker"
 """Written when a signal or the time limit has ended a run before its last step: what a batch script
 decides by."""
 
+MOST_NESTED = 100
+"""Levels of a YAML file; an experiment has six."""
+
 PROGRESS = "progress.json"
 """The last step taken, and when."""
 
@@ -77,14 +80,22 @@ def load_config(path: Path) -> Any:
 
     A tag that YAML itself does not know (!secret, !!python/...) is refused.
     """
+    import yaml
     from omegaconf import OmegaConf
-    from yaml import YAMLError
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
     try:
+        # The C parser that OmegaConf takes builds by recursion, and deep nesting kills the process.
+        for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=loader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MOST_NESTED:
+                raise ConfigError(f"{path} is not YAML: it is nested too deeply")
         return OmegaConf.load(path)
-    except RecursionError:
-        raise ConfigError(f"{path} is not YAML: it is nested too deeply") from None
-    except (YAMLError, ValueError) as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
         # YAML's own words in one line: what is wrong and where.
         mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f", line {mark.line + 1}" if mark is not None else ""

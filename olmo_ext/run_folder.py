@@ -173,7 +173,7 @@ def find_ledger_start(
     """
     if checkpoint is None:
         return LedgerStart(step=0, parent=None, above=-1, digest=0)
-    place = read_object(checkpoint / IDENTITY_FILE).get("ledger")
+    place: Any = read_object(checkpoint / IDENTITY_FILE).get("ledger")
     step = _step(checkpoint)
     parent = position_from(place, where=f"{checkpoint}/{IDENTITY_FILE}")
     if parent is None:

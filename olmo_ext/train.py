@@ -26,6 +26,7 @@ from data_injection.beat import Beat
 from data_injection.errors import ConfigError
 from data_injection.extensions import remembering
 from data_injection.ledger import LedgerWriter
+from eval.checkpoints.sharded import first_line
 from eval.records import lock_folder
 from eval.run import extensions_of
 from olmo_ext.build import init_process_group, keep_memory
@@ -171,7 +172,7 @@ def _restore(trainer: ExperimentTrainer, checkpoint: Path) -> None:
         trainer.restore_checkpoint(checkpoint)
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
         raise ConfigError(
-            f"{checkpoint} cannot be read ({str(error).splitlines()[0]}); move it away and resume "
+            f"{checkpoint} cannot be read ({first_line(error)}); move it away and resume "
             "again: the run goes on from the checkpoint before it"
         ) from error
 

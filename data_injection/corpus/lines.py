@@ -43,7 +43,8 @@ class _Zstd(io.RawIOBase):
     """A zstd file. (The library's own reader takes a file cut short for a short file.)"""
 
     def __init__(self, raw: IO[bytes]) -> None:
-        self.raw, self.frame, self.packed, self.data = raw, None, b"", memoryview(b"")
+        self.raw, self.packed, self.data = raw, b"", memoryview(b"")
+        self.frame: Any = None
 
     def readable(self) -> bool:
         return True

@@ -142,7 +142,7 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
         read_sharded(path, kind, {})  # says why not
     model = OLMo(_model_config(path, "meta"), init_params=False)
     if kind == "unsharded":
-        state = _read_weights(path / "model.pt")
+        state = read_weights(path / "model.pt")
     else:
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         state = read_sharded(path, kind, shapes)
@@ -159,7 +159,8 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
     return model.requires_grad_(False).to(device).eval()
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a model.pt, mapped; ConfigError if it holds anything else."""
     try:
         # Only the zip format can be mapped; torch has written it since 1.6.
         mapped = zipfile.is_zipfile(path)
@@ -173,10 +174,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def load_model_config(path: str | Path) -> dict[str, Any]:
     """The engine's ModelConfig of a checkpoint as plain values, with the engine's defaults."""
-    from olmo.config import ModelConfig
-
-    config = ModelConfig.load(Path(path) / "config.yaml", key="model", validate_paths=False)
-    return json.loads(json.dumps(asdict(config)))
+    return json.loads(json.dumps(asdict(_read_model_config(Path(path)))))
 
 
 def random_model(path: str | Path, *, seed: int, device: str = "cpu") -> torch.nn.Module:
@@ -193,17 +191,22 @@ def random_model(path: str | Path, *, seed: int, device: str = "cpu") -> torch.n
 
 def _model_config(path: Path, device: str) -> Any:
     """The engine's ModelConfig of a checkpoint, for fp32 on one device."""
+    config = _read_model_config(path)
+    config.init_device, config.precision = device, "fp32"
+    config.flash_attention = False  # it takes half precision alone
+    return config
+
+
+def _read_model_config(path: Path) -> Any:
     from olmo.config import ModelConfig
 
+    load_config(path / "config.yaml")  # in words where it is no YAML
     try:
-        config = ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)
+        return ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)
     except Exception as error:  # the engine's and YAML's own, of many kinds
         raise ConfigError(
             f"{path}/config.yaml holds no model of OLMo: {first_line(error)}; {RESTORE}"
         ) from error
-    config.init_device, config.precision = device, "fp32"
-    config.flash_attention = False  # it takes half precision alone
-    return config
 
 
 def load_plan(folder: str | Path) -> InjectionPlan:

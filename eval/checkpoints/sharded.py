@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 
 from data_injection.errors import ConfigError
-from eval.run import read_object
+from data_injection.files import parse_json
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -96,8 +97,12 @@ RESTORE = "restore it or use another checkpoint"
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+    """What an exception says, in one line, but torch's advice to let a file run its code."""
+    said = str(error)
+    if "weights_only" in said:
+        found = re.search(r"GLOBAL (\S+)", said)
+        said = "it holds more than tensors" + (f", it asks for {found[1]}" if found else "")
+    return f"{type(error).__name__}: {(said.splitlines() or [''])[0][:300]}"
 
 
 # -- torch_new -----------------------------------------------------------------------------------
@@ -207,7 +212,7 @@ def _open_olmo_core(path: Path) -> Parts:
     from safetensors import safe_open
 
     folder = path / "model"
-    tensors = read_object(folder / "metadata.json")["tensors"]
+    tensors = parse_json((folder / "metadata.json").read_bytes())["tensors"]
 
     def parts(name: str, shape: tuple[int, ...]) -> Iterator[tuple[Place, torch.Tensor]]:
         described, what = tensors.get(name), f"{path}: {name}"

@@ -23,7 +23,12 @@ import yaml
 from data_injection.corpus.encoder import parse_tokenizer, tokenizer_path
 from data_injection.errors import ConfigError
 from data_injection.files import replaced
-from eval.checkpoints.checkpoint import IDENTITY_FILE, verify_checkpoint, write_checksums
+from eval.checkpoints.checkpoint import (
+    IDENTITY_FILE,
+    read_weights,
+    verify_checkpoint,
+    write_checksums,
+)
 from eval.export.harness import (
     FOLDER,
     IDS_TOKENIZER,
@@ -184,7 +189,7 @@ def _write_weights(folder: Path, provenance: Provenance, dtype: str) -> int:
         raise ConfigError(
             f"{path} is damaged: {'; '.join(problems)}; use another checkpoint of the run"
         )
-    state = torch.load(path / "model.pt", map_location="cpu", weights_only=True)
+    state = read_weights(path / "model.pt")
     tensors = {
         name: tensor.to(DTYPES[dtype]).contiguous()
         for name, tensor in llama_weights(provenance.model, state).items()

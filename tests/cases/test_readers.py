@@ -1,0 +1,130 @@
+"""Files of a run, a checkpoint or a corpus as editors and strangers leave them, by every reader.
+
+A byte order mark changes nothing; what is broken, nested too deeply or leads elsewhere is refused
+in one sentence, never with a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_injection.corpus.manifest import load_manifest
+from data_injection.errors import ConfigError
+from data_injection.files import inside, parse_json, read_json
+from eval.checkpoints.checkpoint import load_model_config, read_weights
+from eval.checkpoints.sharded import first_line
+from eval.records import REQUIRED, RecordWriter, read_records
+from eval.run import load_config, load_identity, read_object, read_run
+from launch.slurm.jobs import append_event, events_file, read_events
+from launch.slurm.site import Site
+from launch.yaml_file import read_settings, read_yaml
+from olmo_ext.config import load_experiment
+
+DEEP = 10**5
+NESTED = "[" * DEEP + "]" * DEEP
+
+RECORD = dict.fromkeys(REQUIRED, "a") | {"step": 1, "value": 1.0}
+
+READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "json": ("x.json", read_json),
+    "object": ("x.json", read_object),
+    "run": ("run.json", lambda path: read_run(path.parent)),
+    "identity": ("plan.json", lambda path: load_identity(path.parent)),
+    "manifest": ("manifest.json", lambda path: load_manifest(path.parent)),
+    "records": ("records.jsonl", lambda path: read_records(path)),
+    "yaml": ("x.yaml", read_yaml),
+    "site": ("site.yaml", lambda path: read_settings(Site, path, as_text=True)),
+    "config": ("config.yaml", load_config),
+    "experiment": ("experiment.yaml", load_experiment),
+    "model": ("config.yaml", lambda path: load_model_config(path.parent)),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("text", [NESTED, '{"a": ' * DEEP + "1" + "}" * DEEP, "{torn", "\x00"])
+def test_what_cannot_be_read_is_refused_in_one_sentence(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    file, read = READERS[name]
+    (tmp_path / file).write_text(text + "\n" + text)
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path / file)
+    assert file in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["json", "object", "run", "identity", "yaml", "config"])
+def test_a_byte_order_mark_changes_nothing(name: str, tmp_path: Path) -> None:
+    file, read = READERS[name]
+    (tmp_path / file).write_text('\ufeff{"a": 1}\n', encoding="utf-8")
+    assert dict(read(tmp_path / file)) == {"a": 1}
+
+
+def test_a_byte_order_mark_in_lines_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text("\ufeff" + json.dumps(RECORD) + "\n", encoding="utf-8")
+    assert len(read_records(path)) == 1
+    append_event(events_file(tmp_path), {"job": 1, "event": "started"})
+    events_file(tmp_path).write_text("\ufeff" + events_file(tmp_path).read_text())
+    assert len(read_events(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "tag", ["!secret", "!!python/name:os.system", "!!python/object/apply:os.x"]
+)
+@pytest.mark.parametrize("name", ["yaml", "site", "config", "experiment", "model"])
+def test_a_tag_that_yaml_does_not_know_is_refused(name: str, tag: str, tmp_path: Path) -> None:
+    file, read = READERS[name]
+    (tmp_path / file).write_text(f"model: {{d_model: {tag} 3}}\nrung: {tag} x\n")
+    with pytest.raises(ConfigError, match=tag.split("/")[0].strip("!")):
+        read(tmp_path / file)
+
+
+def test_a_torn_end_is_cut_off_and_a_broken_middle_is_not_called_torn(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    line = json.dumps(RECORD)
+    path.write_text(f"{line}\n{line[:40]}")
+    RecordWriter(path).close()
+    assert path.read_text() == line + "\n"
+    path.write_text(f"{line}\n{line[:40]}#{line[40:]}\n{line}\n")
+    with pytest.raises(ConfigError, match=r"records\.jsonl:2 is not JSON"):
+        read_records(path)
+
+
+def test_parsing_tells_no_more_than_a_value_error() -> None:
+    for text in (NESTED, b"\xff", "1" * 10**5, b"\xef\xbb\xbf{"):
+        with pytest.raises(ValueError, match=r"."):
+            parse_json(text)
+    assert parse_json(b"\xef\xbb\xbf[1]") == parse_json("\ufeff[1]") == [1]
+
+
+@pytest.mark.parametrize("name", ["/a", "..", "../a", "a/../../b", "", "a/.."])
+def test_a_path_that_leads_out_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="leads out"):
+        inside(name)
+    assert inside("a/b.npy") == "a/b.npy"
+
+
+class Code:
+    """A pickle of it calls os.getcwd."""
+
+    def __reduce__(self) -> Any:
+        return os.getcwd, ()
+
+
+def test_no_message_tells_to_let_a_file_run_its_code(tmp_path: Path) -> None:
+    """Nor which option of torch.load does so: eval and export read by one function."""
+    torch.save({"a": Code()}, tmp_path / "model.pt")
+    with pytest.raises(ConfigError, match="getcwd") as error:
+        read_weights(tmp_path / "model.pt")
+    assert "weights_only" not in str(error.value)
+    assert "trust" not in str(error.value)
+    for bare in ("Weights only load failed. Re-running with `weights_only` set to `False` ...", ""):
+        assert "weights_only" not in first_line(RuntimeError(bare))
