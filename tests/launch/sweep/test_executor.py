@@ -156,12 +156,13 @@ def test_a_run_that_another_process_trains_is_waited_for(
     leave = threading.Event()
 
     def hold() -> None:
-        with lock_folder(run.folder):
+        # With patience: the look below takes the lock too, for a moment.
+        with lock_folder(run.folder, patience=60):
             leave.wait(60)
 
     threading.Thread(target=hold).start()
     while executor.is_free(run):
-        pass
+        time.sleep(0.01)
     monkey = time.monotonic()
     threading.Timer(0.5, leave.set).start()
     train_all([run, other], jobs=1, console=Console(width=160))
