@@ -17,6 +17,7 @@ written.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +77,25 @@ def check_least(name: str, settings: Callback, **least: int) -> None:
             raise ConfigError(key=key, value=value, rule=rule)
 
 
+def check_tasks(name: str, chosen: Collection[str], plan: InjectionPlan) -> None:
+    """For `check`: raise ConfigError for a name that no task of the run has."""
+    names = [task.name for task in plan.tasks]
+    if unknown := sorted(set(chosen) - set(names)):
+        rule = f"must name tasks of the run, {names}"
+        raise ConfigError(key=f"callbacks.{name}.tasks", value=unknown, rule=rule)
+
+
 def due(step: int, *, every: int, last_step: int) -> bool:
     """Whether something done every `every` steps and after the last one is due at `step`."""
     return step % every == 0 or step == last_step
+
+
+def under_autocast(trainer: ExperimentTrainer) -> torch.autocast:
+    """The run's own precision, for a forward pass of a callback's."""
+    cfg = trainer.cfg
+    return torch.autocast(
+        trainer.device.type, enabled=cfg.precision != "fp32", dtype=cfg.autocast_precision
+    )
 
 
 def forward_logits(trainer: ExperimentTrainer, input_ids_BT: torch.Tensor) -> torch.Tensor:
@@ -86,10 +103,6 @@ def forward_logits(trainer: ExperimentTrainer, input_ids_BT: torch.Tensor) -> to
 
     Every rank must call this equally often (FSDP gathers parameters in the forward pass).
     """
-    with torch.autocast(
-        trainer.device.type,
-        enabled=trainer.cfg.precision != "fp32",
-        dtype=trainer.cfg.autocast_precision,
-    ):
+    with under_autocast(trainer):
         output = trainer.dist_model(input_ids_BT.to(trainer.device), last_logits_only=True)
     return output.logits[:, -1]

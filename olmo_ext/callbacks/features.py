@@ -15,10 +15,13 @@ from data_injection.tasks.base import Task
 from eval.features.activations import residual_stream
 from eval.features.presence import score_features
 from eval.features.probes import MIN_PERMUTATIONS, check_target
-from olmo_ext.callbacks.base import Callback, check_least, due
+from olmo_ext.callbacks.base import Callback, check_least, check_tasks, due, under_autocast
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer
+
+
+KEY = "callbacks.features"
 
 
 @dataclass
@@ -58,50 +61,37 @@ class Features(Callback):
         )
 
     def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
-        if train.model.block_group_size != 1:
-            raise ConfigError(
-                f"train.model.block_group_size must be 1 for callbacks.features, got "
-                f"{train.model.block_group_size}: the engine shows no states inside a group"
-            )
-        sites = range(train.model.n_layers + 1)
-        if wrong := [layer for layer in self.layers if layer not in sites]:
-            raise ConfigError(
-                f"callbacks.features.layers must be of 0 (the embedding's output) to "
-                f"{train.model.n_layers} (after the last block), got {wrong}"
-            )
+        key, last, groups = f"{KEY}.layers", train.model.n_layers, train.model.block_group_size
+        if groups != 1:
+            rule = f"must be 1 for {KEY}: the engine shows no states inside a group"
+            raise ConfigError(key="train.model.block_group_size", value=groups, rule=rule)
+        if wrong := [layer for layer in self.layers if not 0 <= layer <= last]:
+            rule = f"must be of 0 (the embedding's output) to {last} (after the last block)"
+            raise ConfigError(key=key, value=wrong, rule=rule)
         if len(set(self.layers)) != len(self.layers):
-            raise ConfigError(f"callbacks.features.layers must be distinct, got {self.layers}")
-        names = [task.name for task in plan.tasks]
-        if unknown := sorted(set(self.tasks) - set(names)):
-            raise ConfigError(
-                f"callbacks.features.tasks: there is no task {unknown}; the run has {names}"
-            )
+            raise ConfigError(key=key, value=self.layers, rule="must be distinct")
+        check_tasks("features", self.tasks, plan)
+        rule, remedy = "must declare targets to probe for", "give a family a targets() method"
         if without := [n for n in self.tasks if not plan.tasks[plan.task_index(n)].targets()]:
-            raise ConfigError(
-                f"callbacks.features.tasks: {without} declare no targets to probe for; leave them "
-                "out, or give their family a targets() method"
-            )
+            remedy = f"leave them out, or {remedy}"
+            raise ConfigError(key=f"{KEY}.tasks", value=without, rule=rule, remedy=remedy)
         if not self._chosen(plan):
-            raise ConfigError(
-                "callbacks.features: no task of the run declares targets to probe for; set it to "
-                "null, or give a family a targets() method"
-            )
+            rule = "needs a task that declares targets to probe for"
+            raise ConfigError(key=KEY, rule=rule, remedy=f"set it to null, or {remedy}")
         for task in self._chosen(plan):
             self._check_task(task)
 
     def _check_task(self, task: Task) -> None:
         if self.position >= task.length - 1:
-            raise ConfigError(
-                f"callbacks.features.position must be below {task.length - 1} for {task.name!r}, "
-                f"whose examples have so many tokens before the label, got {self.position}"
-            )
+            rule = f"must be below {task.length - 1} for {task.name!r}, "
+            rule += "whose examples have so many tokens before the label"
+            raise ConfigError(key=f"{KEY}.position", value=self.position, rule=rule)
         for name, target in task.targets().items():
             try:
                 check_target(target, num_symbols=len(task.symbols))
             except ValueError as error:
-                raise ConfigError(
-                    f"callbacks.features: target {name!r} of task {task.name!r}: {error}"
-                ) from None
+                rule = f"cannot probe target {name!r} of task {task.name!r}: {error}"
+                raise ConfigError(key=KEY, rule=rule) from None
 
     def on_start(self, trainer: ExperimentTrainer) -> None:
         if self.at_start and trainer.global_step == 0:
@@ -135,9 +125,5 @@ class Features(Callback):
 
 def _states(trainer: ExperimentTrainer, input_ids_BT: torch.Tensor) -> torch.Tensor:
     """The residual stream at the last position under the run's own precision and wrapper."""
-    with torch.autocast(
-        trainer.device.type,
-        enabled=trainer.cfg.precision != "fp32",
-        dtype=trainer.cfg.autocast_precision,
-    ):
+    with under_autocast(trainer):
         return residual_stream(trainer.dist_model, input_ids_BT.to(trainer.device))

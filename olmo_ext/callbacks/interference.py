@@ -35,7 +35,7 @@ from eval.interference.measure import (
     step_rows,
     update_rows,
 )
-from olmo_ext.callbacks.base import Callback, check_least
+from olmo_ext.callbacks.base import Callback, check_least, check_tasks
 from olmo_ext.gradients.passes import (
     Parameters,
     beside_the_step,
@@ -55,15 +55,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+KEY = "callbacks.interference"
 
-class Measurement(NamedTuple):
-    """What on_step needs of what on_gradients found."""
+
+class Measured(NamedTuple):
+    """What is measured at a step: where, and against what."""
 
     params: Parameters
     mlp: MLP
     references: dict[str, Reference]
-    before: Vector
-    """The measured parameters before the optimizer's step."""
+    """By task."""
 
 
 @dataclass
@@ -107,50 +108,39 @@ class Interference(Callback):
     """Of the order of instances, the permuted labels and the random direction."""
 
     def __post_init__(self) -> None:
-        key = "callbacks.interference"
         check_least("interference", self, every=1, top_k=1, window=1)
         for name, known in (("steps", ("injected", "first")), ("split", ("all", "train", "test"))):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"{key}.{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
+            if (value := getattr(self, name)) not in known:
+                rule = f"must be one of {', '.join(known)}"
+                raise ConfigError(key=f"{KEY}.{name}", value=value, rule=rule)
         if not self.groups or set(self.groups) - set(GROUPS):
-            raise ConfigError(
-                f"{key}.groups must be at least one of {', '.join(GROUPS)}, got {self.groups}"
-            )
+            rule = f"must be at least one of {', '.join(GROUPS)}"
+            raise ConfigError(key=f"{KEY}.groups", value=self.groups, rule=rule)
         if self.instances < 0 or self.instances == 1:
-            raise ConfigError(
-                f"{key}.instances must be 0 (all) or at least 2 (one half chooses the neurons), "
-                f"got {self.instances}"
-            )
+            rule = "must be 0 (all) or at least 2 (one half chooses the neurons)"
+            raise ConfigError(key=f"{KEY}.instances", value=self.instances, rule=rule)
         self._chosen: dict[str, list[int]] = {}
         self._window: dict[str, int] = {}
         self._compared: list[str] = []
-        self._measurement: Measurement | None = None
+        self._measured: tuple[Measured, Vector] | None = None
+        """What on_step needs of on_gradients, with the parameters before the optimizer's step."""
 
     def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
-        key, names = "callbacks.interference", [task.name for task in plan.tasks]
-        check_exact(train, key=key)
-        if unknown := sorted(set(self.tasks) - set(names)):
-            raise ConfigError(f"{key}.tasks: no {unknown} in the plan; it has {names}")
+        check_exact(train, key=KEY)
+        check_tasks("interference", self.tasks, plan)
         if not 0 <= self.layer < train.model.n_layers:
-            raise ConfigError(
-                f"{key}.layer must be in [0, {train.model.n_layers - 1}], the layers of the model, "
-                f"got {self.layer}"
-            )
+            rule = f"must be in [0, {train.model.n_layers - 1}], the layers of the model"
+            raise ConfigError(key=f"{KEY}.layer", value=self.layer, rule=rule)
         if "mlp_top" in self.groups and self.top_k > (most := num_neurons(train.model)):
-            raise ConfigError(
-                f"{key}.top_k must be at most {most}, the neurons of layer {self.layer}'s MLP, got "
-                f"{self.top_k}"
-            )
+            rule = f"must be at most {most}, the neurons of layer {self.layer}'s MLP"
+            raise ConfigError(key=f"{KEY}.top_k", value=self.top_k, rule=rule)
         for task in self._tasks(plan):
             if self.instances > (num := len(task.split(self.split))):
-                raise ConfigError(
-                    f"{key}.instances must be at most {num}, the examples of {task.name!r} "
-                    f"(split {self.split}), got {self.instances}; 0 takes all"
-                )
-        if not names:
-            log.warning("%s measures nothing: the plan has no tasks", key)
+                rule = f"must be at most {num}, the examples of {task.name!r} (split {self.split})"
+                key, remedy = f"{KEY}.instances", "0 takes all"
+                raise ConfigError(key=key, value=self.instances, rule=rule, remedy=remedy)
+        if not plan.tasks:
+            log.warning("%s measures nothing: the plan has no tasks", KEY)
 
     # -- hooks -----------------------------------------------------------------------------------
 
@@ -170,22 +160,22 @@ class Interference(Callback):
                 )
                 for name, task in tasks.items()
             }
-            self._choose(trainer, params, mlp, references)
-            self._compare_subsets(trainer, params, mlp, references)
-        self._record(trainer, params, mlp, references, vectors)
+            measured = Measured(params, mlp, references)
+            self._choose(trainer, measured)
+            self._compare_subsets(trainer, measured)
+        self._record(trainer, measured, vectors)
         # Copies, for the optimizer changes the parameters in place.
-        before = [part.clone() for part in params.values()]
-        self._measurement = Measurement(params, mlp, references, before)
+        self._measured = measured, [part.clone() for part in params.values()]
 
     def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
-        if self._measurement is None:
+        if self._measured is None:
             return
-        (params, mlp, references, before), self._measurement = self._measurement, None
+        (measured, before), self._measured = self._measured, None
         # old - new, the descent direction: so that cos_update, like cos_g, is positive where the
         # step goes the task's way. In place: a third copy of the parameters would cost as much.
-        for old, new in zip(before, params.values(), strict=True):
+        for old, new in zip(before, measured.params.values(), strict=True):
             old.sub_(new)
-        self._record(trainer, params, mlp, references, {"update": before})
+        self._record(trainer, measured, {"update": before})
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -234,16 +224,11 @@ class Interference(Callback):
             "blocks." in name if "layers" in self.groups else name.endswith(mlp)
         )
 
-    def _choose(
-        self,
-        trainer: ExperimentTrainer,
-        params: Parameters,
-        mlp: MLP,
-        references: dict[str, Reference],
-    ) -> None:
+    def _choose(self, trainer: ExperimentTrainer, measured: Measured) -> None:
         """The neurons of each task for this window; how many of the last are still among them."""
         if "mlp_top" not in self.groups:
             return
+        params, mlp, references = measured
         window = (trainer.global_step - 1) // self.window
         # By one half of the examples, the cosines are of the other: neurons chosen by the numbers
         # that are then averaged over them would look aligned by the choice alone.
@@ -261,36 +246,27 @@ class Interference(Callback):
 
     # -- what is recorded ------------------------------------------------------------------------
 
-    def _compare_subsets(
-        self,
-        trainer: ExperimentTrainer,
-        params: Parameters,
-        mlp: MLP,
-        references: dict[str, Reference],
-    ) -> None:
+    def _compare_subsets(self, trainer: ExperimentTrainer, measured: Measured) -> None:
         """Once a task: the cosine of the subset's g_r with that of all instances."""
         for task in self._tasks(trainer.plan):
             examples = self._instances(task, num=0)
             if task.name in self._compared or self.instances in (0, len(examples)):
                 continue
             losses = label_losses(trainer, task.tokens[examples], task.tokens[examples, -1])
-            full = gradient_of(trainer, params, losses)
-            of_task = {task.name: references[task.name]}
-            vectors: dict[str, Vector] = {"subset": references[task.name].r, "full": full}
-            for place, table in self._tables(params, mlp, vectors, of_task).items():
+            full = gradient_of(trainer, measured.params, losses)
+            reference = measured.references[task.name]
+            vectors: dict[str, Vector] = {"subset": reference.r, "full": full}
+            of_task = measured._replace(references={task.name: reference})
+            for place, table in self._tables(of_task, vectors).items():
                 value = cosine(table, unit(0, of=2), unit(1, of=2))
                 self._write(trainer, task.name, place, metric="subset_cosine", value=value)
             self._compared.append(task.name)
 
     def _record(
-        self,
-        trainer: ExperimentTrainer,
-        params: Parameters,
-        mlp: MLP,
-        references: dict[str, Reference],
-        vectors: dict[str, Vector],
+        self, trainer: ExperimentTrainer, measured: Measured, vectors: dict[str, Vector]
     ) -> None:
         """The rows of all tasks and places for the step's vectors, or for its update."""
+        params, mlp, references = measured
         # The null of every cosine: a direction that is anew at each step and the same on any number
         # of ranks, since its numbers are drawn by their place in the whole.
         random = RandomDirection(
@@ -305,21 +281,16 @@ class Interference(Callback):
             vectors |= {f"r/{name}": reference.r, f"p/{name}": reference.p}
         rows_of = update_rows if "update" in vectors else step_rows
         sizes = dimensions(params.layers, params.total_sizes)
-        for place, table in self._tables(params, mlp, vectors, references).items():
+        for place, table in self._tables(measured, vectors).items():
             group, layer, chooser = place
             dim = mlp.width * self.top_k if group == "mlp_top" else sizes[layer]
             for task in references if chooser is None else [chooser]:
                 for row in rows_of(table, list(vectors), task=task, dim=dim):
                     self._write(trainer, task, place, **row)
 
-    def _tables(
-        self,
-        params: Parameters,
-        mlp: MLP,
-        vectors: dict[str, Vector],
-        references: dict[str, Reference],
-    ) -> dict[Place, Table]:
+    def _tables(self, measured: Measured, vectors: dict[str, Vector]) -> dict[Place, Table]:
         """Gram matrices of the vectors over all ranks by place."""
+        params, mlp, references = measured
         tables = group_tables(vectors, params.layers, self.groups)
         if "mlp_top" in self.groups:
             tables |= neuron_tables(vectors, references, mlp, layer=self.layer, chosen=self._chosen)

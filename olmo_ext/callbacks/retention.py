@@ -14,7 +14,7 @@ from data_injection.philox import permutation
 from data_injection.plan import InjectionPlan
 from eval.retention.bursts import Burst, Moment, find_bursts, geometric_lags, moments
 from eval.scores.accuracy import score_instances
-from olmo_ext.callbacks.base import Callback, check_least, forward_logits
+from olmo_ext.callbacks.base import Callback, check_least, check_tasks, forward_logits
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
@@ -67,17 +67,15 @@ class Retention(Callback):
     def __post_init__(self) -> None:
         if any(b <= a for a, b in zip([0, *self.lags], self.lags, strict=False)):
             raise ConfigError(
-                f"callbacks.retention.lags must be at least 1 and ascending, got {self.lags}; "
-                "lag 0 is always measured"
+                key="callbacks.retention.lags",
+                value=self.lags,
+                rule="must be at least 1 and ascending",
+                remedy="leave 0 out: it is always measured",
             )
         check_least("retention", self, min_gap=1, every=1, num_test=0, batch_rows=0)
 
     def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
-        names = [task.name for task in plan.tasks]
-        if unknown := [name for name in self.tasks if name not in names]:
-            raise ConfigError(
-                f"callbacks.retention.tasks: no task {unknown} in injection.tasks; it has {names}"
-            )
+        check_tasks("retention", self.tasks, plan)
         longest = self._longest_gap(plan, num_steps)
         if longest == 0:
             log.warning(
@@ -88,8 +86,10 @@ class Retention(Callback):
         elif self.lags and self.lags[-1] > longest:
             # Never measured; and past the next burst it would be that one's gain.
             raise ConfigError(
-                f"callbacks.retention.lags: {self.lags[-1]} lies beyond the longest gap after a "
-                f"burst, so that the next burst comes before it; the largest lag is {longest}"
+                key="callbacks.retention.lags",
+                value=self.lags[-1],
+                rule=f"must be at most {longest}, the longest gap after a burst",
+                remedy="the next burst comes before a later one",
             )
 
     def on_start(self, trainer: ExperimentTrainer) -> None:

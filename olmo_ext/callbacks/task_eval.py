@@ -33,18 +33,10 @@ class TaskEval(Callback):
     """Rows of one forward pass; 0 chooses as many as 2^24 logits allow."""
 
     def __post_init__(self) -> None:
-        check_least("task_eval", self, every=1)
-        if self.batch_rows < 0:
-            raise ConfigError(
-                key="callbacks.task_eval.batch_rows",
-                value=self.batch_rows,
-                rule="must be at least 0",
-                remedy="0 lets the evaluation choose",
-            )
-        if unknown := set(self.splits) - {"train", "test"}:
-            raise ConfigError(
-                f"callbacks.task_eval.splits must be of train and test, got {sorted(unknown)}"
-            )
+        check_least("task_eval", self, every=1, batch_rows=0)
+        if unknown := sorted(set(self.splits) - {"train", "test"}):
+            key, rule = "callbacks.task_eval.splits", "must be of train and test"
+            raise ConfigError(key=key, value=unknown, rule=rule)
 
     def on_start(self, trainer: ExperimentTrainer) -> None:
         if self.at_start and trainer.global_step == 0:

@@ -43,8 +43,11 @@ def check_exact(train: TrainConfig, *, key: str) -> None:
     dropouts = ("attention_dropout", "residual_dropout", "embedding_dropout")
     if used := [name for name in dropouts if getattr(model, name)]:
         raise ConfigError(
-            f"{key}: a second pass draws another dropout, so that gradients cannot be subtracted; "
-            f"set train.model.{used[0]} to 0 (is {getattr(model, used[0])}) or remove {key}"
+            key=f"train.model.{used[0]}",
+            value=getattr(model, used[0]),
+            rule=f"must be 0 for {key}: a second pass draws another dropout, so that gradients "
+            "cannot be subtracted",
+            remedy=f"set it to 0 or remove {key}",
         )
     unfit = {
         "train.model.alibi": (model.alibi, False),
@@ -55,10 +58,8 @@ def check_exact(train: TrainConfig, *, key: str) -> None:
         unfit["train.fsdp.use_orig_params"] = (train.fsdp.use_orig_params, True)
     for name, (value, needed) in unfit.items():
         if value != needed:
-            raise ConfigError(
-                f"{key} needs {name} to be {str(needed).lower()}, got {value}; change it or remove "
-                f"{key}"
-            )
+            rule, remedy = f"must be {str(needed).lower()} for {key}", f"change it or remove {key}"
+            raise ConfigError(key=name, value=value, rule=rule, remedy=remedy)
 
 
 @dataclass(frozen=True)

@@ -252,8 +252,9 @@ def test_the_control_is_the_same_run_until_the_burst_it_leaves_out(
 
 @pytest.mark.parametrize("lags", [[2, 1], [1, 1], [0, 1], [-3]])
 def test_lags_that_do_not_rise_from_1_are_refused(lags: list[int]) -> None:
-    with pytest.raises(ConfigError, match=r"callbacks.retention.lags must be at least 1 and asc"):
+    with pytest.raises(ConfigError) as error:
         Retention(lags=lags)
+    assert (error.value.key, error.value.value) == ("callbacks.retention.lags", lags)
 
 
 @pytest.mark.parametrize(
@@ -269,8 +270,8 @@ def test_a_number_too_small_is_refused(name: str, value: int, least: int) -> Non
 @pytest.mark.parametrize(
     ("retention", "said"),
     [
-        ({"tasks": ["sub"]}, r"callbacks.retention.tasks: no task \['sub'\].*\['cmp', 'add'\]"),
-        ({"lags": [1, 5]}, "5 lies beyond the longest gap.*largest lag is 4"),
+        ({"tasks": ["sub"]}, r"retention.tasks must .*\['cmp', 'add'\], got \['sub'\]"),
+        ({"lags": [1, 5]}, "retention.lags must be at most 4, the longest gap.*, got 5"),
         ({"left_out": [2], "tasks": ["cmp"]}, "left_out: step 2 is no place of a burst"),
     ],
 )
