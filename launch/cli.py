@@ -16,7 +16,7 @@ from collections.abc import Callable
 import typer
 
 from launch.doctor import doctor
-from launch.lab import verb as theory
+from launch.lab.verb import theory
 from launch.plan import verbs as plan
 from launch.scaling import verbs as scaling
 from launch.show import verbs as show
@@ -46,11 +46,11 @@ VERBS: dict[str, Callable[..., None]] = {
     "report": show.report,
     "audit": show.audit,
     "export": show.export,
+    "theory": theory,
     "doctor": doctor,
 }
 for name, verb in VERBS.items():
     app.command(name)(verb)
-app.add_typer(theory.app, name="theory")
 app.add_typer(scaling.app, name="scaling")
 app.add_typer(slurm.launch, name="launch")
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import typer
-from packaging.version import Version
 
 from launch.terminal import console
 
@@ -45,56 +43,48 @@ def examine(folder: Path = Path()) -> Iterator[Finding]:
     yield _wandb()
 
 
-def _below(limit: str) -> Callable[[str], bool]:
-    return lambda found: Version(found) < Version(limit)
-
-
-def _exactly(wanted: str) -> Callable[[str], bool]:
-    return lambda found: Version(found).public == wanted
-
-
-PACKAGES: dict[str, Callable[[str], bool]] = {
-    "ai2-olmo": _exactly("0.6.0"),
-    "torch": _exactly("2.13.0"),
-    "numpy": _below("2"),
+PACKAGES = {
+    "ai2-olmo": "==0.6.0",
+    "torch": "==2.13.0",
+    "numpy": "<2",
     # From these versions on they need numpy 2, which pip cannot see.
-    "pandas": _below("3"),
-    "pyarrow": _below("24"),
-    "datasets": _below("5.2"),
-    "wandb": bool,
-    "torchmetrics": bool,
-    "scikit-learn": bool,
+    "pandas": "<3",
+    "pyarrow": "<24",
+    "datasets": "<5.2",
+    **dict.fromkeys(("wandb", "torchmetrics", "scikit-learn"), ""),
 }
+"""Those that a run needs, and which of their versions."""
 
 
 def _python() -> Finding:
     text = ".".join(map(str, sys.version_info[:3]))
-    good = (3, 11) <= sys.version_info[:2] <= (3, 12)
-    return Finding(
-        "ok" if good else "fail", "Python", text, "" if good else "use Python 3.11 or 3.12"
-    )
+    if (3, 11) <= sys.version_info[:2] <= (3, 12):
+        return Finding("ok", "Python", text)
+    return Finding("fail", "Python", text, "use Python 3.11 or 3.12")
 
 
-def _package(name: str, fits: Callable[[str], bool]) -> Finding:
+def _package(name: str, needed: str) -> Finding:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from packaging.specifiers import SpecifierSet
+
     remedy = "run `make install` in a checkout: it installs the versions of constraints.txt"
     try:
         found = version(name)
     except PackageNotFoundError:
         return Finding("fail", name, "not installed", remedy)
-    return Finding("ok", name, found) if fits(found) else Finding("fail", name, found, remedy)
+    fits = SpecifierSet(needed).contains(found, prereleases=True)
+    return Finding("ok", name, found) if fits else Finding("fail", name, found, remedy)
 
 
 def _imports() -> Finding:
+    what = "import olmo.train"
     try:
         import_module("olmo.train")
     except Exception as error:
-        return Finding(
-            "fail",
-            "import olmo.train",
-            f"{type(error).__name__}: {error}",
-            "install with the versions of constraints.txt",
-        )
-    return Finding("ok", "import olmo.train", "the engine imports")
+        said = f"{type(error).__name__}: {error}"
+        return Finding("fail", what, said, "install with the versions of constraints.txt")
+    return Finding("ok", what, "the engine imports")
 
 
 def _devices() -> Iterator[Finding]:
@@ -107,16 +97,17 @@ def _devices() -> Iterator[Finding]:
         return
     for index in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
-        yield Finding(
-            "ok", f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB"
-        )
-    bf16 = torch.cuda.is_bf16_supported()
-    yield Finding(
-        "ok" if bf16 else "note", "bf16", "supported" if bf16 else "no", "use train.precision=fp32"
-    )
+        said = f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB"
+        yield Finding("ok", f"cuda:{index}", said)
+    if torch.cuda.is_bf16_supported():
+        yield Finding("ok", "bf16", "supported")
+    else:
+        yield Finding("note", "bf16", "no", "use train.precision=fp32")
 
 
 def _optional(name: str, module: str, why: str) -> Finding:
+    from importlib.metadata import version
+
     try:
         import_module(module)
     except ImportError:
@@ -142,10 +133,8 @@ def _embedded_text() -> Finding:
 
 def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
-    good = free > 2
-    return Finding(
-        "ok" if good else "note", "disk", f"{free:.0f} GiB free", "" if good else "make room"
-    )
+    said = f"{free:.0f} GiB free"
+    return Finding("ok", "disk", said) if free > 2 else Finding("note", "disk", said, "make room")
 
 
 def _wandb() -> Finding:

@@ -77,8 +77,13 @@ def exits() -> Iterator[None]:
 
 def _error(said: str) -> None:
     errors.print("[bold red]error:[/] ", end="")
-    # A path broken in two is no path: the terminal wraps by itself, a log or a pipe must not.
-    errors.print(said, markup=False, highlight=False, soft_wrap=True)
+    say(errors, said)
+
+
+def say(console: Console, text: str) -> None:
+    """A line as it is (no markup, no emoji) and whole, whatever the width: a path broken in two is
+    no path, and programs read it too."""
+    console.out(text, highlight=False)
 
 
 @contextmanager
@@ -101,8 +106,7 @@ def progress_bar(
     Elsewhere a line before two seconds have been silent, unless the verb says its own.
     """
     if not console.is_terminal:
-        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-        with Beat(say if lines else None) as beat:
+        with Beat(partial(say, console) if lines else None) as beat:
             yield beat.at
         return
     from rich.progress import (

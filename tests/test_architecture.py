@@ -38,7 +38,7 @@ LAYERS = {
         {"alignment", "audit", "export"},
         {"checkpoints"},
         {"records"},
-        {"run", "statistics", "text", "commit"},
+        {"run", "statistics", "text", "commit", "processes"},
     ),
     "launch": (
         {"__main__"},
@@ -46,7 +46,7 @@ LAYERS = {
         {"doctor", "sweep", "slurm", "plan", "scaling", "lab", "show"},
         {"train", "runs", "reckon"},
         {"grid", "grid_loader"},
-        {"terminal", "yaml_file"},
+        {"terminal", "yaml_file", "json_file"},
     ),
 }
 """From the top down: a part imports from parts below it and from itself, never beside or above."""

@@ -9,13 +9,10 @@ writes a checkpoint's rows as soon as it is done, so that a kill loses those in 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from data_injection.tasks.base import Task
 from eval.checkpoints.checkpoint import load_model, load_plan
 from eval.checkpoints.sharded import first_line
 from eval.checkpoints.sources import Source, check_belongs, check_vocabulary, find_sources
+from eval.processes import in_processes
 from eval.records import (
     FILE_NAME,
     RecordWriter,
@@ -145,7 +143,9 @@ def evaluate(
         for run in sorted({source.run for source, _ in work if source.run}):
             stack.enter_context(lock_folder(run))
             runs[run].there = _there(run)  # another evaluation may have just ended
-        for source, rows, problem in stack.enter_context(_measured(work, device, jobs)):
+        preload = ("eval.scores.evaluate", "olmo.model")
+        measuring = in_processes(partial(_outcome, device=device), work, jobs=jobs, preload=preload)
+        for (source, _), (rows, problem) in stack.enter_context(measuring):
             rows = [row for row in rows if row["split"] in (*choice.splits, "")]
             if set(choice.splits) != set(SPLITS):  # a gap is between the two
                 rows = [row for row in rows if row["split"]]
@@ -274,47 +274,12 @@ def _load_hf(path: Path, device: str) -> Any:
         ) from error
 
 
-Outcome = tuple[Source, list[dict[str, Any]], str]
-
-
-@contextmanager
-def _measured(
-    work: Sequence[tuple[Source, list[Task]]], device: str, jobs: int
-) -> Iterator[Iterator[Outcome]]:
-    """The outcomes as they come; what has not begun is dropped if the caller stops."""
-    jobs = min(jobs, len(work))
-    if jobs <= 1:
-        yield (_outcome(source, tasks, device) for source, tasks in work)
-        return
-    # A fork server that has imported the engine once: torch's threads do not survive a plain fork.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["eval.scores.evaluate", "olmo.model"])
-    threads = max((os.cpu_count() or 1) // jobs, 1)
-    pool = ProcessPoolExecutor(jobs, context, initializer=_use_threads, initargs=(threads,))
-    try:
-        futures = [pool.submit(_outcome, source, tasks, device) for source, tasks in work]
-        yield (future.result() for future in as_completed(futures))
-    except BrokenProcessPool as error:
-        raise ConfigError(
-            f"a process of --jobs {jobs} was killed, often for want of memory; what is done is in "
-            "the records: go on with fewer jobs"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _use_threads(num: int) -> None:
-    import torch
-
-    torch.set_num_threads(num)
-
-
-def _outcome(source: Source, tasks: list[Task], device: str) -> Outcome:
+def _outcome(one: tuple[Source, list[Task]], *, device: str) -> tuple[list[dict[str, Any]], str]:
     """Rows, or in words why there are none: one bad checkpoint must not cost the others."""
     try:
-        return source, measure(source, tasks, device=device), ""
+        return measure(*one, device=device), ""
     except (ConfigError, FileNotFoundError) as error:
-        return source, [], str(error)
+        return [], str(error)
 
 
 # -- the table -----------------------------------------------------------------------------------

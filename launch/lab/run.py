@@ -14,7 +14,7 @@ import io
 import json
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,7 +35,7 @@ from launch.lab.tables import (
     report_injection,
     report_phase,
 )
-from launch.terminal import errors, progress_bar, typed_command
+from launch.terminal import errors, progress_bar, say, typed_command
 from launch.yaml_file import from_mapping, read_yaml
 from olmo_ext.shipped import shipped
 from theory.lab import complexity, gradients, injection, phase
@@ -86,7 +86,7 @@ def load_settings(name: str, path: Path | None, *, seeds: list[int] | None) -> A
 
 
 def run_experiments(
-    names: list[str],
+    names: Sequence[str],
     *,
     config: Path | None,
     out: Path,
@@ -99,7 +99,7 @@ def run_experiments(
     started = time.monotonic()
     for name, one in settings.items():
         run_experiment(name, one, out / name, jobs=jobs, console=console)
-    console.print(f"\n{out}: {time.monotonic() - started:.0f} s", highlight=False)
+    say(console, f"\n{out}: {time.monotonic() - started:.0f} s")
 
 
 def run_experiment(

@@ -5,6 +5,7 @@ olmo-ext theory all --out runs/theory
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,57 +13,46 @@ import typer
 
 from launch.terminal import console, interruptible
 
-app = typer.Typer(
-    help="The synthetic lab: predictions drawn before the runs, then met by them.",
-    no_args_is_help=True,
-)
 
-Config = Annotated[
-    Path | None, typer.Option(help="YAML of settings; default: configs/theory/<experiment>.yaml.")
-]
-Out = Annotated[Path, typer.Option(help="Results go to OUT/<experiment>.")]
-Seeds = Annotated[
-    list[int] | None, typer.Option(help="Seeds in place of the settings'; repeatable.")
-]
-Jobs = Annotated[int, typer.Option(min=1, help="Processes side by side, one thread each.")]
+class Experiment(StrEnum):
+    """What `olmo-ext theory` can run; launch/lab/run.py has their parts."""
 
-RUNS = Path("runs/theory")
+    phase = "phase"
+    complexity = "complexity"
+    injection = "injection"
+    gradients = "gradients"
+    all = "all"
 
 
-@app.command()
-def phase(config: Config = None, out: Out = RUNS, seeds: Seeds = None, jobs: Jobs = 2) -> None:
-    """Which tasks are learned at which width, against the analytic staircase."""
-    _run(["phase"], config, out, seeds, jobs)
-
-
-@app.command()
-def complexity(config: Config = None, out: Out = RUNS, seeds: Seeds = None, jobs: Jobs = 2) -> None:
-    """Whether frequency or utility says in which order tasks are learned."""
-    _run(["complexity"], config, out, seeds, jobs)
-
-
-@app.command()
-def injection(config: Config = None, out: Out = RUNS, seeds: Seeds = None, jobs: Jobs = 2) -> None:
-    """A rare task in bursts at matched frequency: update and forget, or accumulate."""
-    _run(["injection"], config, out, seeds, jobs)
-
-
-@app.command()
-def gradients(config: Config = None, out: Out = RUNS, seeds: Seeds = None, jobs: Jobs = 2) -> None:
-    """How strongly common tasks pull at each width: residual, bounds and norms."""
-    _run(["gradients"], config, out, seeds, jobs)
-
-
-@app.command("all")
-def every(out: Out = RUNS, seeds: Seeds = None, jobs: Jobs = 2) -> None:
-    """All four with their default settings: minutes on two cores; finished cells are kept."""
-    _run(["phase", "complexity", "injection", "gradients"], None, out, seeds, jobs)
-
-
-def _run(
-    names: list[str], config: Path | None, out: Path, seeds: list[int] | None, jobs: int
+def theory(
+    experiment: Annotated[Experiment, typer.Argument(help="Which of them.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML of settings; default: configs/theory/<experiment>.yaml."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Results go to OUT/<experiment>.")] = Path(
+        "runs/theory"
+    ),
+    seeds: Annotated[
+        list[int] | None, typer.Option(help="Seeds in place of the settings'; repeatable.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes side by side, one thread each.")] = 2,
 ) -> None:
+    """The synthetic lab: predictions drawn before the runs, then met by them.
+
+    phase: which tasks are learned at which width, against the analytic staircase.
+
+    complexity: whether frequency or utility says in which order tasks are learned.
+
+    injection: a rare task in bursts at matched frequency: update and forget, or accumulate.
+
+    gradients: how strongly common tasks pull at each width: residual, bounds and norms.
+
+    all: these four with their default settings: minutes on two cores; finished cells are kept.
+    """
     from launch.lab.run import run_experiments
 
+    names = [one for one in Experiment if one != Experiment.all]
+    chosen = names if experiment == Experiment.all else [experiment]
     with interruptible("the same command goes on from the finished cells"):
-        run_experiments(names, config=config, out=out, seeds=seeds, jobs=jobs, console=console)
+        run_experiments(chosen, config=config, out=out, seeds=seeds, jobs=jobs, console=console)

@@ -9,7 +9,6 @@ that cost the same stand in one row.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.errors import ConfigError
-from data_injection.files import replace_file
-from eval.text import count, new_table, number, print_table
+from eval.text import check_target, count, new_table, number, print_table
 from launch.grid import is_sweep, load_sweep, point_overrides
 from launch.grid_loader import GridLoader
+from launch.json_file import write_json
 from launch.reckon import Reckoner, Row, size
 from launch.yaml_file import read_yaml
 from olmo_ext.config import ExperimentConfig
@@ -209,10 +208,9 @@ def plan_cost(
     console: Console,
 ) -> None:
     """The verb: read, reckon, show, write."""
+    check_target(json_path, "--json")
     experiments = read_experiments(paths, overrides)
     rows = Reckoner(gpus=gpus, peak_tflops=peak_tflops, mfu=mfu).rows(experiments)
     show_costs(rows, console)
     if json_path is not None:
-        if json_path.is_dir() or not json_path.parent.is_dir():
-            raise ConfigError(f"--json must be a file in a folder that exists, got {json_path}")
-        replace_file(json_path, json.dumps(costs_as_json(rows), indent=1) + "\n")
+        write_json(json_path, costs_as_json(rows))

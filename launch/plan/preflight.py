@@ -2,12 +2,11 @@
 
 found = preflight(load_experiment("experiment.yaml"), gpus=8)
 show(found, Console())
-write_json(found, Path("plan.json"))
+write_json(Path("plan.json"), as_json(found))
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +21,6 @@ from rich.text import Text
 from data_injection.beat import Beat, to_stderr
 from data_injection.corpus.prepare import Manifest
 from data_injection.corpus.scan import CorpusScan, scan_corpus
-from data_injection.errors import ConfigError
-from data_injection.files import replace_file
 from eval.text import count, new_table, number, print_table
 from launch.plan.warnings import Advice, advise, natural_in_run
 from olmo_ext.build import Stream
@@ -321,10 +318,3 @@ def as_json(found: Preflight) -> dict[str, Any]:
         },
         "warnings": [asdict(advice) for advice in found.advice],
     }
-
-
-def write_json(found: Preflight, path: Path) -> None:
-    """All numbers in a file, written to a temporary name first."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"--json must be a file in a folder that exists, got {path}")
-    replace_file(path, json.dumps(as_json(found), indent=1) + "\n")

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from data_injection.errors import ConfigError
-from launch.terminal import Overrides, console, errors, interruptible
+from launch.terminal import Overrides, console, errors, interruptible, say
 
 
 def prepare(
@@ -37,22 +37,16 @@ def prepare(
 ) -> None:
     """Turn text into the engine's token files with a manifest."""
     if sources == ["embedded"]:
-        errors.print(f"{out}: about half a minute on one core, once", markup=False, highlight=False)
+        say(errors, f"{out}: about half a minute on one core, once")
     from data_injection.corpus.prepare import num_bad, prepare_corpus, prepare_embedded
 
     if sources == ["embedded"]:
         manifest = prepare_embedded(out, vocab_size=vocab_size)
     else:
         manifest = prepare_corpus(
-            sources,
-            out,
-            name=name or out.name,
-            tokenizer=tokenizer,
-            dtype=dtype,
-            text_field=text_field,
-            max_tokens=max_tokens,
-            skip_bad=skip_bad,
-        )
+            sources, out, name=name or out.name, tokenizer=tokenizer, dtype=dtype,
+            text_field=text_field, max_tokens=max_tokens, skip_bad=skip_bad,
+        )  # fmt: skip
     if bad := num_bad(manifest.sources):
         console.print(f"{bad} bad lines left out; {out}/manifest.json lists them")
     console.print(
@@ -93,13 +87,16 @@ def plan(
         return
     if len(experiments) != 1:
         raise ConfigError(f"plan takes one experiment, got {len(experiments)}; --cost takes more")
-    from launch.plan.preflight import preflight, show, write_json
+    from eval.text import check_target
+    from launch.json_file import write_json
+    from launch.plan.preflight import as_json, preflight, show
     from olmo_ext.config import load_experiment
 
+    check_target(json, "--json")
     config = load_experiment(experiments[0], override, corpus=False)
     gpus = 1 if gpus is None else gpus
     with interruptible("--no-scan or --scan-tokens takes less time"):
         found = preflight(config, scan=scan, scan_tokens=scan_tokens, gpus=gpus, **device)
     show(found, console)
     if json is not None:
-        write_json(found, json)
+        write_json(json, as_json(found))

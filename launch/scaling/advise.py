@@ -24,7 +24,8 @@ from eval.advice.groups import (
     records_hash,
 )
 from eval.text import check_target, count, number
-from launch.scaling.said import json_text, say
+from launch.json_file import write_json
+from launch.terminal import say
 from theory.advice.surface import misplaced, no_trend
 from theory.advice.thresholds import Exchange, Threshold, exchange, threshold
 
@@ -111,8 +112,7 @@ def _write(
     drawn = replace_file(folder / "advice.png", png(thresholds(found, told)))
     say(console, str(drawn))
     if as_json is not None:
-        replace_file(as_json, json_text(told))
-        say(console, str(as_json))
+        say(console, str(write_json(as_json, told)))
 
 
 # -- questions to answers --------------------------------------------------------------------------

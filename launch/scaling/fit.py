@@ -23,10 +23,10 @@ from eval.commit import git_commit
 from eval.figures.scaling import reach_figure
 from eval.figures.style import png
 from eval.text import write_table
+from launch.json_file import write_json
 from launch.scaling.losses import LossTable, read_losses
-from launch.scaling.said import json_text
 from launch.scaling.tables import DERIVED, estimate, show
-from launch.terminal import progress_bar, typed_command
+from launch.terminal import progress_bar, say, typed_command
 from theory.scaling.fit import Fit, fit_law
 from theory.scaling.frontier import Frontier, fit_frontier
 from theory.scaling.law import CONSTANTS, PAPER_GAMMA
@@ -78,7 +78,7 @@ def fit_source(
         frontier = str(error)
     show(table, fitted, frontier, answers, console)
     path = _write(out, source, table, fitted, frontier, answers, resamples=resamples)
-    console.print(f"{path}\n{path.with_name('scaling.png')}", soft_wrap=True, highlight=False)
+    say(console, f"{path}\n{path.with_name('scaling.png')}")
     return path
 
 
@@ -153,7 +153,7 @@ def _write(
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("olmo-ext", "numpy")},
     }
-    return replace_file(out / "fit.json", json_text(found, infinity=True))
+    return write_json(out / "fit.json", found, infinity=True)
 
 
 def _outliers_json(fitted: Fit) -> dict[str, Any] | None:

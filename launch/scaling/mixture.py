@@ -20,7 +20,8 @@ from data_injection.errors import ConfigError
 from data_injection.schedules.base import parse_rate
 from eval.advice.groups import Question, load_groups, records_hash
 from eval.text import check_target, count, new_table, number, print_table
-from launch.scaling.said import json_text, say
+from launch.json_file import write_json
+from launch.terminal import say
 from launch.yaml_file import from_mapping, read_yaml
 from theory.advice.mixture_plan import HOST, MixturePlan
 from theory.advice.mixture_planner import (
@@ -94,8 +95,6 @@ def mixture(
     if ways is not None and target is not None:
         _show_ways(plan, ways, target, where, console)
     if as_json is not None:
-        from data_injection.files import replace_file
-
         told = {
             "command": command,
             "commit": git_commit(),
@@ -108,8 +107,7 @@ def mixture(
             "rung": where,
             "ways": None if ways is None else [asdict(way) for way in ways],
         }
-        replace_file(as_json, json_text(told))
-        say(console, str(as_json))
+        say(console, str(write_json(as_json, told)))
 
 
 def load_plan(path: Path) -> MixturePlan:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from eval.text import count, new_table, plural, print_table
 from launch.scaling.losses import LossTable
-from launch.scaling.said import say
+from launch.terminal import say
 from theory.scaling.fit import FAR, Fit
 from theory.scaling.frontier import Frontier
 from theory.scaling.law import CONSTANTS, PAPER_GAMMA

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from eval.audit.explain import Explanation, Text
 from eval.audit.subject import DIFFERS, NOT_CHECKED, OK, Audit
+from launch.terminal import say
 
 MOST = 10
 """Differences shown of one check; --json has all."""
@@ -20,20 +21,21 @@ COLOURS = {OK: "green", DIFFERS: "bold red", NOT_CHECKED: "yellow"}
 def show_audit(audit: Audit, console: Console) -> None:
     """A line for each verdict, further differences and notes below it, and the conclusion."""
     step = "no checkpoint yet" if audit.step is None else f"the weights of step {audit.step:,}"
-    _say(console, f"{audit.run}: {step}, plan {audit.plan_hash[:12]}")
+    say(console, f"{audit.run}: {step}, plan {audit.plan_hash[:12]}")
     for verdict in audit.verdicts:
         mark = f"[{COLOURS[verdict.status]}]{verdict.status:<11}[/]"
-        _say(console, f"{mark} {verdict.check:<11} {escape(verdict.said)}", markup=True)
+        line = f"{mark} {verdict.check:<11} {escape(verdict.said)}"
+        console.print(line, highlight=False, soft_wrap=True)
         for line in verdict.details[:MOST]:
-            _say(console, f"{'':<24} {line}")
+            say(console, f"{'':<24} {line}")
         if len(verdict.details) > MOST:
-            _say(console, f"{'':<24} and {len(verdict.details) - MOST:,} more (--json FILE)")
+            say(console, f"{'':<24} and {len(verdict.details) - MOST:,} more (--json FILE)")
         for line in verdict.notes:
-            _say(console, f"{'':<24} ({line})")
+            say(console, f"{'':<24} ({line})")
     differ = [verdict.check for verdict in audit.verdicts if verdict.status == DIFFERS]
     skipped = [verdict.check for verdict in audit.verdicts if verdict.status == NOT_CHECKED]
     said = f"differs: {', '.join(differ)}" if differ else "all that was checked agrees"
-    _say(console, said + (f"; not checked: {', '.join(skipped)}" if skipped else ""))
+    say(console, said + (f"; not checked: {', '.join(skipped)}" if skipped else ""))
 
 
 def show_explanation(explained: Explanation, console: Console) -> None:
@@ -41,14 +43,14 @@ def show_explanation(explained: Explanation, console: Console) -> None:
     if explained.corpus is not None:
         shown = any(row.replaced is not None for row in explained.rows)
         said = "may be another than was replaced" if shown else "is not shown"
-        _say(console, f"the host text {said}: {explained.corpus}")
-    _say(
+        say(console, f"the host text {said}: {explained.corpus}")
+    say(
         console,
         f"step {explained.step} (counted from 0): {explained.num_rows} of {explained.batch_size} "
         "rows carry an example",
     )
     for row in explained.rows:
-        _say(
+        say(
             console,
             f"slot {row.slot} (position {row.position}): example {row.example} of {row.task}, "
             f"{row.split} split, exposure {row.time}; ledger: "
@@ -60,20 +62,15 @@ def show_explanation(explained: Explanation, console: Console) -> None:
             ("followed by", row.following),
         ):
             if text is not None:
-                _say(console, f"  {name:<11} {_text(text)}")
+                say(console, f"  {name:<11} {_text(text)}")
         if row.file is not None:
-            _say(console, f"  {'host row':<11} {row.file}, from token {row.offset}")
+            say(console, f"  {'host row':<11} {row.file}, from token {row.offset}")
     if explained.num_rows > len(explained.rows):
-        _say(console, f"and {explained.num_rows - len(explained.rows)} more; see --rows")
+        say(console, f"and {explained.num_rows - len(explained.rows)} more; see --rows")
     if explained.unplanned:
-        _say(console, f"the ledger has {explained.unplanned} rows there that the plan has not")
+        say(console, f"the ledger has {explained.unplanned} rows there that the plan has not")
 
 
 def _text(text: Text) -> str:
     ids = " ".join(str(token) for token in text.ids)
     return ids if text.text is None else f"{ids}  {text.text!r}"
-
-
-def _say(console: Console, line: str, *, markup: bool = False) -> None:
-    # A pipe gets whole lines: they are searched.
-    console.print(line, markup=markup, highlight=False, soft_wrap=not console.is_terminal)

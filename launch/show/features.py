@@ -27,7 +27,7 @@ from eval.text import (
     with_interval,
     write_table,
 )
-from launch.terminal import progress_bar
+from launch.terminal import progress_bar, say
 
 CONTROLS = {
     "das": "DAS", "random_subspace": "random\nspace", "random_model": "random\nmodel",
@@ -54,7 +54,7 @@ def measure_features(
     jobs = [job for source in sources for job in find_jobs(source, steps=steps, tasks=tasks)]
     pieces, written = num_missing(jobs, das=das, rank=rank), 0
     if pieces:
-        errors.print(_price(jobs, pieces, das, search_steps), highlight=False, soft_wrap=True)
+        say(errors, _price(jobs, pieces, das, search_steps))
     with progress_bar(errors, patience=0) as bar:
         bar("pieces", 0, pieces)
         measured = evaluate_features(
@@ -62,7 +62,7 @@ def measure_features(
         )
         for index, (job, what, num) in enumerate(measured, start=1):
             said = f"{job.folder.name} step {job.checkpoint.step}: {what}"
-            errors.print(said, markup=False, highlight=False, soft_wrap=True)
+            say(errors, said)
             bar("pieces", index, pieces)
             written += num
     rows = pd.concat([_rows_of(job) for job in jobs], ignore_index=True)
@@ -71,7 +71,7 @@ def measure_features(
     console.print(f"{written:,} records written" if written else "everything was already there")
     if export is not None:
         write_table(export, rows)
-        console.print(str(export), soft_wrap=True, highlight=False)
+        say(console, str(export))
 
 
 def _price(jobs: Sequence[Job], pieces: int, das: bool, search_steps: int) -> str:

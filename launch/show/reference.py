@@ -17,7 +17,7 @@ from eval.reference.evaluate import Found, evaluate_reference, find_reference
 from eval.reference.tasks import natural_rates
 from eval.run import run_folders
 from eval.text import new_table, number, print_table
-from launch.terminal import progress_bar
+from launch.terminal import progress_bar, say
 
 EXAMPLES = 5
 
@@ -75,4 +75,4 @@ def show_frequencies(found: Found, console: Console) -> None:
     for task in TASKS:
         common = Counter(place.statement.text for place in found.true_places(task))
         said = ", ".join(f"{text!r} {num}" for text, num in common.most_common(EXAMPLES))
-        console.print(f"{task}: {said or 'none'}", markup=False, highlight=False)
+        say(console, f"{task}: {said or 'none'}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_injection.errors import ConfigError
-from launch.terminal import console, errors, interruptible, progress_bar, typed_command
+from launch.terminal import console, errors, interruptible, progress_bar, say, typed_command
 
 if TYPE_CHECKING:
     from eval.scores.evaluate import TaskSet
@@ -52,13 +52,13 @@ def evaluate(
             done.append(one)
             said = one.problem or (f"{len(one.rows)} rows" if one.rows else "already there")
             line = f"{one.source.path}: {said}"
-            errors.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(errors, line)
             bar("checkpoints", len(done), len(found))
     table = results(found, done, choice)
     print_scores(table, console)
     if out is not None:
         write_table(out, table)
-        console.print(f"{out}: {len(table):,} rows", highlight=False)
+        say(console, f"{out}: {len(table):,} rows")
 
 
 def features(
@@ -113,7 +113,7 @@ def report(
     path = write_report(source, out, command=typed_command())
     print_cells(cells(load_runs(source)[0]), console)
     for line in left_out(source):
-        errors.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
+        say(errors, f"left out: {line}")
     console.print(str(path))
 
 
@@ -143,18 +143,18 @@ def audit(
 
     Writes nothing into the run's folder but what --export asks for.
     """
-    from json import dumps
-
-    from data_injection.files import replace_file
     from eval.audit.audit import audit_run
     from eval.audit.explain import explain_step
     from eval.audit.ledger import export_ledger, export_path
+    from eval.text import check_target
+    from launch.json_file import write_json
     from launch.show.audit import show_audit, show_explanation
 
     if explain is not None:
         explained = explain_step(run, explain, checkpoint=step, corpus=corpus, most=rows)
         show_explanation(explained, console)
         return
+    check_target(json, "--json")
     target = export_path(run, export) if export is not None else None
     with interruptible("nothing was written"), progress_bar(errors) as progress:
         found = audit_run(
@@ -163,10 +163,10 @@ def audit(
     show_audit(found, console)
     try:
         if json is not None:
-            replace_file(json, dumps(found.as_json(), indent=1) + "\n")
+            write_json(json, found.as_json())
         if target is not None:
             export_ledger(run, target, checkpoint=step, command=typed_command())
-            console.print(str(target), soft_wrap=True, highlight=False)
+            say(console, str(target))
     except OSError as error:
         raise ConfigError(f"{error}; give --json and --export files that can be written") from None
     if found.status:

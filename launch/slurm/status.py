@@ -28,6 +28,7 @@ from eval.records import FILE_NAME as RECORDS_FILE
 from eval.run import MARKER, PROGRESS, RUN, find_below, left_out, read_if_whole
 from eval.text import new_table, print_table
 from launch.slurm.jobs import EVENTS_FILE, Job, Queue, ask_slurm, read_events
+from launch.terminal import say
 
 STATES = (
     *("running", "requeued", "pending", "finished", "saved", "stopped", "stalled", "ended"),
@@ -266,17 +267,13 @@ def show_status(sources: Sequence[Path], *, as_json: bool, console: Console) -> 
     for run in runs:
         if run.marker is not None:
             said = f"{run.marker.get('reason')} at step {run.marker.get('step')}"
-            _line(console, f"{run.name}: stopped by {said}, wants to go on")
+            say(console, f"{run.name}: stopped by {said}, wants to go on")
         if run.error:
-            _line(console, f"{run.name}: {run.error}")
+            say(console, f"{run.name}: {run.error}")
     for line in missed:
-        _line(console, f"left out: {line}")
+        say(console, f"left out: {line}")
     if problem:
-        _line(console, f"SLURM was not asked: {problem}")
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(console, f"SLURM was not asked: {problem}")
 
 
 def _duration(seconds: float) -> str:

@@ -28,7 +28,7 @@ from launch.slurm.jobs import append_event, ask_slurm, events_file, read_events
 from launch.slurm.lead import Lead, reckon_lead
 from launch.slurm.site import Site
 from launch.slurm.submission import Plan, plan_submission
-from launch.terminal import typed_command
+from launch.terminal import say, typed_command
 
 _JOB = re.compile(r"\d+(_\d+)?")
 _MAY_LIVE = ("submitted", "started", "requeued")
@@ -143,9 +143,9 @@ def _open_tasks(plan: Plan, console: Console, *, dry_run: bool) -> dict[int, Run
             )
             if not dry_run:
                 raise ConfigError(f"run {run.name}: {said}")
-            console.print(f"{run.name}: {said}", markup=False, soft_wrap=True)
+            say(console, f"{run.name}: {said}")
             continue
-        console.print(f"{run.name}: {said}; not submitted", markup=False, soft_wrap=True)
+        say(console, f"{run.name}: {said}; not submitted")
     return waiting
 
 

