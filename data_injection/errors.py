@@ -53,3 +53,7 @@ class ConfigError(ValueError):
         return ConfigError(
             key=f"{prefix}.{self.key}", value=self.value, rule=self.rule, remedy=self.remedy
         )
+
+
+class DivergedError(ConfigError):
+    """A model whose numbers are not finite: it can be neither trained further nor measured."""

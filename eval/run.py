@@ -32,6 +32,10 @@ decides by."""
 MOST_NESTED = 100
 """Levels of a YAML file; an experiment has six."""
 
+DIVERGED = "diverged.json"
+"""Written when a run has ended because its numbers were not finite any more: step, why, and the
+last checkpoint (null if none)."""
+
 PROGRESS = "progress.json"
 """The last step taken, and when."""
 

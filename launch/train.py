@@ -35,6 +35,9 @@ def train(
     new_ledger: Annotated[
         bool, typer.Option("--new-ledger", help="Resume although the ledger is damaged.")
     ] = False,
+    despite_divergence: Annotated[
+        bool, typer.Option("--despite-divergence", help="Resume although the loss was no number.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, train nothing.")
     ] = False,
@@ -56,6 +59,7 @@ def train(
             resume=resume,
             dry_run=dry_run,
             new_ledger=new_ledger,
+            despite_divergence=despite_divergence,
             signals=signals,
             beat=beat,
         )

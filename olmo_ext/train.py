@@ -11,6 +11,7 @@ requeue.marker.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,12 +24,14 @@ from olmo.config import CheckpointType
 from olmo.torch_util import get_global_rank, get_world_size
 
 from data_injection.beat import Beat
-from data_injection.errors import ConfigError
+from data_injection.errors import ConfigError, DivergedError
 from data_injection.extensions import remembering
+from data_injection.files import replace_file
 from data_injection.ledger import LedgerWriter
+from eval.checkpoints.checkpoint import find_checkpoints
 from eval.checkpoints.sharded import first_line
 from eval.records import lock_folder
-from eval.run import extensions_of
+from eval.run import DIVERGED, extensions_of, read_if_whole
 from olmo_ext.build import init_process_group, keep_memory
 from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
@@ -58,6 +61,7 @@ def train(
     resume: bool = False,
     dry_run: bool = False,
     new_ledger: bool = False,
+    despite_divergence: bool = False,
     signals: StopSignals | None = None,
     beat: Beat | None = None,
 ) -> Path:
@@ -67,6 +71,7 @@ def train(
         resume: go on from the folder's latest complete checkpoint; start afresh if it has none.
         dry_run: check everything, build the model, take no step and write nothing.
         new_ledger: resume although the ledger has lost what the checkpoint was trained on.
+        despite_divergence: resume a run that ended because its numbers were not finite.
         signals: what has taken note of signals so far; by default noting begins here.
         beat: says what is at work until the first step is taken; by default nothing.
 
@@ -98,12 +103,14 @@ def train(
 
         def claim_folder() -> Path | None:
             check_folder(folder, resume=resume, identity=identity)
+            _check_divergence(folder, despite=despite_divergence)
             if dry_run:
                 return None
             stack.enter_context(lock_folder(folder, patience=ORPHANS))
             # Now that nobody else writes there, look again.
             check_folder(folder, resume=resume, identity=identity)
             checkpoint = clear_unfinished(folder, identity)
+            (folder / DIVERGED).unlink(missing_ok=True)
             header = {
                 "run": experiment.train.run_name,
                 "plan_hash": stream.plan.hash,
@@ -125,8 +132,35 @@ def train(
         trainer.signals, trainer.beat = signals, beat
         if ledgers:
             ((trainer.ledger, trainer.digest_before),) = ledgers
-        _fit(trainer, checkpoint)
+        try:
+            _fit(trainer, checkpoint)
+        except DivergedError as error:
+            raise _note_divergence(trainer, str(error)) from error
     return folder
+
+
+def _note_divergence(trainer: ExperimentTrainer, why: str) -> ConfigError:
+    """Leave DIVERGED in the run's folder; the error that tells it."""
+    folder = Path(trainer.cfg.save_folder)
+    checkpoints = find_checkpoints(folder)
+    last = checkpoints[-1].path if checkpoints else None
+    if get_global_rank() == 0:
+        told = {"step": trainer.global_step, "why": why, "checkpoint": last and last.name}
+        replace_file(folder / DIVERGED, json.dumps(told) + "\n", sync=True)
+    return DivergedError(
+        f"{folder} diverged: {why}; its last good checkpoint is {last or 'none'}. Train anew in "
+        "another folder with a lower learning rate or a longer warm-up; --resume "
+        "--despite-divergence goes on from the checkpoint, and into the same numbers"
+    )
+
+
+def _check_divergence(folder: Path, *, despite: bool) -> None:
+    if not despite and (told := read_if_whole(folder / DIVERGED)):
+        raise ConfigError(
+            f"{folder} diverged: {told['why']}; going on from {told['checkpoint']} would meet the "
+            "same numbers: train anew in another folder with a lower learning rate or a longer "
+            "warm-up, or pass --despite-divergence"
+        )
 
 
 def _fit(trainer: ExperimentTrainer, checkpoint: Path | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,19 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from olmo.checkpoint import Checkpointer
 from olmo.config import CheckpointType
-from olmo.torch_util import get_global_rank
+from olmo.torch_util import get_global_rank, get_world_size
 from olmo.train import Trainer
 
 from data_injection.beat import Beat
+from data_injection.errors import DivergedError
 from data_injection.files import sync_path
 from data_injection.ledger import LedgerWriter
 from data_injection.plan import InjectionPlan
 from eval.checkpoints.checkpoint import IDENTITY_FILE, write_checksums
 from eval.records import FOLLOWING, RecordWriter, task_fields
 from olmo_ext.batch_check import Witness
-from olmo_ext.callbacks.base import Callback
+from olmo_ext.callbacks.base import Callback, forward_logits
 from olmo_ext.compat import (
     atomic_links,
     checkpointer_for,
@@ -42,6 +45,13 @@ from olmo_ext.signals import StopSignals
 from olmo_ext.tracking import mirror
 
 log = logging.getLogger(__name__)
+
+NO_LOSS = ("nan loss encountered", "math range error")
+"""The engine's words (train.py:880) where a loss is NaN, and Python's where its exp is beyond
+floats."""
+
+NOT_FINITE = "SIGFPE"
+"""Stands among the signals for a loss that is no number: the ranks agree on it by the same sum."""
 
 TIME_LIMIT = "train.time_limit"
 
@@ -81,6 +91,9 @@ class ExperimentTrainer(Trainer):
     beat: Beat = field(default_factory=lambda: Beat(None))
     """Says what is at work until the first step is taken; then the progress callback does."""
 
+    seen_rows: torch.Tensor | None = None
+    """The first rows of the last batch, which tell whether the model still has finite logits."""
+
     check_interval: int = 50
     """Steps between two looks at the engine's own reasons to stop (time limit, W&B tag); signals
     are looked at after every step."""
@@ -100,8 +113,10 @@ class ExperimentTrainer(Trainer):
             callback.on_batch(self, batch)
         with cpu_shield():
             losses = super().train_batch(batch)
-        for callback in self.callbacks.values():
-            callback.on_gradients(self, batch)
+        self.seen_rows = batch["input_ids"][: self.cfg.device_train_microbatch_size]
+        with self._telling_divergence():
+            for callback in self.callbacks.values():
+                callback.on_gradients(self, batch)
         return losses
 
     def train_step(
@@ -109,13 +124,24 @@ class ExperimentTrainer(Trainer):
     ) -> dict[str, float]:
         rows = self.witness.see(self.global_step - 1, batch)
         wanted = [callback.wants_global_loss(self) for callback in self.callbacks.values()]
-        metrics = super().train_step(batch, reduce_global_loss=reduce_global_loss or any(wanted))
+        try:
+            metrics = super().train_step(
+                batch, reduce_global_loss=reduce_global_loss or any(wanted)
+            )
+        except (ValueError, OverflowError) as error:
+            if str(error) not in NO_LOSS:
+                raise
+            # After the optimizer's step. Told at `check_if_cancelled`, on all ranks at once: a rank
+            # that left alone would leave the others waiting for it.
+            self.signals.received = self.signals.received or NOT_FINITE
+            metrics = {"train/CrossEntropyLoss": math.nan}
         self.beat.stop()
         # Only now: the optimizer has taken the step, on every rank.
         if self.ledger is not None:
             self.ledger.append(self.global_step - 1, rows)
-        for callback in self.callbacks.values():
-            callback.on_step(self, metrics)
+        with self._telling_divergence():
+            for callback in self.callbacks.values():
+                callback.on_step(self, metrics)
         return metrics
 
     def eval(self) -> dict[str, Any]:
@@ -146,6 +172,7 @@ class ExperimentTrainer(Trainer):
     def save_checkpoint(
         self, checkpoint_type: CheckpointType = CheckpointType.unsharded
     ) -> tuple[Any, Any]:
+        self._check_logits()
         # When an FSDP run is cancelled `fit` asks for a sharded one and saves no other.
         return super().save_checkpoint(CheckpointType.unsharded)
 
@@ -153,6 +180,8 @@ class ExperimentTrainer(Trainer):
         """Called after every step. A run that stops saves this step and takes no other: the engine
         would train ten more after its last checkpoint, which would be lost."""
         if self.signals.on_any_rank(self.device):
+            if self.signals.received == NOT_FINITE:
+                raise DivergedError(f"the loss of step {self.global_step} is not a number")
             self.stop_reason = self.signals.received
         elif self.global_step % self.check_interval == 0 and super().check_if_cancelled()[0]:
             limit = self.cfg.time_limit
@@ -170,6 +199,31 @@ class ExperimentTrainer(Trainer):
             path.rename(doomed)
             shutil.rmtree(doomed)
         super().remove_unsharded_checkpoint(idx)
+
+    def _check_logits(self) -> None:
+        """Raise DivergedError, on all ranks, if the model has no finite logits for the last rows.
+
+        Before every checkpoint, so that each one is good, and the last update is looked at too.
+        """
+        if self.seen_rows is None:
+            return
+        with self.measuring():
+            finite = forward_logits(self, self.seen_rows).isfinite().all().int()
+        if get_world_size() > 1:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        if not finite.item():
+            raise DivergedError(f"the logits after step {self.global_step} are not finite")
+
+    @contextmanager
+    def _telling_divergence(self) -> Iterator[None]:
+        """What fails on numbers that are none (a decomposition, say) is told as what it is."""
+        try:
+            yield
+        except Exception as error:
+            numbers = (part for p in self.dist_model.parameters() for part in (p, p.grad))
+            if all(part is None or bool(part.isfinite().all()) for part in numbers):
+                raise
+            raise DivergedError(f"the weights at step {self.global_step} are not finite") from error
 
     def _finish_files(self, folder: Path, digest: int) -> None:
         """What is ours in a checkpoint, on rank 0, before it is renamed into place."""

@@ -164,7 +164,7 @@ def _logits(
             continue
         given_BD = states_ND[start : start + ROWS_AT_ONCE]
         with patched(model, site, partial(_given, given_BD)):
-            found.append(label_logits(model, part, labels_L))
+            found.append(check_finite(label_logits(model, part, labels_L)))
     return torch.cat(found).double().cpu().numpy()
 
 

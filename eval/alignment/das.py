@@ -126,13 +126,15 @@ def interchange(
     with frozen(model):
         right = [
             [
-                _interchanged(
-                    model,
-                    inputs_NT[start : start + rows_at_once],
-                    source_ND[start : start + rows_at_once],
-                    site,
-                    basis_DK[None].to(device),
-                    labels_L.to(device),
+                check_finite(
+                    _interchanged(
+                        model,
+                        inputs_NT[start : start + rows_at_once],
+                        source_ND[start : start + rows_at_once],
+                        site,
+                        basis_DK[None].to(device),
+                        labels_L.to(device),
+                    )
                 ).argmax(dim=-1)
                 for start in range(0, len(pairs), rows_at_once)
             ]

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from data_injection.errors import ConfigError
+from data_injection.errors import ConfigError, DivergedError
 
 Component = Literal["residual", "attention", "mlp"]
 COMPONENTS: tuple[Component, ...] = ("residual", "attention", "mlp")
@@ -141,10 +141,10 @@ def label_logits(
 
 
 def check_finite(logits: torch.Tensor) -> torch.Tensor:
-    """The undisturbed model's logits. Raises ConfigError where one is not a number: the arg max of
+    """A model's logits. Raises DivergedError where one is not a number: the arg max of
     NaN would count as an answer, and of such a model there is nothing to explain."""
     if not bool(torch.isfinite(logits).all()):
-        raise ConfigError(
+        raise DivergedError(
             "the model's logits are not finite: it has diverged, and there is nothing to explain; "
             "choose other checkpoints with --step"
         )

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from data_injection.corpus.encoder import parse_tokenizer, tokenizer_path
-from data_injection.errors import ConfigError
+from data_injection.errors import ConfigError, DivergedError
 from data_injection.files import replaced
 from eval.checkpoints.checkpoint import (
     IDENTITY_FILE,
@@ -68,6 +68,7 @@ def export_hf(
     tokenizer: str | None = None,
     no_tokenizer: bool = False,
     dtype: str = "fp32",
+    despite_divergence: bool = False,
 ) -> Exported:
     """Write a checkpoint, or a run's, as a folder of transformers' LlamaForCausalLM.
 
@@ -77,6 +78,7 @@ def export_hf(
         tokenizer: tokenizer.json or short name; default is the one the run's corpus was made with.
         no_tokenizer: write no tokenizer of text; that of token ids is written all the same.
         dtype: "fp32" keeps every number; "bf16" rounds them.
+        despite_divergence: write it although its numbers, or its scores, are not finite.
 
     Raises:
         ConfigError: not LLaMA-shaped, or cannot be read or written as asked; nothing is left.
@@ -97,7 +99,10 @@ def export_hf(
     with _new_folder(Path(out)) as folder:
         if text_tokenizer is not None:
             _write_tokenizer(folder, text_tokenizer, model, rows)
-        num_params = _write_weights(folder, provenance, dtype)
+        state = _read_whole(provenance.path)
+        if not despite_divergence:
+            check_finite(provenance, state)
+        num_params = _write_weights(folder, provenance, state, dtype)
         _write_json(folder / "config.json", config | {"dtype": str(DTYPES[dtype])[6:]})
         ends = {"eos_token_id": eos, "pad_token_id": pad}
         known = {key: token for key, token in ends.items() if token < rows}
@@ -180,16 +185,32 @@ def load_hf(path: str | Path, *, device: str = "cpu") -> Callable[[torch.Tensor]
     return last_logits
 
 
-def _write_weights(folder: Path, provenance: Provenance, dtype: str) -> int:
-    """model.safetensors; returns the number of parameters."""
-    from safetensors.torch import save_file
+def check_finite(provenance: Provenance, state: dict[str, torch.Tensor]) -> None:
+    """Raise DivergedError for a checkpoint with a weight or, in its run's records, a score that is
+    not a number."""
+    bad = [name for name, part in state.items() if not bool(part.isfinite().all())]
+    bad += [str(row["task"]) for row in provenance.scores if row.get("diverged") is True]
+    if bad:
+        raise DivergedError(
+            f"{provenance.path} has diverged ({bad[0]} is not finite); export an earlier one with "
+            "--step, or pass --despite-divergence"
+        )
 
-    path = provenance.path
+
+def _read_whole(path: Path) -> dict[str, torch.Tensor]:
     if problems := verify_checkpoint(path, names=("model.pt",)):
         raise ConfigError(
             f"{path} is damaged: {'; '.join(problems)}; use another checkpoint of the run"
         )
-    state = read_weights(path / "model.pt")
+    return read_weights(path / "model.pt")
+
+
+def _write_weights(
+    folder: Path, provenance: Provenance, state: dict[str, torch.Tensor], dtype: str
+) -> int:
+    """model.safetensors; returns the number of parameters."""
+    from safetensors.torch import save_file
+
     tensors = {
         name: tensor.to(DTYPES[dtype]).contiguous()
         for name, tensor in llama_weights(provenance.model, state).items()

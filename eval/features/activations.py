@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_injection.errors import DivergedError
 from data_injection.philox import permutation
 from data_injection.tasks.base import IntArray, Task
 
@@ -49,7 +50,9 @@ class SymbolStates:
                 f"for {len(self.symbols_S)} symbols"
             )
         if not np.isfinite(self.hidden_LSD).all():
-            raise ValueError("states must be finite; the model has diverged")
+            raise DivergedError(
+                "states must be finite: the model has diverged; choose another checkpoint (--step)"
+            )
         if len(np.unique(self.symbols_S)) != len(self.symbols_S):
             raise ValueError(
                 f"{len(self.symbols_S)} rows are of {len(np.unique(self.symbols_S))} symbols: a "

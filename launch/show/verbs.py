@@ -183,6 +183,9 @@ def export(
     ] = None,
     no_tokenizer: Annotated[bool, typer.Option("--no-tokenizer", help="Token ids alone.")] = False,
     dtype: Annotated[str, typer.Option(help="fp32, exact, or bf16, rounded.")] = "fp32",
+    despite_divergence: Annotated[
+        bool, typer.Option("--despite-divergence", help="Although its numbers are not finite.")
+    ] = False,
 ) -> None:
     """Write a checkpoint for transformers and lm-evaluation-harness, or read one back."""
     from eval.export.huggingface import export_hf, import_hf
@@ -195,7 +198,13 @@ def export(
     if to != "hf":
         raise ConfigError(f"--to must be hf or olmo, got {to!r}")
     done = export_hf(
-        source, out, step=step, tokenizer=tokenizer, no_tokenizer=no_tokenizer, dtype=dtype
+        source,
+        out,
+        step=step,
+        tokenizer=tokenizer,
+        no_tokenizer=no_tokenizer,
+        dtype=dtype,
+        despite_divergence=despite_divergence,
     )
     console.print(f"{out}: {done.provenance.path}, {done.num_params:,} parameters in {dtype}")
 

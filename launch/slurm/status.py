@@ -25,24 +25,25 @@ from data_injection.errors import ConfigError
 from data_injection.files import parse_json
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import FILE_NAME as RECORDS_FILE
-from eval.run import MARKER, PROGRESS, RUN, find_below, left_out, read_if_whole
+from eval.run import DIVERGED, MARKER, PROGRESS, RUN, find_below, left_out, read_if_whole
 from eval.text import new_table, print_table
 from launch.slurm.jobs import EVENTS_FILE, Job, Queue, ask_slurm, read_events
 from launch.terminal import say
 
 STATES = (
     *("running", "requeued", "pending", "finished", "saved", "stopped", "stalled", "ended"),
-    *("failed", "cancelled", "interrupted", "new"),
+    *("failed", "diverged", "cancelled", "interrupted", "new"),
 )
 """saved: stopped by a signal and not in the queue; stopped: on request (logs/stop), or SLURM would
 not requeue it; stalled: requeued without a step forward; ended: before its last step but without an
-error (early stopping); interrupted: there are checkpoints, and nothing that goes on."""
+error (early stopping); diverged: its loss or logits were no numbers any more; interrupted: there
+are checkpoints, and nothing that goes on."""
 
 _FAILED = {"FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 _COLOURS = {
     **dict.fromkeys(("running", "finished"), "green"),
     **dict.fromkeys(("requeued", "pending", "new"), "cyan"),
-    **dict.fromkeys(("failed", "stalled"), "red"),
+    **dict.fromkeys(("failed", "stalled", "diverged"), "red"),
 }
 
 
@@ -129,7 +130,7 @@ def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> 
         requeues=sum(event["event"] == "requeued" for event in events),
         record_age=_age(folder / RECORDS_FILE),
         exposures=exposures,
-        error=_error(log) if state in ("failed", "stalled") else "",
+        error=_error(log) if state in ("failed", "stalled", "diverged") else "",
     )
 
 
@@ -147,6 +148,8 @@ def _state(
         return "requeued" if "requeued" in own else "pending"
     if _locked(folder):
         return "running"
+    if (folder / DIVERGED).is_file():
+        return "diverged"
     if queue.problem and last in ("submitted", "requeued", "started"):
         # Nobody can be asked: what was said last may still hold.
         return {"submitted": "pending", "started": "running"}.get(last, last)
