@@ -67,6 +67,8 @@ OUTCOMES_OF = {
     "ablation_drop": ("intact",),
     **{f"answer_loss{suffix}": ("tokens_per_answer",) for suffix in ("", "_null", "_bare")},
     **{f"choice_accuracy{suffix}": ("chance", "majority") for suffix in ("", "_null", "_bare")},
+    **dict.fromkeys(("budget", "budget_actual"), ("closure",)),
+    "host_step": ("first_order",),
     "fourier_modes": ("threshold", "units", "present"),
     "interchange_accuracy": ("least", "most", "majority", "above_majority", "train_pairs"),
     "label_accuracy": ("majority",),

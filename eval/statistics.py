@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -106,3 +107,36 @@ def ratio_fields(part: NDArray[np.float64], whole: NDArray[np.float64]) -> dict[
     value = float(part.mean() / whole.mean())
     spread = (part - value * whole).std(ddof=1) / (abs(whole.mean()) * np.sqrt(len(whole)))
     return {"value": value, "low": value - 1.96 * spread, "high": value + 1.96 * spread}
+
+
+@dataclass(frozen=True)
+class Share:
+    """A ratio of two means over seeds and its 95% interval; NaN where it is undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+UNDEFINED = Share(math.nan, math.nan, math.nan)
+
+
+def share(parts: Sequence[float], wholes: Sequence[float]) -> Share:
+    """mean(parts) / mean(wholes), one of each a seed, with Fieller's interval (Fieller 1954).
+
+    Undefined unless the wholes' 95% interval lies above 0. One seed tells no spread: then its own
+    ratio without bounds, if its whole is positive.
+    """
+    part, whole = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
+    n, x, y = len(part), float(part.mean()), float(whole.mean())
+    if not y > 0:
+        return UNDEFINED
+    if n < 2:
+        return Share(x / y, math.nan, math.nan)
+    t = student_t975(n - 1) ** 2 / n
+    (s_xx, s_xy), (_, s_yy) = t * np.cov(part, whole, ddof=1)
+    a, b, c = y * y - s_yy, x * y - s_xy, x * x - s_xx
+    if a <= 0:  # the whole's interval holds 0
+        return UNDEFINED
+    half = math.sqrt(max(b * b - a * c, 0.0))
+    return Share(x / y, (b - half) / a, (b + half) / a)

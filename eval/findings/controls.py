@@ -16,8 +16,8 @@ import pandas as pd
 
 from eval.findings.contrasts import Estimate, difference, estimate, final, over_all_pairs, per_seed
 from eval.report.tables import markdown_cells
-from eval.retention.retained import share
 from eval.scores.cells import LEARNED_SCORE, cells
+from eval.statistics import share
 from eval.text import number
 
 SWEEPS = (

@@ -26,14 +26,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.scores.cells import CELL
-from eval.statistics import MIN_SEEDS, per_group, seed_fields, student_t975
+from eval.statistics import MIN_SEEDS, per_group, seed_fields, share
 
 log = logging.getLogger(__name__)
 
@@ -48,39 +48,6 @@ TWIN = ("rung", "params", "seed", "learning_rate", "task", "split", "subset", "b
 
 SPLITS = {"test": "generalised", "train": "memorised"}
 """The test split, and the very instances of each burst."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """A ratio of two means over seeds and its 95% interval; NaN where it is undefined."""
-
-    value: float
-    low: float
-    high: float
-
-
-UNDEFINED = Share(math.nan, math.nan, math.nan)
-
-
-def share(parts: Sequence[float], wholes: Sequence[float]) -> Share:
-    """mean(parts) / mean(wholes), one of each a seed, with Fieller's interval (Fieller 1954).
-
-    Undefined unless the wholes' 95% interval lies above 0. One seed tells no spread: then its own
-    ratio without bounds, if its whole is positive.
-    """
-    part, whole = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
-    n, x, y = len(part), float(part.mean()), float(whole.mean())
-    if not y > 0:
-        return UNDEFINED
-    if n < 2:
-        return Share(x / y, math.nan, math.nan)
-    t = student_t975(n - 1) ** 2 / n
-    (s_xx, s_xy), (_, s_yy) = t * np.cov(part, whole, ddof=1)
-    a, b, c = y * y - s_yy, x * y - s_xy, x * x - s_xx
-    if a <= 0:  # the whole's interval holds 0
-        return UNDEFINED
-    half = math.sqrt(max(b * b - a * c, 0.0))
-    return Share(x / y, (b - half) / a, (b + half) / a)
 
 
 def half_life(lags: Sequence[float], retained: Sequence[float], *, gain_lag: int = 0) -> float:

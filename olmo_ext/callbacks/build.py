@@ -12,14 +12,16 @@ from data_injection.extensions import resolve
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.features import Features
 from olmo_ext.callbacks.interference import Interference
+from olmo_ext.callbacks.loss_budget import LossBudget
 from olmo_ext.callbacks.progress import Progress
 from olmo_ext.callbacks.retention import Retention
 from olmo_ext.callbacks.task_eval import TaskEval
 
 CALLBACKS: dict[str, type[Callback]] = {
-    # Before any that enters the model in on_step: it compares the parameters before and after the
+    # Before any that enters the model in on_step: they compare the parameters before and after the
     # optimizer's step, and FSDP leaves some of them gathered after a forward pass.
     "interference": Interference,
+    "loss_budget": LossBudget,
     "task_eval": TaskEval,
     "retention": Retention,
     "features": Features,

@@ -92,6 +92,28 @@ class Parameters:
             for value, shard, tensor in zip(values, self.shards, self.tensors, strict=True)
         ]
 
+    def whole(self, vector: Vector) -> dict[str, torch.Tensor]:
+        """A vector over all ranks, flat, on the CPU, by name; all ranks must call it."""
+        parts = {}
+        for name, part, shard, size in zip(
+            self.names, vector, self.shards, self.total_sizes, strict=True
+        ):
+            if self.group is not None:
+                # Zeros where other ranks have numbers: their sum is the whole, to the last bit.
+                full = part.new_zeros(size)
+                full[shard.start : shard.stop] = part
+                dist.all_reduce(full, group=self.group)
+                part = full
+            parts[name] = part.cpu()
+        return parts
+
+    def part_of(self, whole: dict[str, torch.Tensor]) -> Vector:
+        """This rank's part of what `whole` gave."""
+        return [
+            whole[name][shard.start : shard.stop].to(tensor.device, copy=True)
+            for name, shard, tensor in zip(self.names, self.shards, self.tensors, strict=True)
+        ]
+
     def gradient(self) -> Vector:
         """What `.grad` holds now, not copied."""
         return self.flat(tensor.grad for tensor in self.tensors)
@@ -177,6 +199,31 @@ def beside_the_step(trainer: ExperimentTrainer) -> Iterator[None]:
         finally:
             for tensor, grad in kept:
                 tensor.grad = grad
+
+
+def value_and_gradient(
+    trainer: ExperimentTrainer, params: Parameters, losses: Iterable[Loss]
+) -> tuple[float, Vector]:
+    """The sum of `losses`, averaged over ranks, and its gradient: see `gradient_of`."""
+    values: list[torch.Tensor] = []
+
+    def noted(loss: Loss) -> Loss:
+        def call() -> torch.Tensor:
+            values.append(value := loss())
+            return value
+
+        return call
+
+    vector = gradient_of(trainer, params, [noted(loss) for loss in losses])
+    return mean_over_ranks(values), vector
+
+
+def mean_over_ranks(values: Iterable[torch.Tensor]) -> float:
+    """The sum of this rank's shares of a loss, averaged over ranks."""
+    total = torch.stack([value.detach().double() for value in values]).sum()
+    if get_world_size() > 1:
+        dist.all_reduce(total)
+    return float(total) / get_world_size()
 
 
 def gradient_of(trainer: ExperimentTrainer, params: Parameters, losses: Iterable[Loss]) -> Vector:

@@ -19,6 +19,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from olmo.torch_util import get_global_rank, get_world_size
@@ -142,12 +143,25 @@ def step_losses(
     return [lambda start=start: loss(start) for start in range(0, where.most, size)]  # type: ignore[misc]
 
 
-def label_losses(trainer: ExperimentTrainer, tokens_NL: IntArray, labels_N: IntArray) -> list[Loss]:
+def label_losses(
+    trainer: ExperimentTrainer,
+    tokens_NL: IntArray,
+    labels_N: IntArray,
+    *,
+    choices_C: IntArray | None = None,
+) -> list[Loss]:
     """The mean cross-entropy of labels after the examples' other tokens, split over ranks.
 
     The examples stand alone, as the first tokens of a row, wherever the plan splices them. A pass
     holds at most as many tokens as a training micro-batch, so that it needs no more memory.
+
+    Args:
+        choices_C: token ids, ascending, to which the answer is confined (the choice loss of
+            `eval.scores.accuracy`); None for the whole vocabulary.
     """
+    choices = None if choices_C is None else torch.as_tensor(choices_C)
+    if choices_C is not None:
+        labels_N = np.searchsorted(choices_C, labels_N)
     cfg, world, rank = trainer.cfg, get_world_size(), get_global_rank()
     num = len(tokens_NL)
     inputs_NT = torch.as_tensor(tokens_NL[rank::world, :-1])
@@ -164,6 +178,8 @@ def label_losses(trainer: ExperimentTrainer, tokens_NL: IntArray, labels_N: IntA
             inputs_BT, targets_B, weight = first_1T, first_1, 0.0
         output = trainer.dist_model(inputs_BT.to(trainer.device), last_logits_only=True)
         logits_BV = output.logits[:, -1]
+        if choices is not None:
+            logits_BV = logits_BV[:, choices.to(trainer.device)]
         return weight * F.cross_entropy(logits_BV, targets_B.to(trainer.device), reduction="sum")
 
     return [lambda start=start: loss(start) for start in range(0, most, size)]  # type: ignore[misc]

@@ -13,7 +13,8 @@ from scipy.stats import t
 
 from data_injection.errors import ConfigError
 from eval.records import RecordWriter, read_records
-from eval.retention.retained import bursts, half_life, half_life_text, half_lives, retention, share
+from eval.retention.retained import bursts, half_life, half_life_text, half_lives, retention
+from eval.statistics import share
 
 LAGS = (0, 1, 2, 5, 10, 20, 40)
 
