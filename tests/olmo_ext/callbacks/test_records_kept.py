@@ -20,6 +20,7 @@ Row = Mapping[str, Any]
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "interference": {"every": 3, "top_k": 4, "window": 6, "instances": 6},
+    "loss_budget": {"every": 3, "record": 6, "instances": 10, "exact": 2},
     "task_eval": {"every": 3},
     "retention": {"lags": [1, 2], "min_gap": 1},
     "features": {"every": 6},
