@@ -1,4 +1,4 @@
-"""What the verbs share at the terminal: consoles, common options, one bar, how errors end.
+"""What the verbs share at the terminal: consoles, common options, what is at work, how errors end.
 
 with exits():                                  # bad input: one message and status 2
     app()
@@ -12,7 +12,6 @@ import errno
 import os
 import shlex
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from data_injection.beat import Beat
 from data_injection.errors import ConfigError
@@ -31,9 +31,6 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 
 BAD_INPUT = 2
 """Status of what no second start would mend."""
-
-PATIENCE = 1.0
-"""Seconds before a bar is shown."""
 
 console = Console(soft_wrap=not sys.stdout.isatty())
 errors = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
@@ -98,47 +95,16 @@ def interruptible(said: str) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(
-    console: Console, *, patience: float = PATIENCE, lines: bool = True
+    console: Console, *, lines: bool = True
 ) -> Iterator[Callable[[str, float, float], None]]:
-    """Bars of `show(what, done, total)` for what takes longer than `patience`, on a terminal.
-
-    One that is done is taken away; what is printed meanwhile through the console stands above.
-    Elsewhere a line before two seconds have been silent, unless the verb says its own.
-    """
-    if not console.is_terminal:
+    """`show(what, done, total)` of all that is at work: below what is printed on a terminal, and
+    elsewhere as a line before two seconds have been silent, unless the verb says its own."""
+    if console.is_terminal:
+        with (
+            console.status("") as status,
+            Beat(lambda s: status.update(Text(s)), every=0.2) as beat,
+        ):
+            yield beat.at
+    else:
         with Beat(partial(say, console) if lines else None) as beat:
             yield beat.at
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
-    bars = Progress(*columns, console=console, transient=True)
-    began: dict[str, float] = {}
-    shown: dict[str, TaskID] = {}
-
-    def show(what: str, done: float, total: float) -> None:
-        start = began.setdefault(what, time.monotonic())
-        if done >= total:
-            began.pop(what, None)
-            if what in shown:
-                bars.remove_task(shown.pop(what))
-        elif what in shown:
-            bars.update(shown[what], completed=done, total=total)
-        elif time.monotonic() - start >= patience:
-            bars.start()
-            shown[what] = bars.add_task(what, completed=int(done), total=total)
-
-    try:
-        yield show
-    finally:
-        if bars.live.is_started:  # stopped unstarted, it prints an empty line
-            bars.stop()

@@ -125,7 +125,7 @@ def run_experiment(
         f"{jobs} side by side, what is missing takes about {price}"
     )
     try:
-        with progress_bar(errors, patience=0) as bar:
+        with progress_bar(errors) as bar:
             bar(name, int(there), int(whole))
             rows = run_cells(
                 cells,

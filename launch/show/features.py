@@ -55,7 +55,7 @@ def measure_features(
     pieces, written = num_missing(jobs, das=das, rank=rank), 0
     if pieces:
         say(errors, _price(jobs, pieces, das, search_steps))
-    with progress_bar(errors, patience=0) as bar:
+    with progress_bar(errors) as bar:
         bar("pieces", 0, pieces)
         measured = evaluate_features(
             jobs, das=das, rank=rank, search_steps=search_steps, device=device

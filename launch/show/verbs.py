@@ -46,7 +46,7 @@ def evaluate(
     found = chosen_sources(sources, choice)
     asked = _tasks_of(plan) if plan is not None else None
     done: list[Done] = []
-    with progress_bar(errors, patience=0) as bar:
+    with progress_bar(errors) as bar:
         bar("checkpoints", 0, len(found))
         for one in run(sources, choice=choice, asked=asked, device=device, jobs=jobs):
             done.append(one)

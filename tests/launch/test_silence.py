@@ -48,7 +48,7 @@ def slow_cell(number: int) -> list[Row]:
 
 def test_a_slow_cell_of_the_lab_is_not_silent(tmp_path: Path) -> None:
     pipe = Lines()
-    with progress_bar(Console(file=pipe), patience=0) as bar:
+    with progress_bar(Console(file=pipe)) as bar:
         bar("phase", 0, 2)
         cells = [Cell(slow_cell, {"number": number}) for number in range(2)]
         run_cells(cells, tmp_path, progress=lambda cell, done, total: bar("phase", done, total))

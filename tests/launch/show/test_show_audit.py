@@ -148,7 +148,7 @@ def test_a_bar_is_shown_only_for_what_takes_long() -> None:
     with progress_bar(console) as progress:
         progress("ledger", 1, 2)
     assert "ledger" not in shown.getvalue()
-    with progress_bar(console, patience=0.0) as progress:
+    with progress_bar(console) as progress:
         progress("ledger", 1, 2)
-        time.sleep(0.2)
+        time.sleep(0.5)
     assert "ledger" in shown.getvalue()
