@@ -13,6 +13,7 @@ an empty file under the new name.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -24,6 +25,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from data_injection.errors import ConfigError
+
+NO_SPACE = 64 * 2**20
+"""Free bytes below which a write that failed without a reason is taken to have filled the disk."""
 
 
 @contextmanager
@@ -111,3 +115,33 @@ def linked_folders(top: Path, onerror: Callable[[OSError], None] | None = None) 
         # Real folders first: what is also linked to goes by its own name.
         inside.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         yield Path(folder)
+
+
+@contextmanager
+def explain_disk(folder: Path) -> Iterator[None]:
+    """Turn whatever a disk that does not take files makes the engine and torch raise into words."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        number = _refusal(error, free=free)
+        if number is None:
+            raise
+        raise OSError(
+            number,
+            f"{os.strerror(number)} ({free / 2**20:,.0f} MiB free). Checkpoints, records and "
+            "ledger written so far are whole: mend it and go on with --resume",
+            str(folder),
+        ) from error
+
+
+def _refusal(error: BaseException, *, free: int) -> int | None:
+    """The error number of a disk that refused, None if something else went wrong."""
+    if isinstance(error, OSError) and error.errno is not None:
+        refusals = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+        return error.errno if error.errno in refusals else None
+    # torch tells of a failed write without its reason, in several ways.
+    said = ("PytorchStreamWriter", "unexpected pos", "iostream error")
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in said):
+        return errno.ENOSPC if free < NO_SPACE else errno.EIO
+    return None if error.__context__ is None else _refusal(error.__context__, free=free)

@@ -40,6 +40,8 @@ UNUSED = {
 }
 """Settings of the engine's own script that a run of olmo-ext does not read, and what to do."""
 
+NO_LIMIT = ("time_limit", "stop_at", "grad_norm", "norm_ratio", "stopping_factor", "clip_qkv")
+"""Ends of keys whose null sets no limit: what people write .inf for."""
 MAX_ROWS = 2**32
 """Rows of a run: the engine numbers them in uint32 (olmo/data/iterable_dataset.py)."""
 
@@ -278,7 +280,8 @@ def _check_number(key: str, value: float | None) -> None:
         if allowed is not None and allowed.needed:
             raise ConfigError(key=key, value=value, rule=str(allowed))
     elif not math.isfinite(value):
-        raise ConfigError(key=key, value=value, rule="must be a finite number")
+        no_limit = "null sets no limit" if key.endswith(NO_LIMIT) else ""
+        raise ConfigError(key=key, value=value, rule="must be a finite number", remedy=no_limit)
     elif allowed is not None and not allowed.holds(value):
         raise ConfigError(key=key, value=value, rule=str(allowed))
 
@@ -286,9 +289,8 @@ def _check_number(key: str, value: float | None) -> None:
 def num_steps(train: TrainConfig) -> int:
     """Optimizer steps of the whole run. Raises ConfigError for a duration in epochs."""
     value = train.max_duration
-    text = str(value).strip()
     try:
-        number = float(text.removesuffix("T"))
+        number = float((text := str(value).strip()).removesuffix("T"))
     except ValueError:
         raise ConfigError(
             key="train.max_duration",

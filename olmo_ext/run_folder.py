@@ -8,7 +8,6 @@ command, commit, versions), records.jsonl, ledger/ and the engine's checkpoints.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -17,8 +16,6 @@ import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -46,7 +43,8 @@ from eval.checkpoints.checkpoint import (
     verify_checkpoint,
 )
 from eval.commit import git_commit
-from eval.run import EXPERIMENT, MARKER, PLAN, RUN, read_object, read_run
+from eval.records import FILE_NAME as RECORDS
+from eval.run import EXPERIMENT, MARKER, PLAN, PROGRESS, RUN, read_if_whole, read_object, read_run
 from olmo_ext.build import check_same_run
 from olmo_ext.compat import link_latest
 from olmo_ext.config import save_experiment
@@ -54,21 +52,25 @@ from olmo_ext.prepare import Prepared
 
 log = logging.getLogger(__name__)
 
-NO_SPACE = 64 * 2**20
-"""Free bytes below which a write that failed without a reason is taken to have filled the disk."""
+OURS = {
+    *(EXPERIMENT, PLAN, RUN, MARKER, PROGRESS, RECORDS, LEDGER_FOLDER, "config.yaml"),
+    *("train_data", "data-indices", "latest-unsharded"),
+}
+"""What a start writes into a run's folder, beside checkpoints and what the engine logs."""
 
 
 def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> None:
     """Raise ConfigError if the folder is in use, or is another run's."""
-    # A start that died before plan.json was whole has left its temporary name, and no work.
-    used = folder.is_dir() and any(
-        p.name != "logs" and p.suffix != ".tmp"
-        for p in folder.iterdir()
-        if not p.name.startswith(".")
-    )
-    if not used:
+    if not (names := _names(folder)) or _took_no_step(folder, names):
         return
     if not resume:
+        last, found = read_if_whole(folder / RUN).get("num_steps"), find_checkpoints(folder)
+        if last is not None and found and found[-1].step >= last:
+            raise ConfigError(
+                f"train.save_folder {folder} is in use by a run that is finished (step {last:,} of "
+                f"{last:,}): `olmo-ext report {folder}` shows it, --resume with a longer "
+                "train.max_duration goes on with it; for a new run choose another folder"
+            )
         raise ConfigError(
             f"train.save_folder {folder} is in use by an earlier run; pass --resume to go on with "
             "it, or choose another folder"
@@ -87,6 +89,38 @@ def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Non
             "(without its `step` and `ledger`)"
         ) from None
     check_same_run(identity, before, where=str(folder))
+
+
+def _names(folder: Path) -> set[str]:
+    """What a folder holds, but for what says nothing of a run."""
+    # A start that died before plan.json was whole has left its temporary name, and no work.
+    found = folder.iterdir() if folder.is_dir() else ()
+    return {p.name for p in found if p.name != "logs" and p.suffix != ".tmp" and p.name[0] != "."}
+
+
+def _took_no_step(folder: Path, names: set[str]) -> bool:
+    """Whether a run began there and ended before its first step, and nobody keeps anything else."""
+    others = {name for name in names - OURS if not name.startswith("step0-")}
+    if others or PLAN not in names or read_if_whole(folder / PROGRESS).get("step"):
+        return False
+    segments = read_segments(folder / LEDGER_FOLDER) if LEDGER_FOLDER in names else {}
+    return not any(len(s.rows) or s.problems or s.torn for s in segments.values())
+
+
+def take_over(folder: Path, *, resume: bool, identity: dict[str, Any]) -> None:
+    """Empty a folder in which no step was taken, for a corrected command; the lock must be held."""
+    if not _took_no_step(folder, names := _names(folder)):
+        return
+    if resume and read_if_whole(folder / PLAN) == json.loads(json.dumps(identity)):
+        return
+    log.warning("%s: no step was taken there; it is taken over", folder)
+    # plan.json last: until then a start that is killed here finds the same folder again.
+    for name in sorted(names, key=lambda name: name == PLAN):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def clear_unfinished(folder: Path, identity: dict[str, Any]) -> Path | None:
@@ -236,36 +270,6 @@ def _slurm_start() -> dict[str, Any]:
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return {"job": job, "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
-
-
-@contextmanager
-def explain_disk(folder: Path) -> Iterator[None]:
-    """Turn whatever a disk that does not take files makes the engine and torch raise into words."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
-        number = _refusal(error, free=free)
-        if number is None:
-            raise
-        raise OSError(
-            number,
-            f"{os.strerror(number)} ({free / 2**20:,.0f} MiB free). Checkpoints, records and "
-            "ledger written so far are whole: mend it and go on with --resume",
-            str(folder),
-        ) from error
-
-
-def _refusal(error: BaseException, *, free: int) -> int | None:
-    """The error number of a disk that refused, None if something else went wrong."""
-    if isinstance(error, OSError) and error.errno is not None:
-        refusals = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
-        return error.errno if error.errno in refusals else None
-    # torch tells of a failed write without its reason, in several ways.
-    said = ("PytorchStreamWriter", "unexpected pos", "iostream error")
-    if isinstance(error, RuntimeError) and any(text in str(error) for text in said):
-        return errno.ENOSPC if free < NO_SPACE else errno.EIO
-    return None if error.__context__ is None else _refusal(error.__context__, free=free)
 
 
 def write_run_files(prepared: Prepared, *, resumed_from: Path | None) -> None:

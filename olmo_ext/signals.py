@@ -1,4 +1,4 @@
-"""What a cluster says before it takes a machine away: SIGTERM and SIGUSR1, possibly twice.
+"""What is said before a machine is taken away: SIGTERM, SIGUSR1, SIGHUP of a lost terminal.
 
     with StopSignals() as signals:
         ...
@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 ORPHAN_GRACE = 600.0
 """Seconds to save in for one whose launcher is gone, as many as torchrun waits by our line."""
@@ -52,7 +51,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            # nohup ignores SIGHUP, so that a run goes on when its terminal is gone.
+            wanted = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in wanted}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -124,7 +125,8 @@ def ignore_in_worker(worker: int) -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -26,7 +26,7 @@ from olmo.torch_util import get_global_rank, get_world_size
 from data_injection.beat import Beat
 from data_injection.errors import ConfigError, DivergedError
 from data_injection.extensions import remembering
-from data_injection.files import replace_file
+from data_injection.files import explain_disk, replace_file
 from data_injection.ledger import LedgerWriter
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.checkpoints.sharded import first_line
@@ -39,9 +39,9 @@ from olmo_ext.prepare import build_trainer, prepare
 from olmo_ext.run_folder import (
     check_folder,
     clear_unfinished,
-    explain_disk,
     find_ledger_start,
     start_ledger,
+    take_over,
     write_marker,
     write_run_files,
 )
@@ -109,6 +109,7 @@ def train(
             stack.enter_context(lock_folder(folder, patience=ORPHANS))
             # Now that nobody else writes there, look again.
             check_folder(folder, resume=resume, identity=identity)
+            take_over(folder, resume=resume, identity=identity)
             checkpoint = clear_unfinished(folder, identity)
             (folder / DIVERGED).unlink(missing_ok=True)
             header = {

@@ -24,7 +24,7 @@ from rich.console import Console
 from data_injection.errors import ConfigError
 
 SIGNALS = "SIGTERM,SIGINT,SIGUSR1"
-"""What the agent passes on to the ranks. Not SIGHUP, which would end them unsaved: it ends the
+"""What the agent passes on to the ranks. SIGHUP need not be: it ends the
 agent, and ranks whose agent is gone save and end (olmo_ext/signals.py)."""
 
 DRIVER = "launch"

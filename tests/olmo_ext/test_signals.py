@@ -67,7 +67,9 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.usefixtures("sender")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("names", ["SIGTERM", "SIGUSR1", "SIGTERM SIGTERM", "SIGUSR1 SIGTERM"])
+@pytest.mark.parametrize(
+    "names", ["SIGTERM", "SIGUSR1", "SIGHUP", "SIGTERM SIGTERM", "SIGUSR1 SIGTERM"]
+)
 def test_a_signal_saves_the_step_it_came_in_and_the_run_goes_on_bit_for_bit(
     names: str, strategy: str, write_experiment: Write, tmp_path: Path
 ) -> None:
@@ -193,3 +195,14 @@ def test_a_loader_worker_ends_on_its_parents_signal_and_on_nobody_elses(sender: 
         worker.terminate()
     worker.join(20)
     assert worker.exitcode == (0 if sender == "SLURM" else 128 + signal.SIGTERM)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received is None
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,0 +1,125 @@
+"""A folder in which no step was taken belongs to the corrected command; one with work to nobody."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_injection.errors import ConfigError
+from eval.checkpoints.checkpoint import find_checkpoints
+from eval.records import read_records
+from olmo_ext.callbacks.task_eval import TaskEval
+from olmo_ext.config import load_experiment
+from olmo_ext.train import train
+from olmo_ext.trainer import ExperimentTrainer
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def died_at_the_start(
+    write_experiment: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Path:
+    """A run that saved and measured step 0, and ended before its first step."""
+
+    def end(self: ExperimentTrainer) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExperimentTrainer, "fit", end)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(load_experiment(write_experiment()))
+    assert find_checkpoints(tmp_path / "run")[-1].step == 0
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_corrected_command_takes_over_where_no_step_was_taken(
+    resume: bool, died_at_the_start: Path, write_experiment: Write
+) -> None:
+    corrected = load_experiment(write_experiment(), ["train.optimizer.learning_rate=0.003"])
+    train(corrected, resume=resume)
+    plan = json.loads((died_at_the_start / "plan.json").read_text())
+    assert "0.003" in json.dumps(plan)
+    assert find_checkpoints(died_at_the_start)[-1].step == 12
+    records = read_records(died_at_the_start / "records.jsonl")
+    assert set(records.learning_rate) == {0.003}
+
+
+def test_the_same_command_resumes_there_from_step_0(
+    died_at_the_start: Path, write_experiment: Write
+) -> None:
+    train(load_experiment(write_experiment()), resume=True)
+    starts = json.loads((died_at_the_start / "run.json").read_text())["starts"]
+    assert starts[1]["resumed_from"].endswith("step0-unsharded")
+
+
+@pytest.mark.parametrize("kept", ["thesis.tex", "step3-unsharded.damaged-ab12cd/model.pt"])
+def test_what_is_not_the_starts_own_is_never_taken_over(
+    kept: str, died_at_the_start: Path, write_experiment: Write
+) -> None:
+    (died_at_the_start / kept).parent.mkdir(exist_ok=True)
+    (died_at_the_start / kept).write_text("precious")
+    with pytest.raises(ConfigError, match="in use by an earlier run"):
+        train(load_experiment(write_experiment()))
+    assert (died_at_the_start / kept).read_text() == "precious"
+
+
+def test_steps_that_were_taken_and_not_saved_are_not_taken_over(
+    write_experiment: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    evaluate = TaskEval.on_step
+
+    def crash(self: TaskEval, trainer: ExperimentTrainer, metrics: Any) -> None:
+        evaluate(self, trainer, metrics)
+        if trainer.global_step == 3:
+            raise RuntimeError("a cable was pulled")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskEval, "on_step", crash)
+        with pytest.raises(RuntimeError, match="cable"):
+            train(load_experiment(write_experiment()))
+    with pytest.raises(ConfigError, match="in use by an earlier run; pass --resume"):
+        train(load_experiment(write_experiment(), ["train.seed=3"]))
+    with pytest.raises(ConfigError, match="cannot be resumed"):
+        train(load_experiment(write_experiment(), ["train.seed=3"]), resume=True)
+
+
+def test_a_finished_folder_says_that_it_is_finished_and_what_to_do(write_experiment: Write) -> None:
+    folder = train(load_experiment(write_experiment()))
+    with pytest.raises(ConfigError, match="in use by a run that is finished") as error:
+        train(load_experiment(write_experiment()))
+    for words in ("step 12 of 12", f"olmo-ext report {folder}", "--resume", "another folder"):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "time_limit",
+        "max_grad_norm",
+        "max_grad_norm_ratio",
+        "early_stopping_factor",
+        "model.clip_qkv",
+    ],
+)
+def test_an_infinite_limit_is_refused_with_null_as_its_remedy(
+    key: str, write_experiment: Write
+) -> None:
+    with pytest.raises(ConfigError, match="must be a finite number") as error:
+        train(load_experiment(write_experiment(), [f"train.{key}=.inf"]), dry_run=True)
+    assert error.value.remedy == "null sets no limit"
+    train(load_experiment(write_experiment(), [f"train.{key}=null"]), dry_run=True)
+
+
+def test_an_infinite_rate_has_no_null(write_experiment: Write) -> None:
+    with pytest.raises(ConfigError) as error:
+        train(
+            load_experiment(write_experiment(), ["train.optimizer.learning_rate=.inf"]),
+            dry_run=True,
+        )
+    assert "null" not in str(error.value)
