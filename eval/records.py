@@ -11,17 +11,14 @@ place, `coordinates`, for the file as for the curves of W&B.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
 import math
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pandas as pd
 
@@ -216,39 +213,6 @@ class RecordWriter:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
-    """Hold a run's folder against other writers; released when the process ends, however it ends.
-
-    Raises ConfigError if another process still holds it after `patience` seconds. Where there are
-    no locks it only warns.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    give_up = time.monotonic() + patience
-    with (folder / ".lock").open("w") as file:
-        try:
-            while not _locked(file):
-                if time.monotonic() > give_up:
-                    raise ConfigError(
-                        f"the run's folder {folder} is being written by another process; wait for "
-                        "it or choose another folder"
-                    )
-                time.sleep(0.2)
-        except OSError as error:
-            log.warning(
-                "%s cannot be locked (%s); make sure that one process writes it", folder, error
-            )
-        yield
-
-
-def _locked(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def task_fields(plan: InjectionPlan, name: str, *, step: int) -> dict[str, Any]:

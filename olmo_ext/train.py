@@ -28,9 +28,9 @@ from data_injection.errors import ConfigError, DivergedError
 from data_injection.extensions import remembering
 from data_injection.files import explain_disk, replace_file
 from data_injection.ledger import LedgerWriter
+from data_injection.lock import lock_folder
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.checkpoints.sharded import first_line
-from eval.records import lock_folder
 from eval.run import DIVERGED, extensions_of, read_if_whole
 from olmo_ext.build import init_process_group, keep_memory
 from olmo_ext.checks import check_device

@@ -19,6 +19,7 @@ import torch
 from omegaconf import OmegaConf
 
 from data_injection.errors import ConfigError
+from data_injection.lock import lock_folder
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
 from eval.alignment.causal import causal_effects
@@ -34,7 +35,7 @@ from eval.checkpoints.checkpoint import (
 )
 from eval.features.activations import residual_stream
 from eval.features.presence import COUNTS, score_features
-from eval.records import FILE_NAME, RecordWriter, lock_folder, read_records, task_fields
+from eval.records import FILE_NAME, RecordWriter, read_records, task_fields
 from eval.run import EXPERIMENT, load_config, read_run, run_folders
 
 METRICS = (METRIC, "causal_share", "causal_recovered", "ablation_drop")

@@ -17,6 +17,7 @@ import torch
 
 from data_injection.corpus.manifest import load_manifest
 from data_injection.errors import ConfigError
+from data_injection.lock import lock_folder
 from data_injection.philox import permutation
 from data_injection.reference.grammar import TASKS, fresh_statements
 from data_injection.reference.scan import Place, ReferenceScan, scan_reference, seen_operands
@@ -26,7 +27,7 @@ from eval.audit.corpus import Corpus, find_corpus, tokenizer_file
 from eval.audit.host import HostRows
 from eval.audit.subject import Subject, open_run
 from eval.checkpoints.checkpoint import Checkpoint, find_checkpoints, load_model
-from eval.records import FILE_NAME, RecordWriter, lock_folder, read_records
+from eval.records import FILE_NAME, RecordWriter, read_records
 from eval.reference.scan_file import FOLDER, list_name, load_scan, save_scan
 from eval.reference.tasks import (
     Item,

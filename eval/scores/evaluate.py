@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from data_injection.errors import ConfigError
+from data_injection.lock import lock_folder
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
 from eval.checkpoints.checkpoint import load_model, load_plan
@@ -29,7 +30,6 @@ from eval.processes import in_processes
 from eval.records import (
     FILE_NAME,
     RecordWriter,
-    lock_folder,
     read_records,
     task_fields,
 )

@@ -9,7 +9,6 @@ lock of its folder.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import time
@@ -23,6 +22,7 @@ from rich.text import Text
 
 from data_injection.errors import ConfigError
 from data_injection.files import parse_json
+from data_injection.lock import is_locked
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import FILE_NAME as RECORDS_FILE
 from eval.run import DIVERGED, MARKER, PROGRESS, RUN, find_below, left_out, read_if_whole
@@ -146,7 +146,7 @@ def _state(
     if job is not None and job.live:
         own = [event["event"] for event in events if event["job"] == events[-1]["job"]]
         return "requeued" if "requeued" in own else "pending"
-    if _locked(folder):
+    if is_locked(folder):
         return "running"
     if (folder / DIVERGED).is_file():
         return "diverged"
@@ -162,18 +162,6 @@ def _state(
     if marker is not None:
         return "saved"
     return "new" if checkpoint is None else "interrupted"
-
-
-def _locked(folder: Path) -> bool:
-    """Whether a process of this machine trains there; the lock is not taken."""
-    try:
-        with (folder / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _tail(path: Path, size: int = 65536) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from data_injection.errors import ConfigError
-from eval.records import lock_folder
+from data_injection.lock import is_locked, lock_folder
 from eval.run import PROGRESS, read_if_whole
 from launch.runs import Run
 from launch.terminal import BAD_INPUT, progress_bar
@@ -188,15 +188,6 @@ def _own_folders(runs: Sequence[Run]) -> Iterator[None]:
         yield
 
 
-def is_free(run: Run) -> bool:
-    """Whether no process trains it: runs of a sweep that was killed still save and end."""
-    try:
-        with lock_folder(run.folder):
-            return True
-    except ConfigError:
-        return False
-
-
 @dataclass
 class _Executor:
     console: Console
@@ -244,7 +235,8 @@ class _Executor:
         for run in list(waiting):
             if len(self.running) >= self.jobs:
                 return
-            if not is_free(run):
+            # Runs of a sweep that was killed still save and end.
+            if is_locked(run.folder):
                 if run.name not in self.busy:
                     self.console.print(f"{run.name}: waiting for a process that trains it")
                     self.busy.add(run.name)

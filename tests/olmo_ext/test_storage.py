@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from data_injection.errors import ConfigError
+from data_injection.lock import lock_folder
 from eval.checkpoints.checkpoint import find_checkpoints, verify_checkpoint
-from eval.records import lock_folder, read_records
+from eval.records import read_records
 from launch.sweep.executor import fork_server, run_olmo_ext
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
@@ -172,7 +173,7 @@ def test_of_two_processes_on_one_folder_one_trains_and_the_other_says_why_not(
 def test_a_lock_is_waited_for_as_long_as_asked(tmp_path: Path) -> None:
     """The loader's workers of a killed run hold it for some seconds more."""
     code = (
-        "import sys, time; from pathlib import Path; from eval.records import lock_folder\n"
+        "import sys, time; from pathlib import Path; from data_injection.lock import lock_folder\n"
         f"with lock_folder(Path({str(tmp_path)!r})):\n"
         "    print('held', flush=True); time.sleep(1.5)"
     )

@@ -18,8 +18,9 @@ from tokenizers.models import WordLevel
 import olmo_ext.prepare
 from data_injection.errors import ConfigError
 from data_injection.ledger import read_segments
+from data_injection.lock import lock_folder
 from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan, write_checksums
-from eval.records import lock_folder, read_records
+from eval.records import read_records
 from eval.scores.evaluate import evaluate
 from olmo_ext.config import load_experiment
 from olmo_ext.tracking import has_wandb_key

@@ -169,7 +169,7 @@ def test_a_killed_evaluation_loses_only_what_was_in_work(run: Path) -> None:
 
 
 def test_a_run_that_is_being_written_is_left_alone(run: Path) -> None:
-    from eval.records import lock_folder
+    from data_injection.lock import lock_folder
 
     before = snapshot(run)
     with lock_folder(run), pytest.raises(ConfigError, match="another process"):

@@ -14,10 +14,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from data_injection.errors import ConfigError
+from data_injection.lock import lock_folder
 from eval.alignment.controls import METRIC
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.features.evaluate import METRICS
-from eval.records import lock_folder, read_records
+from eval.records import read_records
 from launch.cli import app
 from launch.show.features import CONTROLS, measure_features
 from olmo_ext.config import load_experiment

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from data_injection.errors import ConfigError
-from eval.records import lock_folder
+from data_injection.lock import lock_folder
 from launch.slurm.jobs import Job, Queue, append_event, ask_slurm, events_file, read_events
 from launch.slurm.status import Status, find_status, run_status, show_status
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 import launch.sweep.executor as executor
 from data_injection.errors import ConfigError
-from eval.records import lock_folder
+from data_injection.lock import is_locked, lock_folder
 from launch.grid import Sweep
 from launch.runs import Run, plan_runs
 from launch.sweep.executor import RunFailed, default_jobs, train_all, visible_gpus
@@ -161,7 +161,7 @@ def test_a_run_that_another_process_trains_is_waited_for(
             leave.wait(60)
 
     threading.Thread(target=hold).start()
-    while executor.is_free(run):
+    while not is_locked(run.folder):
         time.sleep(0.01)
     monkey = time.monotonic()
     threading.Timer(0.5, leave.set).start()

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from data_injection.errors import ConfigError
-from eval.records import lock_folder
+from data_injection.lock import is_locked, lock_folder
 from launch.grid import Sweep, load_sweep
 from launch.runs import Run, plan_runs, plan_sweeps
 from launch.sweep import executor
@@ -63,7 +63,7 @@ def test_a_failed_run_shows_the_end_of_its_log_and_stops_the_others(
     other = make_run("w8", tmp_path, "train", str(endless))
     with pytest.raises(RunFailed, match=r"(?s)w4 ended with status 2.*none.yaml"):
         train_all([other, run], jobs=2, console=Console(quiet=True))
-    assert executor.is_free(other)  # nobody holds its folder any more
+    assert not is_locked(other.folder)  # nobody holds its folder any more
     assert not multiprocessing.active_children()
 
 
