@@ -96,6 +96,83 @@ def test_a_package_of_ones_own_serves_every_verb(
         assert said in told
 
 
+DRIVER = """
+from data_injection.tasks.build import TASKS
+from launch.cli import main
+from olmo_ext_canary.tasks import Canary
+
+TASKS["mine"] = Canary
+if __name__ == "__main__":
+    main()
+"""
+
+SRUN = """#!/bin/bash
+while [ "${1#--}" != "$1" ]; do shift; done
+exec "$@"
+"""
+
+
+@pytest.mark.slow
+def test_it_reaches_several_ranks_a_sweeps_runs_and_a_batch_script_with_a_driver_of_ones_own(
+    installed: Path, write_experiment: Callable[..., Path]
+) -> None:
+    def edit(config: dict) -> None:
+        config["injection"]["tasks"] = [
+            {"name": "leak", "family": "canary", "num_symbols": 8, "schedule": {"rate": 2}}
+        ]
+        config["callbacks"] |= {"head_norms": {"every": 4}}
+
+    experiment = write_experiment(edit)
+    folder = experiment.parent
+
+    def check(run: Path, *, steps: set[int], world_size: int, family: str = "canary") -> None:
+        records = read_records(run)
+        assert set(records[records.metric == "head_norm"].step) == steps
+        assert set(records[records.task == "leak"].family) == {family}
+        told = json.loads((run / "run.json").read_text())
+        assert told["starts"][-1]["world_size"] == world_size
+
+    ranks = ["launch", "torchrun", experiment, "--nproc", "2", "-o", "train.stop_at=6"]
+    done = olmo_ext(*ranks, cwd=folder, path=[installed])
+    assert done.returncode == 0, done.stdout + done.stderr
+    check(folder / "run", steps={4, 6}, world_size=2)
+
+    sweep = folder / "grid.yaml"
+    sweep.write_text("experiments: [experiment.yaml]\naxes: {seed: {s1: {train.seed: 1}}}\n")
+    done = olmo_ext("sweep", sweep, "--out", folder / "out", cwd=folder, path=[installed])
+    assert done.returncode == 0, done.stdout + done.stderr
+    check(folder / "out" / "grid" / "s1", steps={4, 8, 12}, world_size=1)
+
+    # The driver registers what no import path or entry point names; submit and the ranks run it.
+    (folder / "my_driver.py").write_text(DRIVER)
+    srun = folder / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text(SRUN)
+    srun.chmod(0o755)
+    search = os.pathsep.join(map(str, [folder, CHECKOUT, installed]))
+    site = folder / "site.yaml"
+    site.write_text(
+        f"time: 10\nranks_per_node: 2\ndriver: my_driver\nenvironment: {{PYTHONPATH: '{search}'}}"
+    )
+    own = ["-o", "injection.tasks.0.family=mine", "-o", f"train.save_folder={folder}/batch"]
+    submit = [sys.executable, "-m", "my_driver", "submit", experiment, "--site", site, *own]
+    environment = os.environ | {"PYTHONPATH": search}
+    done = subprocess.run(
+        [*map(str, submit), "--dry-run"], capture_output=True, text=True, cwd=folder,
+        env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    script = done.stdout.partition("<==\n")[2].rpartition("\nsbatch")[0]
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here"}
+    slurm["PATH"] = f"{srun.parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, cwd=folder, env=environment | slurm
+    )
+    log = folder / "batch" / "logs" / "train.log"
+    assert "trained to step 12" in done.stdout, done.stdout + done.stderr + log.read_text()
+    check(folder / "batch", steps={4, 8, 12}, world_size=2, family="mine")
+
+
 @pytest.mark.slow
 def test_a_file_in_the_working_folder_is_enough(write_experiment: Callable[..., Path]) -> None:
     experiment = write_experiment(
