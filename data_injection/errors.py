@@ -43,6 +43,11 @@ class ConfigError(ValueError):
         super().__init__(message or f"{key} {rule}{got}{remedy and f'; {remedy}'}")
         self.key, self.value, self.rule, self.remedy = key, value, rule, remedy
 
+    @property
+    def problem(self) -> str:
+        """The text without its remedy, for those who know a better one."""
+        return str(self).removesuffix(f"; {self.remedy}")
+
     def under(self, prefix: str) -> ConfigError:
         """The same error of a part, told by the whole: its key, or its text, begins with `prefix`.
 

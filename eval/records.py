@@ -59,6 +59,7 @@ _COSINES = (
 )
 
 _BURST = ("burst_step", "instances")
+_LOSSES = ("label", "choice", "format")
 
 OUTCOMES_OF = {
     "ablation_drop": ("intact",),
@@ -69,14 +70,7 @@ OUTCOMES_OF = {
     "fourier_modes": ("threshold", "units", "present"),
     "interchange_accuracy": ("least", "most", "majority", "above_majority", "train_pairs"),
     "label_accuracy": ("majority",),
-    **dict.fromkeys(
-        (
-            f"{loss}_loss_{when}"
-            for loss in ("label", "choice", "format")
-            for when in ("before", "lag")
-        ),
-        _BURST,
-    ),
+    **{f"{loss}_loss_{when}": _BURST for loss in _LOSSES for when in ("before", "lag")},
     "mirror_consistency": ("chance",),
     "natural_count": ("false_statements", "num_scanned", "distinct", "documents"),
     "norm_g_r": ("perp_share", "dim"),
@@ -266,6 +260,13 @@ def read_records(source: str | Path) -> pd.DataFrame:
     frame["value"] = frame["value"].astype(float)
     rest = [name for name in frame.columns if name not in REQUIRED]
     return frame[[*REQUIRED, *rest]]
+
+
+def records_of(folder: Path, *columns: str) -> pd.DataFrame:
+    """The records of one run, none where it has none yet; with these columns at least."""
+    file = folder / FILE_NAME
+    frame = read_records(file) if file.is_file() else pd.DataFrame(columns=list(REQUIRED))
+    return frame.reindex(columns=[*frame, *(name for name in columns if name not in frame)])
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

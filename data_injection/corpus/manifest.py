@@ -98,12 +98,15 @@ def load_manifest(folder: str | Path) -> Manifest:
             raise ValueError(f"dtype={manifest.dtype!r}")
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"{path} is not the manifest of a corpus ({error!r}); {REMEDY} into another folder"
+            key=str(path),
+            rule=f"is not the manifest of a corpus ({error!r})",
+            remedy=f"{REMEDY} into another folder",
         ) from error
     if manifest.version != VERSION:
         raise ConfigError(
-            f"{path} has version={manifest.version}, this release reads {VERSION}; "
-            f"delete {folder} and {REMEDY} again"
+            key=str(path),
+            rule=f"has version={manifest.version}, this release reads {VERSION}",
+            remedy=f"delete {folder} and {REMEDY} again",
         )
     return manifest
 
@@ -118,7 +121,8 @@ def verify_corpus(folder: str | Path, *, full: bool = False) -> Manifest:
             raise FileNotFoundError(f"{path} is missing; {remedy}")
         size, expected = path.stat().st_size, file.num_tokens * itemsize
         if size != expected:
-            raise ConfigError(f"{path} has {size} bytes, its manifest says {expected}; {remedy}")
+            rule = f"has {size} bytes, its manifest says {expected}"
+            raise ConfigError(key=str(path), rule=rule, remedy=remedy)
     checks = [(folder / manifest.tokenizer, manifest.tokenizer_sha256)]
     if full:
         checks += [(folder / file.path, file.sha256) for file in manifest.files]
@@ -128,9 +132,8 @@ def verify_corpus(folder: str | Path, *, full: bool = False) -> Manifest:
         with path.open("rb") as stream:
             sha = hashlib.file_digest(stream, "sha256").hexdigest()
         if sha != expected_sha:
-            raise ConfigError(
-                f"{path} has sha256 {sha}, its manifest says {expected_sha}; {remedy}"
-            )
+            rule = f"has sha256 {sha}, its manifest says {expected_sha}"
+            raise ConfigError(key=str(path), rule=rule, remedy=remedy)
     return manifest
 
 

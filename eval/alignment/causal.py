@@ -14,35 +14,26 @@ Axes: N pairs, D width, L labels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from data_injection.philox import permutation
-from data_injection.tasks.base import IntArray, Task
+from data_injection.tasks.base import FloatArray, IntArray, Task
 from eval.alignment.counterfactuals import Pairs, draw_pairs, operands, token_of
 from eval.alignment.interventions import (
     COMPONENTS,
     Site,
-    check_finite,
+    answers,
     frozen,
-    label_logits,
     num_blocks,
-    patched,
-    read_states,
+    states_at,
 )
 from eval.statistics import ratio_fields, share_of
 
-FloatArray = NDArray[np.float64]
-
 NUM_PAIRS = 510
 NUM_ABLATED = 1000
-
-ROWS_AT_ONCE = 256
-"""The engine computes the last position's logits whether wanted or not: 50 MB at this many."""
 
 
 def causal_effects(
@@ -50,8 +41,6 @@ def causal_effects(
     task: Task,
     *,
     seed: int,
-    num_pairs: int = NUM_PAIRS,
-    num_ablated: int = NUM_ABLATED,
 ) -> list[dict[str, Any]]:
     """All measures of one model and task on its test split, as the fields of records.
 
@@ -68,7 +57,7 @@ def causal_effects(
     with frozen(model):
         for variable in operands(task):
             pairs = draw_pairs(
-                task, variable, among=task.test, num=num_pairs, seed=seed, minimal=True
+                task, variable, among=task.test, num=NUM_PAIRS, seed=seed, minimal=True
             )
             if len(pairs):
                 first = token_of(task, variable)
@@ -76,7 +65,7 @@ def causal_effects(
                 shared = {"variable": variable, "control": "full_vector"}
                 rows += [shared | row for row in _patch_all(model, task, pairs, sites)]
         order = permutation(len(task.test), seed=seed, purpose=f"ablation/{task.name}")
-        examples = np.sort(task.test[order[:num_ablated]])
+        examples = np.sort(task.test[order[:NUM_ABLATED]])
         sites = [site for site in _sites(model, task, first=0) if site.component != "residual"]
         rows += _ablate_all(model, task, examples, sites)
     return rows
@@ -96,14 +85,14 @@ def _patch_all(
     base_NT, target_NT = (
         torch.from_numpy(task.tokens[side, :-1]) for side in (pairs.base, pairs.target)
     )
-    states = _states(model, target_NT, sites)
-    base_NL, target_NL = _logits(model, task, base_NT), _logits(model, task, target_NT)
+    states = states_at(model, target_NT, sites)
+    base_NL, target_NL = answers(model, task, base_NT), answers(model, task, target_NT)
     place = np.searchsorted(task.label_tokens, task.tokens[:, -1])
     was, wanted = place[pairs.base], place[pairs.target]
     answered = (base_NL.argmax(axis=1) == was) & (target_NL.argmax(axis=1) == wanted)
     whole = _difference(target_NL, wanted, was) - _difference(base_NL, wanted, was)
     for site in sites:
-        patched_NL = _logits(model, task, base_NT, site=site, states_ND=states[site])
+        patched_NL = answers(model, task, base_NT, site=site, states_ND=states[site])
         right = patched_NL.argmax(axis=1) == wanted
         moved = _difference(patched_NL, wanted, was) - _difference(base_NL, wanted, was)
         for subset, keep in (("all", np.ones(len(pairs), dtype=bool)), ("answered", answered)):
@@ -116,12 +105,12 @@ def _ablate_all(
     model: torch.nn.Module, task: Task, examples: IntArray, sites: list[Site]
 ) -> Iterator[dict[str, Any]]:
     inputs_NT = torch.from_numpy(task.tokens[examples, :-1])
-    states = _states(model, inputs_NT, sites)
+    states = states_at(model, inputs_NT, sites)
     place = np.searchsorted(task.label_tokens, task.tokens[examples, -1])
-    intact = _logits(model, task, inputs_NT).argmax(axis=1) == place
+    intact = answers(model, task, inputs_NT).argmax(axis=1) == place
     for site in sites:
         mean_ND = states[site].mean(dim=0).expand_as(states[site])
-        without = _logits(model, task, inputs_NT, site=site, states_ND=mean_ND)
+        without = answers(model, task, inputs_NT, site=site, states_ND=mean_ND)
         lost = intact.astype(float) - (without.argmax(axis=1) == place)
         half = 1.96 * lost.std(ddof=1) / np.sqrt(len(lost)) if len(lost) > 1 else float("nan")
         value = float(lost.mean())
@@ -134,42 +123,6 @@ def _ablate_all(
             "high": value + half,
             "intact": float(intact.mean()),
         }
-
-
-def _states(
-    model: torch.nn.Module, inputs_NT: torch.Tensor, sites: list[Site]
-) -> dict[Site, torch.Tensor]:
-    device = next(model.parameters()).device
-    parts = [read_states(model, part.to(device), sites) for part in inputs_NT.split(ROWS_AT_ONCE)]
-    return {site: torch.cat([part[site] for part in parts]) for site in sites}
-
-
-@torch.no_grad()
-def _logits(
-    model: torch.nn.Module,
-    task: Task,
-    inputs_NT: torch.Tensor,
-    *,
-    site: Site | None = None,
-    states_ND: torch.Tensor | None = None,
-) -> FloatArray:
-    """Label logits, with the states at a site replaced if one is given; (N, L)."""
-    device = next(model.parameters()).device
-    labels_L = torch.from_numpy(task.label_tokens).to(device)
-    found = []
-    for start in range(0, len(inputs_NT), ROWS_AT_ONCE):
-        part = inputs_NT[start : start + ROWS_AT_ONCE].to(device)
-        if site is None or states_ND is None:
-            found.append(check_finite(label_logits(model, part, labels_L)))
-            continue
-        given_BD = states_ND[start : start + ROWS_AT_ONCE]
-        with patched(model, site, partial(_given, given_BD)):
-            found.append(check_finite(label_logits(model, part, labels_L)))
-    return torch.cat(found).double().cpu().numpy()
-
-
-def _given(given_BD: torch.Tensor, hidden_BD: torch.Tensor) -> torch.Tensor:
-    return given_BD
 
 
 def _difference(logits_NL: FloatArray, one: IntArray, other: IntArray) -> FloatArray:

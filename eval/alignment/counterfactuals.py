@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from data_injection.philox import permutation, raw_words
@@ -107,23 +108,11 @@ def _replace(task: Task, base: IntArray, source: IntArray, variable: str) -> Int
     column = token_of(task, variable)
     wanted = tokens[base].copy()
     wanted[:, column] = tokens[source, column]
-    symbols = np.unique(tokens)
-
-    def code(rows: NDArray[np.int64]) -> IntArray:
-        places = np.searchsorted(symbols, rows)
-        return places @ (len(symbols) ** np.arange(tokens.shape[1], dtype=np.int64))
-
-    codes = code(tokens)
-    order = np.argsort(codes)
-    sought = code(wanted)
-    place = np.minimum(np.searchsorted(codes[order], sought), len(codes) - 1)
-    return np.where(codes[order][place] == sought, order[place], -1)
+    known, sought = (pd.MultiIndex.from_arrays([*rows.T]) for rows in (tokens, wanted))
+    return known.get_indexer(sought)
 
 
 def _first(rows: NDArray[np.int64], labels: IntArray, quota: int) -> NDArray[np.int64]:
     """The first distinct rows, at most `quota` of each label of the target, in their order."""
-    # A base and a source have one target: two numbers say which row it is.
-    _, first = np.unique(rows[:, 0] * len(labels) + rows[:, 1], return_index=True)
-    rows = rows[np.sort(first)]
-    kept = [np.flatnonzero(labels[rows[:, 2]] == label)[:quota] for label in np.unique(labels)]
-    return rows[np.sort(np.concatenate(kept))]
+    distinct = pd.DataFrame(rows).drop_duplicates()
+    return distinct[distinct.groupby(labels[distinct[2]]).cumcount() < quota].to_numpy()

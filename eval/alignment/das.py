@@ -31,11 +31,12 @@ from data_injection.tasks.base import IntArray, Task
 from eval.alignment.counterfactuals import Pairs
 from eval.alignment.interventions import (
     Site,
+    answers,
     check_finite,
     frozen,
     label_logits,
     patched,
-    read_states,
+    states_at,
 )
 
 STEPS = 200
@@ -55,8 +56,6 @@ def learn_subspaces(
     rank: int,
     seeds: Sequence[int],
     steps: int = STEPS,
-    batch_pairs: int = BATCH_PAIRS,
-    learning_rate: float = LEARNING_RATE,
 ) -> torch.Tensor:
     """Orthonormal bases_SDK that minimise the cross-entropy of the target's label among the labels.
 
@@ -72,12 +71,12 @@ def learn_subspaces(
     labels_L, answers_N = _labels(task, pairs.target)
     source_ND = _source_states(model, task, pairs, site)
     free_SDK = nn.Parameter(random_subspaces(source_ND.shape[1], rank=rank, seeds=seeds).to(device))
-    optimizer = torch.optim.Adam([free_SDK], lr=learning_rate)
-    order_SB = _batches(len(pairs), steps * batch_pairs, seeds)
+    optimizer = torch.optim.Adam([free_SDK], lr=LEARNING_RATE)
+    order_SB = _batches(len(pairs), steps * BATCH_PAIRS, seeds)
     inputs_NT = torch.from_numpy(task.tokens[pairs.base, :-1]).to(device)
     with frozen(model):
         for step in range(steps):
-            rows_SB = order_SB[:, step * batch_pairs : (step + 1) * batch_pairs].to(device)
+            rows_SB = order_SB[:, step * BATCH_PAIRS : (step + 1) * BATCH_PAIRS].to(device)
             rows = rows_SB.flatten()
             basis_SDK = torch.linalg.qr(free_SDK)[0]
             logits_BL = _interchanged(
@@ -85,7 +84,7 @@ def learn_subspaces(
             )
             # Adam does not see that each seed has a part of the mean only.
             loss = F.cross_entropy(logits_BL, answers_N.to(device)[rows])
-            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / steps)
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -147,15 +146,9 @@ def interchange(
 @torch.no_grad()
 def chosen_labels(model: nn.Module, task: Task, examples: IntArray) -> IntArray:
     """The model's own answer to some examples, undisturbed: a label token each."""
-    device = next(model.parameters()).device
-    labels_L = torch.from_numpy(task.label_tokens)
-    inputs = torch.from_numpy(task.tokens[examples, :-1]).to(device)
     with frozen(model):
-        chosen = [
-            check_finite(label_logits(model, part, labels_L.to(device))).argmax(dim=-1)
-            for part in inputs.split(max(LOGITS_AT_ONCE // (len(labels_L) * 64), 1))
-        ]
-    return labels_L[torch.cat(chosen).cpu()].numpy()
+        logits_NL = answers(model, task, torch.from_numpy(task.tokens[examples, :-1]))
+    return task.label_tokens[logits_NL.argmax(axis=1)]
 
 
 def _interchanged(
@@ -179,13 +172,10 @@ def _interchanged(
 
 def _source_states(model: nn.Module, task: Task, pairs: Pairs, site: Site) -> torch.Tensor:
     """The sources' states at the site, a row per pair; each example is run once."""
-    device = next(model.parameters()).device
     examples, place = np.unique(pairs.source, return_inverse=True)
-    inputs = torch.from_numpy(task.tokens[examples, :-1]).to(device)
     with frozen(model):
-        # The engine computes the logits of the last token whether wanted or not.
-        parts = [read_states(model, part, [site])[site] for part in inputs.split(256)]
-    return torch.cat(parts)[torch.from_numpy(place).to(device)]
+        states = states_at(model, torch.from_numpy(task.tokens[examples, :-1]), [site])[site]
+    return states[torch.from_numpy(place).to(states.device)]
 
 
 def _labels(task: Task, examples: IntArray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,9 +24,14 @@ from torch import nn
 from torch.func import functional_call
 
 from data_injection.errors import ConfigError, DivergedError
+from data_injection.tasks.base import FloatArray, Task
 
 Component = Literal["residual", "attention", "mlp"]
 COMPONENTS: tuple[Component, ...] = ("residual", "attention", "mlp")
+
+
+ROWS_AT_ONCE = 256
+"""The engine computes the last position's logits whether wanted or not: 50 MB at this many."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,44 @@ def label_logits(
     rows = {f"transformer.ff_out.{name}": p[labels_L] for name, p in head.named_parameters()}
     output = functional_call(model, rows, (input_ids_BT,), {"last_logits_only": True})
     return output.logits[:, -1]
+
+
+@torch.no_grad()
+def states_at(
+    model: nn.Module, inputs_NT: torch.Tensor, sites: Sequence[Site]
+) -> dict[Site, torch.Tensor]:
+    """`read_states` of any number of rows; each (N, D), on the model's device."""
+    device = next(model.parameters()).device
+    parts = [read_states(model, part.to(device), sites) for part in inputs_NT.split(ROWS_AT_ONCE)]
+    return {site: torch.cat([part[site] for part in parts]) for site in sites}
+
+
+@torch.no_grad()
+def answers(
+    model: nn.Module,
+    task: Task,
+    inputs_NT: torch.Tensor,
+    *,
+    site: Site | None = None,
+    states_ND: torch.Tensor | None = None,
+) -> FloatArray:
+    """Logits of the task's labels, with the states at a site replaced if one is given; (N, L)."""
+    device = next(model.parameters()).device
+    labels_L = torch.from_numpy(task.label_tokens).to(device)
+    found = []
+    for start in range(0, len(inputs_NT), ROWS_AT_ONCE):
+        part = inputs_NT[start : start + ROWS_AT_ONCE].to(device)
+        if site is None or states_ND is None:
+            found.append(check_finite(label_logits(model, part, labels_L)))
+            continue
+        given_BD = states_ND[start : start + ROWS_AT_ONCE]
+        with patched(model, site, partial(_given, given_BD)):
+            found.append(check_finite(label_logits(model, part, labels_L)))
+    return torch.cat(found).double().cpu().numpy()
+
+
+def _given(given_BD: torch.Tensor, hidden_BD: torch.Tensor) -> torch.Tensor:
+    return given_BD
 
 
 def check_finite(logits: torch.Tensor) -> torch.Tensor:

@@ -45,9 +45,8 @@ def audit_run(
         ConfigError: no checkpoint after that step, or a sample of less than one.
     """
     if sample is not None and sample < 1:
-        raise ConfigError(
-            f"--sample must be at least 1, got {sample}; leave it out for the default"
-        )
+        remedy = "leave it out for the default"
+        raise ConfigError(key="--sample", value=sample, rule="must be at least 1", remedy=remedy)
     subject = open_run(Path(run), step=step)
     plan = subject.trained_plan()
     corpus_verdict, host = check_corpus(subject, folder=corpus, full=full, progress=progress)

@@ -14,7 +14,7 @@ from typing import Any
 from data_injection.corpus.manifest import MANIFEST, corpus_paths, load_manifest, verify_corpus
 from data_injection.digest import fingerprint
 from data_injection.errors import ConfigError
-from eval.audit.host import HostRows
+from eval.audit.host import HostRows, host_rows
 from eval.audit.subject import (
     DIFFERS,
     NOT_CHECKED,
@@ -90,7 +90,7 @@ def check_corpus(
     try:
         corpus = find_corpus(subject, folder)
     except ConfigError as error:  # a manifest that is none
-        return Verdict("corpus", DIFFERS, str(error).split("; ")[0]), None
+        return Verdict("corpus", DIFFERS, error.problem), None
     if isinstance(corpus, str):
         if full and subject.experiment:
             raise FileNotFoundError(f"{subject.folder}: {corpus}; --full reads all of it")
@@ -122,16 +122,19 @@ def _missing(paths: list[Path]) -> list[str]:
 def _manifest(subject: Subject, corpus: Corpus, full: bool) -> list[str]:
     assert corpus.folder is not None
     problems = []
-    expected, found = subject.identity["corpus_hash"], load_manifest(corpus.folder).hash
+    manifest = load_manifest(corpus.folder)
+    expected, found = subject.identity["corpus_hash"], manifest.hash
     if found != expected:
         problems.append(
             f"{corpus.folder} is the corpus {found[:12]}, the run was trained on {expected[:12]}"
         )
+    if missing := _missing([corpus.folder / manifest.tokenizer]):
+        return [*problems, *missing]
     try:
         verify_corpus(corpus.folder, full=full)
-    except (ConfigError, FileNotFoundError) as error:
+    except ConfigError as error:
         # Its remedy, to prepare again, is for a corpus that is to be trained on.
-        problems.append(str(error).split("; ")[0])
+        problems.append(error.problem)
     return problems
 
 
@@ -156,18 +159,9 @@ def _bare(subject: Subject, corpus: Corpus) -> list[str]:
 
 def _host(subject: Subject, corpus: Corpus) -> HostRows:
     """The run's rows. Raises ConfigError if there are more or fewer than it was trained on."""
-    identity, plan = subject.identity, subject.identity["plan"]
-    host = HostRows(
-        corpus.paths,
-        dtype=identity["memmap_dtype"],
-        seq_len=plan["seq_len"],
-        batch_size=plan["batch_size"],
-        seed=identity["data_seed"],
-    )
-    if host.epoch_rows != plan["epoch_rows"]:
-        raise ConfigError(
-            f"an epoch has {host.epoch_rows:,} rows, the run's had {plan['epoch_rows']:,}"
-        )
+    host, rows = host_rows(subject.identity, corpus.paths), subject.identity["plan"]["epoch_rows"]
+    if host.epoch_rows != rows:
+        raise ConfigError(f"an epoch has {host.epoch_rows:,} rows, the run's had {rows:,}")
     return host
 
 

@@ -100,9 +100,8 @@ def explain_step(
     ledger = trace_ledger(subject.segments, subject.audited) if subject.segments else None
     last = max(_last_step(ledger), subject.step - 1)
     if not 0 <= step <= last:
-        raise ConfigError(
-            f"--explain must be a step that was taken, in [0, {last}] (counted from 0), got {step}"
-        )
+        rule = f"must be a step that was taken, in [0, {last}] (counted from 0)"
+        raise ConfigError(key="--explain", value=step, rule=rule)
     verdict, host = check_corpus(subject, folder=corpus)
     decode = load_decoder(subject, corpus)
 

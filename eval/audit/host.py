@@ -11,9 +11,10 @@ epoch e takes the rows in the order of PCG64(seed + e), as many as fill whole ba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,17 @@ class HostRows:
     def _open(self, file: int) -> NDArray[np.unsignedinteger]:
         num = int(self._first[file + 1] - self._first[file])
         return np.memmap(self.paths[file], dtype=self.dtype, mode="r", shape=(num, self.seq_len))
+
+
+def host_rows(identity: Mapping[str, Any], paths: Sequence[Path]) -> HostRows:
+    """The rows that a run read of its token files; `identity` as in its plan.json."""
+    return HostRows(
+        paths,
+        dtype=identity["memmap_dtype"],
+        seq_len=identity["plan"]["seq_len"],
+        batch_size=identity["plan"]["batch_size"],
+        seed=identity["data_seed"],
+    )
 
 
 def splice(ids_BT: NDArray[np.int64], plan: InjectionPlan, step: int) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from data_injection.errors import ConfigError
-from data_injection.files import read_json, replaced
+from data_injection.files import replaced
 from data_injection.ledger import (
     LEDGER_FOLDER,
     Position,
@@ -33,7 +33,7 @@ from data_injection.ledger import (
 )
 from data_injection.lineage import Lineage, is_effective, lineage
 from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints
-from eval.run import RUN, load_identity, read_run
+from eval.run import RUN, load_identity, read_if_whole, read_object
 
 STATES = ("effective", "abandoned", "pending")
 EFFECTIVE, ABANDONED, PENDING = range(3)
@@ -99,13 +99,12 @@ def read_checkpoints(run: Path) -> list[SavedCheckpoint]:
     found = []
     for checkpoint in find_checkpoints(run):
         try:
-            identity = read_json(checkpoint.path / IDENTITY_FILE)
+            identity = read_object(checkpoint.path / IDENTITY_FILE)
         except FileNotFoundError:  # removed since: a run that trains keeps the last ones only
             continue
-        except ValueError:
+        except ConfigError:
             identity = None
-        readable = identity if isinstance(identity, dict) else None
-        found.append(saved_checkpoint(checkpoint.path, checkpoint.step, readable))
+        found.append(saved_checkpoint(checkpoint.path, checkpoint.step, identity))
     return found
 
 
@@ -236,10 +235,9 @@ def export_path(run: str | Path, target: str) -> Path:
     """Where "parquet", "csv" or a file so named goes; ConfigError for another ending."""
     path = Path(run) / f"{LEDGER_FOLDER}.{target}" if target in ("parquet", "csv") else Path(target)
     if path.suffix not in (".parquet", ".csv"):
-        raise ConfigError(
-            f"--export must be parquet, csv, or a file that ends so, got {target!r}; for example "
-            "--export ledger.parquet"
-        )
+        rule = "must be parquet, csv, or a file that ends so"
+        remedy = "for example --export ledger.parquet"
+        raise ConfigError(key="--export", value=target, rule=rule, remedy=remedy)
     return path
 
 
@@ -269,7 +267,7 @@ def _write_parquet(table: pd.DataFrame, path: Path, metadata: dict[str, str]) ->
 
 
 def _origin(run: Path) -> dict[str, str]:
-    start = read_run(run) if (run / RUN).is_file() else {}
+    start = read_if_whole(run / RUN)
     values = {"run": start.get("run"), "commit": start.get("commit")}
     values["plan_hash"] = load_identity(run)["plan_hash"]
     return {name: str(value or "") for name, value in values.items()}

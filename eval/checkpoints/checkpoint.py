@@ -62,6 +62,11 @@ def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
+def read_identity(path: Path) -> dict[str, Any]:
+    """A checkpoint's olmo_ext.json, empty where it has none (stock OLMo); raises as `read_run`."""
+    return read_object(path / IDENTITY_FILE) if (path / IDENTITY_FILE).is_file() else {}
+
+
 def write_checksums(folder: Path) -> None:
     """Write CHECKSUMS for all files of a folder that is about to become a checkpoint."""
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != CHECKSUMS)
@@ -96,12 +101,9 @@ def verify_checkpoint(path: Path, *, names: Collection[str] | None = None) -> li
 
 def _had_checksums(path: Path) -> bool:
     """Whether a checkpoint was written with them: with a place in the ledger, or no one can say."""
-    identity = path / IDENTITY_FILE
-    if not identity.is_file():
-        return False
     try:
-        return "ledger" in read_object(identity)
-    except ValueError:
+        return "ledger" in read_identity(path)
+    except ConfigError:
         return True
 
 

@@ -12,7 +12,12 @@ from pathlib import Path
 
 from data_injection.errors import ConfigError
 from data_injection.plan import differences
-from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints, load_model_config
+from eval.checkpoints.checkpoint import (
+    IDENTITY_FILE,
+    find_checkpoints,
+    load_model_config,
+    read_identity,
+)
 from eval.checkpoints.sharded import checkpoint_kind
 from eval.run import PLAN, find_below, load_identity, read_object
 
@@ -91,12 +96,7 @@ def check_belongs(source: Source) -> None:
     Another plan, corpus, seed, model, strategy: the records would call it by the wrong name.
     """
     assert source.run is not None
-    try:
-        theirs = read_object(source.path / IDENTITY_FILE)
-    except ValueError:
-        raise ConfigError(
-            f"{source.path}/{IDENTITY_FILE} cannot be read; restore it or use another checkpoint"
-        ) from None
+    theirs = read_identity(source.path)
     theirs = {key: value for key, value in theirs.items() if key not in ("step", "ledger")}
     if found := differences(theirs, load_identity(source.run)):
         raise ConfigError(

@@ -25,6 +25,7 @@ from data_injection.errors import ConfigError, DivergedError
 from data_injection.files import replaced
 from eval.checkpoints.checkpoint import (
     IDENTITY_FILE,
+    read_identity,
     read_weights,
     verify_checkpoint,
     write_checksums,
@@ -85,7 +86,8 @@ def export_hf(
         FileNotFoundError: no checkpoint there.
     """
     if dtype not in DTYPES:
-        raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        rule = f"must be one of {', '.join(DTYPES)}"
+        raise ConfigError(key="--dtype", value=dtype, rule=rule)
     if tokenizer is not None and no_tokenizer:
         raise ConfigError("--tokenizer and --no-tokenizer exclude each other; leave one out")
     provenance = find_provenance(source, step=step)
@@ -140,11 +142,8 @@ def import_hf(source: str | Path, out: str | Path) -> Path:
         raise FileNotFoundError(
             f"{source} must hold config.json and *.safetensors, as save_pretrained writes them"
         )
-    saved = None
-    if (source / IDENTITY_FILE).is_file():
-        saved = read_object(source / IDENTITY_FILE)["model"]
-    config = read_object(source / "config.json")
-    model = olmo_config(config, saved)
+    saved = read_identity(source).get("model")
+    model = olmo_config(read_object(source / "config.json"), saved)
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     if model["weight_tying"]:  # some writers repeat it
         head = tensors.pop("lm_head.weight", None)

@@ -62,22 +62,32 @@ WITHOUT_EFFECT = {
 }
 """Field: why it can have any value."""
 
-TOP = {
-    "transformer.wte.weight": "model.embed_tokens.weight",
-    "transformer.ln_f.weight": "model.norm.weight",
-    "transformer.ff_out.weight": "lm_head.weight",
+Module = tuple[dict[str, str], str]
+"""LLaMA's modules, each with its rows, that the engine holds one after the other in one; and its
+columns, "" for a gain."""
+
+TOP: dict[str, Module] = {
+    "wte": ({"model.embed_tokens": "vocabulary"}, "width"),
+    "ln_f": ({"model.norm": "width"}, ""),
+    "ff_out": ({"lm_head": "vocabulary"}, "width"),
 }
 
-LAYER = {
-    "att_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attn_out": ("self_attn.o_proj",),
-    "ff_proj": ("mlp.up_proj", "mlp.gate_proj"),  # silu of the second half [363]
-    "ff_out": ("mlp.down_proj",),
-    "attn_norm": ("input_layernorm",),
-    "ff_norm": ("post_attention_layernorm",),
+LAYER: dict[str, Module] = {
+    "att_proj": (
+        {"self_attn.q_proj": "width", "self_attn.k_proj": "kv", "self_attn.v_proj": "kv"},
+        "width",
+    ),
+    "attn_out": ({"self_attn.o_proj": "width"}, "width"),
+    "ff_proj": (
+        {"mlp.up_proj": "mlp", "mlp.gate_proj": "mlp"},
+        "width",
+    ),  # silu of gate [363]
+    "ff_out": ({"mlp.down_proj": "width"}, "mlp"),
+    "attn_norm": ({"input_layernorm": "width"}, ""),
+    "ff_norm": ({"post_attention_layernorm": "width"}, ""),
 }
-"""The engine's module in a block: LLaMA's, whose rows it holds one after the other. Both turn the
-halves of a head in RoPE [298], so that no row changes its place."""
+"""By the engine's module in a block. Both turn the halves of a head in RoPE [298], so that no row
+changes its place."""
 
 LLAMA_REQUIRED: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "model_type": (None, ("llama",), "another architecture"),
@@ -265,32 +275,26 @@ def olmo_weights(model: Mapping[str, Any], tensors: Tensors) -> Tensors:
 
 def _weights(model: Mapping[str, Any]) -> Iterator[Weight]:
     """All weights of a model in the engine's order."""
-    width, rows, group = model["d_model"], _embeddings(model), model.get("block_group_size", 1)
+    width, group = model["d_model"], model.get("block_group_size", 1)
     kv = width // model["n_heads"] * _kv_heads(model)
-    mlp = _mlp_width(model)
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-        "att_proj": ((width, kv, kv), (width,)),
-        "attn_out": ((width,), (width,)),
-        "ff_proj": ((mlp, mlp), (width,)),
-        "ff_out": ((width,), (mlp,)),
-        "attn_norm": ((width,), ()),
-        "ff_norm": ((width,), ()),
-    }
-    tops = {"wte": ((rows,), (width,)), "ln_f": ((width,), ()), "ff_out": ((rows,), (width,))}
-    for name, llama in TOP.items():
-        module = name.split(".")[1]
-        if module != "ff_out" or not model["weight_tying"]:
-            yield Weight(name, (llama,), *tops[module])
+    size = {"width": width, "kv": kv, "mlp": _mlp_width(model), "vocabulary": _embeddings(model)}
+
+    def weight(olmo: str, prefix: str, module: Module) -> Weight:
+        parts, columns = module
+        return Weight(
+            f"transformer.{olmo}.weight",
+            tuple(f"{prefix}{part}.weight" for part in parts),
+            tuple(size[rows] for rows in parts.values()),
+            (size[columns],) if columns else (),
+        )
+
+    for name, module in TOP.items():
+        if name != "ff_out" or not model["weight_tying"]:
+            yield weight(name, "", module)
     for layer in range(model["n_layers"]):
-        block = f"blocks.{layer}"
-        if group > 1:
-            block = f"block_groups.{layer // group}.{layer % group}"
-        for module, parts in LAYER.items():
-            yield Weight(
-                f"transformer.{block}.{module}.weight",
-                tuple(f"model.layers.{layer}.{part}.weight" for part in parts),
-                *shapes[module],
-            )
+        block = f"block_groups.{layer // group}.{layer % group}" if group > 1 else f"blocks.{layer}"
+        for name, module in LAYER.items():
+            yield weight(f"{block}.{name}", f"model.layers.{layer}.", module)
 
 
 def _check(tensors: Tensors, expected: dict[str, tuple[int, ...]], *, what: str) -> None:

@@ -25,10 +25,11 @@ from eval.checkpoints.checkpoint import (
     find_checkpoints,
     load_model_config,
     load_plan,
+    read_identity,
     verify_checkpoint,
 )
-from eval.records import FILE_NAME, read_records
-from eval.run import PLAN, load_config, read_object, read_run
+from eval.records import records_of
+from eval.run import PLAN, load_config, read_run
 
 METRICS = ("accuracy", "label_accuracy", "score")
 
@@ -105,9 +106,7 @@ def find_provenance(source: str | Path, *, step: int | None = None) -> Provenanc
         )
     named = re.match(r"step(\d+)", path.name)
     number = int(named[1]) if named else None
-    identity = {}
-    if (path / IDENTITY_FILE).is_file():
-        identity = read_object(path / IDENTITY_FILE)
+    identity = read_identity(path)
     plan, run, scores = None, {}, []
     folder = path.parent
     if identity and (folder / PLAN).is_file():
@@ -164,10 +163,6 @@ def _find_checkpoint(source: Path, step: int | None) -> Path:
 
 
 def _scores(folder: Path, step: int | None) -> list[dict[str, Any]]:
-    if not (folder / FILE_NAME).is_file() or step is None:
-        return []
-    rows = read_records(folder / FILE_NAME)
-    if "subset" not in rows.columns:
-        return []
+    rows = records_of(folder, "subset")
     rows = rows[(rows.step == step) & (rows.split == "test") & (rows.subset == "all")]
     return rows[rows.metric.isin(METRICS)].to_dict("records")

@@ -35,7 +35,7 @@ from eval.checkpoints.checkpoint import (
 )
 from eval.features.activations import residual_stream
 from eval.features.presence import COUNTS, score_features
-from eval.records import FILE_NAME, RecordWriter, read_records, task_fields
+from eval.records import FILE_NAME, RecordWriter, records_of, task_fields
 from eval.run import EXPERIMENT, load_config, read_run, run_folders
 
 METRICS = (METRIC, "causal_share", "causal_recovered", "ablation_drop")
@@ -213,13 +213,11 @@ class _Done:
     """What a run's records hold already. A piece is complete if its last row is there."""
 
     def __init__(self, folder: Path) -> None:
-        file = folder / FILE_NAME
-        names = ["layer", "group", "present", "component", "position", "variable", "held_out"]
-        frame = read_records(file) if file.is_file() else pd.DataFrame(columns=["step", "task"])
-        self._rows = frame.reindex(columns=[*frame.columns, *(set(names) - set(frame.columns))])
-        for name in ("metric", "control", "subset", "rank"):
-            if name not in self._rows:
-                self._rows[name] = None
+        self._rows = records_of(
+            folder,
+            *("layer", "group", "present", "component", "position", "variable", "held_out"),
+            *("control", "subset", "rank"),
+        )
 
     def _of(self, step: int, task: Task) -> pd.DataFrame:
         return self._rows[(self._rows.step == step) & (self._rows.task == task.name)]

@@ -50,12 +50,9 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Drawing):
     """A figure of one set of records."""
 
-    name: str
-    title: str
-    caption: str
     png: bytes
 
 
@@ -176,5 +173,5 @@ def draw_figures(frame: pd.DataFrame) -> list[Drawn]:
         except ConfigError as error:
             log.info("%s is left out: %s", one.name, error)
             continue
-        drawn.append(Drawn(one.name, one.title, one.caption, png(figure)))
+        drawn.append(Drawn(**vars(one), png=png(figure)))
     return drawn

@@ -22,6 +22,7 @@ from eval.figures.style import png
 from eval.findings import controls as findings
 from eval.findings import figures as findings_figures
 from eval.findings import mechanism
+from eval.findings.contrasts import sweep_of
 from eval.findings.controls import Table, fill
 from eval.records import FILE_NAME, read_records
 from eval.run import read_run
@@ -45,7 +46,7 @@ class Chapter:
 
 
 def _of(sweep: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
-    return lambda frame: draw(frame[frame.run.str.split("-").str[0] == sweep])
+    return lambda frame: draw(frame[sweep_of(frame) == sweep])
 
 
 CHAPTERS = {
@@ -103,21 +104,15 @@ def _to_the_end(folder: Path) -> pd.DataFrame:
     return frame
 
 
+VERSIONS = ("python", "torch", "ai2-olmo", "numpy")
+
+
 def provenance(folders: Sequence[Path]) -> dict[str, Any]:
     """What the runs' own files say of where and when they were made, every value that occurs."""
     told = [read_run(folder) for folder in folders]
     said = {
         key: sorted({str(one[key]) for one in told})
-        for key in (
-            "commit",
-            "corpus_hash",
-            "device",
-            "threads",
-            "python",
-            "torch",
-            "ai2-olmo",
-            "numpy",
-        )
+        for key in ("commit", "corpus_hash", "device", "threads", *VERSIONS)
     }
     starts = sorted(start["started"] for one in told for start in one["starts"])
     return {"runs": len(told), "first_start": starts[0], "last_start": starts[-1]} | said

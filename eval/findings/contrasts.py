@@ -61,7 +61,12 @@ def final(frame: pd.DataFrame) -> pd.DataFrame:
 def over_all_pairs(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of tasks that are not of a subset (mirror_in_train, ...), with `sweep`."""
     rows = frame[(frame.task != "") & (frame.subset.fillna("all") == "all")]
-    return rows.assign(sweep=rows.run.str.split("-").str[0])
+    return rows.assign(sweep=sweep_of(rows))
+
+
+def sweep_of(rows: pd.DataFrame) -> pd.Series:
+    """The sweep that each row's run is of, which its name begins with."""
+    return rows.run.str.split("-").str[0]
 
 
 def per_seed(

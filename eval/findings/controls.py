@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ from eval.findings.contrasts import Estimate, difference, estimate, final, over_
 from eval.report.tables import markdown_cells
 from eval.scores.cells import LEARNED_SCORE, cells
 from eval.statistics import share
-from eval.text import number
+from eval.text import number, with_interval
 
 SWEEPS = (
     *("mixture", "complexity", "single", "withdrawn", "learning_rate", "unlike", "one_format"),
@@ -73,15 +74,14 @@ def staircase(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 def transfer(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """Score and label loss of the same task alone in its run and in the mixture."""
     body = []
-    for rung in RUNGS:
-        for rate in RATES:
-            line = [rung, f"{rate} ({_exposures(rows, 'single', rung, rate)})"]
-            for metric in ("score", "label_loss"):
-                mixed = _values(rows, "mixture", rung, rate, metric=metric)
-                alone = _values(rows, "single", rung, rate, metric=metric)
-                change = difference(mixed, alone)
-                line += [estimate(alone).text, estimate(mixed).text, verdict(change)]
-            body.append(line)
+    for rung, rate in product(RUNGS, RATES):
+        line = [rung, f"{rate} ({_exposures(rows, 'single', rung, rate)})"]
+        for metric in ("score", "label_loss"):
+            alone, mixed = (
+                _values(rows, sweep, rung, rate, metric=metric) for sweep in ("single", "mixture")
+            )
+            line += [mean(alone), mean(mixed), change(mixed, alone)]
+        body.append(line)
     head = ["size", "rate (exp.)", "score: single", "mixture", "mixture - single"]
     return markdown([*head, "label loss: single", "mixture", "mixture - single"], body)
 
@@ -91,7 +91,7 @@ def expressivity(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     body = []
     for rung in ("w128", "w64", "w32", "w16"):
         alone = estimate(per_seed(rows, "alone", rung=rung))
-        rare = [estimate(_values(rows, "mixture", rung, rate)).text for rate in (2, 1)]
+        rare = [mean(_values(rows, "mixture", rung, rate)) for rate in (2, 1)]
         body.append([rung, alone.text, *rare, _learned(alone)])
     return markdown(["size", "alone", "mixture, rate 2", "rate 1", "alone: learned?"], body)
 
@@ -100,15 +100,13 @@ def matched(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """As many examples a step with host text and without it, each at the best of its learning
     rates; with it in the single-task runs as well."""
     body = []
-    for rung in RUNGS:
-        for rate in RATES:
-            single = _values(rows, "single", rung, rate)
-            host = max(_by_learning_rate(rows, rung, rate).values(), key=pd.Series.mean)
-            bare = [_values(rows, "matched", rung, rate, learning_rate=lr) for lr in (0.003, 0.001)]
-            best = max(bare, key=pd.Series.mean)
-            line = [rung, f"{rate} ({_exposures(rows, 'matched', rung, rate)})"]
-            line += [estimate(values).text for values in (single, host, *bare)]
-            body.append([*line, verdict(difference(best, host))])
+    for rung, rate in product(RUNGS, RATES):
+        single = _values(rows, "single", rung, rate)
+        host = max(_by_learning_rate(rows, rung, rate).values(), key=pd.Series.mean)
+        bare = [_values(rows, "matched", rung, rate, learning_rate=lr) for lr in (0.003, 0.001)]
+        line = [rung, f"{rate} ({_exposures(rows, 'matched', rung, rate)})"]
+        line += map(mean, (single, host, *bare))
+        body.append([*line, change(max(bare, key=pd.Series.mean), host)])
     head = ["size", "rate (exp.)", "host text: single, 3e-3", "mixture, best rate"]
     head += ["no host text: 3e-3", "1e-3", "best without - best with"]
     return markdown(head, body)
@@ -116,20 +114,18 @@ def matched(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 def sparse(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """Equal exposures at a quarter of the rate, four times the steps; does width spare the loss?"""
-    body, changes = [], {}
-    for rung in RUNGS:
-        for rate in (8, 4, 2, 1):
-            dense = _values(rows, "learning_rate", rung, rate, learning_rate=0.01)
-            thinner = _values(rows, "sparse", rung, rate / 4)
-            exposures = _exposures(rows, "mixture", rung, rate)
-            both = ((rate, dense), (rate / 4, thinner))
-            texts = [f"{number(r)}: {estimate(values).text}" for r, values in both]
-            body.append([rung, exposures, *texts, verdict(difference(thinner, dense))])
-            changes[rung, rate] = thinner - dense
-    for rate in (8, 4, 2, 1):
-        spared = difference(changes[RUNGS[0], rate], changes[RUNGS[-1], rate])
-        exposures = _exposures(rows, "mixture", RUNGS[0], rate)
-        body.append([f"{RUNGS[0]} - {RUNGS[-1]}", exposures, "", "", verdict(spared)])
+    body, spared, changes = [], [], {}
+    for rung, rate in product(RUNGS, (8, 4, 2, 1)):
+        dense = _values(rows, "learning_rate", rung, rate, learning_rate=0.01)
+        thinner = _values(rows, "sparse", rung, rate / 4)
+        exposures = _exposures(rows, "mixture", rung, rate)
+        texts = (f"{number(rate)}: {mean(dense)}", f"{number(rate / 4)}: {mean(thinner)}")
+        body.append([rung, exposures, *texts, change(thinner, dense)])
+        changes[rung, rate] = thinner - dense
+        if rung == RUNGS[-1]:
+            of_width = change(changes[RUNGS[0], rate], changes[rung, rate])
+            spared.append([f"{RUNGS[0]} - {rung}", exposures, "", "", of_width])
+    body += spared
     head = ["size", "exposures", "1,200 steps at rate", "4,800 steps at rate", "sparser - denser"]
     return markdown(head, body)
 
@@ -145,11 +141,11 @@ def learning_rate(rows: pd.DataFrame, every: pd.DataFrame) -> str:
         for lr in table[rates[0]]:
             line = [rung, f"{lr:g}"]
             for rate in rates:
-                text = estimate(table[rate][lr]).text
+                text = mean(table[rate][lr])
                 line.append(f"**{text}**" if table[rate][lr] is best[rung, rate] else text)
             learned = sum(_is_learned(estimate(table[rate][lr])) for rate in rates)
             body.append([*line, str(learned)])
-    spared = [verdict(difference(best[RUNGS[0], r], best[RUNGS[-1], r])) for r in rates]
+    spared = [change(best[RUNGS[0], r], best[RUNGS[-1], r]) for r in rates]
     body.append([f"{RUNGS[0]} - {RUNGS[-1]}", "each at its best", *spared, ""])
     head = ["size", "learning rate", *(f"rate {rate}" for rate in rates), "learned cells"]
     return markdown(head, body)
@@ -158,27 +154,22 @@ def learning_rate(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 def withdrawn(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """Score when injection ends and 600 steps of host text later; does width spare the loss?"""
     body, ends = [], {}
-    for rung in RUNGS:
-        for metric in ("score", "label_loss"):
-            values = {
-                step: per_seed(every, "withdrawn", rung=rung, step=step, metric=metric)
-                for step in (WITHDRAWN_AT, 700, 1200)
-            }
-            even = _values(rows, "single", rung, 4, metric=metric)
-            change = verdict(difference(values[1200], values[WITHDRAWN_AT]))
-            kept = ""
-            if metric == "score":
-                part = share(values[1200].tolist(), values[WITHDRAWN_AT].tolist())
-                kept = f"{part.value:.2f} [{part.low:.2f}, {part.high:.2f}]"
-            texts = [estimate(v).text for v in values.values()]
-            body.append([rung, metric, *texts, change, kept, estimate(even).text])
-            ends[rung, metric] = values[WITHDRAWN_AT], values[1200]
+    for rung, metric in product(RUNGS, ("score", "label_loss")):
+        before, later, after = (
+            per_seed(every, "withdrawn", rung=rung, step=step, metric=metric)
+            for step in (WITHDRAWN_AT, 700, 1200)
+        )
+        part = share(after.tolist(), before.tolist())
+        kept = with_interval(part.value, part.low, part.high) if metric == "score" else ""
+        even = _values(rows, "single", rung, 4, metric=metric)
+        texts = [mean(values) for values in (before, later, after)]
+        body.append([rung, metric, *texts, change(after, before), kept, mean(even)])
+        ends[rung, metric] = before, after
     for metric in ("score", "label_loss"):
         (large, large_end), (small, small_end) = (ends[rung, metric] for rung in RUNGS)
-        changes = (difference(large, small), difference(large_end, small_end))
-        spared = difference(large_end - large, small_end - small)
-        texts = [verdict(one) for one in (*changes, spared)]
-        body.append([f"{RUNGS[0]} - {RUNGS[-1]}", metric, texts[0], "", *texts[1:], "", ""])
+        spared = change(large_end - large, small_end - small)
+        texts = [change(large, small), "", change(large_end, small_end), spared]
+        body.append([f"{RUNGS[0]} - {RUNGS[-1]}", metric, *texts, "", ""])
     head = ["size", "", "step 600 (end)", "step 700", "step 1,200", "1,200 - 600"]
     return markdown([*head, "share kept", "same number, spread evenly"], body)
 
@@ -204,16 +195,15 @@ def complexity(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 def hard_end(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """Modular addition with 100 symbols: train and test score, and the label's loss."""
     body = []
-    for rung in RUNGS:
-        for rate, what in ((24.0, "host text, rate 24"), (32.0, "alone, rate 32")):
-            where: dict[str, Any] = {"rung": rung, "rate_per_step": rate}
-            chosen = rows[(rows.sweep == "hard_end") & (rows.rate_per_step == rate)]
-            line = [rung, what, number(float(chosen.exposures_per_example.mean()), 2)]
-            for metric, split in (("score", "train"), ("score", "test"), ("label_loss", "test")):
-                found = per_seed(rows, "hard_end", metric=metric, split=split, **where)
-                line.append(estimate(found).text)
-            entropy = per_seed(rows, "hard_end", metric="label_entropy", **where)
-            body.append([*line, f"{entropy.mean():.2f}"])
+    for rung, (rate, what) in product(RUNGS, ((24.0, "host text"), (32.0, "alone"))):
+        where: dict[str, Any] = {"rung": rung, "rate_per_step": rate}
+        chosen = rows[(rows.sweep == "hard_end") & (rows.rate_per_step == rate)]
+        exposures = number(float(chosen.exposures_per_example.mean()), 2)
+        shown = (("score", "train"), ("score", "test"), ("label_loss", "test"))
+        texts = [mean(per_seed(rows, "hard_end", metric=m, split=s, **where)) for m, s in shown]
+        entropy = per_seed(rows, "hard_end", metric="label_entropy", **where)
+        what = f"{what}, rate {rate:g}"
+        body.append([rung, what, exposures, *texts, f"{entropy.mean():.2f}"])
     head = ["size", "", "exposures", "train score", "test score", "label loss", "label entropy"]
     return markdown(head, body)
 
@@ -227,20 +217,18 @@ def designs(rows: pd.DataFrame, every: pd.DataFrame) -> str:
         ("unlike", "classes of single tokens"),
     )
     body = []
-    for rung in RUNGS:
-        for rate in (2, 1):
-            for sweep, what in kinds if rate == 2 else kinds[:-1]:
-                line = [rung, str(rate), what]
-                for metric in ("score", "label_loss"):
-                    found = {
-                        name: _values(rows, name, rung, rate, metric=metric)
-                        for name in ("single", "mixture", sweep)
-                    }
-                    ours = found[sweep]
-                    of_single = sweep != "single" and verdict(difference(ours, found["single"]))
-                    of_own = sweep == "one_format" and verdict(difference(ours, found["mixture"]))
-                    line += [estimate(ours).text, of_single or "", of_own or ""]
-                body.append(line)
+    for rung, rate, (sweep, what) in product(RUNGS, (2, 1), kinds):
+        if (sweep, rate) == ("unlike", 1):  # was not run
+            continue
+        line = [rung, str(rate), what]
+        for metric in ("score", "label_loss"):
+            ours, single, mixture = (
+                _values(rows, name, rung, rate, metric=metric)
+                for name in (sweep, "single", "mixture")
+            )
+            of_single = "" if sweep == "single" else change(ours, single)
+            line += [mean(ours), of_single, change(ours, mixture) if sweep == "one_format" else ""]
+        body.append(line)
     head = ["size", "rate", "beside", "score", "- single", "- own labels"]
     return markdown([*head, "label loss", "- single", "- own labels"], body)
 
@@ -290,9 +278,19 @@ def _cell(rows: pd.DataFrame, sweep: str, **where: Any) -> str:
     return f"**{score.text}**" if _is_learned(score) else score.text
 
 
-def verdict(change: Estimate) -> str:
+def mean(values: pd.Series) -> str:
+    """The mean of a value per seed with half its interval."""
+    return estimate(values).text
+
+
+def verdict(found: Estimate) -> str:
     """A difference with its interval, and whether that leaves zero out."""
-    return f"{change.signed}, {change.verdict}"
+    return f"{found.signed}, {found.verdict}"
+
+
+def change(a: pd.Series, b: pd.Series) -> str:
+    """`verdict` on a - b, seed by seed."""
+    return verdict(difference(a, b))
 
 
 def markdown(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from eval.findings.contrasts import Estimate, difference, estimate
-from eval.findings.controls import Table, markdown, verdict
+from eval.findings.contrasts import Estimate, difference, estimate, sweep_of
+from eval.findings.controls import Table, change, markdown, mean, verdict
 from eval.retention.matched_frequency import matched_frequency
 from eval.retention.retained import half_life_text, half_lives, retention
+from eval.text import with_interval
 
 RUNGS = ("w16", "w32", "w64", "w128")
 GROUPS = ("mlp_top", "model")
@@ -35,7 +36,7 @@ UNREAD = ("params_total", "d_model", "batch_size", "seq_len", "corpus_hash", "ra
 
 def thin(frame: pd.DataFrame) -> pd.DataFrame:
     """The records that the chapter stands on; the rest is in the runs' own files."""
-    sweep = frame.run.str.split("-").str[0]
+    sweep = sweep_of(frame)
     whole = frame.subset.fillna("all") == "all"
     inside = (sweep == "mechanism") & (frame.task != "")
     cosines = frame.metric.isin(COSINES) & frame.group.isin(GROUPS)
@@ -69,14 +70,12 @@ def interference(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             spread = _over_steps(every, rung, group, "cos_g_nt", "random_spread")
             # The mean size of a cosine with a random direction, not its standard deviation.
             units[rung] = found["abs_perp"] / (spread * np.sqrt(2 / np.pi))
-            body.append(
-                [f"`{group}`", rung]
-                + [_three(estimate(values)) for values in found.values()]
-                + [estimate(units[rung]).text, estimate(share).text, estimate(own).text]
-            )
+            texts = [_three(estimate(values)) for values in found.values()]
+            texts += map(mean, (units[rung], share, own))
+            body.append([f"`{group}`", rung, *texts])
         between = f"{RUNGS[-1]} - {RUNGS[0]}"
         sizes = _three_signed(difference(perp[RUNGS[-1]], perp[RUNGS[0]]))
-        in_units = verdict(difference(units[RUNGS[-1]], units[RUNGS[0]]))
+        in_units = change(units[RUNGS[-1]], units[RUNGS[0]])
         body.append([f"`{group}`", between, "", "", "", sizes, in_units, "", ""])
     head = ["neurons", "size", "cos(g_nt, g_r)", "labels permuted", "perp", "mean abs. perp"]
     return markdown([*head, "of a random one's", "perp part of g_r", "perp of g_t_label"], body)
@@ -87,9 +86,9 @@ def features(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     inside = every[(every.sweep == "mechanism") & (every.step == every.step.max())]
     body = []
     for rung in RUNGS:
-        line = [rung, estimate(_metric(inside, rung, "score")).text]
+        line = [rung, mean(_metric(inside, rung, "score"))]
         for layer in (0, 1):
-            line.append(estimate(_metric(inside, rung, "order_r2", layer)).text)
+            line.append(mean(_metric(inside, rung, "order_r2", layer)))
             line.append(f"{_metric(inside, rung, 'order_r2_null99', layer).mean():.2f}")
         body.append(line)
     head = ["size", "score", "order R^2, embedding", "null 99%", "after block 1", "null 99%"]
@@ -98,7 +97,7 @@ def features(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     for layer, where in ((0, "embedding"), (1, "after block 1")):
         of_layer = inside[(inside.metric == "order_r2") & (inside.layer == layer)]
         r2 = of_layer.set_index("run").value.reindex(score.index)
-        size = pd.Series(score.index.str.split("-").str[-1], index=score.index)
+        size = of_layer.set_index("run").rung.reindex(score.index)
         both = [rank_correlation(r2, score), rank_correlation(r2, score, within=size)]
         texts = [f"{rho:.2f} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})" for rho, p in both]
         tracks.append(f"{where} {texts[0]}, within sizes {texts[1]}")
@@ -120,8 +119,8 @@ def gaps(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             cell = table.loc[(rung, gap)]
             n = int(cell.n_seeds)
             line.append(Estimate(cell.value, cell.low, cell.high, n).text)
-            change = Estimate(cell.change, cell.change_low, cell.change_high, n)
-            line.append("" if gap == 1 else verdict(change))
+            apart = Estimate(cell.change, cell.change_low, cell.change_high, n)
+            line.append("" if gap == 1 else verdict(apart))
         body.append(line)
     head = ["size", "gap (steps)", "score", "- gap 1", "label loss", "- gap 1"]
     return markdown(head, body)
@@ -130,8 +129,9 @@ def gaps(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 def retained(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """What one burst of 100 instances leaves, net of the run without it, by lag."""
     frame = every[every.sweep == "matched_frequency"]
-    # The plain gap-25 runs have that burst as well, and then more: they are no pair.
-    frame = frame[frame.run.str.endswith(("_once", "_control"))]
+    # The plain gap-25 runs have that burst as well, and then more: they are no pair. Bursts that
+    # end, as those of the pair do, come at no one gap.
+    frame = frame[frame.gap.isna()]
     lags, body = (0, 20, 50, 100, 200), []
     for metric, sign in (("label_loss", 1), ("score", -1)):
         course = retention(frame, metric=metric)
@@ -144,7 +144,7 @@ def retained(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     for rung, line in zip(("w64", "w16"), body[:2], strict=True):
         of_rung = shares[(shares.kind == "net") & (shares.rung == rung)].set_index("lag")
         cell = of_rung.loc[lags[-1]]
-        line[-2] = f"{cell.value:.2f} [{cell.low:.2f}, {cell.high:.2f}]"
+        line[-2] = with_interval(cell.value, cell.low, cell.high)
         life, longest = lives.loc[rung], int(lives.loc[rung].max_lag)
         bounds = [half_life_text(life[name], max_lag=longest) for name in ("low", "high")]
         line[-1] = f"{life.text} [{', '.join(bounds)}]"
@@ -208,9 +208,8 @@ def _three(found: Estimate) -> str:
     return f"{found.mean:.3f} ± {(found.high - found.low) / 2:.3f}".replace("-0.000", "0.000")
 
 
-def _three_signed(change: Estimate) -> str:
-    text = ("+" if change.mean > 0 else "") + _three(change)
-    return f"{text}, {change.verdict}"
+def _three_signed(found: Estimate) -> str:
+    return ("+" if found.mean > 0 else "") + f"{_three(found)}, {found.verdict}"
 
 
 def _effect(cell: pd.Series, sign: int) -> str:

@@ -34,10 +34,10 @@ SINCE = 0.5
 """Cells are read after this share of a run: past warm-up, when most of what is learned is."""
 
 
-def interference_table(frame: pd.DataFrame, *, since: float = SINCE) -> pd.DataFrame:
+def interference_table(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per protocol, family, task rate, place and rung: the mean of a run's later steps.
 
-    frame: records, as read. Of each run the measured steps after `since` of its last step are
+    frame: records, as read. Of each run the measured steps after SINCE of its last step are
     averaged (a seed is one draw, however many of them), then the seeds.
 
     Columns: PLACE (layer NaN: the whole model), rung, params, then each of COSINES with each of
@@ -47,10 +47,10 @@ def interference_table(frame: pd.DataFrame, *, since: float = SINCE) -> pd.DataF
     was measured there.
     """
     steps = measured_steps(frame)
-    late = steps[steps.step > since * steps.last_step]
+    late = steps[steps.step > SINCE * steps.last_step]
     if late.empty:
         raise ConfigError(
-            f"records hold no interference after {since:g} of a run's steps; let the runs go on, "
+            f"records hold no interference after {SINCE:g} of a run's steps; let the runs go on, "
             "or measure more often (callbacks.interference.every)"
         )
     cell = [*PLACE, "rung", "params"]

@@ -24,10 +24,10 @@ from data_injection.reference.scan import Place, ReferenceScan, scan_reference, 
 from data_injection.reference.vocabulary import TokenText
 from data_injection.schedules.base import Geometry
 from eval.audit.corpus import Corpus, find_corpus, tokenizer_file
-from eval.audit.host import HostRows
+from eval.audit.host import HostRows, host_rows
 from eval.audit.subject import Subject, open_run
 from eval.checkpoints.checkpoint import Checkpoint, find_checkpoints, load_model
-from eval.records import FILE_NAME, RecordWriter, read_records
+from eval.records import FILE_NAME, RecordWriter, records_of
 from eval.reference.scan_file import FOLDER, list_name, load_scan, save_scan
 from eval.reference.tasks import (
     Item,
@@ -68,6 +68,11 @@ class Found:
         """Where the corpus makes a true statement of the task."""
         places = self.scan.places
         return [p for p in places if p.statement.task == task and p.statement.correct]
+
+    def rates(self, task: str) -> dict[str, Any]:
+        """`natural_rates` of the task."""
+        scanned = self.scan.num_scanned
+        return natural_rates(self.true_places(task), num_scanned=scanned, geometry=self.geometry)
 
 
 def find_reference(
@@ -153,7 +158,7 @@ def evaluate_reference(
     """
     folder = found.subject.folder
     run_fields = read_run(folder)["record_fields"]
-    host = _host(found)
+    host = host_rows(found.subject.identity, found.corpus.paths)
     mark, eos = f"{found.name}/{most}/{seed}", found.subject.identity["plan"]["eos_token_id"]
     done = _done(folder, mark)
     with lock_folder(folder), RecordWriter(folder / FILE_NAME) as writer:
@@ -179,23 +184,8 @@ def _logits(model: torch.nn.Module, device: str) -> Logits:
 
 
 def _done(folder: Path, mark: str) -> set[int]:
-    if not (folder / FILE_NAME).is_file():
-        return set()
-    frame = read_records(folder / FILE_NAME)
-    if "reference" not in frame:
-        return set()
+    frame = records_of(folder, "reference")
     return set(frame[(frame.metric == "natural_count") & (frame.reference == mark)].step)
-
-
-def _host(found: Found) -> HostRows:
-    identity = found.subject.identity
-    return HostRows(
-        found.corpus.paths,
-        dtype=identity["memmap_dtype"],
-        seq_len=found.geometry.seq_len,
-        batch_size=found.geometry.batch_size,
-        seed=identity["data_seed"],
-    )
 
 
 def _rows_read(host: HostRows, step: int) -> np.ndarray:
@@ -208,10 +198,7 @@ def _rows_read(host: HostRows, step: int) -> np.ndarray:
 
 def _fields(found: Found, task: str, step: int) -> dict[str, Any]:
     """What a record says of a reference task; exposures are expected ones, not counted."""
-    rates = natural_rates(
-        found.true_places(task), num_scanned=found.scan.num_scanned, geometry=found.geometry
-    )
-    geometry = found.geometry
+    rates, geometry = found.rates(task), found.geometry
     return {
         "step": step,
         "tokens": step * geometry.batch_size * geometry.seq_len,
@@ -223,9 +210,7 @@ def _fields(found: Found, task: str, step: int) -> dict[str, Any]:
 
 
 def _counts(found: Found, task: str) -> Iterator[dict[str, Any]]:
-    rates = natural_rates(
-        found.true_places(task), num_scanned=found.scan.num_scanned, geometry=found.geometry
-    )
+    rates = found.rates(task)
     false = sum(p.statement.task == task and not p.statement.correct for p in found.scan.places)
     said = {k: rates[k] for k in ("num_scanned", "distinct", "documents")}
     yield {

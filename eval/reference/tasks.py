@@ -18,6 +18,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -221,63 +222,53 @@ def score_statements(
     if bare != list(items):  # fresh statements have no context
         versions["_bare"] = bare
     for suffix, version in versions.items():
-        measured = _measure(logits, version, pad=pad)
-        for subset, keep in _subsets(version).items():
-            chosen = [measured[i] for i in keep]
-            rows += _rows(chosen, [version[i] for i in keep], suffix=suffix, subset=subset)
+        if not version:
+            continue
+        table = _measure(logits, version, pad=pad)
+        subsets = {"all": table, "seen": table[table.seen.eq(True)]}
+        subsets["unseen"] = table[table.seen.eq(False)]
+        for subset, chosen in subsets.items():
+            rows += _rows(chosen, suffix=suffix, subset=subset) if len(chosen) else ()
     return rows
 
 
-@dataclass(frozen=True)
-class _Measured:
-    answer_loss: float
-    prefers_truth: bool | None
-
-
-def _measure(logits: Logits, items: Sequence[Item], *, pad: int) -> list[_Measured]:
+def _measure(logits: Logits, items: Sequence[Item], *, pad: int) -> pd.DataFrame:
+    """A row an item: statement, seen, tokens (of its answer), answer_loss, prefers_truth (None
+    without a foil)."""
     true = losses(logits, [(item.before, item.true) for item in items], pad=pad)
     paired = [i for i, item in enumerate(items) if item.false is not None]
     false = losses(logits, [(items[i].before, items[i].false or ()) for i in paired], pad=pad)
     lost = dict(zip(paired, (float(loss.sum()) for loss in false), strict=True))
-    return [
-        _Measured(
-            answer_loss=float(loss[item.answer :].sum()),
-            prefers_truth=float(loss.sum()) < lost[i] if i in lost else None,
-        )
+    return pd.DataFrame(
+        {
+            "statement": item.statement,
+            "seen": item.seen,
+            "tokens": len(item.true) - item.answer,
+            "answer_loss": float(loss[item.answer :].sum()),
+            "prefers_truth": float(loss.sum()) < lost[i] if i in lost else None,
+        }
         for i, (item, loss) in enumerate(zip(items, true, strict=True))
-    ]
+    )
 
 
-def _subsets(items: Sequence[Item]) -> dict[str, list[int]]:
-    """Numbers of the items of each subset: all, and by whether their row was trained on."""
-    subsets = {"all": list(range(len(items)))}
-    for name, seen in (("seen", True), ("unseen", False)):
-        subsets[name] = [i for i, item in enumerate(items) if item.seen is seen]
-    return {name: keep for name, keep in subsets.items() if keep}
-
-
-def _rows(
-    measured: Sequence[_Measured], items: Sequence[Item], *, suffix: str, subset: str
-) -> Iterable[dict[str, Any]]:
+def _rows(table: pd.DataFrame, *, suffix: str, subset: str) -> Iterable[dict[str, Any]]:
     yield {
         "metric": f"answer_loss{suffix}",
-        "value": float(np.mean([one.answer_loss for one in measured])),
-        "n": len(measured),
-        "tokens_per_answer": float(np.mean([len(item.true) - item.answer for item in items])),
+        "value": float(table.answer_loss.mean(skipna=False)),
+        "n": len(table),
+        "tokens_per_answer": float(table.tokens.mean()),
         "subset": subset,
     }
-    pairs = [(m, i) for m, i in zip(measured, items, strict=True) if m.prefers_truth is not None]
-    if not pairs:
+    pairs = table[table.prefers_truth.notna()]
+    if pairs.empty:
         return
-    choices = [bool(one.prefers_truth) for one, _ in pairs]
+    finite = bool(np.isfinite(pairs.answer_loss).all())
     yield {
         "metric": f"choice_accuracy{suffix}",
-        **share_of(
-            np.array(choices), finite=bool(np.isfinite([m.answer_loss for m, _ in pairs]).all())
-        ),
-        "n": len(choices),
+        **share_of(pairs.prefers_truth.to_numpy(dtype=bool), finite=finite),
+        "n": len(pairs),
         "chance": 0.5,
-        "majority": _majority([item.statement for _, item in pairs]),
+        "majority": _majority(pairs.statement.tolist()),
         "subset": subset,
     }
 

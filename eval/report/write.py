@@ -17,13 +17,13 @@ from pathlib import Path
 import pandas as pd
 
 from data_injection.errors import ConfigError
-from data_injection.files import read_json, replace_file
+from data_injection.files import replace_file
 from eval.figures.index import draw_figures
 from eval.figures.ordering import ordering_table
 from eval.records import read_records, record_files
 from eval.report.page import Run, render
 from eval.report.tables import markdown_cells
-from eval.run import RUN, find_below
+from eval.run import RUN, find_below, read_run
 from eval.scores.cells import cells
 from eval.text import write_table
 
@@ -89,7 +89,7 @@ def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[Run]]:
 
 
 def _run(folder: Path, root: Path, rows: pd.DataFrame | None) -> Run:
-    info = _read_info(folder / RUN)
+    info = _info(folder)
     said = {}
     for name in ("run", "rung", "protocol", "seed", "plan_hash"):
         values = [] if rows is None else sorted({str(value) for value in rows[name]})
@@ -109,28 +109,23 @@ def _run(folder: Path, root: Path, rows: pd.DataFrame | None) -> Run:
     )
 
 
-def _read_info(path: Path) -> dict[str, str]:
+def _info(folder: Path) -> dict[str, str]:
     """run.json as text by text; a file we cannot read is said, never fatal to a report."""
-    if not path.exists():
-        return {}
     try:
-        info = read_json(path)
-    except ConfigError:
-        return {RUN: "not readable as JSON"}
-    if not isinstance(info, dict):
-        return {RUN: "not a JSON object"}
-    return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
+        info = read_run(folder)
+    except FileNotFoundError:
+        return {}
+    except ConfigError as error:
+        return {RUN: str(error)}
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
 
 
 def _mark_unfinished(runs: list[Run]) -> list[Run]:
     """Unfinished: behind its own plan or, where run.json names none, behind its rung's furthest."""
-    furthest: dict[tuple[str, str], int] = {}
-    for run in runs:
-        key = (run.protocol, run.rung)
-        furthest[key] = max(furthest.get(key, 0), run.last_step or 0)
     marked = []
     for run in runs:
-        goal = run.num_steps or furthest[(run.protocol, run.rung)]
+        alike = [one for one in runs if (one.protocol, one.rung) == (run.protocol, run.rung)]
+        goal = run.num_steps or max(one.last_step or 0 for one in alike)
         whose = "planned" if run.num_steps else "reached by another run of the rung"
         why = ""
         if run.last_step is None or not run.measured:

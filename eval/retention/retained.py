@@ -46,6 +46,9 @@ RUN = (
 TWIN = ("rung", "params", "seed", "learning_rate", "task", "split", "subset", "burst_step", "lag")
 """What a burst and its control share, besides the loss before it."""
 
+SINCE = 0.5
+"""Share of a run after which its bursts count where they have no controls."""
+
 SPLITS = {"test": "generalised", "train": "memorised"}
 """The test split, and the very instances of each burst."""
 
@@ -129,12 +132,11 @@ def retention(
     metric: str | None = None,
     split: str = "test",
     gain_lag: int = 0,
-    since: float = 0.5,
 ) -> pd.DataFrame:
     """Retained shares: one row per cell, kind and lag.
 
     A cell whose bursts have controls is read at those bursts, all kinds alike; another at its
-    bursts in the part of the run after `since`, where it has no "net" and no "control".
+    bursts in the part of the run after SINCE, where it has no "net" and no "control".
 
     gain_lag: 0 is the definition above; a later lag waits for Adam (see there).
 
@@ -156,14 +158,14 @@ def retention(
     rows: list[dict[str, object]] = []
     for key, group in table.groupby(cell, sort=True, dropna=False):
         controlled = bool(group.value_control.notna().any())
-        late = group.burst_step >= since * group["last"]
+        late = group.burst_step >= SINCE * group["last"]
         chosen = group[group.value_control.notna()] if controlled else group[late]
         common = dict(zip(cell, key, strict=True)) | {"split": split, "gain_lag": gain_lag}
         common |= {"controlled": controlled}
         rows += [common | row for row in _shares(chosen, controlled)]
     if not rows:
         raise ConfigError(
-            f"records hold no burst after {since:g} of a run's steps, and no control; let the runs "
+            f"records hold no burst after {SINCE:g} of a run's steps, and no control; let the runs "
             "go on, or ask for earlier bursts"
         )
     return pd.DataFrame(rows)

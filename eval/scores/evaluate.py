@@ -30,7 +30,7 @@ from eval.processes import in_processes
 from eval.records import (
     FILE_NAME,
     RecordWriter,
-    read_records,
+    records_of,
     task_fields,
 )
 from eval.run import load_identity, read_run
@@ -69,17 +69,16 @@ class Choice:
 
     def check(self) -> None:
         """Raise ConfigError for splits that there are not."""
-        if unknown := sorted(set(self.splits) - set(SPLITS)):
-            raise ConfigError(f"--split must be train or test, got {', '.join(unknown)}")
+        for split in self.splits:
+            if split not in SPLITS:
+                raise ConfigError(key="--split", value=split, rule="must be train or test")
 
     def of_tasks(self, tasks: Sequence[Task], *, where: str) -> list[Task]:
         """The chosen ones of these; ConfigError names those that there are not."""
         names = [task.name for task in tasks]
         if missing := sorted(set(self.tasks or ()) - set(names)):
-            raise ConfigError(
-                f"--task {', '.join(missing)} is not in the plan of {where}; it has "
-                f"{', '.join(names) or 'no tasks'}"
-            )
+            rule = f"must be in the plan of {where}, which has {', '.join(names) or 'no tasks'}"
+            raise ConfigError(key="--task", value=missing[0], rule=rule)
         return [task for task in tasks if self.tasks is None or task.name in self.tasks]
 
 
@@ -154,7 +153,8 @@ def evaluate(
             elif source.run is not None:
                 rows = runs[source.run].write(source, rows)
             else:
-                rows = [_outside_fields(source) | row for row in rows]
+                told = {"checkpoint": str(source.path), "step": source.step}
+                rows = [told | row for row in rows]
             yield Done(source, rows, problem)
     if problems:
         num = f"{len(problems)} of {len(sources)} checkpoints could not be scored:\n"
@@ -214,25 +214,20 @@ class _Run:
         records = [
             common | task_fields(self.plan, row["task"], step=step) | row
             for row in rows
-            if (step, *(row[key] for key in ("task", "split", "subset", "metric")))
-            not in self.there
+            if (step, *(row[key] for key in _KEY)) not in self.there
         ]
         with RecordWriter(self.folder / FILE_NAME) as writer:
             writer.write(records)
         return records
 
 
+_KEY = ("task", "split", "subset", "metric")
+
+
 def _there(folder: Path) -> set[tuple[int, str, str, str, str]]:
-    if not (folder / FILE_NAME).is_file():
-        return set()
-    rows = read_records(folder / FILE_NAME)
-    rows = rows[rows.task != ""]
-    subset = rows.subset.fillna("all") if "subset" in rows else ["all"] * len(rows)
-    return set(zip(rows.step, rows.task, rows.split, subset, rows.metric, strict=True))
-
-
-def _outside_fields(source: Source) -> dict[str, Any]:
-    return {"checkpoint": str(source.path), "step": source.step}
+    rows = records_of(folder, "subset")
+    rows = rows[rows.task != ""].fillna({"subset": "all"})
+    return set(rows[["step", *_KEY]].itertuples(index=False, name=None))
 
 
 # -- measuring -----------------------------------------------------------------------------------
@@ -242,15 +237,11 @@ def measure(source: Source, tasks: Sequence[Task], *, device: str = "cpu") -> li
     """All rows of one checkpoint: scores of both splits and their breakdown, by task."""
     rows: list[dict[str, Any]] = []
     if source.kind == "hf":
-        last_logits = _load_hf(source.path, device)
+        ask = partial(answer, _load_hf(source.path, device))
     else:
-        model = cut(load_model(source.path, device=device))
+        ask = partial(fast_answer, cut(load_model(source.path, device=device)))
     for task in tasks:
-        everything = np.arange(len(task.tokens))
-        if source.kind == "hf":
-            answers = answer(last_logits, task, everything)
-        else:
-            answers = fast_answer(model, task, everything)
+        answers = ask(task, np.arange(len(task.tokens)))
         scores = [
             {"split": split, **row}
             for split in SPLITS
@@ -292,9 +283,7 @@ def results(sources: Sequence[Source], done: Sequence[Done], choice: Choice) -> 
     """
     parts = [pd.DataFrame(d.rows) for d in done if d.source.run is None and d.rows]
     for run in sorted({source.run for source in sources if source.run}):
-        if not (run / FILE_NAME).is_file():
-            continue
-        rows = read_records(run / FILE_NAME)
+        rows = records_of(run, "subset")
         paths = {s.step: str(s.path) for s in sources if s.run == run}
         keep = rows.step.isin(list(paths)) & rows.metric.isin(METRICS) & (rows.task != "")
         keep &= rows.split.isin([*choice.splits, ""])

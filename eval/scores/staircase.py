@@ -62,22 +62,21 @@ def learned_per_rung(table: pd.DataFrame) -> list[LearnedCounts]:
     """Count the learned cells of each rung, for each protocol and family in a table of `cells`."""
     counts = []
     for protocol, family, group in groups(table):
-        rungs = [(str(r), int(p)) for p, r in sorted({*zip(group.params, group.rung, strict=True)})]
-        per_rung = [group[(group.rung == r) & (group.params == p)] for r, p in rungs]
-        everywhere = set.intersection(*(set(cells_.rate_per_step) for cells_ in per_rung))
-        shared = group[group.rate_per_step.isin(everywhere)]
+        # A row a rung, the smallest first; a column a rate, the most frequent first.
+        learned = group.pivot(index=["params", "rung"], columns="rate_per_step", values="learned")
+        learned = learned.sort_index(axis=1, ascending=False)
+        everywhere = learned.dropna(axis=1)
+        shared = group[group.rate_per_step.isin(everywhere.columns)]
+        params, rungs = zip(*learned.index, strict=True)
         counts.append(
             LearnedCounts(
                 protocol=protocol,
                 family=family,
-                rungs=tuple(r for r, _ in rungs),
-                params=tuple(p for _, p in rungs),
-                num_learned=tuple(
-                    int(cells_.learned[cells_.rate_per_step.isin(everywhere)].sum())
-                    for cells_ in per_rung
-                ),
-                rates=tuple(sorted(everywhere, reverse=True)),
-                rates_left_out=tuple(sorted(set(group.rate_per_step) - everywhere, reverse=True)),
+                rungs=tuple(map(str, rungs)),
+                params=tuple(map(int, params)),
+                num_learned=tuple(int(num) for num in everywhere.sum(axis=1)),
+                rates=tuple(everywhere),
+                rates_left_out=tuple(learned.columns.difference(everywhere.columns)[::-1]),
                 provisional=bool(shared.provisional.any()),
                 same_step=len({*shared.step, *shared.step_max}) <= 1,
             )

@@ -66,7 +66,13 @@ class PhaseSettings:
             "B": PowerLaw(rank=16, a=1.15, b=0.75, nuisance=0),
         }
     )
-    trainers: dict[str, Trainer] = field(default_factory=lambda: default_trainers())
+    trainers: dict[str, Trainer] = field(
+        default_factory=lambda: {
+            "joint, exact": Trainer("exact", 1.0, 12_000, {128: 8_000, 256: 4_000}, ("A", "B")),
+            "joint, sampled": Trainer("sampled", 0.05, 20_000, {256: 10_000}, ("A",)),
+            "orthogonal": Trainer("orthogonal", 0.5, 10_000, {}, ("A", "B")),
+        }
+    )
 
     def __post_init__(self) -> None:
         check_seeds(self.seeds)
@@ -84,15 +90,6 @@ class PhaseSettings:
                     f"widths must be at most mixture {name}'s {inputs} inputs, got "
                     f"{max(self.widths)}; raise mixtures.{name}.nuisance"
                 )
-
-
-def default_trainers() -> dict[str, Trainer]:
-    """The trainers of configs/theory/phase.yaml: joint SGD in two modes, orthogonal iteration."""
-    return {
-        "joint, exact": Trainer("exact", 1.0, 12_000, {128: 8_000, 256: 4_000}, ("A", "B")),
-        "joint, sampled": Trainer("sampled", 0.05, 20_000, {256: 10_000}, ("A",)),
-        "orthogonal": Trainer("orthogonal", 0.5, 10_000, {}, ("A", "B")),
-    }
 
 
 def predictions(settings: PhaseSettings) -> list[Row]:

@@ -9,7 +9,7 @@ outside the runs. L_inf is an extrapolation in D by its nature: no run has read 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,9 @@ class Estimate:
     high: float
 
     @classmethod
-    def of(cls, value: Any, draws: Any) -> Estimate:
-        return cls(float(value), *interval(draws))
+    def of(cls, fitted: Fit, say: Callable[[Law], Any]) -> Estimate:
+        """What is said of the law, and of every draw of it."""
+        return cls(float(say(fitted.law)), *interval(say(fitted.draws)))
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def learnability(
 
     Raises ValueError naming what is out of its range.
     """
-    runs, law, draws = fitted.runs, fitted.law, fitted.draws
+    runs = fitted.runs
     large = float(runs.params.max()) if large is None else float(large)
     if not (np.isfinite(large) and large > 0):
         raise ValueError(f"large must be a positive number of parameters, got {large}")
@@ -117,40 +118,32 @@ def learnability(
     if wrong := [size for size in sizes if not 0 < size < large]:
         raise ValueError(f"sizes must be positive and below large ({large:g}), got {wrong[0]:g}")
     about_large = _outside(runs, "N_l", large, "params")
-    optimal = Estimate.of(law.optimal_tokens(large), draws.optimal_tokens(large))
-    optimal_loss, infinite_loss = (
-        Estimate.of(getattr(law, name)(large), getattr(draws, name)(large))
-        for name in ("compute_optimal_loss", "infinite_data_loss")
-    )
+    optimal = Estimate.of(fitted, lambda law: law.optimal_tokens(large))
     return Learnability(
         large=large,
         tokens=optimal,
-        optimal_loss=optimal_loss,
-        infinite_loss=infinite_loss,
-        reach=Estimate.of(law.reach, draws.reach),
+        optimal_loss=Estimate.of(fitted, lambda law: law.compute_optimal_loss(large)),
+        infinite_loss=Estimate.of(fitted, lambda law: law.infinite_data_loss(large)),
+        reach=Estimate.of(fitted, lambda law: law.reach),
         outside=(*about_large, *_outside(runs, "its compute-optimal D", optimal.value, "tokens")),
-        thresholds=tuple(_threshold(law, draws, runs, large, one) for one in eps),
-        sizes=tuple(_size(law, draws, runs, large, one) for one in sizes),
+        thresholds=tuple(_threshold(fitted, large, one) for one in eps),
+        sizes=tuple(_size(fitted, large, one) for one in sizes),
     )
 
 
-def _threshold(law: Law, draws: Law, runs: Runs, large: float, eps: float) -> Threshold:
-    params = Estimate.of(law.small_below(large, eps=eps), draws.small_below(large, eps=eps))
-    return Threshold(eps, params, _outside(runs, "N_s*", params.value, "params"))
+def _threshold(fitted: Fit, large: float, eps: float) -> Threshold:
+    params = Estimate.of(fitted, lambda law: law.small_below(large, eps=eps))
+    return Threshold(eps, params, _outside(fitted.runs, "N_s*", params.value, "params"))
 
 
-def _size(law: Law, draws: Law, runs: Runs, large: float, small: float) -> Size:
-    optimal, infinite = (
-        Estimate.of(value, drawn)
-        for value, drawn in zip(
-            law.data_gaps(small, large), draws.data_gaps(small, large), strict=True
-        )
-    )
-    tokens = Estimate.of(law.tokens_to_match(small, large), draws.tokens_to_match(small, large))
+def _size(fitted: Fit, large: float, small: float) -> Size:
+    optimal = Estimate.of(fitted, lambda law: law.data_gaps(small, large)[0])
+    infinite = Estimate.of(fitted, lambda law: law.data_gaps(small, large)[1])
+    tokens = Estimate.of(fitted, lambda law: law.tokens_to_match(small, large))
     verdict = "data" if infinite.high < 0 else "parameters" if infinite.low > 0 else "unclear"
-    outside = _outside(runs, "N_s", small, "params")
+    outside = _outside(fitted.runs, "N_s", small, "params")
     if np.isfinite(tokens.value):
-        outside += _outside(runs, "the D it needs", tokens.value, "tokens")
+        outside += _outside(fitted.runs, "the D it needs", tokens.value, "tokens")
     return Size(small, optimal, infinite, tokens, verdict, outside)
 
 

@@ -421,8 +421,10 @@ def test_the_default_sample_is_a_budget_of_tokens(
 
 @pytest.mark.parametrize("sample", [0, -1])
 def test_a_sample_of_nothing_is_bad_input(sample: int, bare_run: Path) -> None:
-    with pytest.raises(ConfigError, match=f"--sample must be at least 1, got {sample}"):
+    with pytest.raises(ConfigError) as caught:
         audit_run(bare_run, sample=sample)
+    assert (caught.value.key, caught.value.value) == ("--sample", sample)
+    assert caught.value.remedy
 
 
 def test_a_changed_token_beneath_an_example_is_in_no_digest_but_in_the_manifest(

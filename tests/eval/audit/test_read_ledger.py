@@ -149,5 +149,6 @@ def test_an_export_that_fails_leaves_the_earlier_file(
 
 
 def test_another_ending_is_refused(resumed_run: Path) -> None:
-    with pytest.raises(ConfigError, match="--export must be parquet, csv"):
+    with pytest.raises(ConfigError, match="must be parquet, csv") as caught:
         export_path(resumed_run, "ledger.xlsx")
+    assert (caught.value.key, caught.value.value) == ("--export", "ledger.xlsx")

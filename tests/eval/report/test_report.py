@@ -268,7 +268,7 @@ def test_a_linked_run_is_reported_and_what_a_link_misses_is_named(sweep, tmp_pat
 def test_an_unreadable_run_json_does_not_cost_the_report(tmp_path):
     write_run(tmp_path, "w16")
     (tmp_path / "run.json").write_text('{"torn')
-    assert "not readable as JSON" in write_report(tmp_path).read_text()
+    assert "is not JSON" in write_report(tmp_path).read_text()
 
 
 def test_a_folder_without_records_is_an_error_with_a_remedy(tmp_path):

@@ -272,8 +272,8 @@ def test_the_table_holds_what_was_there_before_too(suffix: str, run: Path, tmp_p
 def test_a_choice_that_there_is_not_is_refused_before_any_work(run: Path, tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     for arguments, said in (
-        (["--task", "cmq"], ["--task cmq", "not in the plan", "cmp, add"]),
-        (["--split", "dev"], ["--split must be train or test, got dev"]),
+        (["--task", "cmq"], ["--task must be in the plan", "cmp, add, got 'cmq'"]),
+        (["--split", "dev"], ["--split must be train or test, got 'dev'"]),
         (["--step", "7"], ["--step 7", "there are 0, 6, 12"]),
         (["--device", "tpu"], ["--device must be cpu or cuda, got 'tpu'"]),
         (["--out", str(tmp_path / "x.txt")], ["--out", ".csv or .parquet"]),
