@@ -84,6 +84,8 @@ def verify_checkpoint(path: Path, *, names: Collection[str] | None = None) -> li
     expected = {}
     for line in (path / CHECKSUMS).read_text(errors="replace").splitlines():
         sha, _, name = line.partition("  ")
+        if Path(name).name != name:
+            return [f"{CHECKSUMS} leads out of the checkpoint, to {name!r}"]
         if names is None or name in names:
             expected[name] = sha
     present = [name for name in expected if (path / name).is_file()]

@@ -53,8 +53,10 @@ def append_event(file: Path, event: Mapping[str, Any]) -> None:
     """One line, in one write. `time` is added."""
     file.parent.mkdir(parents=True, exist_ok=True)
     now = {"time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+    # A full disk may have left half a line, which must not take this one with it.
+    torn = file.is_file() and file.read_bytes()[-1:] not in (b"", b"\n")
     with file.open("a") as out:
-        out.write(json.dumps(now | dict(event)) + "\n")
+        out.write("\n" * torn + json.dumps(now | dict(event)) + "\n")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ in one sentence, never with a traceback.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from data_injection.corpus.manifest import load_manifest
 from data_injection.errors import ConfigError
 from data_injection.files import inside, parse_json, read_json
-from eval.checkpoints.checkpoint import load_model_config, read_weights
+from eval.checkpoints.checkpoint import load_model_config, read_weights, verify_checkpoint
 from eval.checkpoints.sharded import first_line
 from eval.records import REQUIRED, RecordWriter, read_records
 from eval.run import load_config, load_identity, read_object, read_run
@@ -128,3 +129,51 @@ def test_no_message_tells_to_let_a_file_run_its_code(tmp_path: Path) -> None:
     assert "trust" not in str(error.value)
     for bare in ("Weights only load failed. Re-running with `weights_only` set to `False` ...", ""):
         assert "weights_only" not in first_line(RuntimeError(bare))
+
+
+class Full:
+    """A file on a disk that takes so many bytes more."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = self.file.write(data[: self.room])
+        self.room -= taken
+        return taken
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("room", [0, 7, 300])
+def test_a_full_disk_leaves_whole_records(room: int, tmp_path: Path) -> None:
+    writer = RecordWriter(tmp_path / "records.jsonl")
+    writer.write([RECORD])
+    before = writer.path.read_bytes()
+    full: Any = Full(writer._file, room)
+    writer._file = full
+    with pytest.raises(OSError, match="No space left"):
+        writer.write([RECORD | {"step": step} for step in range(2, 9)])
+    assert writer.path.read_bytes() == before
+    full.room = 10**6
+    writer.write([RECORD | {"step": 2}])
+    assert len(read_records(writer.path)) == 2
+
+
+def test_half_an_event_takes_no_other_with_it(tmp_path: Path) -> None:
+    append_event(events_file(tmp_path), {"job": 1, "event": "submitted"})
+    with events_file(tmp_path).open("a") as file:
+        file.write('{"job": 1, "ev')
+    append_event(events_file(tmp_path), {"job": 1, "event": "started"})
+    assert [event["event"] for event in read_events(tmp_path)] == ["submitted", "started"]
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b"])
+def test_checksums_that_name_files_outside_the_checkpoint_are_refused(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
+    assert verify_checkpoint(tmp_path) == [f"SHA256SUMS leads out of the checkpoint, to {name!r}"]
