@@ -20,16 +20,17 @@ from eval.audit.subject import (
     listing,
     no_progress,
     plan_digest,
+    value_at,
 )
 from eval.checkpoints.checkpoint import CHECKSUMS, FILES, verify_checkpoint
 from eval.text import plural
 
 SETTINGS = {
-    "train.global_train_batch_size": ("plan", "batch_size"),
-    "train.model.max_sequence_length": ("plan", "seq_len"),
-    "train.data.memmap_dtype": ("memmap_dtype",),
-    "train.seed": ("train", "seed"),
-    "train.run_name": ("train", "run_name"),
+    "train.global_train_batch_size": "plan.batch_size",
+    "train.model.max_sequence_length": "plan.seq_len",
+    "train.data.memmap_dtype": "memmap_dtype",
+    "train.seed": "train.seed",
+    "train.run_name": "train.run_name",
 }
 """What experiment.yaml says of the stream beside the injection, and where plan.json has it."""
 
@@ -105,12 +106,7 @@ def _witnesses(subject: Subject) -> list[tuple[str, str, dict[str, Any] | None]]
 
 def _other_settings(subject: Subject) -> list[str]:
     """What experiment.yaml says otherwise than plan.json of the rest of the stream."""
-    wanted: dict[str, Any] = {}
-    for key, path in SETTINGS.items():
-        value: Any = subject.identity
-        for part in path:
-            value = value.get(part) if isinstance(value, dict) else None
-        wanted[key] = value
+    wanted = {key: value_at(subject.identity, dotted) for key, dotted in SETTINGS.items()}
     found = {key: subject.setting(key) for key in wanted}
     seed = subject.setting("train.data.seed")
     found["the data seed"] = seed if seed is not None else subject.setting("train.seed")
@@ -175,14 +171,8 @@ def _identity(subject: Subject, checkpoint: SavedCheckpoint) -> list[str]:
     apart = {"step", "ledger", "plan", "plan_hash"}
     ours = {key: value for key, value in checkpoint.identity.items() if key not in apart}
     theirs = {key: value for key, value in subject.identity.items() if key not in apart}
-    for key in sorted({*ours, *theirs}):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            keys = [k for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
-            problems += [f"{key}.{k} is {a.get(k)!r}, {b.get(k)!r} in plan.json" for k in keys]
-        elif a != b:
-            problems.append(f"{key} is {a!r}, {b!r} in plan.json")
-    return problems
+    found = differences(ours, theirs)
+    return problems + [f"{key} is {a!r}, {b!r} in plan.json" for key, a, b in found]
 
 
 def _files(checkpoint: SavedCheckpoint) -> list[str]:

@@ -115,16 +115,12 @@ def choose_checkpoint(
 
     Raises ConfigError for a step without a checkpoint.
     """
-    readable = [checkpoint for checkpoint in checkpoints if checkpoint.identity is not None]
-    if step is None:
-        return readable[-1] if readable else None
-    for checkpoint in readable:
-        if checkpoint.step == step:
-            return checkpoint
-    raise ConfigError(
-        f"{run} has no checkpoint after step {step} that can be read; it has "
-        f"{[checkpoint.step for checkpoint in readable]}"
-    )
+    readable = {c.step: c for c in checkpoints if c.identity is not None}
+    if step is not None and step not in readable:
+        raise ConfigError(
+            f"{run} has no checkpoint after step {step} that can be read; it has {list(readable)}"
+        )
+    return readable.get(max(readable, default=0) if step is None else step)
 
 
 @dataclass(frozen=True)

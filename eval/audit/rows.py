@@ -244,13 +244,12 @@ def _other_rows(
     subject: Subject, ledger: RunLedger, plan: InjectionPlan, decode: Decode
 ) -> tuple[dict[str, int], list[str]]:
     """Number of rows by state, and what among those without effect no process of the run wrote."""
-    numbers = dict.fromkeys(STATES, 0)
+    numbers = np.zeros(len(STATES), dtype=np.int64)
     problems = []
     end = FAR * max([subject.step, *(c.step for c in subject.checkpoints)]) + 2**16
     for number, segment in ledger.segments.items():
         states = ledger.states(segment)
-        for index, name in enumerate(STATES):
-            numbers[name] += int((states == index).sum())
+        numbers += np.bincount(states, minlength=len(STATES))
         rows = segment.rows[states != EFFECTIVE]
         total = _Count()
         for block in _step_blocks(rows):
@@ -259,7 +258,7 @@ def _other_rows(
             _compare(total, block, planned, plan, decode, all_planned=False)
         if total.first is not None:
             problems.append(f"segment {number}, among rows without effect: {total.first}")
-    return numbers, problems
+    return dict(zip(STATES, numbers.tolist(), strict=True)), problems
 
 
 def _step_blocks(rows: NDArray[np.void]) -> Iterator[NDArray[np.void]]:

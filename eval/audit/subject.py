@@ -135,10 +135,7 @@ class Subject:
 
     def setting(self, key: str) -> Any:
         """A dotted setting of experiment.yaml, None if it is not there."""
-        value: Any = self.experiment
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
+        return value_at(self.experiment, key)
 
     def trained_plan(self) -> InjectionPlan | None:
         """The plan to compare with: recompiled, and vouched for by plan.json or the checkpoint."""
@@ -146,6 +143,13 @@ class Subject:
         if self.audited is not None and self.audited.identity is not None:
             vouched.add(self.audited.identity.get("plan_hash"))
         return self.plan if self.plan is not None and self.plan.hash in vouched else None
+
+
+def value_at(mapping: Any, dotted: str) -> Any:
+    """What stands under a dotted key of nested mappings, None if nothing does."""
+    for part in dotted.split("."):
+        mapping = mapping.get(part) if isinstance(mapping, dict) else None
+    return mapping
 
 
 def open_run(folder: Path, *, step: int | None = None) -> Subject:

@@ -117,11 +117,9 @@ def _draw_cells(
         np.ma.masked_invalid(values), cmap=palette, vmin=0, vmax=top or 1,
         edgecolors="white", linewidth=2.5,
     )  # fmt: skip
+    run = set(zip(group.rung, group.rate_per_step, strict=True))
     for row, column in np.argwhere(np.isnan(values)):
-        missing = group[
-            (group.rung == sizes[row][1]) & (group.rate_per_step == rates[column])
-        ].empty
-        text = "not run" if missing else "not\nmeasured"
+        text = "not\nmeasured" if (sizes[row][1], rates[column]) in run else "not run"
         axis.text(
             column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=style.FAINT
         )  # fmt: skip

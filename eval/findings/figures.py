@@ -64,10 +64,8 @@ def withdrawn(frame: pd.DataFrame) -> Figure:
     figure, axes = _panels(2, height=3.0)
     for axis, rung in zip(axes, RUNGS[::-1], strict=True):
         table = rows[rows.rung == rung].pivot_table(index="step", columns="seed", values="value")
-        axis.plot(table.index, table, color=style.BLUE, linewidth=0.8, alpha=0.6)
-        axis.plot(
-            table.index, table.mean(axis=1), color=style.BLUE, linewidth=2, label="mean of seeds"
-        )
+        axis.plot(table, color=style.BLUE, linewidth=0.8, alpha=0.6)
+        axis.plot(table.mean(axis=1), color=style.BLUE, linewidth=2, label="mean of seeds")
         axis.axvline(WITHDRAWN_AT, color=style.RED, linewidth=1.2, label="last injection")
         style.dress(axis, rung, "step")
     return _legend(figure, axes, 3)

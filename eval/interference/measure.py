@@ -86,6 +86,7 @@ def neuron_tables(
 
     A reference among the vectors stands with its second half: the first chose the neurons.
     """
+    # Two of a model's tensors hold a layer's MLP: nothing else is multiplied again.
     pairs: dict[str, Vector] = {name: mlp.of(vector) for name, vector in vectors.items()}
     for task, reference in references.items():
         halves = {f"r/{task}": reference.r_half, f"p/{task}": reference.p_half}

@@ -51,12 +51,14 @@ def natural_rates(
     """
     num = len(places)
     tokens = Fraction(sum(p.stop - p.start for p in places), max(num, 1))
+    # Exact, as an injected task's rate is: the two stand on one axis.
     scale = Fraction(geometry.batch_size * geometry.seq_len, num_scanned)
     rates = rate_in_all_units(num * scale, geometry, tokens_per_instance=tokens)
     _, per_document = np.unique([(p.file, p.document) for p in places] or [(0, 0)],
                                 axis=0, return_counts=True)  # fmt: skip
     effective = num**2 / float((per_document**2).sum())
     low, high = poisson_interval(effective)
+    # The interval is of events, the rate of statements: an event is so many of them.
     unit = num / effective if num else 1.0
     return {
         "rate_per_step": rates["per_step"],
@@ -124,6 +126,7 @@ def fresh_item(statement: Statement, *, text: TokenText, eos_token_id: int, seed
     ids = text.encode(statement.text)
     ends = text.ends(ids)
 
+    # The token that holds the byte; 1 for the EOS before them all.
     def token_at(byte: int) -> int:
         return 1 + int(np.searchsorted(ends, byte - statement.start, side="right"))
 
@@ -153,6 +156,8 @@ def _false(
 ) -> tuple[int, ...] | None:
     """The foil's tokens, in the text of the very tokens that it stands for."""
     other = foil(statement, seed=seed)
+    # A tokenizer may cut the statement's end together with what follows it: then the foil would
+    # differ in more than the answer, and there is none.
     written = text.join(true).decode(errors="replace")
     said = statement.text.encode()[statement.choice - statement.start :].decode()
     if other is None or not written.endswith(said) or tuple(text.encode(written)) != true:
@@ -238,6 +243,7 @@ def _measure(logits: Logits, items: Sequence[Item], *, pad: int) -> pd.DataFrame
     true = losses(logits, [(item.before, item.true) for item in items], pad=pad)
     paired = [i for i, item in enumerate(items) if item.false is not None]
     false = losses(logits, [(items[i].before, items[i].false or ()) for i in paired], pad=pad)
+    # Summed from where the two part: a foil may be of more tokens than the truth.
     lost = dict(zip(paired, (float(loss.sum()) for loss in false), strict=True))
     return pd.DataFrame(
         {

@@ -214,6 +214,7 @@ def _straight(x_SG: Array, loss_SG: Array) -> PowerLaw:
 def _floored(x_SG: Array, log_loss_SG: Array) -> PowerLaw:
     """loss = floor + amplitude x^-g: for each g the best floor and amplitude in closed form."""
     there = np.isfinite(log_loss_SG) & np.isfinite(x_SG)
+    # Centred, so that x^-g is about 1 for every exponent tried and the sums keep their digits.
     x = np.where(there, x_SG, 0.0) - np.nanmean(x_SG)
     loss = np.exp(np.where(there, log_loss_SG, 0.0))
     weight = there / loss**2  # relative errors
@@ -248,6 +249,7 @@ def _line(x_SG: Array, y_SG: Array, weight_SG: Array) -> tuple[Array, Array]:
 
 def _refined(error_ES: Array, best: NDArray[np.int64]) -> Array:
     """The minimum between the grid's exponents: a parabola through the best and its neighbours."""
+    # In steps of the grid, which is even in log: so the parabola's top is a power of its ratio.
     inner = np.clip(best, 1, len(EXPONENTS) - 2)
     each = np.arange(len(best))
     low, mid, high = (error_ES[inner + shift, each] for shift in (-1, 0, 1))
