@@ -11,7 +11,6 @@ requeue.marker.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,13 +25,13 @@ from olmo.torch_util import get_global_rank, get_world_size
 from data_injection.beat import Beat
 from data_injection.errors import ConfigError, DivergedError
 from data_injection.extensions import remembering
-from data_injection.files import explain_disk, replace_file
+from data_injection.files import explain_disk
 from data_injection.ledger import LedgerWriter
 from data_injection.lock import lock_folder
-from eval.checkpoints.checkpoint import find_checkpoints
 from eval.checkpoints.sharded import first_line
-from eval.run import DIVERGED, extensions_of, read_if_whole
+from eval.run import DIVERGED, extensions_of
 from olmo_ext.build import init_process_group, keep_memory
+from olmo_ext.callbacks.divergence import check_divergence, note_divergence
 from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.prepare import build_trainer, prepare
@@ -103,7 +102,7 @@ def train(
 
         def claim_folder() -> Path | None:
             check_folder(folder, resume=resume, identity=identity)
-            _check_divergence(folder, despite=despite_divergence)
+            check_divergence(folder, despite=despite_divergence)
             if dry_run:
                 return None
             stack.enter_context(lock_folder(folder, patience=ORPHANS))
@@ -136,32 +135,8 @@ def train(
         try:
             _fit(trainer, checkpoint)
         except DivergedError as error:
-            raise _note_divergence(trainer, str(error)) from error
+            raise note_divergence(trainer, str(error)) from error
     return folder
-
-
-def _note_divergence(trainer: ExperimentTrainer, why: str) -> ConfigError:
-    """Leave DIVERGED in the run's folder; the error that tells it."""
-    folder = Path(trainer.cfg.save_folder)
-    checkpoints = find_checkpoints(folder)
-    last = checkpoints[-1].path if checkpoints else None
-    if get_global_rank() == 0:
-        told = {"step": trainer.global_step, "why": why, "checkpoint": last and last.name}
-        replace_file(folder / DIVERGED, json.dumps(told) + "\n", sync=True)
-    return DivergedError(
-        f"{folder} diverged: {why}; its last good checkpoint is {last or 'none'}. Train anew in "
-        "another folder with a lower learning rate or a longer warm-up; --resume "
-        "--despite-divergence goes on from the checkpoint, and into the same numbers"
-    )
-
-
-def _check_divergence(folder: Path, *, despite: bool) -> None:
-    if not despite and (told := read_if_whole(folder / DIVERGED)):
-        raise ConfigError(
-            f"{folder} diverged: {told['why']}; going on from {told['checkpoint']} would meet the "
-            "same numbers: train anew in another folder with a lower learning rate or a longer "
-            "warm-up, or pass --despite-divergence"
-        )
 
 
 def _fit(trainer: ExperimentTrainer, checkpoint: Path | None) -> None:

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from olmo.checkpoint import Checkpointer
 from olmo.config import CheckpointType
-from olmo.torch_util import get_global_rank, get_world_size
+from olmo.torch_util import get_global_rank
 from olmo.train import Trainer
 
 from data_injection.beat import Beat
@@ -31,7 +30,8 @@ from data_injection.plan import InjectionPlan
 from eval.checkpoints.checkpoint import IDENTITY_FILE, write_checksums
 from eval.records import FOLLOWING, RecordWriter, task_fields
 from olmo_ext.batch_check import Witness
-from olmo_ext.callbacks.base import Callback, forward_logits
+from olmo_ext.callbacks.base import Callback
+from olmo_ext.callbacks.divergence import NO_LOSS, check_logits, telling_divergence
 from olmo_ext.compat import (
     atomic_links,
     checkpointer_for,
@@ -45,10 +45,6 @@ from olmo_ext.signals import StopSignals
 from olmo_ext.tracking import mirror
 
 log = logging.getLogger(__name__)
-
-NO_LOSS = ("nan loss encountered", "math range error")
-"""The engine's words (train.py:880) where a loss is NaN, and Python's where its exp is beyond
-floats."""
 
 NOT_FINITE = "SIGFPE"
 """Stands among the signals for a loss that is no number: the ranks agree on it by the same sum."""
@@ -114,7 +110,7 @@ class ExperimentTrainer(Trainer):
         with cpu_shield():
             losses = super().train_batch(batch)
         self.seen_rows = batch["input_ids"][: self.cfg.device_train_microbatch_size]
-        with self._telling_divergence():
+        with telling_divergence(self):
             for callback in self.callbacks.values():
                 callback.on_gradients(self, batch)
         return losses
@@ -139,7 +135,7 @@ class ExperimentTrainer(Trainer):
         # Only now: the optimizer has taken the step, on every rank.
         if self.ledger is not None:
             self.ledger.append(self.global_step - 1, rows)
-        with self._telling_divergence():
+        with telling_divergence(self):
             for callback in self.callbacks.values():
                 callback.on_step(self, metrics)
         return metrics
@@ -172,7 +168,7 @@ class ExperimentTrainer(Trainer):
     def save_checkpoint(
         self, checkpoint_type: CheckpointType = CheckpointType.unsharded
     ) -> tuple[Any, Any]:
-        self._check_logits()
+        check_logits(self)
         # When an FSDP run is cancelled `fit` asks for a sharded one and saves no other.
         return super().save_checkpoint(CheckpointType.unsharded)
 
@@ -199,31 +195,6 @@ class ExperimentTrainer(Trainer):
             path.rename(doomed)
             shutil.rmtree(doomed)
         super().remove_unsharded_checkpoint(idx)
-
-    def _check_logits(self) -> None:
-        """Raise DivergedError, on all ranks, if the model has no finite logits for the last rows.
-
-        Before every checkpoint, so that each one is good, and the last update is looked at too.
-        """
-        if self.seen_rows is None:
-            return
-        with self.measuring():
-            finite = forward_logits(self, self.seen_rows).isfinite().all().int()
-        if get_world_size() > 1:
-            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-        if not finite.item():
-            raise DivergedError(f"the logits after step {self.global_step} are not finite")
-
-    @contextmanager
-    def _telling_divergence(self) -> Iterator[None]:
-        """What fails on numbers that are none (a decomposition, say) is told as what it is."""
-        try:
-            yield
-        except Exception as error:
-            numbers = (part for p in self.dist_model.parameters() for part in (p, p.grad))
-            if all(part is None or bool(part.isfinite().all()) for part in numbers):
-                raise
-            raise DivergedError(f"the weights at step {self.global_step} are not finite") from error
 
     def _finish_files(self, folder: Path, digest: int) -> None:
         """What is ours in a checkpoint, on rank 0, before it is renamed into place."""

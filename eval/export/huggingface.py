@@ -30,6 +30,7 @@ from eval.checkpoints.checkpoint import (
     verify_checkpoint,
     write_checksums,
 )
+from eval.checkpoints.sharded import RESTORE, first_line
 from eval.export.harness import (
     FOLDER,
     IDS_TOKENIZER,
@@ -134,6 +135,7 @@ def import_hf(source: str | Path, out: str | Path) -> Path:
         ConfigError: OLMo cannot compute this LLaMA, or its files do not fit each other.
         FileNotFoundError: no config.json or safetensors there.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     source = Path(source)
@@ -144,7 +146,10 @@ def import_hf(source: str | Path, out: str | Path) -> Path:
         )
     saved = read_identity(source).get("model")
     model = olmo_config(read_object(source / "config.json"), saved)
-    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    try:
+        tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{source} cannot be read: {first_line(error)}; {RESTORE}") from error
     if model["weight_tying"]:  # some writers repeat it
         head = tensors.pop("lm_head.weight", None)
         if head is not None and not torch.equal(head, tensors["model.embed_tokens.weight"]):
@@ -172,9 +177,12 @@ def load_hf(path: str | Path, *, device: str = "cpu") -> Callable[[torch.Tensor]
         raise FileNotFoundError(
             f"{path} holds no config.json; `olmo-ext export` writes such folders"
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-    )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # theirs and safetensors' own, of many kinds
+        raise ConfigError(f"{path} is no model for transformers: {first_line(error)}") from error
     model.to(device).eval()
 
     def last_logits(ids_BT: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from data_injection.errors import ConfigError
 from data_injection.files import inside, parse_json, read_json
 from eval.checkpoints.checkpoint import load_model_config, read_weights, verify_checkpoint
 from eval.checkpoints.sharded import first_line
+from eval.export.huggingface import import_hf, load_hf
 from eval.records import REQUIRED, RecordWriter, read_records
 from eval.run import load_config, load_identity, read_object, read_run
 from launch.slurm.jobs import append_event, events_file, read_events
@@ -177,3 +178,16 @@ def test_checksums_that_name_files_outside_the_checkpoint_are_refused(
 ) -> None:
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {name}\n")
     assert verify_checkpoint(tmp_path) == [f"SHA256SUMS leads out of the checkpoint, to {name!r}"]
+
+
+def test_a_folder_of_transformers_with_broken_weights_is_named(tmp_path: Path) -> None:
+    """As an export of a tiny LLaMA cut off by a download."""
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16}
+    config |= {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config |= {"vocab_size": 64, "max_position_embeddings": 16, "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\x00cut")
+    with pytest.raises(ConfigError, match=r"is no model for transformers: SafetensorError"):
+        load_hf(tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot be read: SafetensorError.*another checkpoint"):
+        import_hf(tmp_path, tmp_path / "out")
