@@ -122,7 +122,7 @@ def run_orthogonal(
     from theory.stream import steady
 
     mixture = assigned_mixture(seed, gap, num_tasks=num_tasks, rank=rank, a=a)
-    (spanned,) = orthogonal_iteration(
+    spanned = orthogonal_iteration(
         mixture, steady(mixture, steps), rate=rate, seed=seed, max_width=max_width,
         batch_size=batch_size,
     )  # fmt: skip

@@ -226,7 +226,7 @@ def run_critical(
     first, most = (task - 1) * mixture.rank, mixture.num_features
     widths = []
     for seed in seeds:
-        (spanned,) = orthogonal_iteration(mixture, phases, rate=rate, seed=seed, max_width=most)
+        spanned = orthogonal_iteration(mixture, phases, rate=rate, seed=seed, max_width=most)
         learned = spanned[first] > 0.5
         widths.append(int(learned.argmax()) + 1 if learned.any() else most + 1)
     fields = {"experiment": "injection", "part": "critical", "gap": gap, "burst": 1}

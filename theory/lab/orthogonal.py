@@ -1,7 +1,7 @@
 """Orthogonal iteration: the student with optimal decoders, every width in one run.
 
-    reads = orthogonal_iteration(mixture, phases, rate=.5, seed=0, max_width=256, batch_size=64)
-    reads[-1][:, N - 1]                   # leverage of each feature at width N
+    spanned = orthogonal_iteration(mixture, phases, rate=.5, seed=0, max_width=256, batch_size=64)
+    spanned[:, N - 1]                     # leverage of each feature at width N
 
 U <- qf((I + 2 eta Mhat_t) U) is gradient descent on the encoder under optimal decoders, up to a
 scale. In the feature basis Mhat_t is diagonal, so the steps commute and
@@ -12,8 +12,6 @@ fp64.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,46 +30,30 @@ def orthogonal_iteration(
     seed: int,
     max_width: int,
     batch_size: int | None = None,
-    read_at: Sequence[int] = (),
     start: Floats | None = None,
-) -> list[Floats]:
-    """Leverages (F, max_width) after each of the steps `read_at`; by default after the last.
+) -> Floats:
+    """Leverages (F, max_width) after the last step.
 
     Entry [f, n - 1] is q_f = b_f^T P_U b_f of the width-n student.
 
     Args:
         batch_size: task shares are those of a drawn batch; None takes the frequencies themselves.
-        read_at: numbers of steps taken, ascending, up to the phases' length.
         start: encoder (D, max_width) to begin with; default Gaussian, from the seed.
-    Raises ValueError if max_width is above the input dimensions, or read_at is not ascending.
+    Raises ValueError if max_width is above the input dimensions.
     """
     if not 1 <= max_width <= mixture.num_inputs:
         raise ValueError(
             f"max_width must be in [1, {mixture.num_inputs}], the input dimensions, got {max_width}"
         )
-    wanted = list(read_at) or [phases.num_steps]
-    if sorted(wanted) != wanted or not 0 <= wanted[0] <= wanted[-1] <= phases.num_steps:
-        raise ValueError(f"read_at must ascend within 0..{phases.num_steps}, got {wanted}")
     if start is None:
         rng = np.random.default_rng([seed, 2])
         start = rng.standard_normal((max_width, mixture.num_inputs)).T
     basis, _ = np.linalg.qr(start)
     pending = np.zeros(mixture.num_features)
-    reads: list[Floats] = []
-    taken = 0
     for growth in _growths(mixture, phases, rate=rate, seed=seed, batch_size=batch_size):
-        while wanted and wanted[0] <= taken + len(growth):
-            part, growth = np.split(growth, [wanted.pop(0) - taken])
-            taken += len(part)
-            basis, pending = _grow(basis, pending, part)
-            basis, pending = _orthonormal(basis, pending), np.zeros_like(pending)
-            reads.append(np.cumsum(basis[: mixture.num_features] ** 2, axis=1))
-        if not wanted:
-            break
-        taken += len(growth)
         basis, pending = _grow(basis, pending, growth)
-    reads += [np.cumsum(basis[: mixture.num_features] ** 2, axis=1) for _ in wanted]  # no steps
-    return reads
+    basis = _orthonormal(basis, pending)
+    return np.asarray(np.cumsum(basis[: mixture.num_features] ** 2, axis=1))
 
 
 def _growths(

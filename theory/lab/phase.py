@@ -202,7 +202,7 @@ def run_orthogonal(
     made = PowerLaw(**power_law).mixture()
     rows: list[Row] = []
     for seed in seeds:
-        (spanned,) = orthogonal_iteration(
+        spanned = orthogonal_iteration(
             made, steady(made, steps), rate=rate, seed=seed, max_width=max(widths),
             batch_size=batch_size,
         )  # fmt: skip

@@ -36,19 +36,9 @@ def step_by_step(
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(0, 200))
 def test_all_widths_in_one_run_are_the_runs_one_by_one(seed: int, width: int, steps: int) -> None:
     phases = steady(SMALL, steps)
-    reads = orthogonal_iteration(
-        SMALL, phases, rate=0.5, seed=seed, max_width=12, batch_size=8, read_at=[steps]
-    )
+    spanned = orthogonal_iteration(SMALL, phases, rate=0.5, seed=seed, max_width=12, batch_size=8)
     plain = step_by_step(SMALL, phases, rate=0.5, seed=seed, width=width)
-    np.testing.assert_allclose(reads[0][:, width - 1], plain, atol=1e-7)
-
-
-def test_reading_in_between_changes_nothing() -> None:
-    run = {"rate": 0.5, "seed": 3, "max_width": 8, "batch_size": 8}
-    phases = steady(SMALL, 500)
-    reads = orthogonal_iteration(SMALL, phases, read_at=[0, 1, 64, 200, 500], **run)
-    assert len(reads) == 5
-    np.testing.assert_allclose(reads[-1], orthogonal_iteration(SMALL, phases, **run)[0], atol=1e-9)
+    np.testing.assert_allclose(spanned[:, width - 1], plain, atol=1e-7)
 
 
 def test_a_width_above_the_inputs_is_refused() -> None:
@@ -60,7 +50,7 @@ WIDTHS = (8, 16, 32, 64, 128, 256)
 
 
 def agreement(mixture: Mixture, seed: int) -> float:
-    (spanned,) = orthogonal_iteration(
+    spanned = orthogonal_iteration(
         mixture, steady(mixture, 3000), rate=0.5, seed=seed, max_width=256, batch_size=64
     )
     critical = critical_widths(mixture)[:, 0]
@@ -102,10 +92,14 @@ def test_a_withheld_feature_decays_at_the_predicted_half_life(width: int) -> Non
     start[task * 8, -1] += 1.0
     steps = np.linspace(0, 6 * expected, 60).astype(int)
     withheld = Phases(INJECTED.without(task)[None, :], np.zeros(steps[-1], dtype=np.int64))
-    reads = orthogonal_iteration(
-        INJECTED, withheld, rate=rate, seed=0, max_width=width, read_at=steps.tolist(), start=start
+    signal = np.array(
+        [
+            orthogonal_iteration(INJECTED, first, rate=rate, seed=0, max_width=width, start=start)[
+                task * 8, width - 1
+            ]
+            for first in (Phases(withheld.distributions, withheld.of_step[:n]) for n in steps)
+        ]
     )
-    signal = np.array([read[task * 8, width - 1] for read in reads])
     assert signal[0] == pytest.approx(0.5, abs=1e-3)
     falling = np.log(signal / (1 - signal))[::-1]
     at = [float(np.interp(np.log(odds), falling, steps[::-1])) for odds in (0.1, 0.05)]
@@ -129,7 +123,7 @@ def test_larger_gaps_ask_for_more_width_where_bursts_grow_stronger(
 @pytest.mark.parametrize("gap", [260, 1040])
 def test_the_gap_aware_critical_width_is_met(gap: int) -> None:
     phases = bursts(INJECTED, 31, gap=gap, cycles=20_000 // gap, length=1)
-    (spanned,) = orthogonal_iteration(INJECTED, phases, rate=0.1, seed=7121, max_width=256)
+    spanned = orthogonal_iteration(INJECTED, phases, rate=0.1, seed=7121, max_width=256)
     width = int((spanned[31 * 8] > 0.5).argmax()) + 1
     expected = gap_critical_width(INJECTED, task=31, gap=gap, rate=0.1, length=1)
     assert width == pytest.approx(expected, abs=3)
