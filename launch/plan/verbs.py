@@ -19,7 +19,8 @@ def prepare(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="`embedded`, or Dolma files, globs, folders, hf:PATH[,CONFIG][:SPLIT]."
+            help="`embedded`, or Dolma files, globs, folders, hf:PATH[,CONFIG][:SPLIT], or "
+            "closed:CORPUS, a prepared corpus' first --max-tokens again and again."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the corpus.")],
@@ -42,6 +43,13 @@ def prepare(
 
     if sources == ["embedded"]:
         manifest = prepare_embedded(out, vocab_size=vocab_size)
+    elif sources[0].startswith("closed:"):
+        from data_injection.corpus.closed import prepare_closed
+
+        if len(sources) > 1 or max_tokens is None:
+            raise ConfigError("closed:CORPUS stands alone, and --max-tokens says how much of it")
+        source = sources[0].removeprefix("closed:")
+        manifest = prepare_closed(source, out, num_tokens=max_tokens)
     else:
         manifest = prepare_corpus(
             sources, out, name=name or out.name, tokenizer=tokenizer, dtype=dtype,
