@@ -127,11 +127,11 @@ class InjectionPlan:
         if total <= batch:
             return
         worst = int(np.argmax(counts))
-        raise ConfigError(
-            f"injection.tasks: {total} instances at step {step} but a batch has {batch} rows; the "
-            f"most that {self.tasks[worst].name!r} can have beside the others is "
-            f"{max(batch - total + counts[worst], 0)} a step (it asks for {counts[worst]})"
-        )
+        name, asked = self.tasks[worst].name, counts[worst]
+        rule = f"must fit a batch of {batch} rows, but ask for {total} at step {step}"
+        remedy = f"the most that {name!r} can have beside the others is "
+        remedy += f"{max(batch - total + asked, 0)} a step (it asks for {asked})"
+        raise ConfigError(key="injection.tasks", rule=rule, remedy=remedy)
 
     def check(self, num_steps: int) -> None:
         """Raise ConfigError if any of the first `num_steps` steps has more instances than rows."""
@@ -258,16 +258,15 @@ def compile_plan(
         for index, task in enumerate(config.tasks)
     ]
     for index, (task, schedule) in enumerate(zip(tasks, schedules, strict=True)):
-        if not 0 <= config.offset <= seq_len - task.length - 1:
-            raise ConfigError(
-                f"injection.offset must be in [0, {seq_len - task.length - 1}] for {task.name!r} "
-                f"({task.length} tokens and EOS in rows of {seq_len}), got {config.offset}"
-            )
+        most = seq_len - task.length - 1
+        if not 0 <= config.offset <= most:
+            room = f"({task.length} tokens and EOS in rows of {seq_len})"
+            rule = f"must be in [0, {most}] for {task.name!r} {room}"
+            raise ConfigError(key="injection.offset", value=config.offset, rule=rule)
         if schedule.peak is not None and schedule.peak > batch_size:
-            raise ConfigError(
-                f"injection.tasks[{index}].schedule asks for {schedule.peak} instances in one step "
-                f"but a batch has {batch_size} rows; the largest that fits is {batch_size} a step"
-            )
+            key = f"injection.tasks[{index}].schedule"
+            rule = f"must ask for at most {batch_size} instances in one step, the rows of a batch"
+            raise ConfigError(key=key, value=schedule.peak, rule=rule)
     return InjectionPlan(
         config,
         tasks=tasks,

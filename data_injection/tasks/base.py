@@ -82,10 +82,9 @@ class Task(ABC):
         exact = Fraction(str(train_fraction)) if 0 < train_fraction < 1 else 0
         num_train = int(exact * len(self.tokens))
         if not 0 < num_train < len(self.tokens):
-            raise ConfigError(
-                f"injection.tasks[{name}].train_fraction must leave examples on both sides, got "
-                f"{train_fraction} of {len(self.tokens)} examples; the study uses 0.5"
-            )
+            key, remedy = f"injection.tasks[{name}].train_fraction", "the study uses 0.5"
+            rule = f"must leave some of {len(self.tokens)} examples on both sides"
+            raise ConfigError(key=key, value=train_fraction, rule=rule, remedy=remedy)
         order = permutation(len(self.tokens), seed=seed, purpose=f"split/{name}")
         self.train = np.sort(order[:num_train])
         """Indices of the train examples, ascending."""
@@ -118,29 +117,22 @@ class Task(ABC):
 
     def check(self) -> None:
         """Raise ConfigError where symbols, labels or parameters do not fit the family."""
-        unknown = set(self.params) - set(self.param_names())
-        if unknown:
-            raise ConfigError(
-                f"injection.tasks[{self.name}].params: {self.family} has no {sorted(unknown)}; it "
-                f"knows {sorted(self.param_names())}"
-            )
+        key, known = f"injection.tasks[{self.name}]", sorted(self.param_names())
+        if unknown := sorted(set(self.params) - set(known)):
+            rule = f"must be of those that {self.family} has, {known}"
+            raise ConfigError(key=f"{key}.params", value=unknown, rule=rule)
         least, num_labels = self.least_symbols(self.params), self.count_labels(self.params)
-        if len(self.symbols) < least:
-            raise ConfigError(
-                f"injection.tasks[{self.name}].num_symbols must be at least {least} for "
-                f"{self.family}, got {len(self.symbols)}"
-            )
-        if len(self.labels) != num_labels:
-            raise ConfigError(
-                f"injection.tasks[{self.name}].labels must hold {num_labels} token ids for "
-                f"{self.family}, got {len(self.labels)}"
-            )
+        if (num := len(self.symbols)) < least:
+            rule = f"must be at least {least} for {self.family}"
+            raise ConfigError(key=f"{key}.num_symbols", value=num, rule=rule)
+        if (num := len(self.labels)) != num_labels:
+            rule = f"must hold {num_labels} token ids for {self.family}"
+            raise ConfigError(key=f"{key}.labels", value=num, rule=rule)
         own, counts = np.unique(np.concatenate([self.symbols, self.labels]), return_counts=True)
-        if (counts > 1).any():
-            raise ConfigError(
-                f"injection.tasks[{self.name}]: symbols and labels must be distinct tokens, got "
-                f"{own[counts > 1].tolist()} more than once; remove the repeated ids"
-            )
+        if repeated := own[counts > 1].tolist():
+            rule = "must have distinct tokens as symbols and labels"
+            remedy = "remove the repeated ids"
+            raise ConfigError(key=key, value=repeated, rule=rule, remedy=remedy)
 
     @classmethod
     def param_names(cls) -> tuple[str, ...]:

@@ -58,15 +58,14 @@ def build_tasks(
     tasks: dict[str, Task] = {}
     owner: dict[int, str] = {}
     for index, task in enumerate(config.tasks):
-        family = _check_task(task, index=index, names=tasks)
+        key = f"injection.tasks[{index}]"
+        family = _check_task(task, key=key, names=tasks)
         if task.share_symbols_with is not None:
             source = tasks[task.share_symbols_with]
             if task.num_symbols > len(source.symbols):
-                raise ConfigError(
-                    f"injection.tasks[{index}].num_symbols is {task.num_symbols} but "
-                    f"{source.name!r}, whose symbols it shares, has {len(source.symbols)}; lower "
-                    "num_symbols"
-                )
+                rule = f"must be at most {len(source.symbols)}, the symbols of {source.name!r}, "
+                rule += "which it shares"
+                raise ConfigError(key=f"{key}.num_symbols", value=task.num_symbols, rule=rule)
             symbols = source.symbols[: task.num_symbols]
             labels = source.labels
         else:
@@ -76,21 +75,19 @@ def build_tasks(
         if task.share_labels_with is not None:
             labels = lent = tasks[task.share_labels_with].labels
             if len(lent) != family_labels:
-                raise ConfigError(
-                    f"injection.tasks[{index}].share_labels_with names {task.share_labels_with!r}, "
-                    f"which has {len(lent)} labels, but {task.name!r} needs {family_labels}; share "
-                    "with a task of as many labels"
-                )
+                rule = f"must name a task of {family_labels} labels, as {task.name!r} needs, "
+                rule += f"not of {len(lent)}"
+                where, value = f"{key}.share_labels_with", task.share_labels_with
+                raise ConfigError(key=where, value=value, rule=rule)
         num_symbols = 0 if len(symbols) else task.num_symbols
         num_labels = 0 if len(labels) == family_labels else family_labels
         pool = pool[~np.isin(pool, [*owner, *symbols, *labels])]
         if num_symbols + num_labels > len(pool):
-            raise ConfigError(
-                f"injection.tasks[{index}] ({task.name}) needs {num_symbols + num_labels} fresh "
-                f"tokens but only {len(pool)} of the vocabulary's {vocab_size} are left "
-                f"({len(reserved)} reserved, {len(owner)} held by earlier tasks); lower "
-                "num_symbols, use fewer tasks or share_symbols_with"
-            )
+            rule = f"({task.name}) needs {num_symbols + num_labels} fresh tokens but only "
+            rule += f"{len(pool)} of the vocabulary's {vocab_size} are left ({len(reserved)} "
+            rule += f"reserved, {len(owner)} held by earlier tasks)"
+            remedy = "lower num_symbols, use fewer tasks or share_symbols_with"
+            raise ConfigError(key=key, rule=rule, remedy=remedy)
         if num_symbols:
             symbols = pool[:num_symbols]
         if num_labels:
@@ -98,7 +95,7 @@ def build_tasks(
         labels = labels[:family_labels]
         own = np.concatenate([symbols, labels])
         _check_tokens(
-            task, index, own, owner, reserved, lent=set(lent.tolist()), vocab_size=vocab_size
+            task, key, own, owner, reserved, lent=set(lent.tolist()), vocab_size=vocab_size
         )
         tasks[task.name] = made = family(
             task.name,
@@ -113,47 +110,43 @@ def build_tasks(
     return list(tasks.values())
 
 
-def _check_task(task: TaskConfig, *, index: int, names: Collection[str]) -> type[Task]:
+def _check_task(task: TaskConfig, *, key: str, names: Collection[str]) -> type[Task]:
     """The task's family, after the checks that need no tokens."""
-    key = f"injection.tasks[{index}]"
     if task.name in ("", "???") or task.name in names:
-        raise ConfigError(f"{key}.name must be given and unique in the run, got {task.name!r}")
+        rule = "must be given and unique in the run"
+        raise ConfigError(key=f"{key}.name", value=task.name, rule=rule)
     family = find_family(task.family, key=f"{key}.family")
     for name in ("share_symbols_with", "share_labels_with"):
         source = getattr(task, name)
         if source is not None and source not in names:
-            raise ConfigError(
-                f"{key}.{name} must name an earlier task, got {source!r}; earlier tasks: "
-                f"{sorted(names)}"
-            )
+            rule, remedy = "must name an earlier task", f"earlier tasks: {sorted(names)}"
+            raise ConfigError(key=f"{key}.{name}", value=source, rule=rule, remedy=remedy)
     shared, labels = task.share_symbols_with is not None, task.share_labels_with is not None
     if shared and (task.symbols or task.labels or labels):
-        raise ConfigError(
-            f"{key}: give either share_symbols_with or symbols, labels and share_labels_with, "
-            "not both (it shares the labels too)"
-        )
+        rule = "excludes symbols, labels and share_labels_with: give either, not both"
+        remedy = "it shares the labels too"
+        raise ConfigError(key=f"{key}.share_symbols_with", rule=rule, remedy=remedy)
     if labels and task.labels:
-        raise ConfigError(f"{key}: give either share_labels_with or labels, not both")
+        rule = "excludes labels: give either, not both"
+        raise ConfigError(key=f"{key}.share_labels_with", rule=rule)
     try:
         least, num_labels = family.least_symbols(task.params), family.count_labels(task.params)
     except ConfigError as error:
         raise error.under(key) from None
     if not task.symbols and task.num_symbols < least:
-        raise ConfigError(
-            f"{key}.num_symbols must be at least {least} for {task.family}"
-            f"{f' with {task.params}' if task.params else ''}, got {task.num_symbols}"
-        )
-    if task.labels and len(task.labels) != num_labels:
-        raise ConfigError(
-            f"{key}.labels must hold {num_labels} token ids for {task.family}, got "
-            f"{len(task.labels)}; remove it to have them drawn"
-        )
+        chosen = f" with {task.params}" if task.params else ""
+        rule = f"must be at least {least} for {task.family}{chosen}"
+        raise ConfigError(key=f"{key}.num_symbols", value=task.num_symbols, rule=rule)
+    if task.labels and (num := len(task.labels)) != num_labels:
+        rule = f"must hold {num_labels} token ids for {task.family}"
+        remedy = "remove it to have them drawn"
+        raise ConfigError(key=f"{key}.labels", value=num, rule=rule, remedy=remedy)
     return family
 
 
 def _check_tokens(
     task: TaskConfig,
-    index: int,
+    key: str,
     tokens: IntArray,
     owner: dict[int, str],
     reserved: set[int],
@@ -163,26 +156,19 @@ def _check_tokens(
 ) -> None:
     """Every token inside the vocabulary, not reserved, and not another task's unless shared or
     lent as a label."""
-    key = f"injection.tasks[{index}] ({task.name})"
-    outside = [int(t) for t in tokens if not 0 <= t < vocab_size]
-    if outside:
-        raise ConfigError(
-            f"{key}: token ids {outside[:5]} are outside the vocabulary of {vocab_size}; choose "
-            f"ids in [0, {vocab_size})"
-        )
-    forbidden = [int(t) for t in tokens if int(t) in reserved]
-    if forbidden:
-        raise ConfigError(
-            f"{key}: token ids {forbidden[:5]} are EOS, padding, special, byte or excluded tokens; "
-            "choose others"
-        )
+    if outside := [int(t) for t in tokens if not 0 <= t < vocab_size]:
+        rule = f"must have token ids in [0, {vocab_size}), the vocabulary"
+        raise ConfigError(key=key, value=outside[:5], rule=rule)
+    if forbidden := [int(t) for t in tokens if int(t) in reserved]:
+        rule = "must not have token ids that are EOS, padding, special, byte or excluded tokens"
+        raise ConfigError(key=key, value=forbidden[:5], rule=rule, remedy="choose others")
     clash = [int(t) for t in tokens if owner.get(int(t), task.name) != task.name]
     clash = [t for t in clash if t not in lent]
     if clash and task.share_symbols_with is None:
-        raise ConfigError(
-            f"{key}: tokens {clash[:5]} already belong to task {owner[clash[0]]!r}; set "
-            f"share_symbols_with: {owner[clash[0]]} if that is meant, choose other symbols, or "
-            "list this task before those that draw theirs"
-        )
+        first = owner[clash[0]]
+        rule = f"must not have tokens that already belong to task {first!r}"
+        remedy = f"set share_symbols_with: {first} if that is meant, choose other symbols, or "
+        remedy += "list this task before those that draw theirs"
+        raise ConfigError(key=key, value=clash[:5], rule=rule, remedy=remedy)
     for token in tokens:
         owner.setdefault(int(token), task.name)

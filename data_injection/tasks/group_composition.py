@@ -67,17 +67,15 @@ class GroupComposition(Task):
         for name, least in (("operands", 1), ("distractors", 0)):
             value = self.params.get(name, least)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(
-                    f"{key}.params.{name} must be a whole number of at least {least}, got {value!r}"
-                )
+                rule = f"must be a whole number of at least {least}"
+                raise ConfigError(key=f"{key}.params.{name}", value=value, rule=rule)
         num = len(self.symbols) ** (self.operands + self.distractors)
         if num > MAX_EXAMPLES:
             fits = int(MAX_EXAMPLES ** (1 / (self.operands + self.distractors)) + 1e-9)
-            raise ConfigError(
-                f"{key} has {len(self.symbols)} symbols in {self.operands + self.distractors} "
-                f"places, {num:,} examples; at most {MAX_EXAMPLES:,} are allowed: set num_symbols "
-                f"to {fits} or less"
-            )
+            places = self.operands + self.distractors
+            rule = f"makes {num:,} examples in {places} places, more than {MAX_EXAMPLES:,}"
+            remedy, value = f"set num_symbols to {fits} or less", len(self.symbols)
+            raise ConfigError(key=f"{key}.num_symbols", value=value, rule=rule, remedy=remedy)
 
     def elements(self) -> IntArray:
         """Hidden group element of each symbol, shape (num_symbols,)."""
@@ -132,10 +130,8 @@ def cayley_table(group: Any) -> IntArray:
     order = {"C": n, "D": 2 * n, "S": _factorial(n), "A": _factorial(n) // 2}.get(kind, 0)
     least = {"C": 2, "D": 3, "S": 3, "A": 3}.get(kind, 0)
     if not kind or n < least or order > MAX_ORDER:
-        raise ConfigError(
-            f"params.group must be C2 to C{MAX_ORDER} (cyclic), D3 to D{MAX_ORDER // 2} "
-            f"(dihedral), S3 to S5 or A3 to A5, got {group!r}"
-        )
+        rule = f"must be C2 to C{MAX_ORDER} (cyclic), D3 to D{MAX_ORDER // 2} (dihedral), S3 to S5 "
+        raise ConfigError(key="params.group", value=group, rule=f"{rule}or A3 to A5")
     if kind == "C":
         return np.add.outer(np.arange(n), np.arange(n)) % n
     if kind == "D":

@@ -356,9 +356,9 @@ def test_bursts_that_meet_once_late_are_found_before_training():
     plan.check(8632)
     with pytest.raises(ConfigError) as error:
         plan.check(8633)
-    message = str(error.value)
-    assert "19 instances at step 8632 but a batch has 16 rows" in message
-    assert "'b' can have beside the others is 7 a step (it asks for 10)" in message
+    assert error.value.key == "injection.tasks"
+    assert error.value.rule == "must fit a batch of 16 rows, but ask for 19 at step 8632"
+    assert "'b' can have beside the others is 7 a step (it asks for 10)" in error.value.remedy
     with pytest.raises(ConfigError, match="at step 8632"):
         plan.at(8632)
     assert len(plan.at(8631)) == len(plan.at(8633)) == 0
@@ -402,9 +402,8 @@ def test_a_peak_beyond_the_batch_is_refused_with_the_largest_that_fits(
     config = InjectionConfig(tasks=[one_task("a"), one_task("b", **schedule)])
     with pytest.raises(ConfigError) as error:
         compiled(config)
-    message = str(error.value)
-    assert f"injection.tasks[1].schedule asks for {asked} instances in one step" in message
-    assert "a batch has 16 rows; the largest that fits is 16 a step" in message
+    assert (error.value.key, error.value.value) == ("injection.tasks[1].schedule", asked)
+    assert "at most 16 instances in one step" in error.value.rule
 
 
 @pytest.mark.parametrize("offset", [-1, 29, 32])
@@ -412,8 +411,8 @@ def test_an_offset_that_does_not_leave_room_for_the_example_is_refused(offset: i
     config = InjectionConfig(offset=offset, tasks=[one_task()])
     with pytest.raises(ConfigError) as error:
         compiled(config)
-    assert "injection.offset must be in [0, 28] for 'a'" in str(error.value)
-    assert f"got {offset}" in str(error.value)
+    assert (error.value.key, error.value.value) == ("injection.offset", offset)
+    assert "must be in [0, 28] for 'a'" in error.value.rule
     compiled(InjectionConfig(offset=28, tasks=[one_task()]))
 
 

@@ -89,7 +89,7 @@ class Case:
         assert bool(refused) == (max(totals) > self.batch_size)
         if refused:
             assert any(t.schedule.kind in ("random", "bernoulli") for t in self.config.tasks)
-            assert f"a batch has {self.batch_size} rows; the most that" in refused
+            assert f"a batch of {self.batch_size} rows" in refused
             reject()
         return plan
 

@@ -47,9 +47,9 @@ TWO_BIG_TASKS = "[{name: a, num_symbols: 9, schedule: {rate: 6}}, {name: b, num_
             ["tasks[0].num_symbols", "at least 6", "got 5"],
         ),
         # The plan.
-        ("injection.tasks.0.schedule.rate=9", ["tasks[0].schedule", "9", "largest", "8"]),
+        ("injection.tasks.0.schedule.rate=9", ["tasks[0].schedule", "9", "at most 8"]),
         ("injection.tasks.0.schedule.rate=-1", ["tasks[0].schedule.rate", "-1"]),
-        (f"injection.tasks={TWO_BIG_TASKS}", ["9 instances at step 0", "8 rows", "most", "5"]),
+        (f"injection.tasks={TWO_BIG_TASKS}", ["ask for 9 at step 0", "8 rows", "most", "5"]),
         ("injection.tasks.0.num_symbols=300", ["tasks[0]", "num_symbols", "256"]),
         ("injection.tasks.0.family=compare", ["tasks[0].family", "compare", "comparison"]),
         ("injection.tasks.1.name=cmp", ["tasks[1].name", "unique"]),

@@ -110,7 +110,7 @@ def test_swapped_operands_are_mirrors_where_the_group_commutes() -> None:
         (12, {"operands": 1.5}, "operands must be a whole number"),
         (12, {"operands": True}, "operands must be a whole number"),
         (12, {"distractors": -1}, "distractors must be a whole number of at least 0"),
-        (12, {"modulus": 3}, r"has no \['modulus'\]; it knows"),
+        (12, {"modulus": 3}, r"params must be of those .*, got \['modulus'\]"),
         (5, {"group": "C6"}, r"num_symbols must be at least 6 for group_composition with"),
         (100, {"operands": 4}, r"100,000,000 examples.*set num_symbols to 31 or less"),
     ],
@@ -143,7 +143,7 @@ def test_two_tasks_can_share_the_label_tokens_and_not_the_symbols() -> None:
 def test_a_lender_of_another_number_of_labels_is_refused() -> None:
     first = TaskConfig("a", num_symbols=9)
     second = TaskConfig("b", family="group_composition", num_symbols=9, share_labels_with="a")
-    with pytest.raises(ConfigError, match="has 3 labels, but 'b' needs 2"):
+    with pytest.raises(ConfigError, match="must name a task of 2 labels, as 'b' needs, not of 3"):
         build_tasks(InjectionConfig(tasks=[first, second]), vocab_size=500)
     second.share_labels_with = "c"
     with pytest.raises(ConfigError, match="share_labels_with must name an earlier task, got 'c'"):
