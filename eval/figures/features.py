@@ -133,16 +133,16 @@ def _draw_against_score(
 def _draw_legend(
     part: Any, rows: pd.DataFrame, rungs: list[tuple[int, str]], colours: dict[float, Any]
 ) -> None:
-    handles = [
-        style.handle(f"{number(rate)} per step", color=colour, linewidth=1.6)
+    looks: dict[str, dict[str, Any]] = {
+        f"{number(rate)} per step": {"color": colour, "linewidth": 1.6}
         for rate, colour in colours.items()
-    ]
+    }
     if rows.null99.notna().any():
-        handles.append(style.handle("99th percentile of permuted symbols", **style.THRESHOLD))
-    dot: dict[str, Any] = {"color": style.FAINT, "markersize": 4, "linestyle": "none"}
+        looks["99th percentile of permuted symbols"] = style.THRESHOLD
+    dot = {"color": style.FAINT, "markersize": 4, "linestyle": "none"}
     markers = zip(cycle(style.MARKERS), rungs, strict=False)
-    handles += [style.handle(rung, marker=marker, **dot) for marker, (_, rung) in markers]
-    style.legend_below(part, handles, min(6, len(handles)), fontsize=8)
+    looks |= {rung: {"marker": marker, **dot} for marker, (_, rung) in markers}
+    style.legend_below(part, style.handles_of(looks), min(6, len(looks)), fontsize=8)
 
 
 def _dress(axis: Any, title: str, below: str) -> None:

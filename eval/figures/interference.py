@@ -182,9 +182,7 @@ def _dress(axis: Any, title: str, below: str) -> None:
 def _legend(figure: Any) -> None:
     from matplotlib.patches import Patch
 
-    handles: list[Any] = [
-        style.handle(label, markersize=4.5, linewidth=1.5, **look) for label, look in LINES.values()
-    ]
+    handles = style.handles_of(dict(LINES.values()), markersize=4.5, linewidth=1.5)
     band = {name: BAND[name] for name in ("color", "alpha")}
     handles.append(Patch(label="± 2 sd of a random direction", **band))
     handles.append(style.handle("mean |cosine| of a step", **SIZE))

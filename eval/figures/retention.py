@@ -212,27 +212,24 @@ def _group_title(key: dict[str, Any]) -> str:
 def _legend_of_gaps(
     figure: Any, table: pd.DataFrame, looks: dict[str, dict[str, Any]], *, hollow: bool
 ) -> None:
-    seeds = sorted({int(n) for n in table.n_seeds})
-    bars = f"; bars: 95% over {seeds[0]} seeds" if seeds[0] > 1 else "; one seed"
+    seeds = int(table.n_seeds.min())
+    bars = f"bars: 95% over {seeds} seeds" if seeds > 1 else "one seed"
     mark: dict[str, Any] = {"color": style.FAINT, "marker": "o", "linestyle": "none"}
-    handles = [style.handle(rung, **look) for rung, look in looks.items()]
-    handles.append(style.handle(f"end of run{bars}", **mark))
+    shown = looks | {f"end of run; {bars}": mark}
     if hollow:
-        handles.append(style.handle("right after the last burst", markerfacecolor="white", **mark))
-    handles.append(style.handle("null: label frequencies known, no more", **NULL))
-    handles.append(style.handle(f"learned: {LEARNED_SCORE:g}", **style.THRESHOLD))
-    style.legend_below(figure, handles, 3)
+        shown["right after the last burst"] = mark | {"markerfacecolor": "white"}
+    shown["null: label frequencies known, no more"] = NULL
+    shown[f"learned: {LEARNED_SCORE:g}"] = style.THRESHOLD
+    style.legend_below(figure, style.handles_of(shown), 3)
 
 
 def _legend_of_forgetting(
     figure: Any, table: pd.DataFrame, looks: dict[str, dict[str, Any]]
 ) -> None:
-    seeds = sorted({int(n) for n in table.n_seeds})
-    band = f"95% over {seeds[0]} seeds" if seeds[0] > 1 else "one seed, no interval"
-    grey = {"color": style.FAINT, "linewidth": 1.8}
-    handles = [style.handle(rung, linewidth=1.8, **look) for rung, look in looks.items()]
-    handles.append(style.handle(f"with the burst; band: {band}", **grey))
+    seeds = int(table.n_seeds.min())
+    band = f"95% over {seeds} seeds" if seeds > 1 else "one seed, no interval"
+    shown = looks | {f"with the burst; band: {band}": {"color": style.FAINT}}
     if table.controlled.any():
         dashed = {"color": style.FAINT, "linewidth": 1.2, "linestyle": (0, (4, 2))}
-        handles.append(style.handle("control: without it", **dashed))
-    style.legend_below(figure, handles, 4)
+        shown["control: without it"] = dashed
+    style.legend_below(figure, style.handles_of(shown, linewidth=1.8), 4)
