@@ -174,8 +174,19 @@ def check_target(path: Path | None, option: str, *, suffixes: Sequence[str] = ()
         raise ConfigError(key=option, value=str(path), rule=rule, remedy=remedy)
 
 
+def spreadsheet_safe(table: pd.DataFrame) -> pd.DataFrame:
+    """A spreadsheet computes a cell that begins with = + - or @: such names get a quote before."""
+
+    def safe(value: Any) -> Any:
+        formula = isinstance(value, str) and value[:1] in {*"=+-@\t\r"}
+        return f"'{value}" if formula else value
+
+    words = [name for name, kind in table.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    return table.assign(**{str(name): table[name].map(safe) for name in words})
+
+
 def write_table(path: Path, table: pd.DataFrame) -> Path:
     """Write a table as .csv or, under any other name, as Parquet; whole or not at all."""
     if path.suffix == ".csv":
-        return replace_file(path, table.to_csv(index=False))
+        return replace_file(path, spreadsheet_safe(table).to_csv(index=False))
     return replace_file(path, table.to_parquet(index=False))

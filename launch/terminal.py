@@ -63,6 +63,8 @@ def exits() -> Iterator[None]:
     except (ConfigError, FileNotFoundError) as error:
         if is_rank_zero():
             _error(str(error))
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                say(errors, "what torchrun prints below is its account of this error, not another")
         sys.exit(BAD_INPUT)
     except OSError as error:
         if error.errno not in REFUSALS:

@@ -41,6 +41,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, train nothing.")
     ] = False,
+    exit_code_on_signal: Annotated[
+        int, typer.Option(min=0, max=255, help="Status of a run that a signal stopped and saved.")
+    ] = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="The engine's log too.")] = False,
 ) -> None:
     """Train one experiment; under torchrun on all its ranks."""
@@ -63,6 +66,8 @@ def train(
             signals=signals,
             beat=beat,
         )
+        if exit_code_on_signal and signals.received and not dry_run:
+            raise typer.Exit(exit_code_on_signal)
 
 
 def train_as_typed(arguments: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ a wrong type or a value that cannot work raises ConfigError before any work star
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, lru_cache
@@ -27,6 +28,9 @@ from data_injection.files import replace_file
 from eval.run import load_config
 from olmo_ext.checks import check, has_flash_attention
 from olmo_ext.shipped import locate, shipped
+
+ENVIRONMENT = {"HOME", "LOGNAME", "SCRATCH", "SLURM_JOB_ID", "TMPDIR", "USER", "WORK"}
+"""Variables of the environment that an experiment may name: places and names, never a secret."""
 
 
 @dataclass
@@ -119,6 +123,17 @@ def _check_text(raw: Any) -> None:
             )
 
 
+def _check_environment(text: str, *, where: str) -> None:
+    """Refuse to copy a variable of the environment, which may be a secret, into the run's files."""
+    for name in re.findall(r"\$\{\s*oc\.env\s*:\s*([^,}\s]*)", text):
+        if name.strip("'\"") not in ENVIRONMENT:
+            raise ConfigError(
+                f"{where}: ${{oc.env:{name}}} would copy the environment's {name} into the run's "
+                f"files, where others read it; write the value out. Taken are: "
+                f"{', '.join(sorted(ENVIRONMENT))}"
+            )
+
+
 @cache
 def _schema() -> DictConfig:
     """Built once, which takes longer than the rest of loading; a merge copies it."""
@@ -130,6 +145,7 @@ def _read_yaml(path: Path, changed: int, size: int) -> Any:
     """A file as it was at a time: a grid reads each of its few files a hundred times."""
     known = [one.name for one in fields(ExperimentConfig)]
     raw = load_config(path)
+    _check_environment(path.read_text(encoding="utf-8", errors="replace"), where=str(path))
     # Plain text is read as one key; nobody wants to see all of it as an unknown one.
     if not isinstance(raw, DictConfig) or (len(raw) and not set(raw) & set(known)):
         raise ConfigError(
@@ -161,6 +177,7 @@ def _override(raw: Any, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
         raise ConfigError(f"override {override!r} must be key=value, for example train.seed=1")
+    _check_environment(text, where=f"override {key}")
     try:
         value = OmegaConf.create(f"value: {text}" if text else "value: null").value
     except YAMLError as error:

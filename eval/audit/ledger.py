@@ -34,6 +34,7 @@ from data_injection.ledger import (
 from data_injection.lineage import Lineage, is_effective, lineage
 from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints
 from eval.run import RUN, load_identity, read_if_whole, read_object
+from eval.text import spreadsheet_safe
 
 STATES = ("effective", "abandoned", "pending")
 EFFECTIVE, ABANDONED, PENDING = range(3)
@@ -247,7 +248,7 @@ def export_ledger(
     table = read_ledger(run, checkpoint=checkpoint)
     with replaced(path) as temporary:
         if path.suffix == ".csv":
-            table.to_csv(temporary, index=False)
+            spreadsheet_safe(table).to_csv(temporary, index=False)
         else:
             _write_parquet(table, temporary, _origin(Path(run)) | {"command": command})
 

@@ -251,7 +251,8 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill; ConfigError if `out` is there and not empty."""
+    """A folder to fill; ConfigError if `out` is there and not empty. A link is followed."""
+    out = out.resolve() if out.is_symlink() else out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is there already and not empty; choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)

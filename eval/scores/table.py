@@ -46,7 +46,7 @@ def print_scores(table: pd.DataFrame, console: Console) -> None:
         shown.add_row(where, str(task), str(split), *shares, score, *losses, *beside)
     print_table(shown, console)
     if last:
-        console.print("the last steps alone; all are in the records, and in a table with --out")
+        console.print("the last steps alone; all are in the records, and in a table with --export")
 
 
 def _with_interval(row: pd.Series) -> str:

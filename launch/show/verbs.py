@@ -31,7 +31,8 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     jobs: Annotated[int, typer.Option(min=1, help="Checkpoints side by side.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Table of all rows: .csv or .parquet.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Table of all rows: .csv, .parquet.")] = None,
+    out: Annotated[Path | None, typer.Option(hidden=True, help="--export, before 0.1.")] = None,
 ) -> None:
     """Score every checkpoint on every task and split; what is in the records is skipped."""
     from eval.scores.evaluate import Choice, Done, chosen_sources, results
@@ -39,8 +40,8 @@ def evaluate(
     from eval.scores.table import print_scores
     from eval.text import TABLE_SUFFIXES, check_target, write_table
 
-    if out is not None:
-        check_target(out, "--out", suffixes=TABLE_SUFFIXES)
+    option, target = ("--out", out) if export is None else ("--export", export)
+    check_target(target, option, suffixes=TABLE_SUFFIXES)
     _check_device(device)
     choice = Choice(task, split or ("train", "test"), step)
     found = chosen_sources(sources, choice)
@@ -56,9 +57,9 @@ def evaluate(
             bar("checkpoints", len(done), len(found))
     table = results(found, done, choice)
     print_scores(table, console)
-    if out is not None:
-        write_table(out, table)
-        say(console, f"{out}: {len(table):,} rows")
+    if target is not None:
+        write_table(target, table)
+        say(console, f"{target}: {len(table):,} rows")
 
 
 def features(

@@ -45,6 +45,7 @@ def submit(
     prepare: str | None = None,
     dry_run: bool = False,
     console: Console,
+    errors: Console | None = None,
 ) -> list[str]:
     """Write the batch files and hand them to sbatch; the numbers of the jobs come back.
 
@@ -53,6 +54,7 @@ def submit(
         after: number of a job that must have succeeded first.
         prepare: words of `olmo-ext prepare` without --out; that job goes first.
         dry_run: print the files, write and submit nothing.
+        errors: takes all that a dry run prints beside the script; default: console.
 
     Raises:
         ConfigError: before anything is written; or sbatch refused.
@@ -78,18 +80,21 @@ def submit(
         raise ConfigError(
             f"--prepare needs runs with one `corpus:`; these have {sorted(map(str, corpora))}"
         )
-    waiting = _open_tasks(plan, console, dry_run=dry_run)
+    aside = errors if dry_run and errors is not None else console
+    waiting = _open_tasks(plan, aside, dry_run=dry_run)
     if not waiting:
-        console.print("nothing to submit")
+        aside.print("nothing to submit")
         return []
     lead = _longest_lead(site, waiting)
     folder = _free_folder(plan.root / "slurm")
     texts = _render(site, plan, waiting, lead, folder, words, corpus)
-    _raw(console, f"lead time: SIGUSR1 {lead.seconds} s before the end: {lead.why}")
+    _raw(aside, f"lead time: SIGUSR1 {lead.seconds} s before the end: {lead.why}")
     if dry_run:
         for path, text in texts.items():
-            _raw(console, f"\n==> {path} <==\n{text.rstrip()}")
-        _raw(console, f"\n{_how(list(texts), after)}\nnothing was written or submitted")
+            _raw(aside, f"\n==> {path} <==")
+            # The script alone stands on stdout, so that `> job.sbatch` is one; it comes last.
+            _raw(console if path == list(texts)[-1] else aside, text.rstrip())
+        _raw(aside, f"\n{_how(list(texts), after)}\nnothing was written or submitted")
         return []
     for run in waiting.values():
         run.check_settings()

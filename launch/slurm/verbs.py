@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from launch.terminal import ExperimentFile, Overrides, console
+from launch.terminal import ExperimentFile, Overrides, console, errors
 
 launch = typer.Typer(help="Start a run on several ranks.", no_args_is_help=True)
 
@@ -55,7 +55,8 @@ def submit(
         str | None, typer.Option(help="Make the corpus first: words of `olmo-ext prepare`.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the batch files, submit nothing.")
+        bool,
+        typer.Option("--dry-run", help="Print the script (the rest on stderr), submit nothing."),
     ] = False,
 ) -> None:
     """Hand a run or a sweep to SLURM; its jobs save, requeue and go on by themselves."""
@@ -64,15 +65,26 @@ def submit(
 
     run(
         source, site=load_site(site), out=out, overrides=override or [], after=after,
-        prepare=prepare, dry_run=dry_run, console=console,
+        prepare=prepare, dry_run=dry_run, console=console, errors=errors,
     )  # fmt: skip
 
 
 def status(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
-    json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
+    json: Annotated[
+        Path | None, typer.Option(help="Write all that was found to a file; - is standard output.")
+    ] = None,
 ) -> None:
     """What runs are at, what SLURM says of their jobs, and why a failed one failed."""
+    from rich.console import Console
+
+    from data_injection.files import replaced
+    from eval.text import check_target
     from launch.slurm.status import show_status
 
-    show_status(runs, as_json=json, console=console)
+    if json is None or str(json) == "-":
+        show_status(runs, as_json=json is not None, console=console)
+        return
+    check_target(json, "--json")
+    with replaced(json) as temporary, temporary.open("w") as file:
+        show_status(runs, as_json=True, console=Console(file=file))

@@ -53,7 +53,10 @@ def sweep(
         int | None, typer.Option(min=1, help="Runs side by side; default: one a GPU, or a core.")
     ] = None,
     retries: Annotated[int, typer.Option(min=0, help="More starts for a run that fails.")] = 1,
-    plan: Annotated[bool, typer.Option("--plan", help="Show the runs, train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the runs, train nothing.")
+    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", hidden=True, help="The name before 0.1.")] = False,
     screen: Annotated[
         str | None,
         typer.Option(
@@ -70,6 +73,7 @@ def sweep(
     from launch.sweep.executor import start_server
     from launch.sweep.sweep import show_runs, train_sweeps
 
+    plan = plan or dry_run
     console.print("checking every run ...")
     loaded = [load_sweep(path) for path in sweeps]
     if not plan:

@@ -9,7 +9,8 @@ import pytest
 
 from data_injection.errors import ConfigError
 from eval.text import (
-    check_table_path,
+    TABLE_SUFFIXES,
+    check_target,
     count,
     markdown_table,
     number,
@@ -52,4 +53,15 @@ def test_a_table_is_read_back_as_it_was(tmp_path: Path, suffix: str) -> None:
 def test_a_table_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     for path, why in ((tmp_path / "a.txt", ".csv or .parquet"), (tmp_path / "no/a.csv", "folder")):
         with pytest.raises(ConfigError, match=f"--out .*{why}"):
-            check_table_path(path, option="--out")
+            check_target(path, "--out", suffixes=TABLE_SUFFIXES)
+
+
+def test_a_name_that_a_spreadsheet_would_compute_is_quoted_and_a_number_is_not(
+    tmp_path: Path,
+) -> None:
+    formulas = ["=cmd|' /C calc'!A0", "+1+1", "-2-3", "@SUM(A1)", "cmp-=1"]
+    table = pd.DataFrame({"run": formulas, "value": [-1.0, -2.0, 0.5, 3.0, -4.0]})
+    lines = write_table(tmp_path / "out.csv", table).read_text().splitlines()[1:]
+    assert [line[:2] for line in lines] == ["'=", "'+", "'-", "'@", "cm"]
+    assert [float(line.rpartition(",")[2]) for line in lines] == table.value.tolist()
+    assert pd.read_parquet(write_table(tmp_path / "out.parquet", table)).run.tolist() == formulas

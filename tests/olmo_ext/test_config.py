@@ -253,3 +253,17 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> Non
     path.write_text("rung: a\nrung: b\n")
     with pytest.raises(ConfigError, match="found duplicate key rung, line 2"):
         load_experiment(path)
+
+
+@pytest.mark.parametrize("way", ["file", "override"])
+def test_an_experiment_copies_no_secret_of_the_environment(
+    way: str, write_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    text = "${oc.env:HF_TOKEN,none}"
+    path = write_experiment(lambda c: c.update(rung=text) if way == "file" else None)
+    with pytest.raises(ConfigError, match="HF_TOKEN into the run's files") as error:
+        load_experiment(path, [] if way == "file" else [f"rung={text}"])
+    assert "hf_secret" not in str(error.value)
+    monkeypatch.setenv("USER", "ada")
+    assert load_experiment(write_experiment(), ["rung=${oc.env:USER}"]).rung == "ada"

@@ -136,8 +136,8 @@ class MixturePlan:
         if self.features_per_d_model is None:
             raise ValueError(
                 "features_per_d_model must be given: the theory's width counts features, and how "
-                "many a model of some d_model holds is an assumption; state it, or calibrate it "
-                "on a sweep"
+                "many a model of some d_model holds is an assumption; state it in the file, or "
+                "calibrate it on a sweep with --calibrate RUNS"
             )
         return int(self.features_per_d_model * rung.d_model + 1e-9)
 

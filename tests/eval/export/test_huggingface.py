@@ -417,6 +417,18 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_filled(tmp_path: Path) -> N
         import_hf(tmp_path / "hf", tmp_path / "hf")
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_followed_to_where_it_leads(there: bool, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "in" / "step1")
+    (tmp_path / "scratch").mkdir()
+    if there:
+        (tmp_path / "scratch" / "hf").mkdir()
+    (tmp_path / "hf").symlink_to(tmp_path / "scratch" / "hf")
+    export_hf(checkpoint, tmp_path / "hf", no_tokenizer=True)
+    assert (tmp_path / "hf").is_symlink()
+    assert (tmp_path / "scratch" / "hf" / "config.json").is_file()
+
+
 def test_weights_that_do_not_fit_are_named_and_nothing_is_left(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "in" / "step1")
     state = torch.load(checkpoint / "model.pt", weights_only=True)

@@ -40,11 +40,11 @@ def test_scores_stand_with_their_intervals_and_gaps_beside_the_test_split() -> N
 
 
 def test_of_many_checkpoints_the_last_is_shown_and_the_rest_named() -> None:
-    assert "--out" not in shown([1, 2])
+    assert "--export" not in shown([1, 2])
     text = shown(list(range(MOST_LINES)))
     assert f"step{MOST_LINES - 1}" in text
     assert "step3 " not in text
-    assert "--out" in text
+    assert "--export" in text
 
 
 def test_nothing_measured_is_an_empty_table() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -224,3 +225,24 @@ def test_every_rung_of_the_ladder_can_be_written_for_a_cluster(
         assert "--rdzv-backend=c10d" in text
         name = yaml.safe_load(path.read_text())["train"]["run_name"]
         assert f"#SBATCH --job-name={name}" in text
+
+
+@pytest.mark.usefixtures("without_slurm")
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_dry_runs_standard_output_is_the_script_and_nothing_else(
+    sweep: bool, write_experiment: Write, tmp_path: Path
+) -> None:
+    source = write_experiment()
+    source = write_sweep(tmp_path) if sweep else source
+    out, aside = io.StringIO(), io.StringIO()
+    submit(
+        source, site=SITE, out=tmp_path / "runs" if sweep else None, dry_run=True,
+        console=Console(file=out), errors=Console(file=aside),
+    )  # fmt: skip
+    script = tmp_path / "job.sbatch"
+    script.write_text(out.getvalue())
+    assert out.getvalue().startswith("#!/bin/bash\n")
+    assert subprocess.run(["/bin/bash", "-n", str(script)], check=False).returncode == 0
+    assert "lead time: SIGUSR1" in aside.getvalue()
+    assert "nothing was written or submitted" in aside.getvalue()
+    assert "lead time: SIGUSR1" not in out.getvalue()
