@@ -30,6 +30,7 @@ from data_injection.corpus.prepare import Manifest
 from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan, differences
+from data_injection.tasks.base import Task
 from olmo_ext.checks import num_steps
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.data import build_host, check_memmaps, data_seed, fingerprint
@@ -111,6 +112,33 @@ class Memo(dict[Any, Any]):
         return self[key]
 
 
+def _geometry(
+    train: TrainConfig, manifest: Manifest | None, *, epoch_rows: int
+) -> tuple[dict[str, int], set[int]]:
+    """What a plan is compiled for, and the token ids that no task may draw."""
+    reserved = {train.model.eos_token_id, train.model.pad_token_id}
+    if manifest is not None:
+        reserved |= {*manifest.special_token_ids, *manifest.byte_token_ids}
+    geometry = {
+        "batch_size": train.global_train_batch_size,
+        "seq_len": train.model.max_sequence_length,
+        "epoch_rows": epoch_rows,
+        "vocab_size": train.model.vocab_size if manifest is None else manifest.vocab_size,
+        "eos_token_id": train.model.eos_token_id,
+    }
+    return geometry, reserved
+
+
+def compile_tasks(experiment: ExperimentConfig, *, manifest: Manifest | None) -> tuple[Task, ...]:
+    """The tasks of an experiment, by the manifest of its corpus alone: no token file is read."""
+    train = experiment.train
+    if manifest is not None:  # as `complete` does
+        train.model.eos_token_id = manifest.eos_token_id
+        train.model.pad_token_id = manifest.pad_token_id
+    geometry, reserved = _geometry(train, manifest, epoch_rows=train.global_train_batch_size)
+    return tuple(compile_plan(experiment.injection, **geometry, reserved_tokens=reserved).tasks)
+
+
 def compile_stream(
     experiment: ExperimentConfig, *, manifest: Manifest | None, memo: Memo | None = None
 ) -> Stream:
@@ -130,17 +158,7 @@ def compile_stream(
     # The filter only marks rows: how many there are follows from files and row length alone.
     num_rows = memo.once(("rows", *corpus), lambda: len(build_host(train)))
     order = RowOrder(num_rows=num_rows, batch_size=batch_size, seed=data_seed(train))
-    reserved = {train.model.eos_token_id, train.model.pad_token_id}
-    if manifest is not None:
-        reserved |= {*manifest.special_token_ids, *manifest.byte_token_ids}
-    vocab_size = train.model.vocab_size if manifest is None else manifest.vocab_size
-    geometry = {
-        "batch_size": batch_size,
-        "seq_len": seq_len,
-        "epoch_rows": order.epoch_rows,
-        "vocab_size": vocab_size,
-        "eos_token_id": train.model.eos_token_id,
-    }
+    geometry, reserved = _geometry(train, manifest, epoch_rows=order.epoch_rows)
     asked = ("plan", repr(experiment.injection), tuple(geometry.values()), frozenset(reserved))
     plan: InjectionPlan = memo.once(
         asked, lambda: compile_plan(experiment.injection, **geometry, reserved_tokens=reserved)
@@ -166,7 +184,7 @@ def compile_stream(
         "instance_filter": asdict(rules) if rules else None,
         "data_seed": data_seed(train),
         "memmap_dtype": train.data.memmap_dtype,
-        "vocab_size": vocab_size,
+        "vocab_size": geometry["vocab_size"],
         "reserved_tokens": sorted(reserved),
     }
     return Stream(plan=plan, order=order, num_steps=steps, identity=identity)

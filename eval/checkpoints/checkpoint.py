@@ -204,6 +204,18 @@ def _model_config(path: Path, device: str) -> Any:
 def _read_model_config(path: Path) -> Any:
     from olmo.config import ModelConfig
 
+    if not (path / "config.yaml").is_file():
+        core = (path / "config.json").is_file() and checkpoint_kind(path) == "torch_new"
+        raise ConfigError(
+            f"{path} has no config.yaml, which says what model the weights are of; "
+            + (
+                "it is a checkpoint of OLMo-core 2 or later, whose models are others than "
+                "ai2-olmo's (`olmo_core` is a sharding of ai2-olmo's own): convert it with its "
+                "convert_checkpoint_to_hf and give the folder of transformers"
+                if core
+                else RESTORE
+            )
+        )
     load_config(path / "config.yaml")  # in words where it is no YAML
     try:
         return ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)

@@ -221,13 +221,26 @@ def _check_device(device: str) -> None:
 
 def _tasks_of(plan: Path) -> TaskSet:
     """The tasks of a run's folder or of an experiment file."""
+    from eval.run import PLAN
     from eval.scores.evaluate import TaskSet, tasks_of_run
 
-    if plan.is_dir():
-        return tasks_of_run(plan)
+    if plan.is_dir() or (plan.parent / PLAN).is_file():
+        return tasks_of_run(plan if plan.is_dir() else plan.parent)
+    from data_injection.corpus.manifest import MANIFEST, load_manifest
+    from olmo_ext.build import compile_tasks
     from olmo_ext.config import load_experiment
-    from olmo_ext.prepare import prepare
 
-    prepared = prepare(load_experiment(plan, corpus=False))
-    vocab_size = prepared.experiment.train.model.vocab_size
-    return TaskSet(tuple(prepared.stream.plan.tasks), vocab_size)
+    experiment = load_experiment(plan, corpus=False)
+    manifest = None
+    if experiment.corpus is not None:
+        # Which ids are special stands in the manifest; it may be told from where the file lies.
+        places = [Path(experiment.corpus), plan.parent / experiment.corpus]
+        if not (found := [place for place in places if (place / MANIFEST).is_file()]):
+            raise FileNotFoundError(
+                f"--plan {plan}: its corpus {experiment.corpus} has no {MANIFEST} here or beside "
+                "the file, and the tasks draw none of the ids that it reserves; give the folder of "
+                "a run with this plan, or go to where the corpus is"
+            )
+        manifest = load_manifest(found[0])
+    tasks = compile_tasks(experiment, manifest=manifest)
+    return TaskSet(tasks, experiment.train.model.vocab_size)

@@ -435,3 +435,48 @@ def test_measure_asks_each_task_once(run: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(eval.scores.evaluate, "fast_answer", spy)
     list(evaluate(run, choice=Choice(steps=[0])))
     assert asked == ["cmp", "add"]
+
+
+def test_a_plan_is_read_without_the_corpus_files_and_from_any_folder(
+    write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scoring needs the tasks, and those need the manifest alone."""
+    from data_injection.corpus.prepare import prepare_embedded
+    from launch.show.verbs import _tasks_of
+    from olmo_ext.config import load_experiment
+    from olmo_ext.prepare import prepare
+
+    prepare_embedded(tmp_path / "corpus", vocab_size=300, max_documents=20)
+
+    def on_corpus(config: dict) -> None:
+        del config["train"]["data"]["paths"]
+        for key in ("eos_token_id", "pad_token_id"):
+            del config["train"]["model"][key]
+        config["train"]["model"].update(vocab_size=300, embedding_size=304)
+        config["corpus"] = "corpus"
+
+    path = write_experiment(on_corpus)
+    monkeypatch.chdir(tmp_path)
+    expected = prepare(load_experiment(path, corpus=False)).stream.plan.tasks
+    for file in (tmp_path / "corpus").glob("tokens-*.npy"):
+        file.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = _tasks_of(path)
+    assert found.vocab_size == 300
+    assert [task.tokens.tolist() for task in found.tasks] == [t.tokens.tolist() for t in expected]
+    (tmp_path / "corpus" / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match="give the folder of a run with this plan"):
+        _tasks_of(path)
+
+
+def test_a_checkpoint_of_olmo_core_2_is_told_from_a_damaged_one(run: Path, tmp_path: Path) -> None:
+    core = tmp_path / "step100"
+    (core / "model_and_optim").mkdir(parents=True)
+    (core / "model_and_optim" / ".metadata").write_bytes(b"")
+    (core / "config.json").write_text("{}")
+    message = refused(core, "--plan", run)
+    for words in ("OLMo-core 2 or later", "convert_checkpoint_to_hf"):
+        assert words in message
+    (core / "config.json").unlink()
+    assert "has no config.yaml" in refused(core, "--plan", run)
