@@ -275,17 +275,3 @@ def compile_plan(
         epoch_rows=epoch_rows,
         eos_token_id=eos_token_id,
     )
-
-
-def differences(
-    ours: dict[str, Any], theirs: dict[str, Any], *, prefix: str = ""
-) -> list[tuple[str, Any, Any]]:
-    """(dotted key, ours, theirs) for all that differs between two canonical plans."""
-    found: list[tuple[str, Any, Any]] = []
-    for key in sorted({*ours, *theirs}):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, prefix=f"{prefix}{key}.")
-        elif a != b:
-            found.append((f"{prefix}{key}", a, b))
-    return found

@@ -55,6 +55,20 @@ def load_identity(folder: str | Path) -> dict[str, Any]:
     return read_object(Path(folder) / PLAN)
 
 
+def differences(
+    ours: dict[str, Any], theirs: dict[str, Any], *, prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """(dotted key, ours, theirs) for all that differs between two identities or canonical plans."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted({*ours, *theirs}):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, prefix=f"{prefix}{key}.")
+        elif a != b:
+            found.append((f"{prefix}{key}", a, b))
+    return found
+
+
 def read_if_whole(path: Path) -> dict[str, Any]:
     """Any JSON object of a run's folder; empty where it is not there or not whole.
 

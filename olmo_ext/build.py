@@ -29,8 +29,9 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from data_injection.corpus.prepare import Manifest
 from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
-from data_injection.plan import InjectionPlan, compile_plan, differences
+from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.tasks.base import Task
+from eval.run import differences
 from olmo_ext.checks import num_steps
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.data import build_host, check_memmaps, data_seed, fingerprint

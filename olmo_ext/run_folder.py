@@ -227,13 +227,18 @@ def find_ledger_start(
     return replace(start, parent=None, lost=tuple(problems))
 
 
-def start_ledger(
-    folder: Path, start: LedgerStart, checkpoint: Path | None, *, header: dict[str, Any]
-) -> LedgerWriter:
-    """The new segment; `header` as for LedgerWriter."""
-    header = header | {"checkpoint": checkpoint.name if checkpoint else None}
+def start_ledger(prepared: Prepared, start: LedgerStart, checkpoint: Path | None) -> LedgerWriter:
+    """The new segment."""
+    train, plan = prepared.experiment.train, prepared.stream.plan
+    header = {
+        "run": train.run_name,
+        "plan_hash": plan.hash,
+        "tasks": [task.name for task in plan.tasks],
+        "world_size": get_world_size(),
+        "checkpoint": checkpoint.name if checkpoint else None,
+    }
     return LedgerWriter(
-        folder / LEDGER_FOLDER,
+        Path(train.save_folder) / LEDGER_FOLDER,
         start_step=start.step,
         parent=start.parent,
         header=header | ({"lost": start.lost} if start.lost else {}),

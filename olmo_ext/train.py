@@ -84,7 +84,7 @@ def train(
         prepared = prepare(experiment)
     device = init_process_group()
     check_device(experiment.train, world_size=get_world_size())
-    stream, identity = prepared.stream, prepared.identity
+    identity = prepared.identity
     folder = Path(experiment.train.save_folder)
     beat.then("preparing the run's folder")
     with explain_disk(folder), ExitStack() as stack:
@@ -111,15 +111,9 @@ def train(
             take_over(folder, resume=resume, identity=identity)
             checkpoint = clear_unfinished(folder, identity)
             (folder / DIVERGED).unlink(missing_ok=True)
-            header = {
-                "run": experiment.train.run_name,
-                "plan_hash": stream.plan.hash,
-                "tasks": [task.name for task in stream.plan.tasks],
-                "world_size": get_world_size(),
-            }
             start = find_ledger_start(folder, checkpoint, new_ledger=new_ledger)
             write_run_files(prepared, resumed_from=checkpoint)
-            ledger = start_ledger(folder, start, checkpoint, header=header)
+            ledger = start_ledger(prepared, start, checkpoint)
             ledgers.append((stack.enter_context(ledger), start.digest))
             return checkpoint
 

@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_injection.plan import differences
 from eval.audit.ledger import SavedCheckpoint
 from eval.audit.subject import (
     NOT_CHECKED,
@@ -23,6 +22,7 @@ from eval.audit.subject import (
     value_at,
 )
 from eval.checkpoints.checkpoint import CHECKSUMS, FILES, verify_checkpoint
+from eval.run import differences
 from eval.text import plural
 
 SETTINGS = {

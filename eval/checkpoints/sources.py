@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_injection.errors import ConfigError
-from data_injection.plan import differences
 from eval.checkpoints.checkpoint import (
     IDENTITY_FILE,
     find_checkpoints,
@@ -19,7 +18,7 @@ from eval.checkpoints.checkpoint import (
     read_identity,
 )
 from eval.checkpoints.sharded import checkpoint_kind
-from eval.run import PLAN, find_below, load_identity, read_object
+from eval.run import PLAN, differences, find_below, load_identity, read_object
 
 _STEP = re.compile(r"step(\d+)(-unsharded)?")
 

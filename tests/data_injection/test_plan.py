@@ -22,9 +22,10 @@ import pytest
 from data_injection import plan as plan_module
 from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.errors import ConfigError
-from data_injection.plan import InjectionPlan, compile_plan, differences
+from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.tasks import build as tasks_module
 from data_injection.tasks.base import IntArray, Task
+from eval.run import differences
 
 GEOMETRY: dict[str, Any] = {
     "batch_size": 16,
