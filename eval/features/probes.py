@@ -15,6 +15,7 @@ and sine), P draws (0: the target; the rest: the null's permutations), N = P U C
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -201,3 +202,22 @@ def check_target(target: FloatArray, *, num_symbols: int, folds: int = FOLDS) ->
             f"a target must be finite and no unit the same for all symbols, but units "
             f"{np.flatnonzero(~(span_U > 0)).tolist()[:5]} are not; leave them out"
         )
+
+
+@cache
+def planted_r2(width: int, *, num_symbols: int = 100, amplitude: float = 2.0) -> float:
+    """What the probe reads of an order that is there: along one direction of states of a width, of
+    `amplitude` standard deviations of the noise in every direction. It falls with the width, as
+    the same signal stands among more noise: to be laid beside what was measured. Mean of 8 draws.
+    """
+    rank_S1 = np.arange(num_symbols, dtype=float)[:, None]
+    standard_S1 = (rank_S1 - rank_S1.mean()) / rank_S1.std()
+    found = []
+    for seed in range(8):
+        rng = np.random.default_rng([width, seed])
+        direction_D = rng.normal(size=width)
+        direction_D /= np.linalg.norm(direction_D)
+        hidden_SD = rng.normal(size=(num_symbols, width)) + amplitude * standard_S1 * direction_D
+        states = SymbolStates(hidden_SD[None], np.arange(num_symbols))
+        found.append(probe(states, rank_S1, seed=seed).r2[0, 0])
+    return float(np.mean(found))

@@ -17,6 +17,7 @@ import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.features.presence import COUNTS
+from eval.features.probes import planted_r2
 from eval.figures import style
 from eval.scores.cells import groups, task_rows
 from eval.text import number
@@ -35,7 +36,8 @@ def features(frame: pd.DataFrame, *, layer: int = LAYER) -> Figure:
 
     frame: records, as read. Lines are means over seeds, a colour per rate, with a 95% band from
     three seeds on and the seeds themselves below; a dashed line is the null's 99th percentile of
-    an R^2 (a count is above its null by definition, and noise counts 0). Each point of the last
+    an R^2 (a count is above its null by definition, and noise counts 0), a dotted one what the
+    probe reads of an order planted in states of this width (`planted_r2`). Each point of the last
     panel is one run at one step. Raises ConfigError if no features were measured.
     """
     blocks = _blocks(frame, layer)
@@ -71,6 +73,8 @@ def presence(frame: pd.DataFrame, *, layer: int = LAYER) -> pd.DataFrame:
     counts["null99"] = counts.null99.where(single)
     scores = rows[(rows.metric == "score") & (rows.split == "test")].set_index(task).value
     table = counts.drop(columns="r2").reset_index()
+    if "d_model" in rows:
+        table["d_model"] = table.rung.map(rows.groupby("rung").d_model.max())
     return table.join(scores.rename("score"), on=task).dropna(subset="value", ignore_index=True)
 
 
@@ -95,8 +99,13 @@ def _draw_block(part: Any, label: str, rows: pd.DataFrame) -> None:
     grid = style.panels(part, len(rungs) + 1, abreast=ABREAST, sharey=True)
     axes = grid.ravel()
     for axis, (params, rung) in zip(axes, rungs, strict=False):
-        for rate, line in rows[rows.rung == rung].groupby("rate_per_step"):
+        here = rows[rows.rung == rung]
+        for rate, line in here.groupby("rate_per_step"):
             _draw_over_steps(axis, line, colours[rate])
+        if "d_model" in here and here.units.max() == 1 and here.d_model.notna().all():
+            # R^2 at equal signal falls with width: amounts are to be read against this line.
+            planted = planted_r2(int(here.d_model.max()))
+            axis.axhline(max(planted, 0), color="black", linewidth=0.8, linestyle=":")
         _dress(axis, style.size_title(params, rung), "step")
     last = axes[len(rungs)]
     _draw_against_score(last, rows, rungs, colours)

@@ -14,7 +14,7 @@ from data_injection.tasks.group_composition import GroupComposition
 from data_injection.tasks.modular_addition import ModularAddition
 from eval.features.activations import SymbolStates, average_by_symbol, symbol_states
 from eval.features.presence import score_features
-from eval.features.probes import Probe, probe
+from eval.features.probes import Probe, planted_r2, probe
 
 S = 100
 RANK = np.arange(S, dtype=float)[:, None]
@@ -290,3 +290,12 @@ def test_best_is_the_unit_the_null_is_of() -> None:
     found = Probe(np.array([[0.1, 0.4], [-0.2, 0.3]]), np.zeros(2), np.zeros(2), 0.35)
     assert found.best.tolist() == [0.4, 0.3]
     assert found.units.tolist() == [1]
+
+
+def test_the_same_signal_gives_less_in_a_wider_state_and_the_planted_line_says_how_much() -> None:
+    line = [planted_r2(width) for width in (16, 64, 512)]
+    assert line[0] == pytest.approx(0.75, abs=0.05)
+    assert line[2] == pytest.approx(0.37, abs=0.08)
+    assert line[0] > line[1] > line[2]
+    assert planted_r2(64, amplitude=30.0) > 0.98
+    assert planted_r2(64, amplitude=0.0) < 0.05

@@ -112,3 +112,23 @@ def test_what_was_not_measured_is_refused(frame: pd.DataFrame) -> None:
         features(frame[frame.metric == "score"].drop(columns=["group", "layer"]))
     with pytest.raises(ConfigError, match="no features at layer 7"):
         features(frame[frame.family == "comparison"], layer=7)
+
+
+def test_the_planted_order_stands_beside_the_measured_one_at_each_width(
+    frame: pd.DataFrame,
+) -> None:
+    """R^2 at equal signal falls with width: without the line amounts would be compared."""
+    from eval.features.probes import planted_r2
+
+    order = frame[(frame.group.isna()) | (frame.group == "order")].copy()
+    order["d_model"] = order.rung.map(
+        {rung: 16 * 4**i for i, rung in enumerate(sorted(set(order.rung)))}
+    )
+    dotted = {
+        line.get_ydata()[0]
+        for axis in features(order).axes
+        for line in axis.lines
+        if line.get_linestyle() == ":"
+    }
+    widths = sorted(set(order.d_model))
+    assert {round(planted_r2(int(width)), 6) for width in widths} <= {round(y, 6) for y in dotted}
