@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 import olmo_ext.callbacks.build
 from eval.checkpoints.checkpoint import find_checkpoints
@@ -206,3 +207,19 @@ def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("sender")
+@pytest.mark.parametrize("code", [0, 85])
+def test_a_stopped_runs_status_is_0_unless_another_is_asked_for(
+    code: int, write_experiment: Write
+) -> None:
+    experiment = write_experiment()
+    override = ["callbacks.sender={at: 4, names: SIGTERM}"]
+    if code == 0:
+        train_verb(experiment, override)
+    else:
+        with pytest.raises(typer.Exit) as ended:
+            train_verb(experiment, override, exit_code_on_signal=code)
+        assert ended.value.exit_code == code
+    assert saved(experiment.parent / "run") == [0, 4]

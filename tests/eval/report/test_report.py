@@ -358,3 +358,14 @@ def test_the_answer_does_not_call_a_saturated_grid_a_rise():
     frame.loc[frame.metric == "score", "value"] = 0.9
     counts = learned_per_rung(cells(frame))[0]
     assert answer(counts).startswith("No: every cell is learned at every size")
+
+
+def test_the_headline_asks_only_what_the_runs_can_answer(sweep):
+    both = write_report(sweep).read_text()
+    one = write_report(sweep / "w16", sweep / "w16").read_text()
+    for page, asked, other in (
+        (both, "Do larger models learn rarer tasks?", "Which tasks are learned?"),
+        (one, "Which tasks are learned?", "Do larger models learn rarer tasks?"),
+    ):
+        assert f"<h1>{asked}</h1>" in page
+        assert other not in page
