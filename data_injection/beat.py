@@ -6,10 +6,12 @@ with Beat(print) as beat:
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -36,6 +38,7 @@ class Beat:
         self._say, self._every = say, every
         self._works: dict[str, _Work] = {}
         self._lock = threading.Lock()
+        self._stepped = -math.inf
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="beat", daemon=True)
 
@@ -51,6 +54,22 @@ class Beat:
         """Nothing but this is at work now."""
         with self._lock:
             self._works = {what: _Work(time.monotonic(), 0)}
+
+    @contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        """Nothing but this is at work within, and nothing after."""
+        self.then(what)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._works = {}
+
+    def step(self) -> None:
+        """A step was taken, and nothing is at work: for a beat from now on nothing is said, since
+        the work of a moment, done every few steps, would fill a log that has a line of its own."""
+        with self._lock:
+            self._works, self._stepped = {}, time.monotonic()
 
     def stop(self) -> None:
         """Say no more."""
@@ -70,12 +89,17 @@ class Beat:
         self.stop()
 
     def _watch(self) -> None:
-        began = time.monotonic()
-        while not self._ended.wait(max(self._every, (time.monotonic() - began) / 300)):
+        began = spoke = time.monotonic()
+        while not self._ended.wait(self._every / 4):
+            now = time.monotonic()
+            if now - spoke < max(self._every, (now - began) / 300):
+                continue
             with self._lock:
+                stepped = now - self._stepped < self._every
                 said = "; ".join(_line(what, work) for what, work in self._works.items())
-            if said and self._say is not None:
+            if said and not stepped and self._say is not None:
                 self._say(said)
+                spoke = now
 
 
 def _line(what: str, work: _Work) -> str:

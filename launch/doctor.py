@@ -15,7 +15,7 @@ from pathlib import Path
 
 import typer
 
-from launch.terminal import console
+from launch.terminal import at_work, console
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ def doctor() -> None:
     table = new_table("", "what", "found", "remedy or reason")
     colours = {"ok": "green", "note": "yellow", "fail": "red"}
     failed = False
-    for finding in examine():
+    with at_work("importing the engine"):
+        findings = list(examine())
+    for finding in findings:
         mark = Text(finding.status, style=colours[finding.status])
         table.add_row(mark, finding.what, finding.detail, finding.remedy)
         failed |= finding.status == "fail"

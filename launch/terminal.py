@@ -110,3 +110,12 @@ def progress_bar(
     else:
         with Beat(partial(say, console) if lines else None) as beat:
             yield beat.at
+
+
+@contextmanager
+def at_work(what: str) -> Iterator[None]:
+    """`progress_bar` for what has no parts: the engine takes ten seconds to import on a busy
+    machine, and a verb that says nothing meanwhile looks dead."""
+    with progress_bar(errors) as show:
+        show(what, 0, 0)
+        yield

@@ -72,7 +72,7 @@ def train(
         new_ledger: resume although the ledger has lost what the checkpoint was trained on.
         despite_divergence: resume a run that ended because its numbers were not finite.
         signals: what has taken note of signals so far; by default noting begins here.
-        beat: says what is at work until the first step is taken; by default nothing.
+        beat: says what is at work while no progress line can; by default nothing.
 
     Raises:
         ConfigError: before any work starts and before anything is written.

@@ -85,7 +85,8 @@ class ExperimentTrainer(Trainer):
     signals: StopSignals = field(default_factory=StopSignals)
 
     beat: Beat = field(default_factory=lambda: Beat(None))
-    """Says what is at work until the first step is taken; then the progress callback does."""
+    """Says what is at work until the first step is taken, and from then on which callback or
+    checkpoint it is that keeps the progress line waiting."""
 
     seen_rows: torch.Tensor | None = None
     """The first rows of the last batch, which tell whether the model still has finite logits."""
@@ -111,8 +112,9 @@ class ExperimentTrainer(Trainer):
             losses = super().train_batch(batch)
         self.seen_rows = batch["input_ids"][: self.cfg.device_train_microbatch_size]
         with telling_divergence(self):
-            for callback in self.callbacks.values():
-                callback.on_gradients(self, batch)
+            for name, callback in self.callbacks.items():
+                with self.beat.during(f"{name} at step {self.global_step}"):
+                    callback.on_gradients(self, batch)
         return losses
 
     def train_step(
@@ -131,13 +133,14 @@ class ExperimentTrainer(Trainer):
             # that left alone would leave the others waiting for it.
             self.signals.received = self.signals.received or NOT_FINITE
             metrics = {"train/CrossEntropyLoss": math.nan}
-        self.beat.stop()
+        self.beat.step()
         # Only now: the optimizer has taken the step, on every rank.
         if self.ledger is not None:
             self.ledger.append(self.global_step - 1, rows)
         with telling_divergence(self):
-            for callback in self.callbacks.values():
-                callback.on_step(self, metrics)
+            for name, callback in self.callbacks.items():
+                with self.beat.during(f"{name} at step {self.global_step}"):
+                    callback.on_step(self, metrics)
         return metrics
 
     def eval(self) -> dict[str, Any]:
@@ -170,7 +173,8 @@ class ExperimentTrainer(Trainer):
     ) -> tuple[Any, Any]:
         check_logits(self)
         # When an FSDP run is cancelled `fit` asks for a sharded one and saves no other.
-        return super().save_checkpoint(CheckpointType.unsharded)
+        with self.beat.during(f"saving step {self.global_step}"):
+            return super().save_checkpoint(CheckpointType.unsharded)
 
     def check_if_cancelled(self) -> tuple[bool, int]:
         """Called after every step. A run that stops saves this step and takes no other: the engine

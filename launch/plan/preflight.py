@@ -69,7 +69,9 @@ def preflight(
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        prepared = prepare(experiment)
+        with Beat(to_stderr) as beat:
+            beat.then("checking the corpus and compiling the plan")
+            prepared = prepare(experiment)
     finally:
         logger.setLevel(before)
     stream, manifest = prepared.stream, prepared.manifest

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from data_injection.errors import ConfigError
-from launch.terminal import Overrides, console, errors, interruptible, say
+from launch.terminal import Overrides, at_work, console, errors, interruptible, say
 
 
 def prepare(
@@ -95,13 +95,14 @@ def plan(
         return
     if len(experiments) != 1:
         raise ConfigError(f"plan takes one experiment, got {len(experiments)}; --cost takes more")
-    from eval.text import check_target
-    from launch.json_file import write_json
-    from launch.plan.preflight import as_json, preflight, show
-    from olmo_ext.config import load_experiment
+    with at_work("starting"):
+        from eval.text import check_target
+        from launch.json_file import write_json
+        from launch.plan.preflight import as_json, preflight, show
+        from olmo_ext.config import load_experiment
 
-    check_target(json, "--json")
-    config = load_experiment(experiments[0], override, corpus=False)
+        check_target(json, "--json")
+        config = load_experiment(experiments[0], override, corpus=False)
     gpus = 1 if gpus is None else gpus
     with interruptible("--no-scan or --scan-tokens takes less time"):
         found = preflight(config, scan=scan, scan_tokens=scan_tokens, gpus=gpus, **device)

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_injection.errors import ConfigError
-from launch.terminal import console, errors, interruptible, progress_bar, say, typed_command
+from launch.terminal import (
+    at_work,
+    console,
+    errors,
+    interruptible,
+    progress_bar,
+    say,
+    typed_command,
+)
 
 if TYPE_CHECKING:
     from eval.scores.evaluate import TaskSet
@@ -35,17 +43,18 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(hidden=True, help="--export, before 0.1.")] = None,
 ) -> None:
     """Score every checkpoint on every task and split; what is in the records is skipped."""
-    from eval.scores.evaluate import Choice, Done, chosen_sources, results
-    from eval.scores.evaluate import evaluate as run
-    from eval.scores.table import print_scores
-    from eval.text import TABLE_SUFFIXES, check_target, write_table
+    with at_work("starting"):
+        from eval.scores.evaluate import Choice, Done, chosen_sources, results
+        from eval.scores.evaluate import evaluate as run
+        from eval.scores.table import print_scores
+        from eval.text import TABLE_SUFFIXES, check_target, write_table
 
-    option, target = ("--out", out) if export is None else ("--export", export)
-    check_target(target, option, suffixes=TABLE_SUFFIXES)
-    _check_device(device)
-    choice = Choice(task, split or ("train", "test"), step)
-    found = chosen_sources(sources, choice)
-    asked = _tasks_of(plan) if plan is not None else None
+        option, target = ("--out", out) if export is None else ("--export", export)
+        check_target(target, option, suffixes=TABLE_SUFFIXES)
+        _check_device(device)
+        choice = Choice(task, split or ("train", "test"), step)
+        found = chosen_sources(sources, choice)
+        asked = _tasks_of(plan) if plan is not None else None
     done: list[Done] = []
     with progress_bar(errors) as bar:
         bar("checkpoints", 0, len(found))
@@ -77,7 +86,8 @@ def features(
     export: Annotated[Path | None, typer.Option(help="Table of all rows: .csv, .parquet.")] = None,
 ) -> None:
     """What the tasks' symbols hide, and which layer uses it; what is in the records is skipped."""
-    from launch.show.features import measure_features
+    with at_work("starting"):
+        from launch.show.features import measure_features
 
     measure_features(
         sources, das=das, tasks=task or (), steps=step or (), rank=rank, search_steps=search_steps,
@@ -95,7 +105,8 @@ def reference(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Natural comparisons and additions of the corpus: their frequency, and loss by checkpoint."""
-    from launch.show.reference import reference as run
+    with at_work("starting"):
+        from launch.show.reference import reference as run
 
     scan = {"corpus": corpus, "sample_tokens": sample_tokens}
     run(sources, scan=scan, most=most, device=device, console=console, errors=errors)
@@ -106,13 +117,15 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write; default: the source.")] = None,
 ) -> None:
     """Write the figures the records hold, CSV tables and one self-contained report.html."""
-    from eval.report.tables import print_cells
-    from eval.report.write import load_runs, write_report
-    from eval.run import left_out
-    from eval.scores.cells import cells
+    with at_work("drawing the report"):
+        from eval.report.tables import print_cells
+        from eval.report.write import load_runs, write_report
+        from eval.run import left_out
+        from eval.scores.cells import cells
 
-    path = write_report(source, out, command=typed_command())
-    print_cells(cells(load_runs(source)[0]), console)
+        path = write_report(source, out, command=typed_command())
+        found = cells(load_runs(source)[0])
+    print_cells(found, console)
     for line in left_out(source):
         say(errors, f"left out: {line}")
     console.print(str(path))
@@ -189,7 +202,8 @@ def export(
     ] = False,
 ) -> None:
     """Write a checkpoint for transformers and lm-evaluation-harness, or read one back."""
-    from eval.export.huggingface import export_hf, import_hf
+    with at_work("starting"):
+        from eval.export.huggingface import export_hf, import_hf
 
     if to == "olmo" and (step, tokenizer, no_tokenizer, dtype) != (None, None, False, "fp32"):
         raise ConfigError("--step, --tokenizer, --no-tokenizer and --dtype are for --to hf alone")
@@ -198,15 +212,16 @@ def export(
         return
     if to != "hf":
         raise ConfigError(f"--to must be hf or olmo, got {to!r}")
-    done = export_hf(
-        source,
-        out,
-        step=step,
-        tokenizer=tokenizer,
-        no_tokenizer=no_tokenizer,
-        dtype=dtype,
-        despite_divergence=despite_divergence,
-    )
+    with at_work(f"exporting {source}"):
+        done = export_hf(
+            source,
+            out,
+            step=step,
+            tokenizer=tokenizer,
+            no_tokenizer=no_tokenizer,
+            dtype=dtype,
+            despite_divergence=despite_divergence,
+        )
     console.print(f"{out}: {done.provenance.path}, {done.num_params:,} parameters in {dtype}")
 
 

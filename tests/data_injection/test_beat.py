@@ -52,3 +52,23 @@ def test_the_time_left_is_of_what_this_start_does() -> None:
         beat.at("cells", 95, 100)
         time.sleep(0.2)
     assert said[0].endswith("about 0:00:01 more")
+
+
+def test_after_a_step_only_what_lasts_is_said() -> None:
+    """A training of many steps has its progress line; a callback that takes long has none."""
+    said: list[str] = []
+    with Beat(said.append, every=0.2) as beat:
+        for _ in range(20):
+            beat.step()
+            with beat.during("features at step 7"):
+                time.sleep(0.02)
+        assert said == []
+        beat.step()
+        with beat.during("features at step 8"):
+            time.sleep(0.2)
+        with beat.during("interference at step 8"):
+            time.sleep(0.2)
+        num = len(said)
+        time.sleep(0.5)
+    assert set(said) == {"interference at step 8: 0:00:00"}
+    assert len(said) == num, "what is done is not said any more"
