@@ -100,6 +100,10 @@ def test_preparing_a_corpus_is_not_silent(
 def test_looking_at_the_machine_is_not_silent(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: [time.sleep(SLOW)] * 0)
+    def slowly() -> list[doctor.Finding]:
+        time.sleep(SLOW)
+        return []
+
+    monkeypatch.setattr(doctor, "examine", slowly)
     doctor.doctor()
     assert "importing the engine: 0:00:0" in capsys.readouterr().err
