@@ -44,6 +44,7 @@ from eval.checkpoints.checkpoint import (
 )
 from eval.commit import git_commit
 from eval.records import FILE_NAME as RECORDS
+from eval.records import records_of
 from eval.run import EXPERIMENT, MARKER, PLAN, PROGRESS, RUN, read_if_whole, read_object, read_run
 from olmo_ext.build import check_same_run
 from olmo_ext.compat import link_latest
@@ -104,7 +105,10 @@ def _took_no_step(folder: Path, names: set[str]) -> bool:
     if others or PLAN not in names or read_if_whole(folder / PROGRESS).get("step"):
         return False
     segments = read_segments(folder / LEDGER_FOLDER) if LEDGER_FOLDER in names else {}
-    return not any(len(s.rows) or s.problems or s.torn for s in segments.values())
+    if any(len(s.rows) or s.problems or s.torn for s in segments.values()):
+        return False
+    # Without the progress callback, and before the first instance, only these say so.
+    return bool((records_of(folder).step == 0).all())
 
 
 def take_over(folder: Path, *, resume: bool, identity: dict[str, Any]) -> None:

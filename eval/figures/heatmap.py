@@ -64,8 +64,9 @@ def _draw_value(axis: Any, group: pd.DataFrame) -> None:
 
 
 def _draw_train_loss(axis: Any, group: pd.DataFrame) -> None:
-    # Of records from before the two were measured apart only the whole is known.
-    apart = group.train_choice_loss.notna().any()
+    # Of records from before the two were measured apart only the whole is known: then of all.
+    known = group[["train_choice_loss", "train_label_loss"]].notna()
+    apart = known.train_choice_loss.sum() >= max(known.train_label_loss.sum(), 1)
     name = "train_choice_loss" if apart else "train_label_loss"
     losses, entropy = group[name], float(group.label_entropy.mean())
     highest = float(losses.max()) if losses.notna().any() else 1.0

@@ -31,7 +31,7 @@ import torch
 
 from data_injection.errors import ConfigError
 from eval.interference.gradients import Vector, gram
-from eval.scores.cells import CELL
+from eval.scores.cells import CELL, run_names, task_rows
 from eval.statistics import seed_fields, share
 
 HOST, DECAY, OWN = "host", "decay", "task"
@@ -119,26 +119,30 @@ def budgets(frame: pd.DataFrame, *, since: float = 0.5) -> pd.DataFrame:
     (`forgotten` of a loss with permuted labels, and of host parts with random signs); closure (the
     largest of any record), n_seeds. Raises ConfigError if the callback measured nothing.
     """
-    measured = frame[frame.metric.isin(["budget", "budget_actual"])]
-    if measured.empty:
+    if not frame.metric.isin(["budget", "budget_actual"]).any():
         raise ConfigError(
             "records hold no loss budget; add `loss_budget: {}` to the callbacks of a run"
         )
-    last = frame.groupby("run").step.max()
-    whole = measured[measured.reindex(columns=["layer"]).layer.isna()]
-    late = whole[whole.step > since * whole.run.map(last)]
+    told = task_rows(frame.reindex(columns=[*frame, *({"layer"} - {*frame})]))
+    told = told.assign(of=run_names(told))
+    last = told.groupby("of").step.max()
+    whole = told[told.metric.isin(["budget", "budget_actual"]) & told.layer.isna()]
+    late = whole[whole.step > since * whole.of.map(last)]
     names = {HOST: "forgotten", OWN: "gained", DECAY: "faded"}
     kind = late.source.map(names).fillna("others").where(late.metric == "budget", "actual")
     rows: list[dict[str, Any]] = []
     for key, group in late.assign(kind=kind).groupby([*CELL, "split"], sort=True):
-        seeds = group.pivot_table("value", index="seed", columns="kind", aggfunc="sum")
+        # A seed is one draw, in however many runs or like tasks it was measured.
+        each = ["seed", "of", "task"]
+        parts = group.pivot_table("value", index=each, columns="kind", aggfunc="sum", fill_value=0)
+        seeds = parts.groupby("seed").mean()
         row: dict[str, Any] = dict(zip([*CELL, "split"], key, strict=True))
         for name in ("forgotten", "gained", "faded", "others", "actual"):
             row |= seed_fields(seeds[name].tolist() if name in seeds else [], name)
         ratio = share(seeds.forgotten.tolist(), (-seeds.gained).tolist())
         row |= {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
-        host = group[group.kind == "forgotten"].groupby("seed")
+        host = group[group.kind == "forgotten"].groupby(each)
         for null in ("null_labels", "null_signs"):
-            row[null] = float(host[null].sum().mean())
+            row[null] = float(host[null].sum().groupby("seed").mean().mean())
         rows.append(row | {"closure": float(group.closure.max()), "n_seeds": len(seeds)})
     return pd.DataFrame(rows)

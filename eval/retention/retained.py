@@ -78,8 +78,12 @@ def half_life(lags: Sequence[float], retained: Sequence[float], *, gain_lag: int
 
 
 def loss_metric(frame: pd.DataFrame) -> str:
-    """choice_loss, or label_loss in records from before it was measured apart."""
-    return "choice_loss" if frame.metric.str.startswith("choice_loss").any() else "label_loss"
+    """choice_loss; label_loss if some records are from before it was measured apart, so that no run
+    falls out, or loses its first part, beside newer ones."""
+    choice, label = (
+        frame.metric.str.startswith(name).sum() for name in ("choice_loss", "label_loss")
+    )
+    return "choice_loss" if choice >= max(label, 1) else "label_loss"
 
 
 def bursts(frame: pd.DataFrame, *, metric: str | None = None, gain_lag: int = 0) -> pd.DataFrame:

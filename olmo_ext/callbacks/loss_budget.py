@@ -18,6 +18,7 @@ import torch
 from olmo.config import DistributedStrategy, OptimizerType
 
 from data_injection.errors import ConfigError
+from data_injection.philox import raw_words
 from eval.interference.budget import (
     DECAY,
     HOST,
@@ -60,13 +61,13 @@ class LossBudget(Callback):
     `budget` by `source` (host, task: its own rows, decay, task/NAME: another task's) and, if asked,
     by `layer` (-1: in no block); for the host with `null_labels` (of a loss with labels permuted
     within the task) and `null_signs` (each entry of the host's part with a random sign). A measured
-    step stands for `every` steps. `budget_actual`: the change itself over the same steps. Both say
+    step stands for its interval. `budget_actual`: the change itself over the same steps. Both say
     `n` (steps measured) and `closure`. With `exact`, `host_step`: L(theta + Delta_host) - L(theta)
     of one step, beside its `first_order`.
     """
 
     every: int = 20
-    """Steps in an interval; the first of each is measured. 1 measures all: then budgets close."""
+    """Steps in an interval; one of each, drawn, is measured. 1 measures all: then budgets close."""
 
     record: int = 200
     """Steps between two records, a multiple of `every`; also after the last step."""
@@ -160,7 +161,7 @@ class LossBudget(Callback):
             return
         params = self._moments.parameters(trainer)
         norm = norm_of(params.gradient())
-        measured = (trainer.global_step - 1) % self.every == 0 and self._moments.known(trainer)
+        measured = self._stands_for(trainer) > 0 and self._moments.known(trainer)
         with beside_the_step(trainer):
             parts = step_parts(trainer, params, batch, measured=())
             found = {name.removeprefix("t/"): part for name, part in parts.items()}
@@ -208,10 +209,20 @@ class LossBudget(Callback):
 
     # -- one measured step -----------------------------------------------------------------------
 
+    def _stands_for(self, trainer: ExperimentTrainer) -> int:
+        """Steps that this one is measured for: its interval, or 0 if another step of it is.
+
+        Drawn anew in each interval: the same place would see every burst of a gap, or none.
+        """
+        interval, place = divmod(trainer.global_step - 1, self.every)
+        length = min(self.every, trainer.max_steps - interval * self.every)
+        [word] = raw_words(1, seed=self.seed, purpose="loss_budget", counter=interval).tolist()
+        return length if word % length == place else 0
+
     def _measure(self, trainer: ExperimentTrainer, params: Parameters, step: _Step) -> None:
         assert step.before is not None
-        after, (seconds, steps) = params.values(), adam_steps(trainer, params)
-        parts = update_parts(step.before, after, self._moments.firsts, seconds, steps)
+        after, (seconds, how) = params.values(), adam_steps(trainer, params)
+        parts = update_parts(step.before, after, self._moments.firsts, seconds, how)
         signs = RandomDirection(
             params.shards,
             params.total_sizes,
@@ -233,7 +244,7 @@ class LossBudget(Callback):
         sources = {**parts, "signed": signed}
         rows_RGS = products({**gradients, **nulls}, sources, params.layers)
         [rows_RGS] = sum_over_ranks([rows_RGS], params.group)
-        self._num += 1
+        self._num, num = self._num + 1, self._stands_for(trainer)
         for index, name in enumerate(gradients):
             # R: the whole model, outside the blocks, each layer.
             values_RS, null_RS = rows_RGS[:, index], rows_RGS[:, index + len(gradients)]
@@ -245,7 +256,7 @@ class LossBudget(Callback):
             }
             for kind, values in sums.items():
                 before = self._sums[name].get(kind, [0.0] * len(values))
-                self._sums[name][kind] = [a + b for a, b in zip(before, values, strict=True)]
+                self._sums[name][kind] = [a + b * num for a, b in zip(before, values, strict=True)]
 
     def _take_host_steps(
         self, trainer: ExperimentTrainer, params: Parameters, step: _Step, host: Vector
@@ -286,24 +297,24 @@ class LossBudget(Callback):
     # -- what is recorded ------------------------------------------------------------------------
 
     def _record(self, trainer: ExperimentTrainer) -> None:
-        """The sums since the last record, each measured step for the `every` that it stands for."""
+        """The sums since the last record, each measured step for all that it stands for."""
         if self._num == 0:
             return
         for task, sums in self._sums.items():
             nulls = {name: sums.pop(name) for name in ("null_labels", "null_signs")}
             actual = sums.pop("actual")[0]
             beside = {"n": self._num, "closure": closure([v[0] for v in sums.values()], actual)}
-            self._write(trainer, task, "budget_actual", actual * self.every, **beside)
+            self._write(trainer, task, "budget_actual", actual, **beside)
             places = range(len(sums[HOST]) if self.layers else 1)
             for source, values in sums.items():
                 own = OWN if source == task else f"{OWN}/{source}"
                 for place in places:
                     fields = beside | {"source": source if source in (HOST, DECAY) else own}
                     if source == HOST:
-                        fields |= {name: one[place] * self.every for name, one in nulls.items()}
+                        fields |= {name: one[place] for name, one in nulls.items()}
                     if place:
                         fields["layer"] = place - 2
-                    self._write(trainer, task, "budget", values[place] * self.every, **fields)
+                    self._write(trainer, task, "budget", values[place], **fields)
         self._sums, self._num = defaultdict(dict), 0
 
     def _write(

@@ -89,6 +89,32 @@ def test_steps_that_were_taken_and_not_saved_are_not_taken_over(
         train(load_experiment(write_experiment(), ["train.seed=3"]), resume=True)
 
 
+def test_records_of_steps_are_enough_to_keep_a_folder(
+    write_experiment: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No progress is written, no instance was in the ledger yet, no step was saved."""
+
+    def edit(config: dict) -> None:
+        schedule = {"kind": "window", "rate": 2, "start": 8, "stop": 10}
+        config["injection"]["tasks"] = [{"name": "cmp", "num_symbols": 10, "schedule": schedule}]
+        config["callbacks"] = {"task_eval": {"every": 1}, "progress": None}
+
+    evaluate = TaskEval.on_step
+
+    def crash(self: TaskEval, trainer: ExperimentTrainer, metrics: Any) -> None:
+        evaluate(self, trainer, metrics)
+        if trainer.global_step == 3:
+            raise RuntimeError("a cable was pulled")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskEval, "on_step", crash)
+        with pytest.raises(RuntimeError, match="cable"):
+            train(load_experiment(write_experiment(edit)))
+    with pytest.raises(ConfigError, match="in use by an earlier run"):
+        train(load_experiment(write_experiment(edit)))
+    assert read_records(tmp_path / "run").step.max() == 3
+
+
 def test_a_finished_folder_says_that_it_is_finished_and_what_to_do(write_experiment: Write) -> None:
     folder = train(load_experiment(write_experiment()))
     with pytest.raises(ConfigError, match="in use by a run that is finished") as error:

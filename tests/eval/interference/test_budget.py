@@ -119,13 +119,16 @@ def test_closure_is_of_the_turnover() -> None:
 # -- the table -----------------------------------------------------------------------------------
 
 
-def records(*, forgotten: dict[int, float], gained: dict[int, float]) -> pd.DataFrame:
+def records(
+    *, forgotten: dict[int, float], gained: dict[int, float], **said: object
+) -> pd.DataFrame:
     rows = []
     for seed, step in itertools.product(forgotten, (100, 200)):
         shared = {
             **{"run": f"s{seed}", "rung": "w16", "params": 9, "seed": seed, "protocol": "single"},
             **{"family": "comparison", "rate_per_step": 1.0, "split": "test", "step": step},
-            **{"task": "cmp", "closure": 0.01 * seed, "metric": "budget"},
+            **{"task": "cmp", "closure": 0.01 * seed, "metric": "budget", "tokens": 64.0 * step},
+            **said,
         }
         host = {"value": forgotten[seed], "null_labels": 0.5, "null_signs": 0.0}
         rows += [
@@ -147,6 +150,20 @@ def test_the_table_counts_the_late_half_and_no_layer_twice() -> None:
     assert row["ratio_low"] < row["ratio"] < row["ratio_high"]
     assert (row["null_labels"], row["closure"], row["n_seeds"]) == (0.5, 0.03, 3)
     assert budgets(frame, since=0.0).forgotten.tolist() == pytest.approx([1.8])
+
+
+def test_like_tasks_of_a_cell_are_averaged_and_unlike_schedules_apart() -> None:
+    one = records(forgotten={1: 0.8, 2: 0.9}, gained={1: -1.0, 2: -1.0})
+    two = records(forgotten={1: 1.0, 2: 1.1}, gained={1: -1.0, 2: -1.0}, task="cmp_b")
+    (row,) = budgets(pd.concat([one, two])).to_dict("records")
+    assert (row["forgotten"], row["gained"]) == pytest.approx((0.95, -1.0))
+    assert (row["null_labels"], row["n_seeds"]) == (0.5, 2)
+    burst = {"variant": "burst every 20", "schedule": "burst every 20", "run": "burst"}
+    apart = records(forgotten={1: 3.0, 2: 3.0}, gained={1: -4.0, 2: -4.0}, **burst)
+    table = budgets(pd.concat([one, apart])).set_index("family")
+    assert table.forgotten.to_dict() == pytest.approx(
+        {"comparison": 0.85, "comparison, burst every 20": 3.0}
+    )
 
 
 def test_a_ratio_to_a_gain_that_is_not_clear_is_undefined() -> None:

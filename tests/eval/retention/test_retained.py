@@ -13,7 +13,14 @@ from scipy.stats import t
 
 from data_injection.errors import ConfigError
 from eval.records import RecordWriter, read_records
-from eval.retention.retained import bursts, half_life, half_life_text, half_lives, retention
+from eval.retention.retained import (
+    bursts,
+    half_life,
+    half_life_text,
+    half_lives,
+    loss_metric,
+    retention,
+)
 from eval.statistics import share
 
 LAGS = (0, 1, 2, 5, 10, 20, 40)
@@ -286,3 +293,18 @@ def test_a_run_without_a_late_burst_has_no_shares_yet(tmp_path: Path) -> None:
     later = rows.assign(step=rows.step.where(rows.metric != "label_loss_before", 1000))
     with pytest.raises(ConfigError, match=r"no burst after 0\.5 of a run's steps"):
         retention(later)
+
+
+def test_older_runs_without_the_choice_loss_do_not_fall_out_beside_newer_ones(
+    tmp_path: Path,
+) -> None:
+    def newer(seed: int) -> Iterator[dict]:
+        for row in course(lambda lag: 1.0, seed=seed, burst=30):
+            yield row
+            yield row | {"metric": row["metric"].replace("label", "choice")}
+
+    apart = read(tmp_path / "new", newer(1), newer(2))
+    assert loss_metric(apart) == "choice_loss"
+    mixed = read(tmp_path / "mixed", newer(1), course(lambda lag: 1.0, seed=2, burst=30))
+    assert loss_metric(mixed) == "label_loss"
+    assert set(bursts(mixed).seed) == {1, 2}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ import torch
 
 from data_injection.errors import ConfigError
 from eval.records import read_records
+from olmo_ext.callbacks.loss_budget import LossBudget
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 
@@ -122,6 +124,21 @@ def test_before_the_first_instance_nothing_is_gained(
     # From there on its gradient is in the momentum: every later step has a part of it.
     assert gained[gained.idxmax() :].all()
     assert (table.host != 0).all()
+
+
+def test_bursts_at_one_gap_are_neither_all_measured_nor_all_missed() -> None:
+    every, gap, steps = 20, 20, 4007
+    found = LossBudget(every=every, record=every)
+    stands = {
+        step: num
+        for step in range(1, steps + 1)
+        if (num := found._stands_for(SimpleNamespace(global_step=step, max_steps=steps)))
+    }
+    assert sum(stands.values()) == steps
+    assert [(step - 1) // every for step in stands] == list(range(-(-steps // every)))
+    for phase in range(gap):
+        seen = sum(num for step, num in stands.items() if step % gap == phase)
+        assert 0 < seen < 3 * steps / gap
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
