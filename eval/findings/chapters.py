@@ -21,7 +21,7 @@ from eval.figures import retention as retention_plots
 from eval.figures.style import png
 from eval.findings import controls as findings
 from eval.findings import figures as findings_figures
-from eval.findings import mechanism
+from eval.findings import hosts, mechanism
 from eval.findings.contrasts import sweep_of
 from eval.findings.controls import Table, fill
 from eval.records import FILE_NAME, read_records
@@ -44,6 +44,9 @@ class Chapter:
     tables: Mapping[str, Table]
     figures: Mapping[str, Callable[[pd.DataFrame], Figure]]
 
+    closed: tuple[int, ...] = ()
+    """Tokens of the closed hosts, RUNS/hosts/t<tokens>, that its sweeps name beside RUNS/corpus."""
+
 
 def _of(sweep: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
     return lambda frame: draw(frame[sweep_of(frame) == sweep])
@@ -61,6 +64,9 @@ CHAPTERS = {
             "gaps": _of("matched_frequency", retention_plots.gaps),
             "forgetting": _of("matched_frequency", retention_plots.forgetting),
         },
+    ),
+    "hosts": Chapter(
+        ("closed_host",), hosts.thin, hosts.TABLES, {"course": hosts.course}, (1024, 4096, 16384)
     ),
 }
 

@@ -59,8 +59,10 @@ def final(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_all_pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of tasks that are not of a subset (mirror_in_train, ...), with `sweep`."""
-    rows = frame[(frame.task != "") & (frame.subset.fillna("all") == "all")]
+    """The rows of tasks that are not of a subset (mirror_in_train, ...) and the run's own loss,
+    with `sweep`."""
+    whose = (frame.task != "") | (frame.metric == "train_loss")
+    rows = frame[whose & (frame.subset.fillna("all") == "all")]
     return rows.assign(sweep=sweep_of(rows))
 
 

@@ -2,6 +2,7 @@
 
     olmo-ext confirm                         # the controls: 45 minutes on two cores; resumable
     olmo-ext confirm --chapter mechanism     # interference, features, retention: 20 minutes
+    olmo-ext confirm --chapter hosts         # the same burst in easier and harder hosts: 20 minutes
     olmo-ext confirm --out docs              # and make the committed document anew
 
 The text is docs/findings.md's; its tables and figures are made from the runs, so that a second
@@ -11,12 +12,13 @@ machine's numbers can be laid beside the committed ones.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from data_injection.errors import ConfigError
-from launch.grid import Sweep, load_sweep
+from launch.grid import Settings, Sweep, load_sweep
 from launch.runs import plan_sweeps
 from launch.sweep.executor import train_all
 from launch.sweep.quickstart import embedded_corpus
@@ -39,6 +41,7 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
 
     Raises ConfigError for a chapter that there is not.
     """
+    from data_injection.corpus.closed import prepare_closed
     from data_injection.files import replace_file
     from eval.findings.chapters import CHAPTERS, write_chapter
     from eval.findings.controls import fill
@@ -49,7 +52,12 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     started = time.monotonic()
     corpus = embedded_corpus(runs, console)
     console.print("checking every run ...")
-    planned = plan_sweeps(confirm_sweeps(chapter), runs, overrides=[f"corpus={corpus}"])
+    sweeps, overrides = confirm_sweeps(chapter), [f"corpus={corpus}"]
+    if closed := CHAPTERS[chapter].closed:
+        for num in closed:
+            prepare_closed(corpus, runs / "hosts" / f"t{num}", num_tokens=num)
+        sweeps, overrides = [_in_folder(sweep, runs) for sweep in sweeps], []
+    planned = plan_sweeps(sweeps, runs, overrides=overrides)
     console.print(f"{len(planned)} runs; each is one process on one thread, {jobs} side by side")
     train_all(planned, jobs=jobs, console=console)
     console.print("tables and figures ...")
@@ -61,3 +69,19 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
         replace_file(readme, text)
     console.print(f"{path}\n{time.monotonic() - started:.0f} s")
     return path
+
+
+def _in_folder(sweep: Sweep, runs: Path) -> Sweep:
+    """A sweep whose axes name corpora in runs/, with those in another folder."""
+
+    def placed(settings: Settings) -> Settings:
+        name = settings.get("corpus")
+        return (
+            settings if name is None else {**settings, "corpus": str(runs / name[len("runs/") :])}
+        )
+
+    axes = {
+        axis: {label: placed(settings) for label, settings in labels.items()}
+        for axis, labels in sweep.axes.items()
+    }
+    return replace(sweep, axes=axes)

@@ -1,0 +1,133 @@
+"""The tables of docs/findings.md on closed hosts: what a burst leaves when only the host differs.
+
+    kept(final_rows, every_row)      # each a Markdown table, as in eval.findings.controls
+
+From the sweep `closed_host`. Runs come in twins: one with the burst, one whose task never comes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from eval.figures import style
+from eval.findings.contrasts import Estimate, difference, estimate
+from eval.findings.controls import Table, markdown, verdict
+from eval.interference.budget import budgets
+from eval.statistics import share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SWEEP = "closed_host"
+HOSTS = {"t1024": "1,024 tokens", "t4096": "4,096", "t16384": "16,384", "text": "open text"}
+"""Labels of the sweep, the easiest host first."""
+
+EASY, OPEN = "t1024", "text"
+"""The two of the declared contrasts."""
+
+BURST, AFTER, LAST = 800, 1200, 1500
+"""Steps before the burst, right after it and at lag 300."""
+
+METRICS = {"score": 1, "choice_loss": -1}
+"""What is kept, and the sign of a gain in it."""
+
+
+def thin(frame: pd.DataFrame) -> pd.DataFrame:
+    """The records that the chapter stands on; the rest is in the runs' own files."""
+    whole = frame.subset.fillna("all") == "all"
+    scores = frame.metric.isin(METRICS) & (frame.split == "test") & whole
+    kept = scores | frame.metric.isin(["train_loss", "budget", "budget_actual"])
+    unread = ("folder", "params_total", "d_model", "corpus_hash", "rate_per_sequence")
+    order = ["run", "step", "task", "metric", "source"]
+    return frame[kept].drop(columns=list(unread), errors="ignore").sort_values(order)
+
+
+def kept(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """What the burst brought and what is left at lag 300, net of the twin, by host."""
+    body = []
+    shares: dict[str, dict[str, pd.Series]] = {metric: {} for metric in METRICS}
+    for host, name in HOSTS.items():
+        line = [name, estimate(_host_loss(every, host)).text]
+        for metric in METRICS:
+            gained, left = (net(every, host, metric)[step] for step in (AFTER, LAST))
+            found = share(left.tolist(), gained.tolist())
+            line += [estimate(one).text for one in (gained, left)]
+            line.append(_share(found.value, found.low, found.high))
+            shares[metric][host] = left / gained
+        body.append(line)
+    contrast = {
+        metric: difference(of_host[EASY], of_host[OPEN]) for metric, of_host in shares.items()
+    }
+    said = ", ".join(f"of {style.plain(m)} {verdict(found)}" for m, found in contrast.items())
+    columns = [f"{name} {what}" for name in ("score", "choice") for what in ("+", "left", "share")]
+    head = ["host", "its loss at 800", *columns]
+    n = len(shares["score"][EASY])
+    return (
+        f"{markdown(head, body)}\n\nThe declared contrasts, share left with {HOSTS[EASY]} minus "
+        f"with {HOSTS[OPEN]}, {n} seeds: {said}."
+    )
+
+
+def overwriting(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """The loss budget of the 300 steps after the burst, and of the burst, by host."""
+    body = []
+    with_burst = every[(every.sweep == SWEEP) & every.run.str.endswith("-burst")]
+    for host, name in HOSTS.items():
+        of_host = with_burst[with_burst.run.str.split("-").str[2] == host]
+        during = of_host[(of_host.step > BURST) & (of_host.step <= AFTER)]
+        for when, part in (("burst", during), ("after", of_host[of_host.step > AFTER])):
+            found = budgets(part, since=0.0).iloc[0]
+            line = [name, when]
+            for source in ("forgotten", "gained", "faded", "actual"):
+                low, high = found[f"{source}_low"], found[f"{source}_high"]
+                line.append(Estimate(found[source], low, high, int(found.n_seeds)).signed)
+            body.append([*line, f"{found.null_signs:.3f}", f"{found.closure:.3f}"])
+    head = ["host", "steps", "forgotten", "gained", "faded", "change", "random signs", "closure"]
+    return markdown(head, body)
+
+
+TABLES: dict[str, Table] = {"closed_host": kept, "closed_host_budget": overwriting}
+
+
+def net(every: pd.DataFrame, host: str, metric: str) -> dict[int, pd.Series]:
+    """A gain over the twin by step, one value a seed."""
+    chosen = every[(every.sweep == SWEEP) & (every.metric == metric) & (every.split == "test")]
+    label = chosen.run.str.split("-")
+    chosen = chosen[label.str[2] == host].assign(twin=label.str[3])
+    table = chosen.pivot_table("value", index=["step", "seed"], columns="twin")
+    gain = (table.burst - table.none) * METRICS[metric]
+    return {int(step): part.droplevel("step") for step, part in gain.groupby("step")}
+
+
+def _host_loss(every: pd.DataFrame, host: str) -> pd.Series:
+    """Mean loss of the batches measured in the 300 steps before the burst, nats."""
+    rows = every[(every.sweep == SWEEP) & (every.metric == "train_loss")]
+    rows = rows[(rows.run.str.split("-").str[2] == host) & rows.step.between(BURST - 300, BURST)]
+    return rows.groupby("seed").value.mean()
+
+
+def _share(value: float, low: float, high: float) -> str:
+    return "undefined" if value != value else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def course(frame: pd.DataFrame) -> Figure:
+    """Score and choice loss gained over the twin by step, a line a host."""
+    every = frame.assign(sweep=frame.run.str.split("-").str[0])
+    figure = style.new_figure(style.WIDTHS[1], 3.4)
+    axes = figure.subplots(1, 2)
+    handles = []
+    for (host, name), colour in zip(HOSTS.items(), style.COLOURS, strict=False):
+        handles.append(style.handle(name, color=colour))
+        for axis, metric in zip(axes, METRICS, strict=True):
+            gains = pd.concat(net(every, host, metric), names=["step"]).unstack("seed")
+            style.mean_over_seeds(axis, gains, color=colour)
+    for axis, metric in zip(axes, METRICS, strict=True):
+        axis.axvspan(BURST, AFTER, color=style.EMPTY, zorder=0)
+        axis.axhline(0, **style.THRESHOLD)
+        axis.set_xlim(BURST - 50, LAST)
+        left = f"test {style.plain(metric)}, gain over the twin"
+        style.dress(axis, below="step; grey: the burst", left=left)
+    style.legend_below(figure, handles, len(handles))
+    return figure
