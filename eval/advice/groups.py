@@ -25,7 +25,8 @@ from data_injection.errors import ConfigError
 from data_injection.schedules.base import UNITS
 from eval.records import record_files
 from eval.report.write import load_runs
-from eval.scores.cells import run_names, run_rows
+from eval.scores.cells import run_rows
+from eval.scores.rows import run_names
 from eval.statistics import MIN_SEEDS
 from theory.advice.surface import Surface, fit_surface
 from theory.same import merged

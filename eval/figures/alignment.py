@@ -21,7 +21,7 @@ from eval.alignment.controls import METRIC
 from eval.alignment.interventions import COMPONENTS
 from eval.figures import style
 from eval.records import is_coordinate
-from eval.scores.cells import task_rows
+from eval.scores.rows import task_rows
 from eval.text import number
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from data_injection.errors import ConfigError
 from eval.features.presence import COUNTS
 from eval.features.probes import planted_r2
 from eval.figures import style
-from eval.scores.cells import groups, task_rows
+from eval.scores.cells import groups
+from eval.scores.rows import task_rows
 from eval.text import number
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.figures import style
-from eval.scores.cells import LEARNED_SCORE, run_names, run_rows
+from eval.scores.cells import LEARNED_SCORE, run_rows
+from eval.scores.rows import run_names
 from eval.statistics import MIN_SEEDS
 from theory.advice.ordering import Comparison, compare, utility_margins
 

@@ -17,7 +17,8 @@ import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.figures import style
-from eval.scores.cells import LEARNED_SCORE, cells, task_rows
+from eval.scores.cells import LEARNED_SCORE, cells
+from eval.scores.rows import task_rows
 from eval.statistics import MIN_SEEDS
 from eval.text import number
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from data_injection.errors import ConfigError
-from eval.scores.cells import task_rows
+from eval.scores.rows import task_rows
 from eval.statistics import MIN_SEEDS, per_group, seed_fields
 
 COSINES = ("cos_g_nt", "cos_g_t_all", "cos_g_t_label", "cos_update")

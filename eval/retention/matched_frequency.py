@@ -17,7 +17,7 @@ import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.retention.retained import loss_metric
-from eval.scores.cells import setting
+from eval.scores.rows import setting
 from eval.statistics import MIN_SEEDS, seed_fields
 
 GROUP = ("protocol", "family", "setting", "rate_per_step", "end")

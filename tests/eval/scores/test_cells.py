@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from data_injection.errors import ConfigError
-from eval.scores.cells import cells, setting, task_rows
+from eval.scores.cells import cells
+from eval.scores.rows import setting, task_rows
 from eval.scores.staircase import learned_per_rung
 
 

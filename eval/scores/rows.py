@@ -1,0 +1,66 @@
+"""The rows of records that cells are made of, each with what older records leave unsaid.
+
+rows = task_rows(read_records("runs/quickstart"))
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+FOUND = (
+    *("subset", "variant", "schedule", "timing", "gap", "bits", "learning_rate", "d_model"),
+    *("batch_size", "rate_per_sequence", "rate_per_token", "low", "high", "n", "majority"),
+)
+"""Columns that `task_rows` has whether a record said them or not."""
+
+
+def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The defined measurements of tasks over all their pairs: no step losses, no mirror subsets.
+
+    Rates are rounded to four digits, so that a schedule that rounds its total over the run's steps
+    still falls in its own column. Where a record has a variant (another schedule, offset, number of
+    symbols or parameter than the study's), it joins the family's name, as does the learning rate
+    where a rung has several: such cells never merge. Columns of FOUND that no record has are NaN;
+    rates in the other units, and the timing, are worked out where older records do not say them.
+    """
+    rows = frame[(frame.task != "") & (frame.family != "") & frame.value.notna()]
+    rows = rows.reindex(columns=[*rows, *(name for name in FOUND if name not in rows)])
+    rows = rows[rows.subset.fillna("all") == "all"]
+    rate = pd.Series([float(f"{value:.4g}") for value in rows.rate_per_step], index=rows.index)
+    variant = rows.variant.fillna("")
+    family = rows.family.where(variant == "", rows.family + ", " + variant)
+    # Along the ladder it goes with the size; where one size has several, they are a control.
+    several = rows.groupby(["family", "rung", "params"]).learning_rate.transform("nunique") > 1
+    # As text even where there is no row to map.
+    text = ", learning rate " + rows.learning_rate.map("{:g}".format).astype(str)
+    tokens_per_step = rows.tokens / rows.step.where(rows.step > 0)
+    return rows.assign(
+        rate_per_step=rate,
+        rate_per_sequence=rows.rate_per_sequence.astype(float).fillna(rate / rows.batch_size),
+        rate_per_token=rows.rate_per_token.astype(float).fillna(rate / tokens_per_step),
+        timing=timing(rows),
+        family=family.where(~several, family + text),
+    )
+
+
+def timing(rows: pd.DataFrame) -> pd.Series:
+    """The kind of schedule of each row: even, burst, window, ...
+
+    Records of before say it in words alone: their schedule, or variant, begins with it.
+    """
+    words = rows.schedule.fillna(rows.variant).fillna("").astype(str)
+    known = words.str.extract(r"^(burst|window|trace|random|bernoulli)\b")[0].fillna("even")
+    return rows.timing.fillna(known)
+
+
+def setting(rows: pd.DataFrame) -> pd.Series:
+    """What sets a task apart from the study's besides its schedule: "40 symbols", or nothing."""
+    said = rows[["variant", "schedule"]].fillna("").astype(str).itertuples(index=False)
+    text = [one.variant.removeprefix(one.schedule).removeprefix(", ") for one in said]
+    return pd.Series(text, index=rows.index, dtype=object)
+
+
+def run_names(rows: pd.DataFrame) -> pd.Series:
+    """A name for each run: two folders may hold one of the same name, and a name several seeds."""
+    told = [name for name in ("folder", "run", "rung", "seed") if name in rows]
+    return rows[told].astype(str).agg(" ".join, axis=1)
