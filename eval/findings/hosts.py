@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from eval.figures import style
-from eval.findings.contrasts import Estimate, difference, estimate
-from eval.findings.controls import Table, markdown, verdict
+from eval.findings.contrasts import Estimate, difference
+from eval.findings.controls import Table, markdown, mean, verdict
 from eval.interference.budget import budgets
 from eval.statistics import share
 
@@ -49,11 +49,11 @@ def kept(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     body = []
     shares: dict[str, dict[str, pd.Series]] = {metric: {} for metric in METRICS}
     for host, name in HOSTS.items():
-        line = [name, estimate(_host_loss(every, host)).text]
+        line = [name, mean(_host_loss(every, host))]
         for metric in METRICS:
             gained, left = (net(every, host, metric)[step] for step in (AFTER, LAST))
             found = share(left.tolist(), gained.tolist())
-            line += [estimate(one).text for one in (gained, left)]
+            line += [mean(one) for one in (gained, left)]
             line.append(_share(found.value, found.low, found.high))
             shares[metric][host] = left / gained
         body.append(line)
@@ -83,8 +83,13 @@ def overwriting(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             for source in ("forgotten", "gained", "faded", "actual"):
                 low, high = found[f"{source}_low"], found[f"{source}_high"]
                 line.append(Estimate(found[source], low, high, int(found.n_seeds)).signed)
-            body.append([*line, f"{found.null_signs:.3f}", f"{found.closure:.3f}"])
-    head = ["host", "steps", "forgotten", "gained", "faded", "change", "random signs", "closure"]
+            steps = (BURST, AFTER) if when == "burst" else (AFTER, LAST)
+            losses = of_host[(of_host.metric == "choice_loss") & (of_host.split == "test")]
+            at = losses.pivot_table("value", index="seed", columns="step")
+            whole = mean(at[steps[1]] - at[steps[0]])
+            body.append([*line, whole, f"{found.null_signs:.3f}", f"{found.closure:.3f}"])
+    head = ["host", "steps", "forgotten", "gained", "faded", "sum of measured steps x 10"]
+    head += ["change over all steps", "random signs", "largest closure"]
     return markdown(head, body)
 
 

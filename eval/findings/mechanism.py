@@ -81,6 +81,25 @@ def interference(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     return markdown([*head, "of a random one's", "perp part of g_r", "perp of g_t_label"], body)
 
 
+def inner_products(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """g_nt . g_r in nats for a step of length 1 against the gradient: below 0 it harms the task."""
+    inside = every[(every.sweep == "mechanism") & (every.step >= SINCE)]
+    key, body = ["group", "rung", "seed", "step"], []
+    rest = inside[inside.metric == "cos_g_nt"].set_index(key)
+    own = inside[inside.metric == "norm_g_r"].set_index(key)
+    for group in GROUPS:
+        found = {}
+        for rung in RUNGS:
+            norms = rest.loc[(group, rung)].norm * own.loc[(group, rung)].value
+            both = [rest.loc[(group, rung)][name] * norms for name in ("value", "null_labels")]
+            found[rung], permuted = (values.groupby("seed").mean() for values in both)
+            texts = [_three(estimate(values)) for values in (found[rung], permuted)]
+            body.append([f"`{group}`", rung, *texts])
+        widest = _three_signed(difference(found[RUNGS[-1]], found[RUNGS[0]]))
+        body.append([f"`{group}`", f"{RUNGS[-1]} - {RUNGS[0]}", widest, ""])
+    return markdown(["neurons", "size", "g_nt · g_r", "labels permuted"], body)
+
+
 def features(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """Order R^2 by size and layer beside the score, and their rank correlation over runs."""
     inside = every[(every.sweep == "mechanism") & (every.step == every.step.max())]
@@ -154,6 +173,7 @@ def retained(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 TABLES: dict[str, Table] = {
     "interference": interference,
+    "inner_products": inner_products,
     "features": features,
     "gaps": gaps,
     "retained": retained,
