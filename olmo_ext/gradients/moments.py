@@ -8,7 +8,6 @@ eval/interference/budget.py for what is made of it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +92,8 @@ def _beta(trainer: ExperimentTrainer) -> float:
 
 def norm_of(vector: Vector) -> float:
     """Euclidean length of this rank's shards."""
-    return math.sqrt(sum(float(part.double().square().sum()) for part in vector))
+    norms = torch.stack(torch._foreach_norm([part for part in vector if len(part)]))
+    return float(norms.double().square().sum().sqrt())
 
 
 def adam_steps(trainer: ExperimentTrainer, params: Parameters) -> tuple[Vector, list[AdamStep]]:
