@@ -77,7 +77,8 @@ def overwriting(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     for host, name in HOSTS.items():
         of_host = with_burst[with_burst.run.str.split("-").str[2] == host]
         during = of_host[(of_host.step > BURST) & (of_host.step <= AFTER)]
-        for when, part in (("burst", during), ("after", of_host[of_host.step > AFTER])):
+        after = of_host[(of_host.step > AFTER) & (of_host.step <= LAST)]
+        for when, part in (("burst", during), ("after", after)):
             found = budgets(part, since=0.0).iloc[0]
             line = [name, when]
             for source in ("forgotten", "gained", "faded", "actual"):
