@@ -24,7 +24,7 @@ from eval.findings import figures as findings_figures
 from eval.findings import hosts, mechanism
 from eval.findings.contrasts import sweep_of
 from eval.findings.controls import Table, fill
-from eval.records import FILE_NAME, read_records
+from eval.records import FILE_NAME, REQUIRED, read_records
 from eval.run import read_run
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def provenance(folders: Sequence[Path]) -> dict[str, Any]:
 def as_json_lines(frame: pd.DataFrame) -> str:
     """One record a line, as read_records reads, without the fields that a row does not have."""
     clean = (
-        {k: v for k, v in row.items() if v is not None and v == v and (v != "" or k == "split")}
+        {k: v for k, v in row.items() if v is not None and v == v and (v != "" or k in REQUIRED)}
         for row in frame.to_dict("records")
     )
     return "".join(json.dumps(row) + "\n" for row in clean)

@@ -39,6 +39,7 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
     whole = frame.subset.fillna("all") == "all"
     scores = frame.metric.isin(METRICS) & (frame.split == "test") & whole
     kept = scores | frame.metric.isin(["train_loss", "budget", "budget_actual"])
+    kept &= frame.step >= BURST - 300
     unread = ("folder", "params_total", "d_model", "corpus_hash", "rate_per_sequence")
     order = ["run", "step", "task", "metric", "source"]
     return frame[kept].drop(columns=list(unread), errors="ignore").sort_values(order)

@@ -85,8 +85,8 @@ def inner_products(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """g_nt . g_r in nats for a step of length 1 against the gradient: below 0 it harms the task."""
     inside = every[(every.sweep == "mechanism") & (every.step >= SINCE)]
     key, body = ["group", "rung", "seed", "step"], []
-    rest = inside[inside.metric == "cos_g_nt"].set_index(key)
-    own = inside[inside.metric == "norm_g_r"].set_index(key)
+    rest = inside[inside.metric == "cos_g_nt"].set_index(key).sort_index()
+    own = inside[inside.metric == "norm_g_r"].set_index(key).sort_index()
     for group in GROUPS:
         found = {}
         for rung in RUNGS:

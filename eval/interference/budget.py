@@ -31,7 +31,8 @@ import torch
 
 from data_injection.errors import ConfigError
 from eval.interference.gradients import Vector, gram
-from eval.scores.cells import CELL, run_names, task_rows
+from eval.scores.cells import CELL
+from eval.scores.rows import run_names, task_rows
 from eval.statistics import seed_fields, share
 
 HOST, DECAY, OWN = "host", "decay", "task"
