@@ -28,6 +28,9 @@ TABLE_SUFFIXES = (".csv", ".parquet")
 LEAST_NAME = 12
 """Characters to which a name is folded on a narrow terminal, before numbers move below."""
 
+SHORTEST_NAME = 4
+"""Where one number alone leaves no more; on a narrower terminal lines are longer than it."""
+
 
 def count(value: float) -> str:
     """A count in three digits: 950, 21.4K, 3.7M, 210B, 1.4T."""
@@ -99,7 +102,7 @@ def print_table(table: Table, console: Console) -> None:
     parts = _parts(table, console) if console.is_terminal else [table]
     for part in parts:
         natural = Measurement.get(console, options, part).maximum
-        if not console.is_terminal or not _fits(part, console):
+        if not console.is_terminal or not _fits(part, console, name=SHORTEST_NAME):
             part.width = natural
         console.print(part, crop=False, soft_wrap=False, markup=False)
 
@@ -127,13 +130,13 @@ def _chosen(table: Table, numbers: Sequence[Column]) -> Table:
     return part
 
 
-def _fits(table: Table, console: Console) -> bool:
-    """Whether all numbers have room beside names of LEAST_NAME."""
+def _fits(table: Table, console: Console, *, name: int = LEAST_NAME) -> bool:
+    """Whether all numbers have room beside names folded to so many characters."""
     from rich.measure import Measurement
 
     least = copy.copy(table)
     least.columns = [
-        c if c.justify == "right" else replace(c, max_width=LEAST_NAME) for c in table.columns
+        c if c.justify == "right" else replace(c, max_width=name) for c in table.columns
     ]
     options = console.options.update(max_width=100_000, markup=False)
     return Measurement.get(console, options, least).maximum <= console.width

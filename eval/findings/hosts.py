@@ -105,7 +105,8 @@ def net(every: pd.DataFrame, host: str, metric: str) -> dict[int, pd.Series]:
     chosen = chosen[label.str[2] == host].assign(twin=label.str[3])
     table = chosen.pivot_table("value", index=["step", "seed"], columns="twin")
     gain = (table.burst - table.none) * METRICS[metric]
-    return {int(step): part.droplevel("step") for step, part in gain.groupby("step")}
+    by_step = {int(step): part.droplevel("step") for step, part in gain.groupby("step")}
+    return {step: part for step, part in by_step.items() if step <= LAST}
 
 
 def _host_loss(every: pd.DataFrame, host: str) -> pd.Series:

@@ -7,7 +7,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
@@ -64,6 +64,7 @@ def test_names_and_numbers_are_whole_however_narrow(width: int, terminal: bool) 
     digits=st.lists(st.integers(1, 24), min_size=1, max_size=9),
     width=st.integers(60, 140),
 )
+@example(names=["_" * 11, "_" * 11, "_" * 12], digits=[17], width=60)
 def test_every_table_of_any_shape_is_whole_on_a_terminal(
     names: list[str], digits: list[int], width: int
 ) -> None:
