@@ -205,6 +205,12 @@ def _tokenize(
             texts = _read(source, counts, add_bytes)
             # Read again as far as the last whole shard reached, which takes no encoding.
             counts.documents = sum(1 for _ in itertools.islice(texts, place.documents))
+            if counts.documents < place.documents:
+                raise ConfigError(
+                    f"{source.record['source']} has {counts.documents} documents, of which "
+                    f"{place.documents} were prepared before: it has changed; delete {partial} and "
+                    "start over"
+                )
             cut, place = place.cut, Place(recipe)
             while not _enough(writer.num_tokens - cut, max_tokens) and (batch := _batch(texts)):
                 tokens = encoder.encode(batch)

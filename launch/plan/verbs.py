@@ -48,6 +48,8 @@ def prepare(
 
         if len(sources) > 1 or max_tokens is None:
             raise ConfigError("closed:CORPUS stands alone, and --max-tokens says how much of it")
+        if name is not None or dtype is not None or skip_bad:
+            raise ConfigError("closed:CORPUS takes name, dtype and lines as they are in CORPUS")
         source = sources[0].removeprefix("closed:")
         manifest = prepare_closed(source, out, num_tokens=max_tokens)
     else:

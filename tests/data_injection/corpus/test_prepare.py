@@ -17,6 +17,7 @@ import zstandard
 
 from data_injection.corpus import folder as corpus_folder
 from data_injection.corpus import prepare as corpus
+from data_injection.corpus.documents import Source
 from data_injection.corpus.embedded import embedded_documents, train_tokenizer
 from data_injection.corpus.encoder import Encoder
 from data_injection.corpus.prepare import (
@@ -29,6 +30,7 @@ from data_injection.corpus.prepare import (
     prepare_embedded,
     verify_corpus,
 )
+from data_injection.errors import ConfigError
 
 DOCUMENTS = [
     "The Aufbau principle gives the order of electron filling in an atom.",
@@ -589,3 +591,27 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
 def test_vocabulary_sizes_that_cannot_be_trained_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"vocab_size must be in \(258, 65536\], got 100"):
         prepare_embedded(tmp_path / "corpus", vocab_size=100)
+
+
+def test_a_stream_that_has_fewer_documents_than_before_is_not_gone_on_with(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that changed has another recipe; a stream on a hub need not have any fingerprint."""
+    texts = ["word word word"] * 40
+    stream = Source({"source": "hf:somebody/text"}, None, lambda on_bytes, on_bad: iter(texts))
+    monkeypatch.setattr(corpus, "BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr(corpus, "resolve_sources", lambda sources, text_field: [stream])
+    settings: dict[str, Any] = {"tokenizer": tokenizer, "max_shard_tokens": 16}
+    encode, calls = Encoder.encode, iter(range(100))
+
+    def killed(self: Encoder, batch: list[str]) -> np.ndarray:
+        if next(calls) == 15:
+            raise KeyboardInterrupt
+        return encode(self, batch)
+
+    monkeypatch.setattr(Encoder, "encode", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_corpus(["x"], tmp_path / "corpus", name="test", **settings)
+    del texts[3:]
+    with pytest.raises(ConfigError, match="has 3 documents, of which"):
+        prepare_corpus(["x"], tmp_path / "corpus", name="test", **settings)
