@@ -76,7 +76,8 @@ class Features(Callback):
             remedy = f"leave them out, or {remedy}"
             raise ConfigError(key=f"{KEY}.tasks", value=without, rule=rule, remedy=remedy)
         if not self._chosen(plan):
-            rule = "needs a task that declares targets to probe for"
+            names = [task.name for task in plan.tasks]
+            rule = f"needs a task that declares targets to probe for, which none of {names} does"
             raise ConfigError(key=KEY, rule=rule, remedy=f"set it to null, or {remedy}")
         for task in self._chosen(plan):
             self._check_task(task)
