@@ -147,9 +147,18 @@ class InertUnpickler(pickle.Unpickler):
             return dict
         if (module, name) in METADATA_CLASSES:
             return Inert
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs")
+
+
+def _member(owner: Any, name: Any) -> Inert:
+    """Stands for getattr, by which Python 3.11.0 to 3.11.3 pickle an enum's member."""
+    if owner is not Inert or not isinstance(name, str):
+        raise pickle.UnpicklingError("it asks for an attribute, which no checkpoint needs")
+    return Inert(name)
 
 
 def _metadata(path: Path) -> Any:

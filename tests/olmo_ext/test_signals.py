@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +54,12 @@ class Sender(Callback):
 
 
 @pytest.fixture
-def sender(monkeypatch: pytest.MonkeyPatch) -> None:
+def sender(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(olmo_ext.callbacks.build.CALLBACKS, "sender", Sender)
+    # Tests under nohup would inherit a SIGHUP that is ignored, which a run leaves so.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def saved(folder: Path) -> list[int]:

@@ -9,12 +9,14 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from data_injection.errors import ConfigError
 from data_injection.tasks.comparison import Comparison
@@ -194,7 +196,7 @@ def test_metadata_cannot_lead_out_of_the_checkpoint(copies: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("builtins.eval", "builtins.getattr", "os.system", "torch.load", "torch.hub.load"),
+        *("builtins.eval", "builtins.setattr", "os.system", "torch.load", "torch.hub.load"),
         *("torch.distributed.checkpoint.metadata.os", "torch.serialization.load"),
     ],
 )
@@ -202,3 +204,28 @@ def test_no_name_but_those_of_metadata_is_ever_given_out(name: str) -> None:
     module, _, attribute = name.rpartition(".")
     with pytest.raises(pickle.UnpicklingError, match="asks for"):
         InertUnpickler(io.BytesIO()).find_class(module, attribute)
+
+
+class _Attribute:
+    """Pickled as getattr(owner, name)."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.arguments = owner, name
+
+    def __reduce__(self) -> tuple:
+        return getattr, self.arguments
+
+
+def test_an_enums_member_pickled_by_getattr_is_read_and_no_other_attribute() -> None:
+    """Python 3.11.0 to 3.11.3 write members so; others have the value."""
+    member = _Attribute(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
+    assert InertUnpickler(io.BytesIO(pickle.dumps(member))).load().args == (
+        "TORCH_CONTIGUOUS_FORMAT",
+    )
+    for owner, name in (
+        (torch.Size, "count"),
+        (OrderedDict, "fromkeys"),
+        (torch.float32, "is_complex"),
+    ):
+        with pytest.raises(pickle.UnpicklingError, match="asks for an attribute"):
+            InertUnpickler(io.BytesIO(pickle.dumps(_Attribute(owner, name)))).load()
