@@ -103,7 +103,7 @@ def sweep(
 
 
 def confirm(
-    chapter: Annotated[str, typer.Option(help="controls or mechanism.")] = "controls",
+    chapter: Annotated[str, typer.Option(help="controls, mechanism or hosts.")] = "controls",
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/confirm"),
     out: Annotated[
         Path | None, typer.Option(help="Where findings.md goes; default: the runs' folder.")
