@@ -20,7 +20,6 @@ from olmo.config import DistributedStrategy, OptimizerType
 from data_injection.errors import ConfigError
 from data_injection.philox import raw_words
 from eval.interference.budget import (
-    DECAY,
     HOST,
     OWN,
     closure,
@@ -222,7 +221,9 @@ class LossBudget(Callback):
     def _measure(self, trainer: ExperimentTrainer, params: Parameters, step: _Step) -> None:
         assert step.before is not None
         after, (seconds, how) = params.values(), adam_steps(trainer, params)
-        parts = update_parts(step.before, after, self._moments.firsts, seconds, how)
+        # Apart from HOST, DECAY and the sums beside them, whatever a task is called.
+        firsts = {f"{OWN}/{name}": first for name, first in self._moments.firsts.items()}
+        parts = update_parts(step.before, after, firsts, seconds, how)
         signs = RandomDirection(
             params.shards,
             params.total_sizes,
@@ -307,9 +308,9 @@ class LossBudget(Callback):
             self._write(trainer, task, "budget_actual", actual, **beside)
             places = range(len(sums[HOST]) if self.layers else 1)
             for source, values in sums.items():
-                own = OWN if source == task else f"{OWN}/{source}"
+                named = OWN if source == f"{OWN}/{task}" else source
                 for place in places:
-                    fields = beside | {"source": source if source in (HOST, DECAY) else own}
+                    fields = beside | {"source": named}
                     if source == HOST:
                         fields |= {name: one[place] for name, one in nulls.items()}
                     if place:

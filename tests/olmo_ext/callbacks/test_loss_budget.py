@@ -105,6 +105,20 @@ def test_a_row_that_is_all_task_leaves_the_host_nothing(
     assert (table.host.abs() < 1e-4 * table.task.abs()).all()
 
 
+def test_tasks_may_be_called_as_sources_and_sums_are(
+    write_experiment: Write, tmp_path: Path
+) -> None:
+    def edit(config: dict) -> None:
+        for task, name in zip(config["injection"]["tasks"], ("host", "actual"), strict=True):
+            task["name"] = name
+        config["train"]["max_duration"] = 6
+        config["callbacks"] = {"loss_budget": EVERY_STEP, "progress": None}
+
+    frame = run(write_experiment(edit), tmp_path / "run")
+    assert set(budget(frame, "host")) == {"host", "task", "decay", "task/actual"}
+    assert set(budget(frame, "actual")) == {"host", "task", "decay", "task/host"}
+
+
 def test_before_the_first_instance_nothing_is_gained(
     write_experiment: Write, tmp_path: Path
 ) -> None:
