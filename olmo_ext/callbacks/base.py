@@ -17,7 +17,7 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from olmo.config import TrainConfig
 
     from data_injection.plan import InjectionPlan
+    from data_injection.tasks.base import Task
     from olmo_ext.trainer import ExperimentTrainer
 
 
@@ -83,6 +84,20 @@ def check_tasks(name: str, chosen: Collection[str], plan: InjectionPlan) -> None
     if unknown := sorted(set(chosen) - set(names)):
         rule = f"must name tasks of the run, {names}"
         raise ConfigError(key=f"callbacks.{name}.tasks", value=unknown, rule=rule)
+
+
+def chosen_tasks(chosen: Collection[str], plan: InjectionPlan) -> list[Task]:
+    """The plan's tasks of these names; all if there are none."""
+    return [task for task in plan.tasks if not chosen or task.name in chosen]
+
+
+def check_instances(name: str, num: int, *, split: str, tasks: Iterable[Task]) -> None:
+    """For `check`: raise ConfigError for more instances than a task has examples in the split."""
+    for task in tasks:
+        if num > (most := len(task.split(split))):
+            key, rule = f"callbacks.{name}.instances", f"must be at most {most}, the examples of "
+            rule += f"{task.name!r} (split {split})"
+            raise ConfigError(key=key, value=num, rule=rule, remedy="0 takes all")
 
 
 def due(step: int, *, every: int, last_step: int) -> bool:

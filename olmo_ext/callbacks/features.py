@@ -15,7 +15,14 @@ from data_injection.tasks.base import Task
 from eval.features.activations import residual_stream
 from eval.features.presence import score_features
 from eval.features.probes import MIN_PERMUTATIONS, check_target
-from olmo_ext.callbacks.base import Callback, check_least, check_tasks, due, under_autocast
+from olmo_ext.callbacks.base import (
+    Callback,
+    check_least,
+    check_tasks,
+    chosen_tasks,
+    due,
+    under_autocast,
+)
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer
@@ -103,7 +110,7 @@ class Features(Callback):
             self._measure(trainer)
 
     def _chosen(self, plan: InjectionPlan) -> list[Task]:
-        return [t for t in plan.tasks if t.targets() and (not self.tasks or t.name in self.tasks)]
+        return [task for task in chosen_tasks(self.tasks, plan) if task.targets()]
 
     def _measure(self, trainer: ExperimentTrainer) -> None:
         layers = sorted(self.layers) or range(trainer.cfg.model.n_layers + 1)

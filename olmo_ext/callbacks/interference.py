@@ -35,7 +35,13 @@ from eval.interference.measure import (
     step_rows,
     update_rows,
 )
-from olmo_ext.callbacks.base import Callback, check_least, check_tasks
+from olmo_ext.callbacks.base import (
+    Callback,
+    check_instances,
+    check_least,
+    check_tasks,
+    chosen_tasks,
+)
 from olmo_ext.gradients.passes import (
     Parameters,
     beside_the_step,
@@ -134,11 +140,8 @@ class Interference(Callback):
         if "mlp_top" in self.groups and self.top_k > (most := num_neurons(train.model)):
             rule = f"must be at most {most}, the neurons of layer {self.layer}'s MLP"
             raise ConfigError(key=f"{KEY}.top_k", value=self.top_k, rule=rule)
-        for task in self._tasks(plan):
-            if self.instances > (num := len(task.split(self.split))):
-                rule = f"must be at most {num}, the examples of {task.name!r} (split {self.split})"
-                key, remedy = f"{KEY}.instances", "0 takes all"
-                raise ConfigError(key=key, value=self.instances, rule=rule, remedy=remedy)
+        tasks = chosen_tasks(self.tasks, plan)
+        check_instances("interference", self.instances, split=self.split, tasks=tasks)
         if not plan.tasks:
             log.warning("%s measures nothing: the plan has no tasks", KEY)
 
@@ -152,7 +155,7 @@ class Interference(Callback):
         mlp = params.mlp(self.layer, trainer.cfg.model)
         vectors = {"g": params.gradient()}
         with beside_the_step(trainer):
-            tasks = {task.name: task for task in self._tasks(trainer.plan)}
+            tasks = {task.name: task for task in chosen_tasks(self.tasks, trainer.plan)}
             vectors |= step_parts(trainer, params, batch, measured=tasks)
             references = {
                 name: reference_of(
@@ -201,7 +204,7 @@ class Interference(Callback):
         # same steps. The engine counts a step before it is taken: the plan's is one less.
         plan, step = trainer.plan, trainer.global_step - 1
         start = step - step % self.every
-        tasks = [plan.task_index(task.name) for task in self._tasks(plan)]
+        tasks = [plan.task_index(task.name) for task in chosen_tasks(self.tasks, plan)]
         if self.steps == "first" or not tasks:
             return bool(tasks) and step == start
         earlier, by_now, with_this = (
@@ -209,9 +212,6 @@ class Interference(Callback):
         )
         # None since the interval began, and one now: the interval's first.
         return earlier == by_now < with_this
-
-    def _tasks(self, plan: InjectionPlan) -> list[Task]:
-        return [task for task in plan.tasks if not self.tasks or task.name in self.tasks]
 
     def _instances(self, task: Task, num: int | None = None) -> IntArray:
         num = self.instances if num is None else num
@@ -248,7 +248,7 @@ class Interference(Callback):
 
     def _compare_subsets(self, trainer: ExperimentTrainer, measured: Measured) -> None:
         """Once a task: the cosine of the subset's g_r with that of all instances."""
-        for task in self._tasks(trainer.plan):
+        for task in chosen_tasks(self.tasks, trainer.plan):
             examples = self._instances(task, num=0)
             if task.name in self._compared or self.instances in (0, len(examples)):
                 continue

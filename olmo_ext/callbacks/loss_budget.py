@@ -28,7 +28,14 @@ from eval.interference.budget import (
 )
 from eval.interference.gradients import RandomDirection, Vector, sum_over_ranks
 from eval.interference.measure import instances_of, permuted_labels
-from olmo_ext.callbacks.base import Callback, check_least, due
+from olmo_ext.callbacks.base import (
+    Callback,
+    check_instances,
+    check_least,
+    check_tasks,
+    chosen_tasks,
+    due,
+)
 from olmo_ext.gradients.moments import Moments, adam_steps, norm_of
 from olmo_ext.gradients.passes import (
     Parameters,
@@ -111,7 +118,7 @@ class LossBudget(Callback):
         self._latest: tuple[int, State] = (-1, {})
 
     def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
-        key, names = "callbacks.loss_budget", [task.name for task in plan.tasks]
+        key = "callbacks.loss_budget"
         check_exact(train, key=key)
         optimizer = train.optimizer
         if optimizer.name != OptimizerType.adamw or optimizer.selective_updates:
@@ -135,19 +142,10 @@ class LossBudget(Callback):
                 value=self.exact,
                 rule="must be 0 under FSDP, whose parameters cannot be set in mid-run",
             )
-        if unknown := sorted(set(self.tasks) - set(names)):
-            raise ConfigError(
-                key=f"{key}.tasks", value=unknown, rule=f"must be of the plan, which has {names}"
-            )
-        for task in self._tasks(plan):
-            if self.instances > (num := len(task.split(self.split))):
-                raise ConfigError(
-                    key=f"{key}.instances",
-                    value=self.instances,
-                    rule=f"must be at most {num}, the examples of {task.name!r} ({self.split})",
-                    remedy="0 takes all",
-                )
-        if not names:
+        check_tasks("loss_budget", self.tasks, plan)
+        tasks = chosen_tasks(self.tasks, plan)
+        check_instances("loss_budget", self.instances, split=self.split, tasks=tasks)
+        if not plan.tasks:
             log.warning("%s measures nothing: the plan has no tasks", key)
 
     # -- hooks -----------------------------------------------------------------------------------
@@ -172,7 +170,7 @@ class LossBudget(Callback):
                 state = self._state(trainer, params)
             nulls = {
                 task.name: gradient_of(trainer, params, self._losses(trainer, task, permuted=True))
-                for task in self._tasks(trainer.plan)
+                for task in chosen_tasks(self.tasks, trainer.plan)
             }
         before = [part.clone() for part in params.values()]
         self._step = _Step(norm, found, before, state, nulls)
@@ -268,7 +266,7 @@ class LossBudget(Callback):
         with torch.no_grad(), beside_the_step(trainer):
             for tensor, one, two in zip(params.tensors, step.before, host, strict=True):
                 tensor.copy_((one + two).view_as(tensor))
-            for task in self._tasks(trainer.plan):
+            for task in chosen_tasks(self.tasks, trainer.plan):
                 loss, gradient = step.state[task.name]
                 alone = mean_over_ranks(one() for one in self._losses(trainer, task))
                 first = sum(float(a @ b) for a, b in zip(gradient, host, strict=True))
@@ -278,7 +276,7 @@ class LossBudget(Callback):
 
     def _state(self, trainer: ExperimentTrainer, params: Parameters) -> State:
         state: State = {}
-        for task in self._tasks(trainer.plan):
+        for task in chosen_tasks(self.tasks, trainer.plan):
             value, gradient = value_and_gradient(trainer, params, self._losses(trainer, task))
             # Copies: kept until the next step, and FSDP takes its buffers back before.
             state[task.name] = value, [part.clone() for part in gradient]
@@ -291,9 +289,6 @@ class LossBudget(Callback):
         tokens = task.tokens[chosen]
         labels = permuted_labels(task, chosen, seed=self.seed) if permuted else tokens[:, -1]
         return label_losses(trainer, tokens, labels, choices_C=task.label_tokens)
-
-    def _tasks(self, plan: InjectionPlan) -> list[Task]:
-        return [task for task in plan.tasks if not self.tasks or task.name in self.tasks]
 
     # -- what is recorded ------------------------------------------------------------------------
 

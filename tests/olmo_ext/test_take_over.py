@@ -69,9 +69,8 @@ def test_what_is_not_the_starts_own_is_never_taken_over(
     assert (died_at_the_start / kept).read_text() == "precious"
 
 
-def test_steps_that_were_taken_and_not_saved_are_not_taken_over(
-    write_experiment: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def die_after_three_steps(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are evaluated and not saved."""
     evaluate = TaskEval.on_step
 
     def crash(self: TaskEval, trainer: ExperimentTrainer, metrics: Any) -> None:
@@ -82,7 +81,13 @@ def test_steps_that_were_taken_and_not_saved_are_not_taken_over(
     with monkeypatch.context() as patch:
         patch.setattr(TaskEval, "on_step", crash)
         with pytest.raises(RuntimeError, match="cable"):
-            train(load_experiment(write_experiment()))
+            train(load_experiment(experiment))
+
+
+def test_steps_that_were_taken_and_not_saved_are_not_taken_over(
+    write_experiment: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    die_after_three_steps(write_experiment(), monkeypatch)
     with pytest.raises(ConfigError, match="in use by an earlier run; pass --resume"):
         train(load_experiment(write_experiment(), ["train.seed=3"]))
     with pytest.raises(ConfigError, match="cannot be resumed"):
@@ -99,17 +104,7 @@ def test_records_of_steps_are_enough_to_keep_a_folder(
         config["injection"]["tasks"] = [{"name": "cmp", "num_symbols": 10, "schedule": schedule}]
         config["callbacks"] = {"task_eval": {"every": 1}, "progress": None}
 
-    evaluate = TaskEval.on_step
-
-    def crash(self: TaskEval, trainer: ExperimentTrainer, metrics: Any) -> None:
-        evaluate(self, trainer, metrics)
-        if trainer.global_step == 3:
-            raise RuntimeError("a cable was pulled")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TaskEval, "on_step", crash)
-        with pytest.raises(RuntimeError, match="cable"):
-            train(load_experiment(write_experiment(edit)))
+    die_after_three_steps(write_experiment(edit), monkeypatch)
     with pytest.raises(ConfigError, match="in use by an earlier run"):
         train(load_experiment(write_experiment(edit)))
     assert read_records(tmp_path / "run").step.max() == 3
