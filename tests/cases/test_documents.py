@@ -85,6 +85,31 @@ def test_an_empty_tokenizer_is_named(tmp_path: Path) -> None:
         prepare_corpus([TOKENIZERS / "doc.jsonl"], tmp_path, **settings)
 
 
+@pytest.mark.parametrize(("document", "num"), [("doc.jsonl", (16, 3)), ("eosdoc.jsonl", (21, 1))])
+def test_tokens_added_behind_the_vocabulary_count_to_it(
+    document: str, num: tuple[int, int], tmp_path: Path
+) -> None:
+    settings = {"name": "added", "tokenizer": str(TOKENIZERS / "added.json")}
+    manifest = prepare_corpus([TOKENIZERS / document], tmp_path, **settings)
+    assert (manifest.num_tokens, manifest.num_documents) == num
+    assert (manifest.eos_token_id, manifest.vocab_size) == (0, 2050)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no_eos.json", "eos_token_id is not known.*set eos_token_id"),
+        ("eos_not_special.json", "which a document can spell.*use a special token"),
+    ],
+)
+def test_a_tokenizer_that_cannot_end_a_document_is_refused(
+    name: str, said: str, tmp_path: Path
+) -> None:
+    settings = {"name": "eos", "tokenizer": str(TOKENIZERS / name)}
+    with pytest.raises(ConfigError, match=said):
+        prepare_corpus([TOKENIZERS / "doc.jsonl"], tmp_path, **settings)
+
+
 def texts(*sources: Path | str) -> list[str]:
     resolved = resolve_sources(sources, text_field="text")
     return [text for source in resolved for text in source.read(lambda num_bytes: None, refuse)]
