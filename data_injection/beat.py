@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from time import monotonic
 
 EVERY = 1.5
 """Seconds between two lines; of long work a 300th of its time: a log of days stays readable."""
@@ -38,6 +38,7 @@ class Beat:
         self._say, self._every = say, every
         self._works: dict[str, _Work] = {}
         self._lock = threading.Lock()
+        self._began = self._spoke = monotonic()
         self._stepped = -math.inf
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="beat", daemon=True)
@@ -45,7 +46,7 @@ class Beat:
     def at(self, what: str, done: float = 0, total: float = 0) -> None:
         """What is at work, and how much of it is done; one that is done is forgotten."""
         with self._lock:
-            work = self._works.setdefault(what, _Work(time.monotonic(), done))
+            work = self._works.setdefault(what, _Work(monotonic(), done))
             work.done, work.total = done, total
             if 0 < total <= done:
                 del self._works[what]
@@ -53,7 +54,7 @@ class Beat:
     def then(self, what: str) -> None:
         """Nothing but this is at work now."""
         with self._lock:
-            self._works = {what: _Work(time.monotonic(), 0)}
+            self._works = {what: _Work(monotonic(), 0)}
 
     @contextmanager
     def during(self, what: str) -> Iterator[None]:
@@ -69,7 +70,7 @@ class Beat:
         """A step was taken, and nothing is at work: for a beat from now on nothing is said, since
         the work of a moment, done every few steps, would fill a log that has a line of its own."""
         with self._lock:
-            self._works, self._stepped = {}, time.monotonic()
+            self._works, self._stepped = {}, monotonic()
 
     def stop(self) -> None:
         """Say no more."""
@@ -89,21 +90,29 @@ class Beat:
         self.stop()
 
     def _watch(self) -> None:
-        began = spoke = time.monotonic()
-        while not self._ended.wait(self._every / 4):
-            now = time.monotonic()
-            if now - spoke < max(self._every, (now - began) / 300):
-                continue
-            with self._lock:
-                stepped = now - self._stepped < self._every
-                said = "; ".join(_line(what, work) for what, work in self._works.items())
-            if said and not stepped and self._say is not None:
-                self._say(said)
-                spoke = now
+        self._began = self._spoke = monotonic()
+        wait = self._every
+        while not self._ended.wait(wait):
+            wait = self._look()
+
+    def _look(self) -> float:
+        """Say what is due now. Seconds until the next look."""
+        now = monotonic()
+        due = self._spoke + max(self._every, (now - self._began) / 300)
+        if now < due:
+            return due - now
+        with self._lock:
+            stepped = now - self._stepped < self._every
+            said = "; ".join(_line(what, work, now) for what, work in self._works.items())
+        if not said or stepped or self._say is None:
+            return self._every / 4
+        self._say(said)
+        self._spoke = now
+        return self._every
 
 
-def _line(what: str, work: _Work) -> str:
-    took = time.monotonic() - work.began
+def _line(what: str, work: _Work, now: float) -> str:
+    took = now - work.began
     done = f"{work.done:,.0f} of {work.total:,.0f}, " if work.total else ""
     said = f"{what}: {done}{timedelta(seconds=round(took))}"
     if work.total and work.done > work.first:
