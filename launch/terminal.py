@@ -12,6 +12,7 @@ import errno
 import os
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 
 BAD_INPUT = 2
 """Status of what no second start would mend."""
+
+DEBUG = "OLMO_EXT_DEBUG"
+"""Of the environment: an error of input shows its traceback."""
 
 console = Console(soft_wrap=not sys.stdout.isatty())
 errors = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
@@ -62,6 +66,8 @@ def exits() -> Iterator[None]:
         yield
     except (ConfigError, FileNotFoundError) as error:
         if is_rank_zero():
+            if os.environ.get(DEBUG):
+                traceback.print_exc()
             _error(str(error))
             if "TORCHELASTIC_RUN_ID" in os.environ:
                 say(errors, "what torchrun prints below is its account of this error, not another")

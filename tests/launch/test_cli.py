@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from launch import cli
 from launch.train import train_as_typed
 
 Write = Callable[..., Path]
@@ -103,3 +108,25 @@ def test_a_sweeps_child_can_do_nothing_but_train() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(ValueError, match="a run is `olmo-ext train"):
         train_as_typed(["report", "runs"])
+
+
+EXAMPLES = [(name, example) for verbs in cli.VERBS.values() for name, (_, example) in verbs.items()]
+
+
+@pytest.mark.parametrize(("verb", "example"), EXAMPLES)
+def test_a_verbs_help_has_an_example_that_it_understands(verb: str, example: str) -> None:
+    command = typer.main.get_command(cli.app).commands[verb]
+    command.make_context(verb, shlex.split(example))
+    done = CliRunner().invoke(cli.app, [verb, "--help"], env={"COLUMNS": "200"})
+    assert f"For example: olmo-ext {verb} {example}".rstrip() in done.stdout
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
+    done = olmo_ext("--debug", "report", tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "load_runs" in done.stderr
+
+
+def test_the_version_is_the_installed_ones() -> None:
+    assert olmo_ext("--version").stdout == f"olmo-ext {metadata.version('olmo-ext')}\n"
