@@ -47,6 +47,9 @@ class StepRows:
     examples: IntArray
     """Index into that task's `tokens`; always of the train split."""
 
+    offsets: IntArray
+    """Place in the row of the first token that is written."""
+
     def __len__(self) -> int:
         return len(self.slots)
 
@@ -85,7 +88,7 @@ class InjectionPlan:
         total = sum(counts)
         if total == 0:
             empty = np.zeros(0, dtype=np.int64)
-            return StepRows(empty, empty, empty)
+            return StepRows(empty, empty, empty, empty)
         self._check_fits(step, counts)
         slots = permutation(
             self.geometry.batch_size, seed=self.seed, purpose="slots", counter=step
@@ -96,7 +99,7 @@ class InjectionPlan:
             for index, count in enumerate(counts)
             if count
         ]
-        return StepRows(slots, tasks, np.concatenate(examples))
+        return StepRows(slots, tasks, np.concatenate(examples), np.full(total, self.offset))
 
     def instance_examples(self, index: int, first: int, count: int) -> IntArray:
         """Examples of a task's instances number first .. first+count-1.

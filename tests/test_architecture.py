@@ -53,7 +53,6 @@ LAYERS = {
 THEORY = {"eval.advice", "eval.figures"}
 """The parts of eval that lay measurements beside predictions."""
 ENGINE = {"olmo_ext", "eval.checkpoints", "launch"}
-TORCH_IN_DATA_INJECTION = {"data_injection.splice"}
 HEAVY = (
     "torch",
     "olmo",
@@ -178,7 +177,7 @@ def test_only_the_rooms_that_may_know_the_engine_and_the_theory() -> None:
         engine = other == "olmo" and not {room, here} & ENGINE
         theory = other == "theory" and room == "eval" and here not in THEORY
         torch = other == "torch" and room == "data_injection"
-        if engine or theory or (torch and module not in TORCH_IN_DATA_INJECTION):
+        if engine or theory or torch:
             wrong.append(f"{module}:{line} imports {target}")
     assert not wrong
 

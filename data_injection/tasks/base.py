@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, ClassVar
@@ -167,6 +167,12 @@ class Task(ABC):
     def label_tokens(self) -> IntArray:
         """Token ids that can be labels, ascending."""
         return np.unique(self.tokens[:, -1])
+
+    def written(self, examples: IntArray, *, eos_token_id: int) -> Sequence[IntArray]:
+        """What is written into a row for each of some examples: its tokens and an EOS."""
+        tokens_NL = np.full((len(examples), self.length + 1), eos_token_id, dtype=np.int64)
+        tokens_NL[:, :-1] = self.tokens[examples]
+        return list(tokens_NL)
 
     def split(self, name: str) -> IntArray:
         """Example indices of "train", "test" or "all", ascending."""

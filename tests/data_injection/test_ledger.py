@@ -30,7 +30,7 @@ from data_injection.plan import StepRows
 def rows_of(step: int, num: int = 3) -> StepRows:
     """Rows that tell their step: example = 1000 step + i."""
     i = np.arange(num)
-    return StepRows(slots=i * 2 + step % 2, tasks=i % 2, examples=1000 * step + i)
+    return StepRows(slots=i * 2 + step % 2, tasks=i % 2, examples=1000 * step + i, offsets=0 * i)
 
 
 def write(

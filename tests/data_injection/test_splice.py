@@ -18,7 +18,7 @@ from olmo.train import Trainer
 from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
-from data_injection.splice import SplicedStream, document_lengths
+from data_injection.splice import SplicedStream, document_lengths, spans_of, splice_batch
 
 SEQ_LEN, BATCH, NUM_ROWS, NUM_STEPS = 12, 8, 37, 20
 VOCAB, EOS, PAD = 60, 0, 1
@@ -166,16 +166,16 @@ def test_the_tokens_of_a_step_are_those_of_its_instances_one_by_one():
     )
     longer = plan.tasks[1]
     longer.tokens = np.repeat(longer.tokens, 2, axis=1)
-    stream = stream_over(FakeHost(), plan)
     for step in range(NUM_STEPS):
         rows = plan.at(step)
         wanted = {
-            int(slot): [*plan.tasks[task].tokens[example].tolist(), EOS]
+            int(slot): [(0, [*plan.tasks[task].tokens[example].tolist(), EOS])]
             for slot, task, example in zip(rows.slots, rows.tasks, rows.examples, strict=True)
         }
-        read = stream._tokens_by_slot(step)
-        assert {slot: tokens.tolist() for slot, tokens in read.items()} == wanted
-        assert all(tokens.dtype == np.int64 for tokens in read.values())
+        read = spans_of(plan, step)
+        told = {slot: [(at, ids.tolist()) for at, ids in spans] for slot, spans in read.items()}
+        assert told == wanted
+        assert all(ids.dtype == np.int64 for spans in read.values() for _, ids in spans)
         assert len(wanted) == sum(schedule.count(step) for schedule in plan.schedules)
 
 
@@ -197,7 +197,9 @@ def test_document_lengths_are_the_engines_own_of_the_spliced_row(offset: int):
 )
 def test_document_lengths_agree_with_the_engine_on_edge_cases(ids: list[int]):
     row = torch.tensor(ids)
-    assert_identical(document_lengths(row, EOS), get_document_lengths(row, EOS))
+    engines = get_document_lengths(row, EOS).tolist()
+    assert document_lengths(row, EOS).tolist() == engines
+    assert document_lengths(row.numpy(), EOS).tolist() == engines
 
 
 @pytest.mark.parametrize("pad", [PAD, EOS], ids=["pad", "pad-is-eos"])
@@ -350,3 +352,87 @@ def test_a_row_stays_right_when_a_second_thread_reads_another_step_meanwhile():
         item = busy[position]
         assert_identical(item["input_ids"], calm[position]["input_ids"])
         assert position not in where or item["input_ids"][:4].tolist() == where[position]
+
+
+# -- a batch -----------------------------------------------------------------------------------
+
+KEYS = ("instance_mask", "label_mask", "attention_mask", "doc_lens")
+
+
+def collated(items: list[dict[str, Any]]) -> dict[str, Any]:
+    collate = DataCollator(pad_direction=PaddingDirection.right, pad_token_id=PAD)
+    return collate([{key: item[key] for key in item if key != "metadata"} for item in items])
+
+
+@pytest.mark.parametrize("kind", ["tensors", "arrays"])
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    "keys", [(), ("instance_mask",), ("label_mask", "doc_lens"), ("attention_mask",), KEYS]
+)
+def test_a_spliced_batch_is_the_streams_own(keys: tuple[str, ...], ranks: int, kind: str):
+    """The host's batch, spliced whole, against the stream's rows in the engine's own collator."""
+    host, plan = FakeHost(*keys, is_filtered=is_filtered), plan_at(3)
+    stream = stream_over(host, plan)
+    for step in range(NUM_STEPS):
+        for rank in range(ranks):
+            slots = range(rank, BATCH, ranks)
+            positions = [step * BATCH + slot for slot in slots]
+            wanted = collated([stream[position] for position in positions])
+            batch = collated([host[stream.order.row(position)] for position in positions])
+            if kind == "arrays":
+                batch = {k: v.numpy() if torch.is_tensor(v) else v for k, v in batch.items()}
+            ids = batch["input_ids"]
+            given = None if ranks == 1 else slots
+            splice_batch(batch, plan, step=step, slots=given, pad_token_id=PAD)
+            assert batch["input_ids"] is ids, "in place"
+            wanted.pop("index")
+            assert batch.keys() == wanted.keys()
+            for key, value in wanted.items():
+                ours = batch[key] if kind == "tensors" else torch.as_tensor(batch[key])
+                if torch.is_tensor(value):
+                    assert_identical(ours, value)
+                else:
+                    assert batch[key] == value
+
+
+def test_labels_of_spliced_tokens_are_their_ids_and_the_hosts_elsewhere():
+    plan = plan_at(2)
+    for step in range(NUM_STEPS):
+        batch = {"input_ids": np.full((BATCH, SEQ_LEN), 5), "labels": np.full((BATCH, SEQ_LEN), 9)}
+        splice_batch(batch, plan, step=step)
+        spliced = batch["labels"] != 9
+        assert spliced.sum() == 4 * len(plan.at(step))
+        assert (batch["labels"][spliced] == batch["input_ids"][spliced]).all()
+
+
+def test_without_a_padding_token_every_spliced_token_is_attended_to():
+    batch = {
+        "input_ids": np.zeros((BATCH, SEQ_LEN), dtype=np.int32),
+        "attention_mask": np.zeros((BATCH, SEQ_LEN), dtype=np.int8),
+    }
+    plan = plan_at()
+    splice_batch(batch, plan, step=1)
+    assert batch["attention_mask"].sum() == 4 * len(plan.at(1)) > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "slots", "said"),
+    [
+        ((BATCH, SEQ_LEN + 1), None, "rows of 13 tokens, but the plan is of 12"),
+        ((4, SEQ_LEN), None, "4 rows are not the plan's batch of 8"),
+        ((4, SEQ_LEN), [0, 1, 2], "3 for 4 rows"),
+        ((4, SEQ_LEN), [0, 1, 2, 2], "4 for 4 rows; give one of its own"),
+        ((2, SEQ_LEN), [0, 8], r"8 is not in \[0, 8\)"),
+        ((2, SEQ_LEN), [-1, 3], r"-1 is not in \[0, 8\)"),
+    ],
+)
+def test_rows_that_are_not_the_plans_are_refused(shape: tuple, slots: Any, said: str):
+    with pytest.raises(ValueError, match=said):
+        splice_batch({"input_ids": np.zeros(shape, int)}, plan_at(), step=0, slots=slots)
+
+
+def test_a_range_of_slots_that_starts_at_zero_is_a_rank_of_a_larger_batch():
+    batch = {"input_ids": np.full((4, SEQ_LEN), 5)}
+    splice_batch(batch, plan_at(), step=1, slots=range(4))
+    where = [slot for slot in spans_of(plan_at(), 1) if slot < 4]
+    assert np.flatnonzero((batch["input_ids"] != 5).any(axis=1)).tolist() == sorted(where)

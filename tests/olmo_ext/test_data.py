@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from olmo.data import IterableDataset, MemMapDataset
 from olmo.data import build_train_dataloader as build_stock
 from torch.utils.data import DataLoader
 
+from data_injection import splice as splice_module
 from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
@@ -507,16 +509,16 @@ def test_one_injection_moved_by_one_slot_is_detected(
     train = make_train(tmp_path, world_size=world_size)
     plan = make_plan(train, *TASKS)
     wanted = expected_tokens(train, plan, num_steps=NUM_STEPS)
-    honest = SplicedStream._tokens_by_slot
+    honest = splice_module.spans_of
 
-    def moved(self: SplicedStream, step: int) -> dict[int, NDArray]:
-        hits = honest(self, step)
+    def moved(plan: InjectionPlan, step: int) -> splice_module.Spans:
+        hits = honest(plan, step)
         if step == 6:
             slot = next(s for s in hits if (s + 1) % B not in hits)
             hits[(slot + 1) % B] = hits.pop(slot)
         return hits
 
-    monkeypatch.setattr(SplicedStream, "_tokens_by_slot", moved)
+    monkeypatch.setattr(splice_module, "spans_of", moved)
     read = assemble(all_ranks(train, plan, world_size))
     wrong = np.unique(np.argwhere(read != wanted)[:, :2], axis=0)
     assert len(wrong) == 2  # the row it left and the row it came to
@@ -531,30 +533,32 @@ def test_any_other_slip_is_detected_too(
     train = make_train(tmp_path, world_size=2)
     plan = make_plan(train, *TASKS)
     wanted = expected_tokens(train, plan, num_steps=NUM_STEPS)
-    at, splice = InjectionPlan.at, SplicedStream._splice
+    at, splice = InjectionPlan.at, splice_module._splice
 
     def slip_at(self: InjectionPlan, step: int) -> StepRows:
         rows = at(self, step)
         if step != 4:
             return rows
         if change == "dropped":
-            return StepRows(rows.slots[1:], rows.tasks[1:], rows.examples[1:])
+            columns = (rows.slots, rows.tasks, rows.examples, rows.offsets)
+            return StepRows(*(column[1:] for column in columns))
         examples = rows.examples.copy()
         train_split = self.tasks[rows.tasks[0]].train
         examples[0] = train_split[train_split != examples[0]][0]
-        return StepRows(rows.slots, rows.tasks, examples)
+        return replace(rows, examples=examples)
 
-    def slip_splice(self: SplicedStream, item: dict, tokens: torch.Tensor) -> None:
-        splice(self, item, tokens)
+    def slip_splice(batch: dict, *args: Any, **named: Any) -> None:
+        splice(batch, *args, **named)
+        row = batch["input_ids"][0]
         if change == "one host token":
-            item["input_ids"][T - 1] ^= 1
+            row[T - 1] ^= 1
         else:
-            item["input_ids"][:] = item["input_ids"].roll(1)
+            row[:] = row.roll(1)
 
     if change in ("example", "dropped"):
         monkeypatch.setattr(InjectionPlan, "at", slip_at)
     else:
-        monkeypatch.setattr(SplicedStream, "_splice", slip_splice)
+        monkeypatch.setattr(splice_module, "_splice", slip_splice)
     assert not np.array_equal(assemble(all_ranks(train, plan, 2)), wanted)
 
 

@@ -28,7 +28,7 @@ def states(folder: Path, position: Position | None, step: int) -> dict[int, list
 def take(ledger: LedgerWriter, *steps: int) -> None:
     one = np.zeros(1, dtype=np.int64)
     for step in steps:
-        ledger.append(step, StepRows(one, one, one))
+        ledger.append(step, StepRows(one, one, one, one))
 
 
 def start(folder: Path, step: int, parent: Position | None) -> LedgerWriter:
