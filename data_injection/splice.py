@@ -19,10 +19,8 @@ import numpy as np
 
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan
+from data_injection.rows import Spans, checked_slots, write_spans
 from data_injection.tasks.base import IntArray
-
-Spans = dict[int, list[tuple[int, IntArray]]]
-"""By slot, what is written there: (offset in the row, tokens with their EOS)."""
 
 
 class Host(Protocol):
@@ -59,25 +57,10 @@ def splice_batch(
         ValueError: rows or slots that are not of the plan's batch.
         ConfigError: the step's examples do not fit it.
     """
-    num_rows, seq_len = batch["input_ids"].shape
-    batch_size = plan.geometry.batch_size
-    if slots is None and num_rows != batch_size:
-        raise ValueError(
-            f"slots: {num_rows} rows are not the plan's batch of {batch_size}; give the slot of "
-            "each row"
-        )
-    slots = range(num_rows) if slots is None else [int(slot) for slot in slots]
-    if seq_len != plan.geometry.seq_len:
-        raise ValueError(
-            f"input_ids: rows of {seq_len} tokens, but the plan is of {plan.geometry.seq_len}; "
-            "compile it for these rows"
-        )
-    if len(slots) != num_rows or len(set(slots)) != num_rows:
-        raise ValueError(f"slots: {len(slots)} for {num_rows} rows; give one of its own to each")
-    if outside := [slot for slot in slots if not 0 <= slot < batch_size]:
-        raise ValueError(f"slots: {outside[0]} is not in [0, {batch_size}), the plan's batch")
+    rows = checked_slots(batch["input_ids"].shape, slots, plan.geometry)
     if plan.tasks:
-        _splice(batch, spans_of(plan, step), slots, plan, pad_token_id=pad_token_id)
+        eos = plan.eos_token_id
+        write_spans(batch, spans_of(plan, step), rows, eos_token_id=eos, pad_token_id=pad_token_id)
 
 
 class SplicedStream:
@@ -127,7 +110,8 @@ class SplicedStream:
             if slot in kept[1] or "instance_mask" in item:
                 # As a batch of one row: views of the tensors, which are written into.
                 rows = {k: v[None] if hasattr(v, "shape") else [v] for k, v in item.items()}
-                _splice(rows, kept[1], [slot], self.plan, pad_token_id=self.pad_token_id)
+                eos, pad = self.plan.eos_token_id, self.pad_token_id
+                write_spans(rows, kept[1], [slot], eos_token_id=eos, pad_token_id=pad)
                 item |= {key: value[0] for key, value in rows.items()}
         return item
 
@@ -143,76 +127,3 @@ def spans_of(plan: InjectionPlan, step: int) -> Spans:
         for slot, offset, tokens in places:
             spans.setdefault(slot, []).append((offset, tokens))
     return spans
-
-
-def _splice(
-    batch: dict[str, Any],
-    spans: Spans,
-    slots: Sequence[int],
-    plan: InjectionPlan,
-    *,
-    pad_token_id: int | None,
-) -> None:
-    ids_BT = batch["input_ids"]
-    if "instance_mask" in batch and "label_mask" not in batch:
-        batch["label_mask"] = ids_BT == ids_BT  # all true, of the ids' own kind
-    for row, slot in enumerate(slots):
-        if slot not in spans:
-            continue
-        if not batch.get("instance_mask", {row: True})[row]:
-            batch["instance_mask"][row] = True
-            batch["label_mask"][row] = False
-        for offset, tokens in spans[slot]:
-            where = (row, slice(offset, offset + len(tokens)))
-            for key in ("input_ids", "labels"):
-                if key in batch:
-                    batch[key][where] = _like(batch[key], tokens)
-            if "label_mask" in batch:
-                batch["label_mask"][where] = True
-            if "attention_mask" in batch:
-                counted = tokens != (-1 if pad_token_id is None else pad_token_id)
-                batch["attention_mask"][where] = _like(batch["attention_mask"], counted)
-    if "doc_lens" in batch and any(slot in spans for slot in slots):
-        _recount(batch, [slot in spans for slot in slots], plan.eos_token_id)
-
-
-def _recount(batch: dict[str, Any], changed: Sequence[bool], eos_token_id: int) -> None:
-    """Put in the document lengths of the changed rows, and the width that the longest list has."""
-    before = batch["doc_lens"]
-    lengths = [
-        document_lengths(batch["input_ids"][row], eos_token_id)
-        if is_changed
-        else _trimmed(before[row])
-        for row, is_changed in enumerate(changed)
-    ]
-    after = np.zeros((len(lengths), max(map(len, lengths))), dtype=np.int32)
-    for row, one in enumerate(lengths):
-        after[row, : len(one)] = one
-    batch["doc_lens"] = _like(before, after)
-    if "max_doc_lens" in batch:
-        longest = after.max(axis=1)
-        as_list = isinstance(batch["max_doc_lens"], list)
-        batch["max_doc_lens"] = longest.tolist() if as_list else _like(before, longest)
-
-
-def _trimmed(doc_lens: Any) -> IntArray:
-    return np.array([length for length in doc_lens.tolist() if length], dtype=np.int64)
-
-
-def _like(target: Any, values: np.ndarray) -> Any:
-    """Values as the target is: a tensor of its type on its device, or an array of its type."""
-    if hasattr(target, "new_tensor"):
-        return target.new_tensor(values)
-    return values.astype(target.dtype)
-
-
-def document_lengths(input_ids: Any, eos_token_id: int) -> IntArray:
-    """Lengths of the documents in a row, each up to and with its EOS; they sum to len(row).
-
-    The engine's rule (olmo/data/util.py, get_document_lengths), applied after the splice.
-    """
-    ids = np.asarray(input_ids.tolist())
-    ends = np.flatnonzero(ids == eos_token_id) + 1
-    if len(ends) == 0 or ends[-1] != len(ids):
-        ends = np.append(ends, len(ids))
-    return np.diff(ends, prepend=0)

@@ -18,7 +18,8 @@ from olmo.train import Trainer
 from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
-from data_injection.splice import SplicedStream, document_lengths, spans_of, splice_batch
+from data_injection.rows import document_lengths
+from data_injection.splice import SplicedStream, spans_of, splice_batch
 
 SEQ_LEN, BATCH, NUM_ROWS, NUM_STEPS = 12, 8, 37, 20
 VOCAB, EOS, PAD = 60, 0, 1

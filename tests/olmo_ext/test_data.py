@@ -32,7 +32,7 @@ from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, StepRows, compile_plan
-from data_injection.splice import SplicedStream
+from data_injection.rows import Spans
 from olmo_ext import compat
 from olmo_ext.compat import HostDataset, PositionDataset
 from olmo_ext.data import (
@@ -511,7 +511,7 @@ def test_one_injection_moved_by_one_slot_is_detected(
     wanted = expected_tokens(train, plan, num_steps=NUM_STEPS)
     honest = splice_module.spans_of
 
-    def moved(plan: InjectionPlan, step: int) -> splice_module.Spans:
+    def moved(plan: InjectionPlan, step: int) -> Spans:
         hits = honest(plan, step)
         if step == 6:
             slot = next(s for s in hits if (s + 1) % B not in hits)
@@ -533,7 +533,7 @@ def test_any_other_slip_is_detected_too(
     train = make_train(tmp_path, world_size=2)
     plan = make_plan(train, *TASKS)
     wanted = expected_tokens(train, plan, num_steps=NUM_STEPS)
-    at, splice = InjectionPlan.at, splice_module._splice
+    at, splice = InjectionPlan.at, splice_module.write_spans
 
     def slip_at(self: InjectionPlan, step: int) -> StepRows:
         rows = at(self, step)
@@ -558,7 +558,7 @@ def test_any_other_slip_is_detected_too(
     if change in ("example", "dropped"):
         monkeypatch.setattr(InjectionPlan, "at", slip_at)
     else:
-        monkeypatch.setattr(splice_module, "_splice", slip_splice)
+        monkeypatch.setattr(splice_module, "write_spans", slip_splice)
     assert not np.array_equal(assemble(all_ranks(train, plan, 2)), wanted)
 
 
