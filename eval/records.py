@@ -58,6 +58,9 @@ _COSINES = (
     *("cos_g_t_all", "cos_g_t_label", "cos_g_t_others"),
 )
 
+_SPLIT = ("split_error", "precision")
+"""How surely a step's gradient was split: of every record of interference and loss_budget."""
+
 _BURST = ("burst_step", "instances")
 _LOSSES = ("label", "choice", "format")
 
@@ -65,20 +68,21 @@ OUTCOMES_OF = {
     "ablation_drop": ("intact",),
     **{f"answer_loss{suffix}": ("tokens_per_answer",) for suffix in ("", "_null", "_bare")},
     **{f"choice_accuracy{suffix}": ("chance", "majority") for suffix in ("", "_null", "_bare")},
-    **dict.fromkeys(("budget", "budget_actual"), ("closure",)),
-    "host_step": ("first_order",),
+    **dict.fromkeys(("budget", "budget_actual"), ("closure", *_SPLIT)),
+    "host_step": ("first_order", *_SPLIT),
     "fourier_modes": ("threshold", "units", "present"),
     "interchange_accuracy": ("least", "most", "majority", "above_majority", "train_pairs"),
     "label_accuracy": ("majority",),
     **{f"{loss}_loss_{when}": _BURST for loss in _LOSSES for when in ("before", "lag")},
     "mirror_consistency": ("chance",),
     "natural_count": ("false_statements", "num_scanned", "distinct", "documents"),
-    "norm_g_r": ("perp_share", "dim"),
+    "norm_g_r": ("perp_share", "dim", *_SPLIT),
+    **dict.fromkeys(("overlap", "subset_cosine"), _SPLIT),
     "probe_count": ("threshold", "units", "present"),
     "score": ("majority",),
     "score_before": ("majority", *_BURST),
     "score_lag": ("majority", *_BURST),
-    **dict.fromkeys(_COSINES, ("perp", "norm", "dim", "random_spread")),
+    **dict.fromkeys(_COSINES, ("perp", "norm", "dim", "random_spread", *_SPLIT)),
 }
 """What stands beside them, by metric: in a metric not listed a `threshold` is a coordinate."""
 

@@ -28,6 +28,7 @@ from launch.slurm import verbs as slurm
 from launch.sweep import verbs as sweep
 from launch.terminal import DEBUG, console, exits, say
 from launch.train import train
+from launch.verify import verify
 
 app = typer.Typer(
     help="Rare-task injection for OLMo pretraining: what larger models learn and smaller do not.",
@@ -54,6 +55,7 @@ VERBS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
     },
     "Cluster": {
         "doctor": (doctor, ""),
+        "verify": (verify, "--json verify.json"),
         "submit": (slurm.submit, "mine/sweep.yaml --site my-site.yaml --dry-run"),
         "status": (slurm.status, "runs/mine"),
     },

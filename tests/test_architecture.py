@@ -43,7 +43,7 @@ LAYERS = {
     "launch": (
         {"__main__"},
         {"cli"},
-        {"doctor", "sweep", "slurm", "plan", "scaling", "lab", "show"},
+        {"doctor", "verify", "sweep", "slurm", "plan", "scaling", "lab", "show"},
         {"train", "runs", "reckon"},
         {"grid", "grid_loader"},
         {"terminal", "yaml_file", "json_file"},

@@ -10,7 +10,7 @@ DRY=
 [ "${1:-}" = --dry ] && DRY=1
 LIMIT=${LIMIT:-560}
 BEGAN=$(date +%s)
-STAGES=${STAGES:-"env parity speed cells"} # `tests` only when asked for: see its note
+STAGES=${STAGES:-"env verify speed cells"} # `tests` only when asked for: see its note
 PYTHON=${PYTHON:-python3}
 DOLMA=$ROOT/.gpu/dolma
 mkdir -p "$OUT"
@@ -60,16 +60,11 @@ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,power.limit --
 for one in $STAGES; do
   case $one in
     env) python_stage env 90 ;;
-    parity) python_stage parity 100 ;;
+    verify) stage verify 120 "$PYTHON" -m launch verify --json "$OUT/verify.json" ;;
     speed) python_stage speed 170 ${DRY:+--workers 0 --rungs 4M:4:2:5,20M:4:2:5 --seconds 5} ;;
     variants)
       python_stage variants "${VARIANTS_S:-190}" --seconds "${VARIANTS_S:-180}" \
         ${DRY:+--workers 0 --rungs 4M:4:2,300M:4:2 --seconds 100 --each 1}
-      ;;
-    resume) # both at once: they are launch-bound
-      python_stage resume 60 &
-      python_stage resume 60 --deterministic
-      wait $!
       ;;
     cells)
       python_stage cells "$([ -n "$DRY" ] && echo 60 || left)" \

@@ -24,17 +24,16 @@ import torch.nn.functional as F
 from gpu_common import (
     GPU,
     PEAK,
-    Stepper,
     attempt,
     experiment,
     flops_per_token,
-    free,
-    ours,
     peak_gb,
     run_stage,
     say,
     stage_parser,
 )
+
+from olmo_ext.verify.runs import Stepper, free, ours
 
 VARIANTS = {
     "4M": [

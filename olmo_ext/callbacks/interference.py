@@ -50,7 +50,7 @@ from olmo_ext.gradients.passes import (
     measured_parameters,
     num_neurons,
 )
-from olmo_ext.gradients.tasks import label_losses, reference_of, step_parts
+from olmo_ext.gradients.tasks import label_losses, reference_of, split_error, step_parts
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
@@ -128,6 +128,7 @@ class Interference(Callback):
         self._chosen: dict[str, list[int]] = {}
         self._window: dict[str, int] = {}
         self._compared: list[str] = []
+        self._split_error: float | None = None
         self._measured: tuple[Measured, Vector] | None = None
         """What on_step needs of on_gradients, with the parameters before the optimizer's step."""
 
@@ -156,7 +157,10 @@ class Interference(Callback):
         vectors = {"g": params.gradient()}
         with beside_the_step(trainer):
             tasks = {task.name: task for task in chosen_tasks(self.tasks, trainer.plan)}
-            vectors |= step_parts(trainer, params, batch, measured=tasks)
+            parts = step_parts(trainer, params, batch, measured=tasks)
+            vectors |= parts
+            if self._split_error is None:  # once a run
+                self._split_error = split_error(trainer, params, batch, parts)
             references = {
                 name: reference_of(
                     trainer, params, mlp, task, self._instances(task), seed=self.seed
@@ -186,6 +190,7 @@ class Interference(Callback):
             "chosen": self._chosen,
             "window": self._window,
             "compared": self._compared,
+            "split_error": self._split_error,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,6 +198,7 @@ class Interference(Callback):
             return  # other neurons are asked for
         self._chosen, self._window = dict(state["chosen"]), dict(state["window"])
         self._compared = list(state["compared"])
+        self._split_error = state.get("split_error")  # of before: measured anew
 
     def _settings(self) -> list[Any]:
         return [self.layer, self.top_k, self.window, self.split, self.instances, self.seed]
@@ -312,6 +318,7 @@ class Interference(Callback):
         group, layer, _ = place
         of_split = trainer.plan.tasks[trainer.plan.task_index(task)].split(self.split)
         fields |= {"group": group, "n": self.instances or len(of_split)}
+        fields |= {"split_error": self._split_error, "precision": str(trainer.cfg.precision)}
         fields |= {} if layer is None else {"layer": layer}
         trainer.record(
             "interference", metric=metric, value=value, task=task, split=self.split, **fields

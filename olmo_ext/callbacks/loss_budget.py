@@ -45,7 +45,7 @@ from olmo_ext.gradients.passes import (
     mean_over_ranks,
     value_and_gradient,
 )
-from olmo_ext.gradients.tasks import label_losses, step_parts
+from olmo_ext.gradients.tasks import label_losses, split_error, step_parts
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
@@ -114,6 +114,7 @@ class LossBudget(Callback):
         self._moments = Moments()
         self._sums: dict[str, dict[str, list[float]]] = defaultdict(dict)
         self._num = 0
+        self._split_error: float | None = None
         self._step: _Step | None = None
         self._latest: tuple[int, State] = (-1, {})
 
@@ -161,6 +162,8 @@ class LossBudget(Callback):
         measured = self._stands_for(trainer) > 0 and self._moments.known(trainer)
         with beside_the_step(trainer):
             parts = step_parts(trainer, params, batch, measured=())
+            if self._split_error is None:  # once a run
+                self._split_error = split_error(trainer, params, batch, parts)
             found = {name.removeprefix("t/"): part for name, part in parts.items()}
             if not measured:
                 self._step = _Step(norm, found)
@@ -192,10 +195,12 @@ class LossBudget(Callback):
             "moments": self._moments.state_dict(),
             "sums": dict(self._sums),
             "num": self._num,
+            "split_error": self._split_error,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._moments.load_state_dict(state["moments"])
+        self._split_error = state.get("split_error")  # of before: measured anew
         if state["settings"] == self._settings():
             self._sums = defaultdict(dict, state["sums"])
             self._num = state["num"]
@@ -316,6 +321,7 @@ class LossBudget(Callback):
     def _write(
         self, trainer: ExperimentTrainer, task: str, metric: str, value: float, **fields: Any
     ) -> None:
+        fields |= {"split_error": self._split_error, "precision": str(trainer.cfg.precision)}
         trainer.record(
             "loss_budget", metric=metric, value=value, task=task, split=self.split, **fields
         )

@@ -230,6 +230,12 @@ def test_every_cosine_has_its_nulls_at_the_same_step_and_place(rows: Any) -> Non
     assert norms.perp_share.between(0, 1).all()
 
 
+def test_every_record_says_how_exact_the_split_was_and_in_which_precision(rows: Any) -> None:
+    assert set(rows.precision) == {"fp32"}
+    assert rows.split_error.nunique() == 1  # measured once a run
+    assert 0 < rows.split_error.iloc[0] < 1e-6
+
+
 def test_the_task_matrix_is_symmetric_and_names_both_tasks(rows: Any) -> None:
     cells = rows[(rows.metric == "cos_g_r") & (rows.group == "model")]
     assert set(zip(cells.task, cells.other_task, strict=True)) == {("cmp", "add"), ("add", "cmp")}

@@ -1,0 +1,1 @@
+"""Is what this project promises true on this machine? `olmo-ext verify` asks, a few steps each."""

@@ -1,0 +1,254 @@
+"""What is checked on a machine: a row each of what was measured, its bound, and whether it holds.
+
+    for check in verify(Runs(folder), say=print): ...
+
+To add one: a generator of `Check`s over `Runs`, a line in LOOKS.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from eval.checkpoints.sharded import first_line
+from olmo_ext.build import init_process_group
+from olmo_ext.callbacks.base import Callback
+from olmo_ext.cost import run_cost
+from olmo_ext.train import train
+from olmo_ext.verify.runs import (
+    BATCH,
+    Check,
+    Runs,
+    Stepper,
+    digest,
+    equal,
+    free,
+    most,
+    ours,
+    stock,
+    sync,
+)
+from olmo_ext.verify.split import device, split
+
+Say = Callable[[str], None]
+
+STEPS = 6
+"""Of each run."""
+
+CALLBACKS: dict[str, dict[str, Any]] = {
+    "interference": {"every": 3, "top_k": 4, "window": 6, "instances": 20},
+    "loss_budget": {"every": 3, "record": 6, "instances": 20},
+    "task_eval": {"every": 3},
+    "retention": {"lags": [1], "min_gap": 1, "tasks": ["burst"]},
+    "features": {"every": 6},
+}
+MEMORY = 1.1
+"""The most that a step may need of what `plan --cost` reckons."""
+
+
+def verify(runs: Runs, *, say: Say) -> Iterator[Check]:
+    """All checks in turn; `say` is told what comes next. One that raises has failed."""
+    for name, look in LOOKS.items():
+        say(name)
+        try:
+            yield from look(runs)
+        except Exception as error:
+            note = f"{type(error).__name__}: {first_line(error)}"
+            yield Check(name, "an error", "none", passed=False, note=note)
+        free()
+
+
+def machine(runs: Runs) -> Iterator[Check]:
+    """What all other rows are of."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    yield Check(
+        "device", device or "CPU", note=f"torch {torch.__version__}, numpy {np.__version__}"
+    )
+    start = time.perf_counter()
+    place = init_process_group()
+    one = torch.ones(4, device=place)
+    dist.all_reduce(one)
+    dist.broadcast_object_list([{"a": 1}])
+    took = f"formed in {time.perf_counter() - start:.1f} s without torchrun"
+    world = dist.get_world_size()
+    yield equal(f"process group ({dist.get_backend()})", float(one.sum()), 4.0 * world, took)
+
+
+def kernels(runs: Runs) -> Iterator[Check]:
+    """Which attention the model's shape may take on a card."""
+    if not torch.cuda.is_available():
+        return
+    from torch.backends.cuda import SDPAParams, can_use_cudnn_attention, can_use_flash_attention
+
+    model = runs.experiment("kernels", steps=1).train.model
+    shape = (4, model.n_heads, model.max_sequence_length, model.d_model // model.n_heads)
+    for dtype in (torch.bfloat16, torch.float32):
+        q = torch.empty(*shape, device="cuda", dtype=dtype, requires_grad=True)
+        asked = SDPAParams(q, q, q, None, 0.0, True, False)
+        can = {"flash": can_use_flash_attention(asked), "cuDNN": can_use_cudnn_attention(asked)}
+        found = ", ".join(name for name, able in can.items() if able)
+        yield Check(f"attention kernels, {dtype}".replace("torch.", ""), found or "neither")
+
+
+class Timed(Callback):
+    """A callback and the seconds of each step that it took part in."""
+
+    def __init__(self, inner: Callback) -> None:
+        self.inner, self.seconds = inner, 0.0
+        self.steps: list[float] = []
+
+    def on_gradients(self, trainer: Any, batch: dict[str, Any]) -> None:
+        sync()
+        start = time.perf_counter()
+        self.inner.on_gradients(trainer, batch)
+        sync()
+        self.seconds = time.perf_counter() - start
+
+    def on_step(self, trainer: Any, metrics: dict[str, float]) -> None:
+        sync()
+        start = time.perf_counter()
+        self.inner.on_step(trainer, metrics)
+        sync()
+        self.steps.append(self.seconds + time.perf_counter() - start)
+
+    def on_batch(self, trainer: Any, batch: dict[str, Any]) -> None:
+        self.inner.on_batch(trainer, batch)
+
+    def wants_global_loss(self, trainer: Any) -> bool:
+        return self.inner.wants_global_loss(trainer)
+
+
+def first_steps(runs: Runs) -> Iterator[Check]:
+    """The first steps with every callback: that they measure, and what a measurement costs."""
+    with ExitStack() as stack:
+        experiment = runs.experiment("first", steps=STEPS, rate=2, callbacks=CALLBACKS)
+        trainer = ours(experiment, stack)
+        trainer.callbacks = timed = {n: Timed(c) for n, c in trainer.callbacks.items()}
+        seen: set[str] = set()
+        record = trainer.record
+        trainer.record = lambda name, **fields: (seen.add(name), record(name, **fields))
+        stepper = Stepper(trainer)
+        for _ in range(STEPS):
+            stepper.step()
+    fell = stepper.losses[-1] - stepper.losses[0]
+    yield most("loss after the first steps less before", fell, 0.0)
+    yield equal("callbacks that recorded", sorted(seen), sorted(CALLBACKS), ", ".join(seen))
+    # The first step pays for what is made once.
+    alone = min(
+        seconds - sum(one.steps[step] for one in timed.values())
+        for step, seconds in enumerate(stepper.seconds)
+    )
+    for name, one in timed.items():
+        cost = max(one.steps[1:])
+        note = f"{cost:.3f} s a measurement, {alone:.3f} s a step"
+        yield Check(f"cost of {name}, in steps", cost / alone, note=note)
+
+
+def same_weights(runs: Runs) -> Iterator[Check]:
+    """Ours, ours again and stock's over the host text alone."""
+    found = {}
+    for name in ("ours", "again", "stock"):
+        with ExitStack() as stack:
+            experiment = runs.experiment(f"twin-{name}", steps=STEPS, precision="amp_bf16")
+            stepper = Stepper(stock(experiment) if name == "stock" else ours(experiment, stack))
+            for _ in range(STEPS):
+                stepper.step()
+            found[name] = digest(stepper.trainer.model)
+        del stepper
+        free()
+    after = f"weights after {STEPS} steps"
+    yield equal("ours against ours", found["again"], found["ours"], after)
+    yield equal("ours against stock ai2-olmo", found["stock"], found["ours"], after)
+
+
+def resumed(runs: Runs) -> Iterator[Check]:
+    """A run that is stopped in its middle and resumed against itself uninterrupted."""
+    half = STEPS // 2
+
+    def experiment() -> Any:
+        return runs.experiment(
+            "resume",
+            steps=STEPS,
+            rate=2,
+            precision="amp_bf16",
+            callbacks=CALLBACKS,
+            train__save_interval_unsharded=half,
+            train__save_num_unsharded_checkpoints_to_keep=-1,
+        )
+
+    last = train(experiment()) / f"step{STEPS}-unsharded"
+    whole = _tensors(last)
+    shutil.rmtree(last)
+    (last.parent / "latest-unsharded").unlink(missing_ok=True)
+    train(experiment(), resume=True)
+    again = _tensors(last)
+    differ = [name for name in whole if not torch.equal(whole[name], again[name])]
+    yield equal("resumed against uninterrupted", differ, [], f"{len(whole)} tensors")
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint's weights and optimizer by their path."""
+    found: dict[str, torch.Tensor] = {}
+
+    def walk(path: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found[path] = value
+        elif isinstance(value, dict):
+            for key, each in value.items():
+                walk(f"{path}/{key}", each)
+
+    for name in ("model.pt", "optim.pt"):
+        walk(name, torch.load(folder / name, map_location="cpu", weights_only=True))
+    return found
+
+
+def memory(runs: Runs) -> Iterator[Check]:
+    """What a step needed at its peak beside what `plan --cost` reckons, callbacks off."""
+    # The tracker of a CPU's tensors takes one forward pass.
+    experiment = runs.experiment(
+        "memory", steps=3, precision="amp_bf16", train__device_train_microbatch_size=BATCH
+    )
+    with ExitStack() as stack:
+        stepper = Stepper(ours(experiment, stack))
+        stepper.step()
+        if torch.cuda.is_available():
+            free()
+            stepper.step()
+            peak = float(torch.cuda.max_memory_allocated())
+        else:
+            peak = _cpu_peak(stepper)
+    reckoned = run_cost(experiment.train, num_steps=3).memory.step
+    note = f"{peak / 1e6:,.1f} MB of {reckoned / 1e6:,.1f} MB reckoned"
+    yield most("peak memory of a step by plan --cost", peak / reckoned, MEMORY, note)
+
+
+def _cpu_peak(stepper: Stepper) -> float:
+    """Bytes of all tensors that were alive at once in a step, the model's and optimizer's too."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    trainer, tracker = stepper.trainer, MemTracker()
+    tracker.track_external(trainer.dist_model, trainer.optim)
+    with tracker:
+        stepper.step()
+    return float(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+
+
+LOOKS: dict[str, Callable[[Runs], Iterator[Check]]] = {
+    "machine and process group": machine,
+    "attention kernels": kernels,
+    "first steps with all callbacks": first_steps,
+    "the card against the CPU": device,
+    "the gradient split": split,
+    "equal weights": same_weights,
+    "resume": resumed,
+    "memory": memory,
+}
