@@ -208,9 +208,13 @@ def run_identity(experiment: ExperimentConfig, stream: Stream) -> dict[str, Any]
     # Set by the machine, not by the experiment.
     for name in ("precision", "init_device", "flash_attention"):
         settings["model"].pop(name)
+    # Only where set: runs of before are the same runs.
+    ours = {name: True for name in ("deterministic", "chunked_loss") if getattr(experiment, name)}
     # Through JSON, so that tuples and enumerations compare with what a file gives back.
     return json.loads(
-        json.dumps(stream.identity | {"rung": experiment.rung, "train": settings}, default=str)
+        json.dumps(
+            stream.identity | ours | {"rung": experiment.rung, "train": settings}, default=str
+        )
     )
 
 

@@ -36,6 +36,7 @@ from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.build import build_callbacks
 from olmo_ext.config import ExperimentConfig, complete
 from olmo_ext.data import build_host, build_train_dataloader
+from olmo_ext.numerics.chunked_loss import check_chunked
 from olmo_ext.tracking import start_wandb
 from olmo_ext.trainer import ExperimentTrainer
 
@@ -81,6 +82,8 @@ def prepare(experiment: ExperimentConfig, *, memo: Memo | None = None) -> Prepar
         verify=lambda folder: memo.once(("manifest", folder), lambda: verify_corpus(folder)),
     )
     train = experiment.train
+    if experiment.chunked_loss:
+        check_chunked(train)
     stream = compile_stream(experiment, manifest=manifest, memo=memo)
     for callback in callbacks.values():
         callback.check(stream.plan, train, num_steps=stream.num_steps)
@@ -190,6 +193,7 @@ def build_trainer(
             rank=get_global_rank(),
             world_size=get_world_size(),
         ),
+        chunked_loss=experiment.chunked_loss,
         check_interval=experiment.train.canceled_check_interval,
     )
 

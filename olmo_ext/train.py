@@ -34,6 +34,7 @@ from olmo_ext.build import init_process_group, keep_memory
 from olmo_ext.callbacks.divergence import check_divergence, note_divergence
 from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
+from olmo_ext.numerics.deterministic import deterministic
 from olmo_ext.prepare import build_trainer, prepare
 from olmo_ext.run_folder import (
     check_folder,
@@ -82,12 +83,12 @@ def train(
     beat.then("checking the corpus and compiling the plan")
     with remembering(extensions_of(experiment.train.save_folder)):
         prepared = prepare(experiment)
-    device = init_process_group()
-    check_device(experiment.train, world_size=get_world_size())
     identity = prepared.identity
     folder = Path(experiment.train.save_folder)
-    beat.then("preparing the run's folder")
-    with explain_disk(folder), ExitStack() as stack:
+    with deterministic(experiment), explain_disk(folder), ExitStack() as stack:
+        device = init_process_group()
+        check_device(experiment.train, world_size=get_world_size())
+        beat.then("preparing the run's folder")
         signals = signals or stack.enter_context(StopSignals())
         ledgers: list[tuple[LedgerWriter, int | None]] = []
 

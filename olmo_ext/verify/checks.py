@@ -23,6 +23,7 @@ from eval.checkpoints.sharded import first_line
 from olmo_ext.build import init_process_group
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.cost import run_cost
+from olmo_ext.numerics.deterministic import deterministic
 from olmo_ext.train import train
 from olmo_ext.verify.runs import (
     BATCH,
@@ -135,7 +136,12 @@ def first_steps(runs: Runs) -> Iterator[Check]:
         trainer.callbacks = timed = {n: Timed(c) for n, c in trainer.callbacks.items()}
         seen: set[str] = set()
         record = trainer.record
-        trainer.record = lambda name, **fields: (seen.add(name), record(name, **fields))
+
+        def noted(name: str, **fields: Any) -> None:
+            seen.add(name)
+            record(name, **fields)
+
+        trainer.record = noted
         stepper = Stepper(trainer)
         for _ in range(STEPS):
             stepper.step()
@@ -154,11 +160,14 @@ def first_steps(runs: Runs) -> Iterator[Check]:
 
 
 def same_weights(runs: Runs) -> Iterator[Check]:
-    """Ours, ours again and stock's over the host text alone."""
+    """Ours, ours again and stock's over the host text alone, by deterministic algorithms."""
     found = {}
     for name in ("ours", "again", "stock"):
         with ExitStack() as stack:
-            experiment = runs.experiment(f"twin-{name}", steps=STEPS, precision="amp_bf16")
+            experiment = runs.experiment(
+                f"twin-{name}", steps=STEPS, precision="amp_bf16", deterministic=True
+            )
+            stack.enter_context(deterministic(experiment))
             stepper = Stepper(stock(experiment) if name == "stock" else ours(experiment, stack))
             for _ in range(STEPS):
                 stepper.step()
@@ -171,7 +180,7 @@ def same_weights(runs: Runs) -> Iterator[Check]:
 
 
 def resumed(runs: Runs) -> Iterator[Check]:
-    """A run that is stopped in its middle and resumed against itself uninterrupted."""
+    """A deterministic run, stopped in its middle and resumed, against itself uninterrupted."""
     half = STEPS // 2
 
     def experiment() -> Any:
@@ -181,6 +190,7 @@ def resumed(runs: Runs) -> Iterator[Check]:
             rate=2,
             precision="amp_bf16",
             callbacks=CALLBACKS,
+            deterministic=True,
             train__save_interval_unsharded=half,
             train__save_num_unsharded_checkpoints_to_keep=-1,
         )

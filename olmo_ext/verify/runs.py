@@ -29,11 +29,18 @@ from olmo.train import Trainer
 from olmo_ext.build import build_model, init_process_group, wrap
 from olmo_ext.compat import cpu_shield
 from olmo_ext.config import ExperimentConfig, load_experiment
+from olmo_ext.numerics.deterministic import deterministic
 from olmo_ext.prepare import build_trainer, prepare
 from olmo_ext.shipped import shipped
 
 RUNG = "configs/olmo_4M_to_4B/ladder/4M.yaml"
-ON_CPU = {"d_model": 32, "n_heads": 2, "n_layers": 2, "max_sequence_length": 64, "vocab_size": 1024}
+ON_CPU: dict[str, Any] = {
+    "d_model": 32,
+    "n_heads": 2,
+    "n_layers": 2,
+    "max_sequence_length": 64,
+    "vocab_size": 1024,
+}
 ON_CPU |= {"embedding_size": 1024, "eos_token_id": 1023, "flash_attention": "false"}
 """The model where no other is asked for and there is no GPU: seconds, not minutes."""
 
@@ -109,7 +116,11 @@ class Runs:
 
 
 def ours(experiment: ExperimentConfig, stack: ExitStack) -> Any:
-    """The trainer that `olmo_ext.train.train` would build, without its folder's claims."""
+    """The trainer that `olmo_ext.train.train` would build, without its folder's claims.
+
+    Deterministic, if asked for, as long as the stack is open.
+    """
+    stack.enter_context(deterministic(experiment))
     prepared, device = prepare(experiment), init_process_group()
     Path(experiment.train.save_folder).mkdir(parents=True, exist_ok=True)
     trainer = build_trainer(prepared, device=device, stack=stack)

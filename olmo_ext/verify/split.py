@@ -75,7 +75,7 @@ class _Split(Callback):
             self.error = split_error(trainer, params, batch, parts)
             rest = gradient_of(trainer, params, rest_losses(trainer, batch))
         total = [sum(each) for each in zip(rest, *parts.values(), strict=True)]
-        self.gap = distance(total, whole)  # type: ignore[arg-type]
+        self.gap = distance(total, whole)
 
 
 def rest_losses(trainer: Any, batch: dict[str, Any]) -> list[Loss]:

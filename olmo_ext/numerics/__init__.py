@@ -1,0 +1,1 @@
+"""Settings that change how a step is computed and nothing of what it means."""

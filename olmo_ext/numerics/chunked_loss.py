@@ -1,0 +1,123 @@
+"""chunked_loss: true, output layer and cross-entropy in one: the logits never stand whole.
+
+    loss, ce_loss, z_loss = chunked_micro_batch(trainer, micro_batch, denominator)
+
+The engine makes all logits, copies them without the last position, and its slice's backward fills
+as many zeros. torch's F.linear_cross_entropy makes loss and gradients a chunk of rows at a time, in
+memory that fits the cache. Sums in another order: equal to rounding, not to the bit.
+
+The loss is made inside the output layer's own forward, where FSDP has its weights gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.utils.checkpoint import checkpoint
+
+from data_injection.errors import ConfigError
+
+if TYPE_CHECKING:
+    from olmo.config import TrainConfig
+    from olmo.train import Trainer
+
+CHUNK = 128
+"""Rows at a time; torch's own choice is twice slower at width 16 (benchmarks/RESULTS.md)."""
+
+IGNORED = -100
+Z_LOSS = 1e-4
+"""The engine's multiplier (train.py:129), which no setting of its changes."""
+
+
+def check_chunked(train: TrainConfig) -> None:
+    """Raise ConfigError where torch or the model's output layer has no chunked loss."""
+    if not hasattr(F, "linear_cross_entropy"):
+        raise ConfigError(
+            key="chunked_loss",
+            value=True,
+            rule=f"needs torch 2.13's linear_cross_entropy, and torch is {torch.__version__}",
+            remedy="set chunked_loss=false",
+        )
+    for name in ("weight_tying", "scale_logits"):
+        if getattr(train.model, name):
+            raise ConfigError(
+                key=f"train.model.{name}",
+                value=True,
+                rule="must be false with chunked_loss=true, which replaces the output layer's own "
+                "forward pass",
+                remedy="set chunked_loss=false",
+            )
+
+
+def chunked_micro_batch(
+    trainer: Trainer, micro_batch: dict[str, Any], batch_size_in_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """What the engine's train_micro_batch gives (train.py:748)."""
+    # The last position predicts nothing: ignored, where the engine copies all logits without it.
+    labels_N = F.pad(trainer.get_labels(micro_batch), (0, 1), value=IGNORED).view(-1)
+    with_z = trainer.cfg.softmax_auxiliary_loss
+
+    def losses(hidden_BTD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
+        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        if torch.is_autocast_enabled(hidden_ND.device.type):  # as it would cast a linear layer's
+            dtype = torch.get_autocast_dtype(hidden_ND.device.type)
+            hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        ce = F.linear_cross_entropy(
+            hidden_ND,
+            weight_VD,
+            labels_N,
+            reduction="sum",
+            ignore_index=IGNORED,
+            options=torch.nn.LinearCrossEntropyOptions(
+                batch_chunk_size=CHUNK, acc_policy="accurate"
+            ),
+        )
+        z = _z_squared(hidden_ND, weight_VD, labels_N) if with_z else torch.zeros_like(ce)
+        return torch.stack([ce, z])
+
+    with _output_layer(trainer.model, losses):
+        ce, z = trainer.dist_model(
+            input_ids=micro_batch["input_ids"],
+            attention_mask=micro_batch.get("attention_mask"),
+            attention_bias=micro_batch.get("attention_bias"),
+            doc_lens=micro_batch.get("doc_lens"),
+            max_doc_lens=micro_batch.get("max_doc_lens"),
+        ).logits
+    ce_loss = ce / batch_size_in_tokens
+    if not with_z:
+        return ce_loss, ce_loss, None
+    z_loss = Z_LOSS * z / batch_size_in_tokens
+    return ce_loss + z_loss, ce_loss, z_loss
+
+
+def _z_squared(
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor
+) -> torch.Tensor:
+    """Sum of logsumexp(logits)^2 over the positions that count, chunk by chunk."""
+
+    def of_chunk(hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        norms = F.linear(hidden, weight_VD).float().logsumexp(-1)
+        return (norms.square() * (labels != IGNORED)).sum()
+
+    chunks = zip(hidden_ND.split(CHUNK), labels_N.split(CHUNK), strict=True)
+    # Made again in the backward pass: kept, they would be the logits.
+    return torch.stack([checkpoint(of_chunk, *c, use_reentrant=False) for c in chunks]).sum()
+
+
+@contextmanager
+def _output_layer(
+    model: Any, forward: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """Let the output layer give `forward` of its input and weight."""
+    head = model.transformer.ff_out
+    head = head.module if isinstance(head, FSDP) else head
+    head.forward = lambda hidden: forward(hidden, head.weight)
+    try:
+        yield
+    finally:
+        del head.forward
