@@ -59,8 +59,6 @@ _COSINES = (
 )
 
 _SPLIT = ("split_error", "precision")
-"""How surely a step's gradient was split: of every record of interference and loss_budget."""
-
 _BURST = ("burst_step", "instances")
 _LOSSES = ("label", "choice", "format")
 

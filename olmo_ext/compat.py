@@ -6,6 +6,7 @@ The engine is never patched: these are subclasses and shields that the trainer c
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import logging
 import os
@@ -16,13 +17,14 @@ from copy import copy
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import olmo.train
 import torch
 import wandb
 from olmo.checkpoint import Checkpointer, FullCheckpointer, save_state_dict
+from olmo.config import TrainConfig
 from olmo.data.iterable_dataset import IterableDataset
 from olmo.data.memmap_dataset import MemMapDataset
 from olmo.torch_util import get_global_rank
@@ -166,6 +168,18 @@ def atomic_links() -> Iterator[None]:
         yield
     finally:
         olmo.train.Path = before
+
+
+def open_indices(cfg: TrainConfig, folder: Path) -> TextIO | None:
+    """The engine's log of rows per step.
+
+    Wart: its own script truncates it when a run is resumed. Goes when it appends.
+    """
+    if not cfg.save_data_indices:
+        return None
+    path = folder / "data-indices" / f"rank{get_global_rank()}.tsv.gz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return gzip.open(path, "at")
 
 
 @contextlib.contextmanager

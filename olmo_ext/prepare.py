@@ -12,11 +12,10 @@ refuses the others refuse too.
 from __future__ import annotations
 
 import copy
-import gzip
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from olmo.config import TrainConfig
@@ -34,9 +33,10 @@ from olmo_ext.batch_check import Witness
 from olmo_ext.build import Memo, Stream, build_model, compile_stream, run_identity, wrap
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.build import build_callbacks
+from olmo_ext.compat import open_indices
 from olmo_ext.config import ExperimentConfig, complete
 from olmo_ext.data import build_host, build_train_dataloader
-from olmo_ext.numerics.chunked_loss import check_chunked
+from olmo_ext.numerics.chunked_loss import check_chunked, chunk_loss
 from olmo_ext.tracking import start_wandb
 from olmo_ext.trainer import ExperimentTrainer
 
@@ -82,8 +82,7 @@ def prepare(experiment: ExperimentConfig, *, memo: Memo | None = None) -> Prepar
         verify=lambda folder: memo.once(("manifest", folder), lambda: verify_corpus(folder)),
     )
     train = experiment.train
-    if experiment.chunked_loss:
-        check_chunked(train)
+    check_chunked(experiment)
     stream = compile_stream(experiment, manifest=manifest, memo=memo)
     for callback in callbacks.values():
         callback.check(stream.plan, train, num_steps=stream.num_steps)
@@ -169,7 +168,7 @@ def build_trainer(
     if get_global_rank() == 0:
         start_wandb(cfg, folder)
         writer = stack.enter_context(RecordWriter(folder / RECORDS_FILE))
-    return ExperimentTrainer(
+    trainer = ExperimentTrainer(
         cfg=cfg,
         epoch=0,
         model=model,
@@ -180,7 +179,7 @@ def build_trainer(
         device=device,
         # Without evaluators it would still look for their tokenizer, gpt2 on the hub by default.
         evaluators=build_evaluators(cfg, device) if cfg.evaluators else [],
-        indices_file=_indices_file(cfg, folder),
+        indices_file=open_indices(cfg, folder),
         plan=stream.plan,
         callbacks=prepared.callbacks,
         run_fields=prepared.fields,
@@ -193,9 +192,9 @@ def build_trainer(
             rank=get_global_rank(),
             world_size=get_world_size(),
         ),
-        chunked_loss=experiment.chunked_loss,
         check_interval=experiment.train.canceled_check_interval,
     )
+    return chunk_loss(trainer) if experiment.chunked_loss else trainer
 
 
 def _engine_config(asked: TrainConfig, stream: Stream) -> TrainConfig:
@@ -215,12 +214,3 @@ def _engine_config(asked: TrainConfig, stream: Stream) -> TrainConfig:
     cfg.canceled_check_interval = 1
     cfg.extra_steps_after_cancel = 0
     return cfg
-
-
-def _indices_file(cfg: TrainConfig, folder: Path) -> TextIO | None:
-    """The engine's log of rows per step, appended to where its own script would truncate it."""
-    if not cfg.save_data_indices:
-        return None
-    path = folder / "data-indices" / f"rank{get_global_rank()}.tsv.gz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return gzip.open(path, "at")

@@ -41,7 +41,6 @@ from olmo_ext.compat import (
     stock_trainer_state,
     sync_checkpoint,
 )
-from olmo_ext.numerics.chunked_loss import chunked_micro_batch
 from olmo_ext.signals import StopSignals
 from olmo_ext.tracking import mirror
 
@@ -92,9 +91,6 @@ class ExperimentTrainer(Trainer):
     seen_rows: torch.Tensor | None = None
     """The first rows of the last batch, which tell whether the model still has finite logits."""
 
-    chunked_loss: bool = False
-    """`ExperimentConfig.chunked_loss`."""
-
     check_interval: int = 50
     """Steps between two looks at the engine's own reasons to stop (time limit, W&B tag); signals
     are looked at after every step."""
@@ -120,13 +116,6 @@ class ExperimentTrainer(Trainer):
                 with self.beat.during(f"{name} at step {self.global_step}"):
                     callback.on_gradients(self, batch)
         return losses
-
-    def train_micro_batch(
-        self, micro_batch: dict[str, Any], batch_size_in_tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        if self.chunked_loss:
-            return chunked_micro_batch(self, micro_batch, batch_size_in_tokens)
-        return super().train_micro_batch(micro_batch, batch_size_in_tokens)
 
     def train_step(
         self, batch: dict[str, Any], reduce_global_loss: bool = True

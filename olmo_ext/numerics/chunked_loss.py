@@ -1,6 +1,6 @@
 """chunked_loss: true, output layer and cross-entropy in one: the logits never stand whole.
 
-    loss, ce_loss, z_loss = chunked_micro_batch(trainer, micro_batch, denominator)
+    chunk_loss(trainer)                     # from now on its steps' losses are made so
 
 The engine makes all logits, copies them without the last position, and its slice's backward fills
 as many zeros. torch's F.linear_cross_entropy makes loss and gradients a chunk of rows at a time, in
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +24,9 @@ from torch.utils.checkpoint import checkpoint
 from data_injection.errors import ConfigError
 
 if TYPE_CHECKING:
-    from olmo.config import TrainConfig
     from olmo.train import Trainer
+
+    from olmo_ext.config import ExperimentConfig
 
 CHUNK = 128
 """Rows at a time; torch's own choice is twice slower at width 16 (benchmarks/RESULTS.md)."""
@@ -34,8 +36,10 @@ Z_LOSS = 1e-4
 """The engine's multiplier (train.py:129), which no setting of its changes."""
 
 
-def check_chunked(train: TrainConfig) -> None:
-    """Raise ConfigError where torch or the model's output layer has no chunked loss."""
+def check_chunked(experiment: ExperimentConfig) -> None:
+    """Raise ConfigError where it is asked for and torch or the model's output layer has none."""
+    if not experiment.chunked_loss:
+        return
     if not hasattr(F, "linear_cross_entropy"):
         raise ConfigError(
             key="chunked_loss",
@@ -44,7 +48,7 @@ def check_chunked(train: TrainConfig) -> None:
             remedy="set chunked_loss=false",
         )
     for name in ("weight_tying", "scale_logits"):
-        if getattr(train.model, name):
+        if getattr(experiment.train.model, name):
             raise ConfigError(
                 key=f"train.model.{name}",
                 value=True,
@@ -52,6 +56,12 @@ def check_chunked(train: TrainConfig) -> None:
                 "forward pass",
                 remedy="set chunked_loss=false",
             )
+
+
+def chunk_loss(trainer: Any) -> Any:
+    """Let a trainer, ours or the engine's, make its micro-batches' losses in chunks; returns it."""
+    trainer.train_micro_batch = partial(chunked_micro_batch, trainer)
+    return trainer
 
 
 def chunked_micro_batch(
@@ -116,7 +126,7 @@ def _output_layer(
     """Let the output layer give `forward` of its input and weight."""
     head = model.transformer.ff_out
     head = head.module if isinstance(head, FSDP) else head
-    head.forward = lambda hidden: forward(hidden, head.weight)
+    head.forward = lambda hidden: forward(hidden, head.weight)  # type: ignore[arg-type]
     try:
         yield
     finally:

@@ -5,6 +5,7 @@
 
 torch then takes deterministic algorithms alone and raises where an operation has none. The flag is
 put back; the environment's CUBLAS_WORKSPACE_CONFIG is read once, when CUDA starts, and stays.
+Bit-equal resume on CUDA by this setting: not yet measured (docs/findings/gpu did it by hand).
 """
 
 from __future__ import annotations
