@@ -26,6 +26,13 @@ class ScheduleConfig:
     """Mean frequency as a number, a decimal string or a fraction such as "1/10": taken exactly
     (0.1 means one tenth, not the nearest binary number)."""
 
+    total: int | None = None
+    """even, window, random: instances in all between start and stop (by default the whole
+    training), in place of a rate. burst: instances after which there are no more."""
+
+    per_batch: int | None = None
+    """burst: instances of each burst, in place of a rate."""
+
     unit: str = "per_step"
     """Unit of `rate`: per_step (instances per optimizer step), per_sequence (per row) or per_token
     (instances per token of the stream; a three-token example plus EOS is four task tokens)."""
@@ -36,12 +43,13 @@ class ScheduleConfig:
     phase: int = 0
     """burst: step (counted from 0) of the first burst, in [0, every)."""
 
-    start: int = 0
-    """window, random, bernoulli: first step (counted from 0) with injections."""
+    start: Any = 0
+    """window, random, bernoulli: first step (counted from 0) with injections, or a share of the
+    training such as "25%"."""
 
-    stop: int | None = None
-    """window, random, bernoulli, burst: first step without injections again. Required for random,
-    whose exact total is laid out over the whole span."""
+    stop: Any = None
+    """window, random, bernoulli, burst: first step without injections again, or a share such as
+    "75%". Required for random at a rate, whose exact total is laid out over the whole span."""
 
     steps: list[int] | None = None
     """trace: the step of every instance, in ascending order, repeats allowed."""

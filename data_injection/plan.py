@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,13 @@ import numpy as np
 
 from data_injection.config import InjectionConfig
 from data_injection.errors import ConfigError
+from data_injection.layout import lay_out
 from data_injection.philox import permutation
 from data_injection.schedules.base import Geometry, Schedule, rate_in_all_units
-from data_injection.schedules.build import build_schedule
 from data_injection.tasks.base import IntArray, Task
 from data_injection.tasks.build import build_tasks
+from data_injection.tasks.schedules import build_schedules, needs_length
+from data_injection.tasks.sequence_file import Encode, SequenceTable
 
 ALGORITHM_VERSION = 1
 """Raised whenever the same config would give other rows."""
@@ -66,10 +68,16 @@ class InjectionPlan:
         geometry: Geometry,
         epoch_rows: int,
         eos_token_id: int,
+        num_steps: int | None = None,
     ) -> None:
+        self.num_steps = num_steps
+        """Length of the training, where a schedule depends on it."""
         self.seed, self.offset = config.seed, config.offset
         self.tasks, self.schedules, self.geometry = tasks, schedules, geometry
         self.epoch_rows, self.eos_token_id = epoch_rows, eos_token_id
+        self.labelled = [task for task in tasks if task.has_label]
+        """The tasks that can be asked: all but sequences."""
+        self._has_sequences = len(self.labelled) < len(tasks)
         self._orders: dict[int, tuple[int, IntArray]] = {}
         self.canonical = self._canonical()
         """All that the plan depends on, as JSON values."""
@@ -87,33 +95,47 @@ class InjectionPlan:
         counts = [schedule.count(step) for schedule in self.schedules]
         total = sum(counts)
         if total == 0:
-            empty = np.zeros(0, dtype=np.int64)
-            return StepRows(empty, empty, empty, empty)
+            return StepRows(*np.zeros((4, 0), dtype=np.int64))
         self._check_fits(step, counts)
-        slots = permutation(
-            self.geometry.batch_size, seed=self.seed, purpose="slots", counter=step
-        )[:total]
+        order = permutation(self.geometry.batch_size, seed=self.seed, purpose="slots", counter=step)
         tasks = np.repeat(np.arange(len(counts)), counts)
-        examples = [
-            self.instance_examples(index, self.schedules[index].before(step), count)
-            for index, count in enumerate(counts)
-            if count
-        ]
-        return StepRows(slots, tasks, np.concatenate(examples), np.full(total, self.offset))
+        examples = np.concatenate(
+            [
+                self.instance_examples(index, self.schedules[index].before(step), count)
+                for index, count in enumerate(counts)
+                if count
+            ]
+        )
+        slots, offsets = np.resize(order, total), np.full(total, self.offset)
+        if self._has_sequences:
+            free = np.array([not self.tasks[index].has_label for index in tasks])
+            slots[~free], rows = np.split(order, [total - int(free.sum())])
+            slots[free], offsets[free] = lay_out(
+                [
+                    len(self.tasks[index].tokens[example]) + 2
+                    for index, example in zip(tasks[free], examples[free], strict=True)
+                ],
+                rows,
+                seq_len=self.geometry.seq_len,
+                seed=self.seed,
+                step=step,
+            )
+        return StepRows(slots, tasks, examples, offsets)
 
     def instance_examples(self, index: int, first: int, count: int) -> IntArray:
         """Examples of a task's instances number first .. first+count-1.
 
         Instance k is entry k mod n of the permutation of the n train examples that belongs to
         epoch k // n over the train split: every example comes once before any comes twice.
+        Of sequences each counts as often as it has copies, in one epoch.
         """
-        train = self.tasks[index].train
-        epochs, entries = np.divmod(np.arange(first, first + count), len(train))
+        pool = self.tasks[index].pool
+        epochs, entries = np.divmod(np.arange(first, first + count), len(pool))
         rows = [
             self._example_order(index, int(epoch))[entries[epochs == epoch]]
             for epoch in np.unique(epochs)
         ]
-        return train[np.concatenate(rows)]
+        return pool[np.concatenate(rows)]
 
     def _example_order(self, index: int, epoch: int) -> IntArray:
         """The permutation of a task's train examples in one epoch over them; the last is kept."""
@@ -121,12 +143,15 @@ class InjectionPlan:
         if kept is None or kept[0] != epoch:
             task = self.tasks[index]
             purpose = f"examples/{task.name}"
-            order = permutation(len(task.train), seed=self.seed, purpose=purpose, counter=epoch)
+            order = permutation(len(task.pool), seed=self.seed, purpose=purpose, counter=epoch)
             self._orders[index] = kept = (epoch, order)
         return kept[1]
 
     def _check_fits(self, step: int, counts: list[int]) -> None:
-        batch, total = self.geometry.batch_size, sum(counts)
+        batch = self.geometry.batch_size
+        # Of sequences a row may hold several: see `_lay_out`.
+        counts = [num * task.has_label for num, task in zip(counts, self.tasks, strict=True)]
+        total = sum(counts)
         if total <= batch:
             return
         worst = int(np.argmax(counts))
@@ -137,11 +162,23 @@ class InjectionPlan:
         raise ConfigError(key="injection.tasks", rule=rule, remedy=remedy)
 
     def check(self, num_steps: int) -> None:
-        """Raise ConfigError if any of the first `num_steps` steps has more instances than rows."""
+        """Raise ConfigError if any of the first `num_steps` steps has more instances than rows, or
+        if a total is not reached in them."""
+        for index, schedule in enumerate(self.schedules):
+            placed, promised = schedule.before(num_steps), schedule.promised
+            if promised is not None and placed != promised:
+                raise ConfigError(
+                    key=f"injection.tasks[{index}].schedule",
+                    value=placed,
+                    rule=f"must have all {promised} instances within {num_steps} steps",
+                    remedy="end its window by then, make it denser, or train longer",
+                )
         peaks = [schedule.peak for schedule in self.schedules]
         if None not in peaks and sum(p for p in peaks if p) <= self.geometry.batch_size:
             return
         for step in range(num_steps):
+            if self._has_sequences:
+                self.at(step)
             self._check_fits(step, [schedule.count(step) for schedule in self.schedules])
 
     # -- accounts --------------------------------------------------------------------------------
@@ -159,11 +196,11 @@ class InjectionPlan:
 
     def exposures_per_example(self, index: int, num_steps: int) -> float:
         """Instances in the first `num_steps` steps divided by the number of train examples."""
-        return self.instances(index, num_steps) / len(self.tasks[index].train)
+        return self.instances(index, num_steps) / max(len(self.tasks[index].train), 1)
 
     def rates(self, index: int) -> dict[str, float]:
         """The task's mean frequency in all units; see `rate_in_all_units`."""
-        tokens = self.tasks[index].length + 1
+        tokens = self.tasks[index].tokens_per_instance
         return rate_in_all_units(
             self.schedules[index].rate, self.geometry, tokens_per_instance=tokens
         )
@@ -173,6 +210,8 @@ class InjectionPlan:
         (evenly spread, 100 symbols, the first tokens of a row, default parameters)."""
         task, schedule = self.tasks[index], self.schedules[index]
         parts = [schedule.label] if schedule.label != "even" else []
+        if not task.has_label:
+            return schedule.label
         if len(task.symbols) != 100:
             parts.append(f"{len(task.symbols)} symbols")
         if self.offset:
@@ -207,6 +246,7 @@ class InjectionPlan:
                 )
             },
             "sample_digest": self.digest(SAMPLE_STEPS),
+            **({} if self.num_steps is None else {"num_steps": self.num_steps}),
         }
 
     def digest(self, steps: Collection[int]) -> str:
@@ -218,7 +258,8 @@ class InjectionPlan:
             except ConfigError:  # beyond the run's end this harms nobody; see `check`
                 sha.update(f"step {step} does not fit".encode())
                 continue
-            table = np.stack([np.full(len(rows), step), rows.slots, rows.tasks, rows.examples])
+            columns = [np.full(len(rows), step), rows.slots, rows.tasks, rows.examples]
+            table = np.stack([*columns, rows.offsets] if self._has_sequences else columns)
             sha.update(np.ascontiguousarray(table.T, dtype="<i8").tobytes())
         return sha.hexdigest()
 
@@ -232,6 +273,9 @@ def compile_plan(
     vocab_size: int,
     eos_token_id: int,
     reserved_tokens: Collection[int] = (),
+    num_steps: int | None = None,
+    encode: Encode | None = None,
+    tables: Mapping[str, SequenceTable] | None = None,
 ) -> InjectionPlan:
     """Compile and check a plan.
 
@@ -242,25 +286,30 @@ def compile_plan(
         vocab_size: token ids of symbols are below it.
         eos_token_id: follows every injected example.
         reserved_tokens: ids never drawn as symbols, besides EOS.
+        num_steps: length of the training, for schedules that depend on it: a total without a stop,
+            a window by shares. It is part of such a plan.
+        encode: the tokenizer, for sequences that are given as texts.
+        tables: sequences by task, in place of their files; a run's folder keeps them.
 
     Raises:
         ConfigError: anything that cannot be injected as asked, before any work starts.
     """
     geometry = Geometry(batch_size=batch_size, seq_len=seq_len)
     tasks = build_tasks(
-        config, vocab_size=vocab_size, reserved_tokens={*reserved_tokens, eos_token_id}
+        config,
+        vocab_size=vocab_size,
+        reserved_tokens={*reserved_tokens, eos_token_id},
+        seq_len=seq_len,
+        encode=encode,
+        tables=tables or {},
     )
-    schedules = [
-        build_schedule(
-            task.schedule,
-            geometry,
-            seed=config.seed,
-            task=task.name,
-            key=f"injection.tasks[{index}].schedule",
-        )
-        for index, task in enumerate(config.tasks)
-    ]
+    schedules = build_schedules(config, tasks, geometry, num_steps=num_steps)
+    needed = any(
+        needs_length(one.schedule, task) for one, task in zip(config.tasks, tasks, strict=True)
+    )
     for index, (task, schedule) in enumerate(zip(tasks, schedules, strict=True)):
+        if not task.has_label:
+            continue
         most = seq_len - task.length - 1
         if not 0 <= config.offset <= most:
             room = f"({task.length} tokens and EOS in rows of {seq_len})"
@@ -277,4 +326,5 @@ def compile_plan(
         geometry=geometry,
         epoch_rows=epoch_rows,
         eos_token_id=eos_token_id,
+        num_steps=num_steps if needed else None,
     )

@@ -92,6 +92,9 @@ class Schedule(ABC):
     rate: Fraction
     """Mean instances per step over the span in which the schedule is active."""
 
+    promised: int | None = None
+    """Instances in all, where the config says so: the training must have room for them."""
+
     gap: int | None = None
     """Steps from one that has instances to the next, where that is one number all through."""
 

@@ -11,25 +11,35 @@ from typing import Any
 
 from data_injection.config import ScheduleConfig
 from data_injection.errors import ConfigError
-from data_injection.schedules.base import Geometry, Schedule, rate_per_step
+from data_injection.schedules.base import Geometry, Schedule, parse_rate, rate_per_step
 from data_injection.schedules.exact import Burst, Even, Trace
 from data_injection.schedules.random import Bernoulli, Random
 
 SCHEDULES = {
-    "even": {"rate", "unit"},
-    "random": {"rate", "unit", "start", "stop"},
+    "even": {"rate", "unit", "total"},
+    "random": {"rate", "unit", "total", "start", "stop"},
     "bernoulli": {"rate", "unit", "start", "stop"},
-    "burst": {"rate", "unit", "every", "phase", "stop"},
-    "window": {"rate", "unit", "start", "stop"},
+    "burst": {"rate", "unit", "per_batch", "total", "every", "phase", "stop"},
+    "window": {"rate", "unit", "total", "start", "stop"},
     "trace": {"steps"},
 }
 """The kinds of schedule, and which fields of the config have an effect on each."""
 
 
 def build_schedule(
-    config: ScheduleConfig, geometry: Geometry, *, seed: int, task: str, key: str
+    config: ScheduleConfig,
+    geometry: Geometry,
+    *,
+    seed: int,
+    task: str,
+    key: str,
+    num_steps: int | None = None,
 ) -> Schedule:
-    """The schedule that a config describes. ConfigError names `key` and the remedy."""
+    """The schedule that a config describes. ConfigError names `key` and the remedy.
+
+    Args:
+        num_steps: length of the training, for what is told as a share of it, or to its end.
+    """
     if config.kind not in SCHEDULES:
         raise ConfigError(
             key=f"{key}.kind", value=config.kind, rule=f"must be one of {tuple(SCHEDULES)}"
@@ -37,62 +47,121 @@ def build_schedule(
     _check_used_fields(config, key=key)
     if config.kind == "trace":
         return _trace(config, key=key)
-    rate = rate_per_step(config, geometry, key=key)
-    if config.kind == "even":
-        return Even(rate)
+    start, stop = (
+        _as_step(getattr(config, name), num_steps, key=f"{key}.{name}")
+        for name in ("start", "stop")
+    )
+    assert start is not None
     if config.kind == "burst":
-        return _burst(config, rate, key=key)
-    if config.start < 0 or (config.stop is not None and config.stop <= config.start):
-        raise ConfigError(
-            key=key,
-            value={"start": config.start, "stop": config.stop},
-            rule="needs 0 <= start < stop",
-        )
-    if config.kind == "window":
-        return Even(rate, start=config.start, stop=config.stop)
+        return _burst(config, geometry, stop, key=key)
+    rate = Fraction(0) if config.total is not None else rate_per_step(config, geometry, key=key)
+    if config.kind == "even" and config.total is None:
+        return Even(rate)
+    if config.total is not None and stop is None:
+        stop = _known(num_steps, key=f"{key}.stop")
+    if start < 0 or (stop is not None and stop <= start):
+        value = {"start": config.start, "stop": config.stop}
+        raise ConfigError(key=key, value=value, rule="needs 0 <= start < stop")
+    if config.total is not None:
+        assert stop is not None
+        rate = Fraction(_checked_total(config, key=key), stop - start)
+    if config.kind in ("window", "even"):
+        schedule: Schedule = Even(rate, start=start, stop=stop)
+        if config.total is not None:
+            schedule.promised = config.total
+            schedule.label = f"{config.total} in steps {start}-{stop}"
+        return schedule
     if rate > geometry.batch_size:
-        raise ConfigError(
-            key=f"{key}.rate",
-            value=float(rate),
-            rule=f"must not ask for more instances per step than its {geometry.batch_size} rows",
-            remedy=f"the largest rate is {geometry.batch_size} per_step",
-        )
+        rule = f"must not ask for more instances per step than its {geometry.batch_size} rows"
+        asked: tuple[str, Any, str] = ("rate", float(rate), f"{geometry.batch_size} per_step")
+        if config.total is not None and stop is not None:
+            asked = ("total", config.total, f"{geometry.batch_size * (stop - start)}")
+        name, value, most = asked
+        remedy = f"the largest {name} is {most}"
+        raise ConfigError(key=f"{key}.{name}", value=value, rule=rule, remedy=remedy)
     common: dict[str, Any] = {
         "batch_size": geometry.batch_size,
         "seed": seed,
         "purpose": f"schedule/{task}",
     }
     if config.kind == "bernoulli":
-        return Bernoulli(rate, start=config.start, stop=config.stop, **common)
-    if config.stop is None:
+        return Bernoulli(rate, start=start, stop=stop, **common)
+    if stop is None:
         rule = "must be given for a random schedule: its total is exact"
         raise ConfigError(key=f"{key}.stop", value=None, rule=rule)
-    total = rate * (config.stop - config.start)
+    total = rate * (stop - start)
     if total.denominator != 1:
         raise ConfigError(
             key=key,
             value=float(total),
-            rule=f"must make whole instances of {config.stop - config.start} steps at rate {rate}",
+            rule=f"must make whole instances of {stop - start} steps at rate {rate}",
             remedy="choose start and stop so that they do",
         )
-    return Random(int(total), start=config.start, stop=config.stop, **common)
+    schedule = Random(int(total), start=start, stop=stop, **common)
+    schedule.promised = config.total
+    return schedule
 
 
-def _burst(config: ScheduleConfig, rate: Fraction, *, key: str) -> Burst:
+def _as_step(value: Any, num_steps: int | None, *, key: str) -> int | None:
+    """A step as it is, or the last at or before a share of the training such as "25%"."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            share = parse_rate(value.strip().removesuffix("%"), key=key) / 100
+        except ConfigError:
+            share = Fraction(2)
+        if share <= 1:
+            return int(share * _known(num_steps, key=key))
+    elif value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    rule = 'must be a step, counted from 0, or a share of the training, "0%" to "100%"'
+    raise ConfigError(key=key, value=value, rule=rule)
+
+
+def _known(num_steps: int | None, *, key: str) -> int:
+    if num_steps is None:
+        rule = "depends on the length of the training, which this plan is compiled without"
+        remedy = "give a step, or num_steps to compile_plan"
+        raise ConfigError(key=key, rule=rule, remedy=remedy)
+    return num_steps
+
+
+def _checked_total(config: ScheduleConfig, *, key: str) -> int:
+    if config.rate is not None or config.unit != ScheduleConfig.unit:
+        rule, remedy = "excludes total", "give either: a rate, or all instances of the training"
+        raise ConfigError(key=f"{key}.rate", value=config.rate, rule=rule, remedy=remedy)
+    return _whole(config.total, least=0, key=f"{key}.total")
+
+
+def _whole(value: Any, *, least: int, key: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        rule = f"must be a whole number of instances, at least {least}"
+        raise ConfigError(key=key, value=value, rule=rule)
+    return value
+
+
+def _burst(config: ScheduleConfig, geometry: Geometry, stop: int | None, *, key: str) -> Burst:
     every = config.every
     if every is None or every < 1:
         rule = "must be at least 1 for a burst schedule"
         raise ConfigError(key=f"{key}.every", value=every, rule=rule)
     if not 0 <= config.phase < every:
         raise ConfigError(key=f"{key}.phase", value=config.phase, rule=f"must be in [0, {every})")
-    if config.stop is not None and config.stop <= config.phase:
+    if stop is not None and stop <= config.phase:
         raise ConfigError(
             key=f"{key}.stop",
             value=config.stop,
             rule=f"must be after the first burst at step {config.phase}",
             remedy="it is the first step that has none any more",
         )
-    size = rate * every
+    if config.per_batch is not None:
+        if config.rate is not None or config.unit != ScheduleConfig.unit:
+            rule, remedy = "excludes per_batch", "give either: the mean, or the size of a burst"
+            raise ConfigError(key=f"{key}.rate", value=config.rate, rule=rule, remedy=remedy)
+        size = Fraction(_whole(config.per_batch, least=0, key=f"{key}.per_batch"))
+        rate = size / every
+    else:
+        rate = rate_per_step(config, geometry, key=key)
+        size = rate * every
     if size.denominator != 1:
         raise ConfigError(
             key=key,
@@ -100,7 +169,11 @@ def _burst(config: ScheduleConfig, rate: Fraction, *, key: str) -> Burst:
             rule=f"must make bursts of whole instances, rate {rate} x every {every}",
             remedy="choose rate and every so that they do",
         )
-    return Burst(int(size), every=every, phase=config.phase, stop=config.stop)
+    if config.total is not None:
+        _whole(config.total, least=0, key=f"{key}.total")
+    burst = Burst(int(size), every=every, phase=config.phase, stop=stop, total=config.total)
+    burst.promised = config.total
+    return burst
 
 
 def _trace(config: ScheduleConfig, *, key: str) -> Trace:
@@ -123,7 +196,7 @@ def _trace(config: ScheduleConfig, *, key: str) -> Trace:
 def _check_used_fields(config: ScheduleConfig, *, key: str) -> None:
     """A field that the kind ignores would look like a setting that works."""
     default = ScheduleConfig()
-    for name in ("rate", "unit", "every", "phase", "start", "stop", "steps"):
+    for name in ("rate", "total", "per_batch", "unit", "every", "phase", "start", "stop", "steps"):
         value = getattr(config, name)
         if name not in SCHEDULES[config.kind] and value != getattr(default, name):
             rule = f"has no effect on a {config.kind!r} schedule"

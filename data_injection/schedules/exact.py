@@ -57,36 +57,48 @@ class Burst(Schedule):
 
     The study's matched-frequency experiment (Fig. 6b) is size = every = 1, 10, 20, 50, 100. With
     `stop` there is none from that step on: until then it is the run without it, bit for bit, which
-    makes it the control of the burst that is left out (eval/retention/retained.py).
+    makes it the control of the burst that is left out (eval/retention/retained.py). With `total`
+    the bursts end when there have been so many instances.
     """
 
     kind = "burst"
 
-    def __init__(self, size: int, *, every: int, phase: int = 0, stop: int | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        every: int,
+        phase: int = 0,
+        stop: int | None = None,
+        total: int | None = None,
+    ) -> None:
         self.size, self.every, self.phase, self.stop = size, every, phase, stop
+        self.total = total
         self.rate = Fraction(size, every)
-        self.gap = every if stop is None else None
+        self.gap = every if stop is None and total is None else None
         self.label = f"burst every {every}" + (f" from {phase}" if phase else "")
         self.label += "" if stop is None else f" until {stop}"
+        self.label += "" if total is None else f", {total} in all"
 
     def before(self, step: int) -> int:
         if self.stop is not None:
             step = min(step, self.stop)
-        return self.size * max(-(-(step - self.phase) // self.every), 0)
+        instances = self.size * max(-(-(step - self.phase) // self.every), 0)
+        return instances if self.total is None else min(instances, self.total)
 
     def canonical(self) -> dict[str, Any]:
-        stop = {} if self.stop is None else {"stop": self.stop}
+        ends = {"stop": self.stop, "total": self.total}
         return {
             "kind": "burst",
             "size": self.size,
             "every": self.every,
             "phase": self.phase,
-            **stop,
+            **{name: end for name, end in ends.items() if end is not None},
         }
 
     @property
     def peak(self) -> int:
-        return self.size
+        return self.size if self.total is None else min(self.size, self.total)
 
 
 class Trace(Schedule):

@@ -55,6 +55,9 @@ class Task(ABC):
 
     min_symbols: ClassVar[int] = 2
 
+    has_label: ClassVar[bool] = True
+    """Whether an example ends in a label that can be asked for; a sequence of text has none."""
+
     def __init_subclass__(cls) -> None:
         # Not inherited: a stranger's variant of a family of ours must not go under its name.
         cls.family = cls.__dict__.get("family", import_path(cls))
@@ -167,6 +170,16 @@ class Task(ABC):
     def label_tokens(self) -> IntArray:
         """Token ids that can be labels, ascending."""
         return np.unique(self.tokens[:, -1])
+
+    @property
+    def pool(self) -> IntArray:
+        """The examples of an epoch over the task: every train example once."""
+        return self.train
+
+    @property
+    def tokens_per_instance(self) -> int | Fraction:
+        """Tokens that an instance overwrites, on average over them, EOS included."""
+        return self.length + 1
 
     def written(self, examples: IntArray, *, eos_token_id: int) -> Sequence[IntArray]:
         """What is written into a row for each of some examples: its tokens and an EOS."""

@@ -6,7 +6,7 @@ needs no edit of ours: `family: mypkg.tasks:Canary`, see data_injection/extensio
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from data_injection.tasks.base import IntArray, Task
 from data_injection.tasks.comparison import Comparison
 from data_injection.tasks.group_composition import GroupComposition
 from data_injection.tasks.modular_addition import ModularAddition
+from data_injection.tasks.sequence_file import Encode, SequenceTable
+from data_injection.tasks.sequences import Sequences, build_sequences
 
 __all__ = ["TASKS", "Task", "build_tasks"]
 
@@ -26,6 +28,7 @@ TASKS: dict[str, type[Task]] = {
     "group_composition": GroupComposition,
     "modular_addition": ModularAddition,
 }
+"""Families with symbols and a label; `sequences` is made from a file, not from drawn tokens."""
 
 GROUP = "olmo_ext.tasks"
 """Entry points of packages that bring families of their own."""
@@ -33,11 +36,17 @@ GROUP = "olmo_ext.tasks"
 
 def find_family(name: str, *, key: str) -> type[Task]:
     """The family of this name, ours or a stranger's; ConfigError names `key` if there is none."""
-    return resolve(name, TASKS, group=GROUP, base=Task, key=key)
+    return resolve(name, {**TASKS, "sequences": Sequences}, group=GROUP, base=Task, key=key)
 
 
 def build_tasks(
-    config: InjectionConfig, *, vocab_size: int, reserved_tokens: Collection[int] = ()
+    config: InjectionConfig,
+    *,
+    vocab_size: int,
+    reserved_tokens: Collection[int] = (),
+    seq_len: int = 0,
+    encode: Encode | None = None,
+    tables: Mapping[str, SequenceTable] | None = None,
 ) -> list[Task]:
     """The run's tasks with their tokens drawn: a pure function of the arguments.
 
@@ -48,6 +57,7 @@ def build_tasks(
     Args:
         vocab_size: token ids are below it.
         reserved_tokens: ids that are never a symbol or label: EOS, padding, special, byte tokens.
+        seq_len, encode, tables: for sequences; see `compile_plan`.
 
     Raises:
         ConfigError: unknown family, repeated name, too few tokens, shared or forbidden tokens.
@@ -60,6 +70,16 @@ def build_tasks(
     for index, task in enumerate(config.tasks):
         key = f"injection.tasks[{index}]"
         family = _check_task(task, key=key, names=tasks)
+        if issubclass(family, Sequences):
+            tasks[task.name] = build_sequences(
+                task,
+                seq_len=seq_len,
+                vocab_size=vocab_size,
+                encode=encode,
+                tables=tables or {},
+                key=key,
+            )
+            continue
         if task.share_symbols_with is not None:
             source = tasks[task.share_symbols_with]
             if task.num_symbols > len(source.symbols):
@@ -116,6 +136,8 @@ def _check_task(task: TaskConfig, *, key: str, names: Collection[str]) -> type[T
         rule = "must be given and unique in the run"
         raise ConfigError(key=f"{key}.name", value=task.name, rule=rule)
     family = find_family(task.family, key=f"{key}.family")
+    if not family.has_label:
+        return family
     for name in ("share_symbols_with", "share_labels_with"):
         source = getattr(task, name)
         if source is not None and source not in names:

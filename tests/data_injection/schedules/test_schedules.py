@@ -299,23 +299,24 @@ def test_an_unknown_kind_is_refused_with_those_there_are():
 
 
 VALUES = {
-    "rate": 1, "unit": "per_token", "every": 2, "phase": 1, "start": 1, "stop": 4, "steps": [1]
+    "rate": 1, "unit": "per_token", "every": 2, "phase": 1, "start": 1, "stop": 4, "steps": [1],
+    "total": 3, "per_batch": 3,
 }  # fmt: skip
+ALTERNATIVES = ("unit", "total", "per_batch")
+"""Fields that exclude the rate, or stand beside it: they have tests of their own below."""
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_a_field_either_has_an_effect_on_the_kind_or_is_refused(kind: str):
-    valid = {name: VALUES[name] for name in SCHEDULES[kind] if name != "unit"}
+    valid = {name: VALUES[name] for name in SCHEDULES[kind] if name not in ALTERNATIVES}
     plain = schedule(kind=kind, **valid).canonical()
     for name, value in VALUES.items():
         if name not in SCHEDULES[kind]:
             error = refusal(name, kind=kind, **valid, **{name: value})
             assert f"no effect on a '{kind}' schedule" in error.rule
             assert (error.value, error.remedy) == (value, "remove it")
-        elif name == "unit":
-            assert (
-                "rate" in SCHEDULES[kind]
-            )  # which test_one_frequency_in_three_units_is_one_plan has
+        elif name in ALTERNATIVES:
+            assert "rate" in SCHEDULES[kind]
         else:
             other = {"rate": 2, "every": 4, "phase": 0, "start": 0, "stop": 8, "steps": [2]}[name]
             assert schedule(kind=kind, **valid | {name: other}).canonical() != plain
@@ -407,3 +408,84 @@ def test_a_random_rate_beyond_the_batch_is_refused_with_the_largest_that_fits(ki
     error = refusal("rate", kind=kind, rate=BATCH + 1, stop=10)
     assert error.value == BATCH + 1
     assert error.remedy == f"the largest rate is {BATCH} per_step"
+
+
+# -- totals and windows ------------------------------------------------------------------------
+
+
+def timed(num_steps: int | None, **fields: Any) -> Schedule:
+    geometry = Geometry(batch_size=BATCH, seq_len=32)
+    config = ScheduleConfig(**fields)
+    return build_schedule(config, geometry, seed=0, task="a", key=KEY, num_steps=num_steps)
+
+
+@many(200)
+@given(
+    total=st.integers(0, 190),
+    num_steps=st.integers(30, 300),
+    kind=st.sampled_from(["even", "window", "random"]),
+    share=st.sampled_from(["0%", "12.5%", "33%", "50%"]),
+)
+def test_a_total_is_exact_whatever_the_length_and_the_window(
+    total: int, num_steps: int, kind: str, share: str
+):
+    window = {} if kind == "even" else {"start": share, "stop": "90%"}
+    built = timed(num_steps, kind=kind, total=total, **window)
+    start = 0 if kind == "even" else math.floor(Fraction(share[:-1]) / 100 * num_steps)
+    stop = num_steps if kind == "even" else math.floor(Fraction(9, 10) * num_steps)
+    assert built.before(num_steps) == built.before(10 * num_steps) == built.promised == total
+    assert built.before(start) == 0
+    assert built.before(stop) == total
+    if kind != "random" and total:
+        per_step = [built.count(step) for step in range(start, stop)]
+        assert max(per_step) - min(per_step) <= 1, "as evenly as whole numbers allow"
+    assert built.rate == Fraction(total, stop - start)
+
+
+def test_windows_by_step_and_by_share_are_one_schedule():
+    by_share = timed(200, kind="window", rate="1/3", start="25%", stop="75%")
+    by_step = timed(None, kind="window", rate="1/3", start=50, stop=150)
+    assert by_share.canonical() == by_step.canonical()
+    assert counts(by_share, 250) == counts(by_step, 250)
+
+
+def test_so_many_per_batch_every_so_many_steps_until_a_total():
+    built = timed(None, kind="burst", per_batch=4, every=10, phase=2, total=10)
+    assert {s: n for s, n in enumerate(counts(built, 60)) if n} == {2: 4, 12: 4, 22: 2}
+    endless = timed(None, kind="burst", per_batch=4, every=10, phase=2)
+    assert (
+        endless.canonical() == timed(None, kind="burst", rate="2/5", every=10, phase=2).canonical()
+    )
+    assert (built.peak, built.gap, built.label) == (4, None, "burst every 10 from 2, 10 in all")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("rate", {"total": 3, "rate": 1}, "excludes total"),
+        ("rate", {"kind": "burst", "every": 3, "per_batch": 3, "rate": 1}, "excludes per_batch"),
+        ("total", {"total": -1}, "at least 0"),
+        ("total", {"total": True}, "whole number of instances"),
+        ("per_batch", {"kind": "burst", "every": 2, "per_batch": 1.5}, "whole number of instances"),
+        ("total", {"kind": "random", "total": 1601}, "the largest total is 1600"),
+        ("start", {"kind": "window", "rate": 1, "start": "101%"}, '"0%" to "100%"'),
+        ("start", {"kind": "window", "rate": 1, "start": "many%"}, '"0%" to "100%"'),
+        ("stop", {"kind": "window", "rate": 1, "stop": 1.5}, "counted from 0"),
+        ("stop", {"kind": "window", "rate": 1, "stop": "ten"}, "counted from 0"),
+        ("", {"kind": "window", "total": 1, "start": "50%", "stop": "50%"}, "0 <= start < stop"),
+    ],
+)
+def test_totals_and_windows_that_cannot_be_are_refused(name: str, fields: dict, said: str):
+    with pytest.raises(ConfigError) as error:
+        timed(100, **fields)
+    assert error.value.key == (f"{KEY}.{name}" if name else KEY)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [("stop", {"total": 3}), ("start", {"kind": "window", "start": "5%"})]
+)
+def test_what_depends_on_the_length_is_refused_where_that_is_not_known(name: str, fields: dict):
+    with pytest.raises(ConfigError, match="num_steps to compile_plan") as error:
+        timed(None, **{"rate": 1} | fields if "start" in fields else fields)
+    assert error.value.key == f"{KEY}.{name}"

@@ -1,0 +1,55 @@
+"""The schedules of a run's tasks: of sequences, the copies that their file asks for are the total.
+
+build_schedules(config, tasks, geometry, num_steps=400)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from data_injection.config import InjectionConfig, ScheduleConfig
+from data_injection.errors import ConfigError
+from data_injection.schedules.base import Geometry, Schedule
+from data_injection.schedules.build import build_schedule
+from data_injection.tasks.base import Task
+
+
+def build_schedules(
+    config: InjectionConfig, tasks: Sequence[Task], geometry: Geometry, *, num_steps: int | None
+) -> list[Schedule]:
+    """A schedule for each task. ConfigError names key and remedy."""
+    schedules = []
+    for index, (asked, task) in enumerate(zip(config.tasks, tasks, strict=True)):
+        key, timing = f"injection.tasks[{index}].schedule", asked.schedule
+        if not task.has_label:
+            timing = _of_copies(timing, len(task.pool), key=key)
+        built = build_schedule(
+            timing, geometry, seed=config.seed, task=asked.name, key=key, num_steps=num_steps
+        )
+        if not task.has_label:
+            built.promised = len(task.pool)
+        schedules.append(built)
+    return schedules
+
+
+def needs_length(config: ScheduleConfig, task: Task) -> bool:
+    """Whether the schedule depends on the length of the training."""
+    shares = any(isinstance(value, str) for value in (config.start, config.stop))
+    spread = config.kind in ("even", "window", "random") and config.stop is None
+    return shares or (spread and (config.total is not None or not task.has_label))
+
+
+def _of_copies(config: ScheduleConfig, total: int, *, key: str) -> ScheduleConfig:
+    """The schedule's config with all copies as its total; ConfigError if it says otherwise."""
+    if config.rate is not None or config.kind == "bernoulli":
+        rule = f"must leave the number of instances to the file, whose copies are {total} in all"
+        remedy = "remove rate, and take even, random, window, burst with per_batch, or trace"
+        field, value = ("rate", config.rate) if config.rate is not None else ("kind", config.kind)
+        raise ConfigError(key=f"{key}.{field}", value=value, rule=rule, remedy=remedy)
+    told = len(config.steps or []) if config.kind == "trace" else config.total
+    if told not in (None, total):
+        rule = f"must be {total}, the copies of the file"
+        field = "steps" if config.kind == "trace" else "total"
+        raise ConfigError(key=f"{key}.{field}", value=told, rule=rule, remedy="remove it")
+    return config if config.kind == "trace" else replace(config, total=total)

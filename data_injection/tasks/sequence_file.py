@@ -1,0 +1,246 @@
+"""The file of a `sequences` task: texts or token lists, each with the number of its copies.
+
+    {"id": "canary-7", "text": "My number is 281-265-0017.", "copies": 16, "group": "canary"}
+    {"id": "canary-8", "text": "My number is 912-400-3351.", "twin": true, "group": "canary"}
+
+JSONL (also .gz, .zst) or Parquet, an example a line or row: `text` or `tokens`, and of these any:
+`id` (default: its number), `copies` (default: the task's), `group`, `twin` (held out: never
+injected, and evaluated beside its group's).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_injection.corpus.lines import MAX_LINE, lines, unpacked
+from data_injection.errors import ConfigError
+from data_injection.files import parse_json, read_json
+from data_injection.tasks.base import IntArray
+
+Encode = Callable[[list[str]], list[list[int]]]
+"""Texts to token ids, without EOS or other special tokens."""
+
+FIELDS = ("id", "text", "tokens", "copies", "group", "twin")
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+
+
+@dataclass(frozen=True)
+class SequenceTable:
+    """The examples of a file, one entry each, in its order."""
+
+    sha256: str
+    """Of the file's bytes."""
+
+    ids: tuple[str, ...]
+    tokens: tuple[IntArray, ...]
+    copies: IntArray
+    groups: tuple[str, ...]
+    """Empty where an example names none."""
+
+    twins: tuple[bool, ...]
+    """Held out: never injected."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What a run's folder keeps: its evaluation needs neither the file nor a tokenizer."""
+        return {
+            "sha256": self.sha256,
+            "ids": self.ids,
+            "tokens": [tokens.tolist() for tokens in self.tokens],
+            "copies": self.copies.tolist(),
+            "groups": self.groups,
+            "twins": self.twins,
+        }
+
+
+def kept_table(path: Path) -> SequenceTable:
+    """A table that a run's folder keeps (`as_json`); ValueError if it is none."""
+    fields = read_json(path)
+    return SequenceTable(
+        sha256=str(fields["sha256"]),
+        ids=tuple(fields["ids"]),
+        tokens=tuple(np.array(tokens, dtype=np.int64) for tokens in fields["tokens"]),
+        copies=np.array(fields["copies"], dtype=np.int64),
+        groups=tuple(fields["groups"]),
+        twins=tuple(fields["twins"]),
+    )
+
+
+def read_table(
+    path: str | Path, *, copies: int, encode: Encode | None, vocab_size: int, key: str
+) -> SequenceTable:
+    """Read and check a file of sequences.
+
+    Args:
+        copies: of an example that names none.
+        encode: the corpus's tokenizer; None where there is none.
+        vocab_size: token ids are below it.
+        key: the setting that names the file, for errors.
+
+    Raises:
+        ConfigError: names file and line, what it must be and what to do.
+    """
+    path = Path(path)
+    if not path.is_file() or not path.name.lower().endswith(SUFFIXES):
+        rule = f"must be a file that is there, of {', '.join(SUFFIXES)}"
+        remedy = "a relative path starts at the folder one works in"
+        raise ConfigError(key=key, value=str(path), rule=rule, remedy=remedy)
+    numbered = list(_rows(path))
+    if not numbered:
+        raise ConfigError(key=str(path), rule="must hold at least one example")
+    for where, row in numbered:
+        _check_fields(row, where=where)
+    tokens = _tokens([(where, row) for where, row in numbered], encode, path=path)
+    for (where, row), ids in zip(numbered, tokens, strict=True):
+        if not len(ids):
+            rule = "must have at least one token"
+            raise ConfigError(key=where, value=row.get("text", []), rule=rule, remedy="remove it")
+        outside = ids[(ids < 0) | (ids >= vocab_size)]
+        if len(outside):
+            rule = f"must have tokens in [0, {vocab_size}), the vocabulary"
+            remedy = "encode it with the corpus's tokenizer, or give its text"
+            raise ConfigError(key=where, value=int(outside[0]), rule=rule, remedy=remedy)
+    twins = tuple(bool(row.get("twin")) for _, row in numbered)
+    table = SequenceTable(
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        ids=tuple(str(_or(row, "id", number)) for number, (_, row) in enumerate(numbered)),
+        tokens=tokens,
+        copies=np.array(
+            [
+                _copies(row, 0 if twin else copies, where=where)
+                for (where, row), twin in zip(numbered, twins, strict=True)
+            ],
+            dtype=np.int64,
+        ),
+        groups=tuple(str(_or(row, "group", "")) for _, row in numbered),
+        twins=twins,
+    )
+    _check_table(table, [where for where, _ in numbered])
+    return table
+
+
+def _check_table(table: SequenceTable, where: list[str]) -> None:
+    """Ids are distinct, and nothing that is held out is injected."""
+    first: dict[str, str] = {}
+    injected = {
+        ids.tobytes(): name
+        for ids, name, copies in zip(table.tokens, table.ids, table.copies, strict=True)
+        if copies
+    }
+    held_out = np.array(table.twins) | (table.copies == 0)
+    for number, name in enumerate(table.ids):
+        if name in first:
+            rule, remedy = f"must have an id of its own, {first[name]} has it", "rename one"
+            raise ConfigError(key=f"{where[number]}: id", value=name, rule=rule, remedy=remedy)
+        first[name] = where[number]
+        if table.twins[number] and table.copies[number]:
+            rule = "must be 0 or left out for a twin, which is never injected"
+            value, remedy = int(table.copies[number]), "remove copies, or twin"
+            raise ConfigError(key=f"{where[number]}: copies", value=value, rule=rule, remedy=remedy)
+        if held_out[number] and (same := injected.get(table.tokens[number].tobytes())):
+            rule = f"must not be held out: {same!r} has the same tokens and is injected"
+            remedy = "give the twin other tokens, or remove one of them"
+            raise ConfigError(key=where[number], value=name, rule=rule, remedy=remedy)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place for messages, fields) of every example."""
+    if path.suffix.lower() == ".parquet":
+        yield from _parquet(path)
+        return
+    number = 0
+    with path.open("rb") as raw:
+        try:
+            for number, line in enumerate(lines(unpacked(raw, path.suffix.lower())), start=1):
+                if line is None or line.strip():
+                    yield f"{path}:{number}", _parsed(line, where=f"{path}:{number}")
+        except (EOFError, OSError, zlib.error) as error:
+            rule = f"cannot be unpacked after line {number} ({error})"
+            raise ConfigError(key=str(path), rule=rule, remedy="write it again") from error
+
+
+def _parsed(line: bytes | None, *, where: str) -> Mapping[str, Any]:
+    if line is None:
+        raise ConfigError(key=where, rule=f"must be at most {MAX_LINE:,} bytes", remedy="split it")
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        rule, remedy = f"must be UTF-8 ({error})", "write the file as UTF-8"
+        raise ConfigError(key=where, rule=rule, remedy=remedy) from None
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        rule = f"must be a JSON object ({error})"
+        raise ConfigError(key=where, rule=rule, remedy="repair or remove the line") from None
+    if not isinstance(row, Mapping):
+        rule, remedy = "must be a JSON object", f"with fields of {', '.join(FIELDS)}"
+        raise ConfigError(key=where, value=type(row).__name__, rule=rule, remedy=remedy)
+    return row
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        rule = f"must be a Parquet file of texts in UTF-8 or token lists ({error})"
+        raise ConfigError(key=str(path), rule=rule, remedy="write it again") from error
+    for number, row in enumerate(rows):
+        # A column that a row leaves empty is a field that it lacks.
+        yield f"{path} row {number}", {name: v for name, v in row.items() if v is not None}
+
+
+def _check_fields(row: Mapping[str, Any], *, where: str) -> None:
+    if unknown := sorted(set(row) - set(FIELDS)):
+        rule, remedy = f"must be of {', '.join(FIELDS)}", "rename or remove it"
+        raise ConfigError(key=f"{where}: field", value=unknown[0], rule=rule, remedy=remedy)
+    if ("text" in row) == ("tokens" in row):
+        rule, remedy = "must have text or tokens, and not both", "give one of them"
+        raise ConfigError(key=where, value=sorted(row), rule=rule, remedy=remedy)
+    text, tokens = row.get("text", ""), row.get("tokens", [])
+    whole = isinstance(tokens, list) and all(type(token) is int for token in tokens)
+    if not isinstance(text, str) or not whole or not isinstance(row.get("twin", False), bool):
+        rule = "must have a string as text, a list of whole numbers as tokens, true or false as "
+        raise ConfigError(key=where, value=str(dict(row))[:200], rule=f"{rule}twin")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate escape is valid JSON
+        rule = f"must be UTF-8 ({error})"
+        raise ConfigError(key=f"{where}: text", rule=rule, remedy="repair the text") from None
+
+
+def _copies(row: Mapping[str, Any], default: int, *, where: str) -> int:
+    copies = _or(row, "copies", default)
+    if type(copies) is not int or copies < 0:
+        rule, remedy = "must be a whole number, at least 0", "give 0 for a level never injected"
+        raise ConfigError(key=f"{where}: copies", value=copies, rule=rule, remedy=remedy)
+    return copies
+
+
+def _or(row: Mapping[str, Any], name: str, default: Any) -> Any:
+    return default if row.get(name) is None else row[name]
+
+
+def _tokens(
+    numbered: list[tuple[str, Mapping[str, Any]]], encode: Encode | None, *, path: Path
+) -> tuple[IntArray, ...]:
+    texts = [row["text"] for _, row in numbered if "text" in row]
+    if texts and encode is None:
+        where = next(where for where, row in numbered if "text" in row)
+        rule = "is a text, and there is no tokenizer to encode it"
+        remedy = "name a corpus of `olmo-ext prepare`, set train.tokenizer.identifier, give encode "
+        remedy += "to compile_plan, or write token lists"
+        raise ConfigError(key=where, rule=rule, remedy=remedy)
+    encoded = iter(encode(texts) if encode is not None and texts else [])
+    return tuple(
+        np.array(next(encoded) if "text" in row else row["tokens"], dtype=np.int64)
+        for _, row in numbered
+    )
