@@ -97,8 +97,11 @@ class Witness:
         mine = np.flatnonzero(rows.slots % self.world_size == self.rank)
         planned[rows.slots[mine] // self.world_size] = True
         for index, task in enumerate(self.plan.tasks):
-            where = slice(self.plan.offset, self.plan.offset + task.length + 1)
             chosen = mine[rows.tasks[mine] == index]
+            if not task.has_label:
+                self._check_sequences(step, ids_BT, rows, chosen)
+                continue
+            where = slice(self.plan.offset, self.plan.offset + task.length + 1)
             local = rows.slots[chosen] // self.world_size
             found = ids_BT[local, where]
             wrong = (found[:, :-1] != task.tokens[rows.examples[chosen]]).any(axis=1)
@@ -121,3 +124,17 @@ class Witness:
                         f"{ids_BT[i, where].tolist()}, which neither the plan nor the corpus "
                         "put there"
                     )
+
+    def _check_sequences(
+        self, step: int, ids_BT: NDArray, rows: StepRows, chosen: NDArray[np.int64]
+    ) -> None:
+        for i in chosen.tolist():
+            slot, example, offset = int(rows.slots[i]), int(rows.examples[i]), int(rows.offsets[i])
+            task = self.plan.tasks[rows.tasks[i]]
+            tokens = task.written(rows.examples[i : i + 1], eos_token_id=self.plan.eos_token_id)[0]
+            found = ids_BT[slot // self.world_size, offset : offset + len(tokens)]
+            if not np.array_equal(found, tokens):
+                raise StreamError(
+                    f"step {step}, slot {slot}: tokens {found.tolist()} from token {offset}, but "
+                    f"the plan has example {example} of {task.name!r} there: {tokens.tolist()}"
+                )

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +27,13 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+from data_injection.corpus.encoder import text_encoder
 from data_injection.corpus.prepare import Manifest
 from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.tasks.base import Task
+from data_injection.tasks.sequence_file import Encode
 from eval.run import differences
 from olmo_ext.checks import num_steps
 from olmo_ext.config import ExperimentConfig
@@ -115,7 +118,7 @@ class Memo(dict[Any, Any]):
 
 def _geometry(
     train: TrainConfig, manifest: Manifest | None, *, epoch_rows: int
-) -> tuple[dict[str, int], set[int]]:
+) -> tuple[dict[str, Any], set[int]]:
     """What a plan is compiled for, and the token ids that no task may draw."""
     reserved = {train.model.eos_token_id, train.model.pad_token_id}
     if manifest is not None:
@@ -137,7 +140,22 @@ def compile_tasks(experiment: ExperimentConfig, *, manifest: Manifest | None) ->
         train.model.eos_token_id = manifest.eos_token_id
         train.model.pad_token_id = manifest.pad_token_id
     geometry, reserved = _geometry(train, manifest, epoch_rows=train.global_train_batch_size)
-    return tuple(compile_plan(experiment.injection, **geometry, reserved_tokens=reserved).tasks)
+    plan = compile_plan(
+        experiment.injection,
+        **geometry,
+        reserved_tokens=reserved,
+        num_steps=num_steps(train),
+        encode=_encode(experiment, manifest),
+    )
+    return tuple(plan.tasks)
+
+
+def _encode(experiment: ExperimentConfig, manifest: Manifest | None) -> Encode | None:
+    """The corpus's tokenizer; None where none is named."""
+    if manifest is not None and experiment.corpus is not None:
+        return text_encoder(Path(experiment.corpus) / manifest.tokenizer)
+    named = experiment.train.tokenizer.identifier
+    return text_encoder(named) if Path(named).is_file() else None
 
 
 def compile_stream(
@@ -160,11 +178,24 @@ def compile_stream(
     num_rows = memo.once(("rows", *corpus), lambda: len(build_host(train)))
     order = RowOrder(num_rows=num_rows, batch_size=batch_size, seed=data_seed(train))
     geometry, reserved = _geometry(train, manifest, epoch_rows=order.epoch_rows)
-    asked = ("plan", repr(experiment.injection), tuple(geometry.values()), frozenset(reserved))
-    plan: InjectionPlan = memo.once(
-        asked, lambda: compile_plan(experiment.injection, **geometry, reserved_tokens=reserved)
-    )
     steps = num_steps(train)
+    asked = (
+        "plan",
+        repr(experiment.injection),
+        tuple(geometry.values()),
+        frozenset(reserved),
+        steps,
+    )
+    plan: InjectionPlan = memo.once(
+        asked,
+        lambda: compile_plan(
+            experiment.injection,
+            **geometry,
+            reserved_tokens=reserved,
+            num_steps=steps,
+            encode=_encode(experiment, manifest),
+        ),
+    )
     memo.once(("check", asked, steps), lambda: plan.check(steps))
     for index, (task, schedule) in enumerate(zip(plan.tasks, plan.schedules, strict=True)):
         if schedule.rate > 0 and plan.instances(index, steps) == 0:

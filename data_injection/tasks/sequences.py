@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -44,7 +43,7 @@ class Sequences(Task):
     def __init__(self, name: str, table: SequenceTable) -> None:
         self.name, self.table = name, table
         self.symbols = self.labels = np.zeros(0, dtype=np.int64)
-        self.params: dict[str, Any] = {}
+        self.params = {"file_sha256": table.sha256}
         self.tokens = table.tokens  # type: ignore[assignment]  # of unequal lengths
         self.mirror = np.full(len(table.tokens), -1, dtype=np.int64)
         self.train = np.flatnonzero(table.copies)

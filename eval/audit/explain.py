@@ -110,17 +110,18 @@ def explain_step(
 
     entries = _entries(ledger, step)
     planned = planned_rows(plan, [step])
-    times = _times(plan, step)
+    times, offsets = _times(plan, step), plan.at(step).offsets
     rows = []
     for number, row in enumerate(planned[:most].tolist()):
         _, slot, example, index = row
         task = plan.tasks[index]
-        tokens = [*task.tokens[example].tolist(), plan.eos_token_id]
+        tokens = task.written(np.array([example]), eos_token_id=plan.eos_token_id)[0].tolist()
+        first = int(offsets[number])
         replaced = following = file = offset = None
         if host is not None:
             ids = _host_row(host, step, slot)
-            end = plan.offset + len(tokens)
-            replaced, following = text(ids[plan.offset : end]), text(ids[end : end + CONTEXT])
+            end = first + len(tokens)
+            replaced, following = text(ids[first:end]), text(ids[end : end + CONTEXT])
             path, offset = host.place(int(host.rows_of_step(step)[slot]))
             file = str(path)
         rows.append(
@@ -158,9 +159,13 @@ def _last_step(ledger: RunLedger | None) -> int:
 def _times(plan: InjectionPlan, step: int) -> list[int]:
     """For each instance of a step in plan order: which exposure of its example it is, from 1."""
     times = []
-    for task, schedule in zip(plan.tasks, plan.schedules, strict=True):
-        # Every example comes once in each epoch over the train split.
+    for index, (task, schedule) in enumerate(zip(plan.tasks, plan.schedules, strict=True)):
         first = schedule.before(step)
+        if not task.has_label:
+            before = plan.instance_examples(index, 0, first + schedule.count(step)).tolist()
+            times += [before[: k + 1].count(before[k]) for k in range(first, len(before))]
+            continue
+        # Every example comes once in each epoch over the train split.
         instances = range(first, first + schedule.count(step))
         times += [instance // len(task.train) + 1 for instance in instances]
     return times

@@ -107,6 +107,14 @@ def splice(ids_BT: NDArray[np.int64], plan: InjectionPlan, step: int) -> NDArray
     rows = plan.at(step)
     for index, task in enumerate(plan.tasks):
         mine = rows.tasks == index
+        if not task.has_label:
+            for slot, example, offset in zip(
+                rows.slots[mine], rows.examples[mine], rows.offsets[mine], strict=True
+            ):
+                end = offset + 1 + len(task.tokens[example])
+                ids_BT[slot, offset] = ids_BT[slot, end] = plan.eos_token_id
+                ids_BT[slot, offset + 1 : end] = task.tokens[example]
+            continue
         end = plan.offset + task.length
         ids_BT[rows.slots[mine], plan.offset : end] = task.tokens[rows.examples[mine]]
         ids_BT[rows.slots[mine], end] = plan.eos_token_id
@@ -119,7 +127,7 @@ def natural_examples(ids_BT: NDArray[np.int64], plan: InjectionPlan) -> dict[str
     Give rows that the plan leaves alone. Returns the number by task, zeros left out.
     """
     found = {}
-    for task in plan.tasks:
+    for task in plan.labelled:
         end = plan.offset + task.length
         # The label and EOS first: hardly a row has both.
         likely = ids_BT[:, end] == plan.eos_token_id

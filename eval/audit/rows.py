@@ -19,15 +19,14 @@ from data_injection.errors import ConfigError
 from data_injection.ledger import ROW, Segment
 from data_injection.lineage import Stretch, is_effective
 from data_injection.plan import InjectionPlan
+from eval.audit.exposures import check_exposures
 from eval.audit.ledger import EFFECTIVE, STATES, RunLedger
 from eval.audit.subject import (
     NOT_CHECKED,
-    OK,
     Progress,
     Subject,
     Verdict,
     judge,
-    listing,
     no_progress,
 )
 from eval.text import plural
@@ -301,43 +300,3 @@ def _before(start: int) -> list[str]:
     if not start:
         return []
     return [f"steps 0 to {start - 1} were trained before the run kept a ledger: not checked"]
-
-
-def check_exposures(
-    plan: InjectionPlan, exposures: list[NDArray[np.int64]], *, start: int, step: int
-) -> Verdict:
-    """Each task's examples as often as its closed form says, and none of the test split."""
-    problems, numbers, said = [], [], []
-    for index, (task, seen) in enumerate(zip(plan.tasks, exposures, strict=True)):
-        before = plan.instances(index, start)
-        planned = plan.instances(index, step) - before
-        train, trained = seen[task.train], int(seen.sum())
-        num_test = trained - int(train.sum())
-        numbers.append(
-            {
-                "task": task.name,
-                "planned": planned,
-                "trained": trained,
-                "train_examples": len(train),
-                "distinct": int((train > 0).sum()),
-                "least": int(train.min()),
-                "most": int(train.max()),
-                "of_test_split": num_test,
-            }
-        )
-        if trained != planned:
-            problems.append(f"{task.name}: {planned:,} instances planned, {trained:,} trained")
-        if num_test:
-            problems.append(f"{task.name}: {plural(num_test, 'row')} of the test split")
-        # Every example comes once before any comes twice.
-        bounds = planned // len(train), -(-planned // len(train))
-        if not start and trained == planned and (train.min(), train.max()) != bounds:
-            problems.append(
-                f"{task.name}: an example was seen {train.min()} to {train.max()} times, planned "
-                f"were {bounds[0]} to {bounds[1]}"
-            )
-        said.append(f"{task.name} {trained:,}")
-    if not plan.tasks:
-        return Verdict("exposures", OK, "the run has no tasks")
-    agreed = f"instances trained as planned: {listing(said)}; none of a test split"
-    return judge("exposures", problems, agreed, numbers={"tasks": numbers})

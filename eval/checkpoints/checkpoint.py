@@ -25,8 +25,16 @@ from data_injection.config import InjectionConfig
 from data_injection.errors import ConfigError
 from data_injection.extensions import remembering
 from data_injection.plan import InjectionPlan, compile_plan
+from data_injection.tasks.sequence_file import kept_table
 from eval.checkpoints.sharded import READABLE, RESTORE, checkpoint_kind, first_line, read_sharded
-from eval.run import EXPERIMENT, extensions_of, load_config, load_identity, read_object
+from eval.run import (
+    EXPERIMENT,
+    extensions_of,
+    load_config,
+    load_identity,
+    read_object,
+    sequence_path,
+)
 
 IDENTITY_FILE = "olmo_ext.json"
 """Beside the engine's files in every checkpoint: the stream that it was trained on, under "ledger"
@@ -250,6 +258,8 @@ def compile_saved_plan(folder: str | Path, identity: dict[str, Any]) -> Injectio
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(InjectionConfig), raw))
     assert isinstance(config, InjectionConfig)
     canonical = identity["plan"]
+    kept = {task.name: sequence_path(folder, task.name) for task in config.tasks}
+    tables = {name: kept_table(path) for name, path in kept.items() if path.is_file()}
     with remembering(extensions_of(folder)):
         return compile_plan(
             config,
@@ -259,4 +269,6 @@ def compile_saved_plan(folder: str | Path, identity: dict[str, Any]) -> Injectio
             vocab_size=identity["vocab_size"],
             eos_token_id=canonical["eos_token_id"],
             reserved_tokens=identity["reserved_tokens"],
+            num_steps=canonical.get("num_steps"),
+            tables=tables,
         )

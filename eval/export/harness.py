@@ -52,7 +52,7 @@ def choice_items(task: Task) -> IntArray:
 def write_harness(folder: Path, plan: InjectionPlan) -> None:
     """Write the YAML and JSONL files of all tasks of a plan into a new folder."""
     folder.mkdir()
-    for task in plan.tasks:
+    for task in plan.labelled:
         # A name is any text; in a file's and a harness task's only these characters are safe.
         name = quote(task.name, safe="")
         chosen = choice_items(task)

@@ -111,7 +111,7 @@ def export_hf(
         known = {key: token for key, token in ends.items() if token < rows}
         _write_json(folder / "generation_config.json", known | {"do_sample": False})
         write_ids_tokenizer(folder / IDS_TOKENIZER, vocab_size=rows, eos=eos, pad=pad)
-        if provenance.plan is not None and provenance.plan.tasks:
+        if provenance.plan is not None and provenance.plan.labelled:
             (folder / FILE_NAME).write_text(task_tables(provenance.plan))
             write_harness(folder / FOLDER, provenance.plan)
         _write_json(

@@ -32,7 +32,7 @@ def model_card(provenance: Provenance, *, num_params: int, dtype: str, tokenizer
     """The card as Markdown; `tokenizer` says whether there is one of text."""
     card = template("eval.export", "model_card.md", code=_code, line=_line, words=words)
     plan, step = provenance.plan, provenance.step
-    tasks = plan.tasks if plan is not None else None
+    tasks = plan.labelled if plan is not None else None
     example = tasks[0].tokens[tasks[0].test[0]] if tasks else None
     chosen = [(task, len(choice_items(task))) for task in tasks or ()]
     return card.render(

@@ -26,7 +26,7 @@ FILE_NAME = "tasks.json"
 
 def task_tables(plan: InjectionPlan) -> str:
     """The tables of all tasks of a plan as JSON, one line a task."""
-    lines = [json.dumps(task.name) + ": " + json.dumps(_table(task)) for task in plan.tasks]
+    lines = [json.dumps(task.name) + ": " + json.dumps(_table(task)) for task in plan.labelled]
     head = f'{{"plan_hash": {json.dumps(plan.hash)},\n"tasks": {{\n'
     return head + ",\n".join(lines) + "\n}}\n"
 

@@ -21,6 +21,8 @@ from rich.text import Text
 from data_injection.beat import Beat, to_stderr
 from data_injection.corpus.prepare import Manifest
 from data_injection.corpus.scan import CorpusScan, scan_corpus
+from data_injection.tasks.base import Task
+from data_injection.tasks.sequences import Sequences
 from eval.text import count, new_table, number, print_table
 from launch.plan.warnings import Advice, advise, natural_in_run
 from olmo_ext.build import Stream
@@ -148,12 +150,20 @@ def _rates(stream: Stream) -> Table:
     for index, (task, schedule) in enumerate(zip(plan.tasks, plan.schedules, strict=True)):
         rates = plan.rates(index)
         table.add_row(
-            f"{task.name}\n{task.family}\n{task.bits:.0f} bits, {schedule.label}",
+            f"{task.name}\n{task.family}\n{_grade(task)}, {schedule.label}",
             f"{plan.instances(index, steps):,}",
             *(f"{rates[unit]:.3g}" for unit in UNITS),
             f"{plan.exposures_per_example(index, steps):.3g}\nof {len(task.train):,}",
         )
     return table
+
+
+def _grade(task: Task) -> str:
+    """What tells its size: bits of structure, or the longest sequence and the copies there are."""
+    if isinstance(task, Sequences):
+        levels = ", ".join(str(level) for level in np.unique(task.table.copies).tolist())
+        return f"at most {task.length} tokens, copies {levels}"
+    return f"{task.bits:.0f} bits"
 
 
 def reserved_tokens(found: Preflight) -> dict[str, int]:

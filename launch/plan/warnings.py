@@ -92,7 +92,7 @@ def _of_rates(experiment: ExperimentConfig, stream: Stream, index: int) -> Itera
     instances, exposures = plan.instances(index, steps), plan.exposures_per_example(index, steps)
     key, name = f"injection.tasks.{index}.schedule", plan.tasks[index].name
     stop = config.schedule.stop
-    if schedule.kind == "random" and stop is not None and stop > steps:
+    if schedule.kind == "random" and isinstance(stop, int) and stop > steps:
         yield Advice(
             f"{key}.stop",
             str(stop),
@@ -100,7 +100,7 @@ def _of_rates(experiment: ExperimentConfig, stream: Stream, index: int) -> Itera
             "their total is no longer exact",
             f"set it to {steps} or train longer",
         )
-    if schedule.rate == 0:
+    if schedule.rate == 0 or not plan.tasks[index].has_label:
         return  # as asked: rate 0 is how a control leaves its task out
     if instances == 0:
         yield Advice(
@@ -111,11 +111,14 @@ def _of_rates(experiment: ExperimentConfig, stream: Stream, index: int) -> Itera
             "raise it, train longer, or start the schedule inside the run",
         )
     elif exposures < LEAST_EXPOSURES:
+        field, value = "rate", f"{config.schedule.rate} {config.schedule.unit}"
+        if schedule.kind == "trace":
+            field, value = "steps", f"{len(config.schedule.steps or [])} instances"
+        elif config.schedule.total is not None:
+            field, value = "total", f"{config.schedule.total} instances"
         yield Advice(
-            f"{key}.{'steps' if schedule.kind == 'trace' else 'rate'}",
-            f"{len(config.schedule.steps or [])} instances"
-            if schedule.kind == "trace"
-            else f"{config.schedule.rate} {config.schedule.unit}",
+            f"{key}.{field}",
+            value,
             f"each train example of {name} is seen {exposures:.2g} times on average, so that part "
             "of them is never seen",
             _more_exposures(config, stream, index),
@@ -128,7 +131,9 @@ def _more_exposures(config: TaskConfig, stream: Stream, index: int) -> str:
     task, schedule, geometry = plan.tasks[index], plan.schedules[index], plan.geometry
     short = LEAST_EXPOSURES / plan.exposures_per_example(index, steps)
     ways = []
-    if schedule.kind != "trace":
+    if config.schedule.total is not None:
+        ways.append(f"a total of {len(task.train):,}")
+    elif schedule.kind != "trace":
         rate = float(schedule.rate) * short
         rate /= {
             "per_step": 1,
@@ -169,12 +174,14 @@ def _of_scan(stream: Stream, scan: CorpusScan, index: int) -> Iterator[Advice]:
     natural = natural_in_run(stream, scan, index)
     if injected and natural > MOST_NATURAL * injected:
         yield Advice(
-            "injection.seed",
-            str(stream.plan.seed),
+            "injection.seed" if task.has_label else f"injection.tasks.{index}.params.file",
+            str(stream.plan.seed) if task.has_label else task.name,
             f"the host text of the run holds about {natural:,.0f} examples of {task.name} by "
             f"itself, {natural / injected:.1%} of the {injected:,} injected ones, test examples "
             "and wrong places among them",
-            "choose another, so that other symbols are drawn",
+            "choose another, so that other symbols are drawn"
+            if task.has_label
+            else "leave them out, or count those copies too",
         )
     elif injected and sample:
         tokens_read = stream.num_positions * stream.plan.geometry.seq_len

@@ -80,15 +80,15 @@ def check_least(name: str, settings: Callback, **least: int) -> None:
 
 def check_tasks(name: str, chosen: Collection[str], plan: InjectionPlan) -> None:
     """For `check`: raise ConfigError for a name that no task of the run has."""
-    names = [task.name for task in plan.tasks]
+    names = [task.name for task in plan.labelled]
     if unknown := sorted(set(chosen) - set(names)):
-        rule = f"must name tasks of the run, {names}"
+        rule = f"must name tasks of the run with a label, {names}"
         raise ConfigError(key=f"callbacks.{name}.tasks", value=unknown, rule=rule)
 
 
 def chosen_tasks(chosen: Collection[str], plan: InjectionPlan) -> list[Task]:
-    """The plan's tasks of these names; all if there are none."""
-    return [task for task in plan.tasks if not chosen or task.name in chosen]
+    """The plan's tasks of these names; all that have a label if there are none."""
+    return [task for task in plan.labelled if not chosen or task.name in chosen]
 
 
 def check_instances(name: str, num: int, *, split: str, tasks: Iterable[Task]) -> None:

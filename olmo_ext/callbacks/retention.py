@@ -169,7 +169,7 @@ class Retention(Callback):
                 left_out=self.left_out,
             )
             for index, task in enumerate(plan.tasks)
-            if not self.tasks or task.name in self.tasks
+            if task.has_label and (not self.tasks or task.name in self.tasks)
         }
 
     def _longest_gap(self, plan: InjectionPlan, num_steps: int) -> int:

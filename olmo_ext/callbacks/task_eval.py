@@ -53,9 +53,9 @@ class TaskEval(Callback):
             self._evaluate(trainer)
 
     def _evaluate(self, trainer: ExperimentTrainer) -> None:
-        parts = len(trainer.plan.tasks) * len(self.splits)
+        parts = len(trainer.plan.labelled) * len(self.splits)
         with trainer.measuring():
-            for index, task in enumerate(trainer.plan.tasks):
+            for index, task in enumerate(trainer.plan.labelled):
                 for num, split in enumerate(self.splits):
                     done = index * len(self.splits) + num
                     trainer.beat.at(f"task_eval at step {trainer.global_step}", done, parts)

@@ -44,7 +44,7 @@ class Moments:
             # Which part of each parameter is this rank's is known only now.
             self._params = params = measured_parameters(trainer)
             restored, self._restored = self._restored or {}, None
-            for task in trainer.plan.tasks:
+            for task in trainer.plan.labelled:
                 first = restored.get(task.name)
                 self.firsts[task.name] = (
                     [torch.zeros_like(part) for part in params.values()]

@@ -43,8 +43,8 @@ def step_parts(
     """t/TASK of every task with rows in the batch, and label/TASK of those that are `measured`."""
     vectors = {}
     for index, task in enumerate(trainer.plan.tasks):
-        rows = rows_of_task(trainer, batch, index)
-        if rows.most == 0:
+        rows = rows_of_task(trainer, batch, index) if task.has_label else TaskRows([], most=0)
+        if rows.most == 0:  # and sequences, which count as the host's text
             continue
         for name in ("t", "label") if task.name in measured else ("t",):
             losses = step_losses(

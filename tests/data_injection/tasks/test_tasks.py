@@ -289,7 +289,7 @@ def test_a_third_party_family_with_longer_examples_reaches_the_spliced_row(
 def test_an_unknown_family_is_refused_with_those_there_are():
     error = refusal(task(), task("b", family="sorting"))
     assert (error.key, error.value) == ("injection.tasks[1].family", "sorting")
-    assert "['comparison', 'group_composition', 'modular_addition']" in error.rule
+    assert "['comparison', 'group_composition', 'modular_addition', 'sequences']" in error.rule
 
 
 @pytest.mark.parametrize("name", ["a", "", "???"])

@@ -1,0 +1,443 @@
+"""Sequences of any text: exact copies, places that are drawn, bad files refused.
+
+The file format: data_injection/tasks/sequence_file.py.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
+from data_injection.corpus.scan import scan_corpus
+from data_injection.errors import ConfigError
+from data_injection.layout import lay_out
+from data_injection.order import RowOrder
+from data_injection.plan import InjectionPlan, compile_plan
+from data_injection.splice import SplicedStream, spans_of, splice_batch
+from data_injection.tasks.sequence_file import kept_table
+
+BATCH, SEQ_LEN, VOCAB, EOS, STEPS = 8, 48, 200, 0, 20
+HOST = 199
+
+Rows = list[dict[str, Any]]
+
+
+def many(num_cases: int) -> settings:
+    """The same `num_cases` cases in every run of the suite."""
+    return settings(max_examples=num_cases, deadline=None, derandomize=True, database=None)
+
+
+def write(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def levels(*copies: int, each: int = 2, length: int = 5) -> Rows:
+    """Distinct sequences, `each` of every number of copies."""
+    rng = np.random.Generator(np.random.PCG64(len(copies) * length))
+    return [
+        {
+            "id": f"{num}-{i}",
+            "tokens": rng.integers(1, HOST, size=length + i).tolist(),
+            "copies": num,
+        }
+        for num in copies
+        for i in range(each)
+    ]
+
+
+def plan_of(
+    path: Path | str,
+    *,
+    schedule: dict[str, Any] | None = None,
+    tasks: tuple[TaskConfig, ...] = (),
+    params: dict[str, Any] | None = None,
+    num_steps: int | None = STEPS,
+    seq_len: int = SEQ_LEN,
+    seed: int = 0,
+    **given: Any,
+) -> InjectionPlan:
+    task = TaskConfig(
+        name="seq",
+        family="sequences",
+        params={"file": str(path)} | (params or {}),
+        schedule=ScheduleConfig(**schedule or {}),
+    )
+    plan = compile_plan(
+        InjectionConfig(seed=seed, tasks=[*tasks, task]),
+        batch_size=BATCH,
+        seq_len=seq_len,
+        epoch_rows=3 * BATCH,
+        vocab_size=VOCAB,
+        eos_token_id=EOS,
+        num_steps=num_steps,
+        **given,
+    )
+    if num_steps is not None:
+        plan.check(num_steps)
+    return plan
+
+
+def trained(plan: InjectionPlan, steps: range) -> Counter[tuple[int, ...]]:
+    """How often each sequence stands in the spliced batches, EOS on either side, by its tokens."""
+    texts = {tuple(tokens.tolist()) for tokens in plan.tasks[-1].tokens}
+    found: Counter[tuple[int, ...]] = Counter()
+    for step in steps:
+        batch = {"input_ids": np.full((BATCH, SEQ_LEN), HOST)}
+        splice_batch(batch, plan, step=step)
+        for row in batch["input_ids"].tolist():
+            part: list[int] | None = None
+            for token in row:
+                if token == EOS:
+                    if part and tuple(part) in texts:
+                        found[tuple(part)] += 1
+                    part = []
+                elif part is not None:
+                    part.append(token)
+    return found
+
+
+def copies_of(plan: InjectionPlan) -> dict[tuple[int, ...], int]:
+    table = plan.tasks[-1].table  # type: ignore[attr-defined]
+    pairs = zip(table.tokens, table.copies.tolist(), strict=True)
+    return {tuple(tokens.tolist()): copies for tokens, copies in pairs if copies}
+
+
+# -- copies ------------------------------------------------------------------------------------
+
+
+@st.composite
+def designs(draw: st.DrawFn) -> tuple[Rows, dict[str, Any], int]:
+    """Copies, a schedule that has room for them, and a seed."""
+    copies = draw(st.lists(st.sampled_from([0, 1, 2, 5, 16]), min_size=1, max_size=6))
+    total = sum(copies)
+    schedule = draw(
+        st.sampled_from(
+            [
+                {},
+                {"kind": "random"},
+                {"kind": "window", "start": "25%", "stop": "80%"},
+                {"kind": "random", "start": 3, "stop": 17},
+                {"kind": "burst", "per_batch": -(-total // 4) or 1, "every": 5},
+                {"kind": "trace", "steps": sorted(k * 7 % STEPS for k in range(total))},
+            ]
+        )
+    )
+    lengths = draw(st.lists(st.integers(1, 9), min_size=len(copies), max_size=len(copies)))
+    rows = [
+        {"tokens": [1 + number, *range(20, 20 + length)], "copies": num}
+        for number, (num, length) in enumerate(zip(copies, lengths, strict=True))
+    ]
+    return rows, schedule, draw(st.integers(0, 5))
+
+
+@many(60)
+@given(design=designs())
+def test_every_example_is_trained_exactly_as_often_as_it_has_copies(
+    design: tuple[Rows, dict[str, Any], int], tmp_path_factory: pytest.TempPathFactory
+):
+    """Over all steps, whatever was asked before: a step's rows depend on the step alone."""
+    rows, schedule, seed = design
+    path = write(tmp_path_factory.mktemp("s") / "s.jsonl", rows)
+    plan = plan_of(path, schedule=schedule, seed=seed)
+    assert trained(plan, range(STEPS)) == copies_of(plan)
+    restarted = plan_of(path, schedule=schedule, seed=seed)
+    assert restarted.hash == plan.hash
+    parts = [trained(restarted, part) for part in (range(13, STEPS), range(7), range(7, 13))]
+    assert sum(parts, Counter()) == copies_of(plan)
+    assert not trained(plan, range(STEPS, 3 * STEPS)), "no more of them after the training"
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_together_and_the_stream_hold_the_same_rows(tmp_path: Path, world_size: int):
+    """The batch that each rank splices is the stream's, over several epochs of the corpus."""
+    symbolic = TaskConfig(name="cmp", num_symbols=4, schedule=ScheduleConfig(rate="3/2"))
+    path = write(tmp_path / "s.jsonl", levels(0, 1, 4, 16))
+    plan = plan_of(path, tasks=(symbolic,))
+
+    class Host:
+        def __len__(self) -> int:
+            return 3 * BATCH + 1
+
+        def __getitem__(self, row: int) -> dict[str, Any]:
+            return {"input_ids": np.full(SEQ_LEN, 100 + row)}
+
+    order = RowOrder(num_rows=3 * BATCH + 1, batch_size=BATCH, seed=1)
+    stream = SplicedStream(
+        Host(), order=order, plan=plan, num_positions=STEPS * BATCH, pad_token_id=1
+    )
+    for step in range(STEPS):
+        wanted = np.stack([stream[step * BATCH + slot]["input_ids"] for slot in range(BATCH)])
+        for rank in range(world_size):
+            slots = np.arange(rank, BATCH, world_size)
+            rows = order.rows_of_step(step)[slots]
+            batch = {"input_ids": np.stack([Host()[int(row)]["input_ids"] for row in rows])}
+            splice_batch(batch, plan, step=step, slots=slots)
+            assert np.array_equal(batch["input_ids"], wanted[slots])
+
+
+def test_more_sequences_than_rows_share_rows_without_touching_each_other(tmp_path: Path):
+    plan = plan_of(write(tmp_path / "s.jsonl", levels(16, 64, each=4)))
+    assert plan.instances(0, STEPS) == 320 > STEPS * BATCH
+    assert trained(plan, range(STEPS)) == copies_of(plan)
+    shared = 0
+    for step in range(STEPS):
+        for spans in spans_of(plan, step).values():
+            taken = sorted((offset, offset + len(tokens)) for offset, tokens in spans)
+            ends = [0, *(end for _, end in taken), SEQ_LEN]
+            starts = [*(start for start, _ in taken), SEQ_LEN]
+            assert all(end <= start for end, start in zip(ends, starts, strict=False))
+            shared += len(spans) > 1
+    assert shared > STEPS
+
+
+def test_sequences_and_symbolic_tasks_never_share_a_row(tmp_path: Path):
+    symbolic = TaskConfig(name="cmp", num_symbols=4, schedule=ScheduleConfig(rate=3))
+    path = write(tmp_path / "s.jsonl", levels(16, 64))
+    plan, alone = plan_of(path, tasks=(symbolic,)), plan_of(path)
+    for step in range(STEPS):
+        rows = plan.at(step)
+        assert not set(rows.slots[rows.tasks == 0]) & set(rows.slots[rows.tasks == 1])
+        # The examples are the task's own; the symbolic rows are those of a plan without sequences.
+        assert rows.examples[rows.tasks == 1].tolist() == alone.at(step).examples.tolist()
+        assert (rows.offsets[rows.tasks == 0] == 0).all()
+
+
+def test_places_in_a_row_are_uniform():
+    """One sequence of 8 in rows of 24: 17 places, each as likely; two: all ways to leave gaps."""
+    rows = np.arange(8)
+    places = [lay_out([8], rows, seq_len=24, seed=0, step=step)[1][0] for step in range(3400)]
+    counts = np.bincount(places, minlength=17)
+    assert len(counts) == 17
+    # chi-squared of 16 degrees of freedom: above 45 with probability 1e-4
+    assert ((counts - 200) ** 2 / 200).sum() < 45
+    slots, offsets = lay_out([8, 8, 8], rows[:1], seq_len=24, seed=0, step=0)
+    assert slots.tolist() == [0, 0, 0]
+    assert sorted(offsets) == [0, 8, 16]
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def test_one_content_in_four_formats_is_one_stream(tmp_path: Path):
+    rows = levels(0, 3, each=3)
+    plain = write(tmp_path / "a.jsonl", rows)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    packed = zstandard.ZstdCompressor().compress(plain.read_bytes())
+    (tmp_path / "a.jsonl.zst").write_bytes(packed)
+    pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
+    plans = [
+        plan_of(tmp_path / f"a.{end}") for end in ("jsonl", "jsonl.gz", "jsonl.zst", "parquet")
+    ]
+    tables = [plan.tasks[0].table for plan in plans]  # type: ignore[attr-defined]
+    assert len({plan.canonical["sample_digest"] for plan in plans}) == 1
+    assert len({plan.hash for plan in plans}) == 4, "the file's digest is part of the plan"
+    assert len({(table.ids, table.copies.tobytes()) for table in tables}) == 1
+
+
+def test_the_hash_follows_the_files_content_and_not_its_place(tmp_path: Path):
+    rows = levels(1, 2)
+    first = plan_of(write(tmp_path / "a.jsonl", rows))
+    assert plan_of(write(tmp_path / "b.jsonl", rows)).hash == first.hash
+    rows[0]["copies"] = 2
+    changed = plan_of(write(tmp_path / "a.jsonl", rows))
+    assert changed.hash != first.hash
+    before, after = (plan.canonical["tasks"]["seq"]["params"] for plan in (first, changed))
+    assert before["file_sha256"] != after["file_sha256"], "what a refused resume names"
+
+
+def test_a_kept_table_compiles_to_the_plan_without_file_and_tokenizer(tmp_path: Path):
+    path = write(tmp_path / "s.jsonl", [{"text": "abc", "copies": 2}, {"text": "de", "twin": True}])
+    plan = plan_of(path, encode=lambda texts: [list(text.encode()) for text in texts])
+    (tmp_path / "kept.json").write_text(json.dumps(plan.tasks[0].table.as_json()))  # type: ignore
+    path.unlink()
+    assert plan_of(path, tables={"seq": kept_table(tmp_path / "kept.json")}).hash == plan.hash
+    assert plan.tasks[0].tokens[0].tolist() == [97, 98, 99]
+
+
+def test_ids_copies_and_groups_have_defaults(tmp_path: Path):
+    rows = [{"tokens": [5]}, {"tokens": [6, 7], "copies": 0}, {"tokens": [8], "twin": True}]
+    plan = plan_of(write(tmp_path / "s.jsonl", rows), params={"copies": 4})
+    table = plan.tasks[0].table  # type: ignore[attr-defined]
+    assert (table.ids, table.copies.tolist()) == (("0", "1", "2"), [4, 0, 0])
+    assert (plan.tasks[0].train.tolist(), plan.tasks[0].test.tolist()) == ([0], [1, 2])
+    assert plan.rates(0)["task_tokens_per_token"] == pytest.approx(12 / (STEPS * BATCH * SEQ_LEN))
+
+
+def test_a_plan_of_nothing_but_held_out_sequences_injects_nothing(tmp_path: Path):
+    plan = plan_of(write(tmp_path / "s.jsonl", levels(0)))
+    assert sum(len(plan.at(step)) for step in range(STEPS)) == 0
+    assert plan.exposures_per_example(0, STEPS) == 0
+
+
+GOOD = '{"id": "a", "tokens": [1, 2]}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must hold at least one example"),
+        (GOOD + '{"id": "b", "tokens": []}\n', "s.jsonl:2 must have at least one token"),
+        (GOOD + '{"id": "a", "tokens": [3]}\n', "id of its own"),
+        (GOOD + '{"tokens": [200]}\n', r"in \[0, 200\), the vocabulary, got 200"),
+        (GOOD + '{"tokens": [-1]}\n', r"got -1"),
+        (GOOD + '{"tokens": [1.5]}\n', "list of whole numbers"),
+        (GOOD + '{"tokens": [3], "copies": -1}\n', "copies must be a whole number"),
+        (GOOD + '{"tokens": [3], "copies": 1.5}\n', "copies must be a whole number"),
+        (GOOD + '{"tokens": [3], "twin": true, "copies": 2}\n', "left out for a twin"),
+        (GOOD + '{"tokens": [1, 2], "twin": true}\n', "'a' has the same tokens and is injected"),
+        (GOOD + '{"tokens": [1, 2], "copies": 0}\n', "'a' has the same tokens and is injected"),
+        (GOOD + '{"text": "x", "tokens": [1]}\n', "text or tokens, and not both"),
+        (GOOD + '{"id": "b"}\n', "text or tokens, and not both"),
+        (GOOD + '{"tokens": [1], "copy": 3}\n', "field must be of id, text"),
+        (GOOD + '{"text": "x"}\n', "no tokenizer to encode it"),
+        (GOOD + "[1, 2]\n", "must be a JSON object"),
+        (GOOD + '{"tokens": [1]\n', "must be a JSON object"),
+        (GOOD + '{"text": "\\ud800"}\n', "must be UTF-8"),
+    ],
+)
+def test_a_bad_file_is_refused_by_its_line(tmp_path: Path, text: str, said: str):
+    (tmp_path / "s.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=said) as error:
+        plan_of(tmp_path / "s.jsonl")
+    assert "s.jsonl" in error.value.key
+
+
+def test_bytes_that_are_not_utf8_are_refused_by_line(tmp_path: Path):
+    (tmp_path / "s.jsonl").write_bytes(GOOD.encode() + b'{"text": "caf\xe9"}\n')
+    with pytest.raises(ConfigError, match=r"s.jsonl:2 must be UTF-8 .* write the file as UTF-8"):
+        plan_of(tmp_path / "s.jsonl")
+
+
+@pytest.mark.parametrize("name", ["s.jsonl.gz", "s.jsonl.zst", "s.parquet"])
+def test_a_torn_file_is_refused(tmp_path: Path, name: str):
+    (tmp_path / name).write_bytes(gzip.compress(GOOD.encode())[:-9])
+    with pytest.raises(ConfigError, match="write it again") as error:
+        plan_of(tmp_path / name)
+    assert name in error.value.key
+
+
+def test_a_file_that_is_not_there_or_of_another_kind_is_refused(tmp_path: Path):
+    (tmp_path / "s.csv").write_text(GOOD)
+    for name in ("s.csv", "none.jsonl"):
+        with pytest.raises(ConfigError, match="must be a file that is there") as error:
+            plan_of(tmp_path / name)
+        assert error.value.key == "injection.tasks[0].params.file"
+
+
+def test_a_text_longer_than_a_row_is_refused_with_the_longest_that_fits(tmp_path: Path):
+    rows = [{"id": "long", "tokens": [5] * (SEQ_LEN - 1)}]
+    with pytest.raises(ConfigError, match=f"'long' must have at most {SEQ_LEN - 2} tokens"):
+        plan_of(write(tmp_path / "s.jsonl", rows))
+    rows[0]["tokens"].pop()
+    plan = plan_of(tmp_path / "s.jsonl" if write(tmp_path / "s.jsonl", rows) else "")
+    assert trained(plan, range(STEPS)) == copies_of(plan)
+
+
+def test_copies_that_cannot_fit_are_refused_with_the_most_that_can(tmp_path: Path):
+    rows = [{"tokens": list(range(1, 23)), "copies": 17 * STEPS}]
+    path = write(tmp_path / "s.jsonl", rows)
+    said = rf"ask for 17 sequences at step 0 in 8 rows of {SEQ_LEN} tokens; the most .* are 16"
+    with pytest.raises(ConfigError, match=said):
+        plan_of(path)
+    with pytest.raises(ConfigError, match=f"the largest total is {BATCH * STEPS}"):
+        plan_of(path, schedule={"kind": "random"})
+    rows[0]["copies"] = 16 * STEPS
+    plan = plan_of(write(path, rows))
+    assert trained(plan, range(STEPS)) == copies_of(plan)
+
+
+def test_copies_that_do_not_end_within_the_training_are_refused(tmp_path: Path):
+    path = write(tmp_path / "s.jsonl", levels(10, each=1))
+    with pytest.raises(ConfigError, match="must have all 10 instances within 20 steps, got 4"):
+        plan_of(path, schedule={"kind": "burst", "per_batch": 1, "every": 5})
+    with pytest.raises(ConfigError, match="must have all 10 instances within 20 steps, got 5"):
+        plan_of(path, schedule={"kind": "window", "start": 10, "stop": 30})
+
+
+@pytest.mark.parametrize(
+    ("key", "schedule", "said"),
+    [
+        ("rate", {"rate": 1}, "leave the number of instances to the file, whose copies are 10"),
+        ("kind", {"kind": "bernoulli"}, "leave the number of instances to the file"),
+        ("total", {"total": 11}, "must be 10, the copies of the file, got 11"),
+        ("steps", {"kind": "trace", "steps": [1]}, "must be 10, the copies of the file, got 1"),
+    ],
+)
+def test_a_schedule_that_contradicts_the_file_is_refused(
+    tmp_path: Path, key: str, schedule: dict[str, Any], said: str
+):
+    with pytest.raises(ConfigError, match=said) as error:
+        plan_of(write(tmp_path / "s.jsonl", levels(10, each=1)), schedule=schedule)
+    assert error.value.key == f"injection.tasks[0].schedule.{key}"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_symbols", 7), ("train_fraction", 0.3), ("labels", [4])]
+)
+def test_settings_of_the_symbolic_families_are_refused(tmp_path: Path, field: str, value: Any):
+    path = write(tmp_path / "s.jsonl", levels(1))
+    task = TaskConfig(name="seq", family="sequences", params={"file": str(path)}, **{field: value})
+    with pytest.raises(ConfigError, match="no effect on a sequences task"):
+        compile_plan(
+            InjectionConfig(tasks=[task]), batch_size=BATCH, seq_len=SEQ_LEN, epoch_rows=24,
+            vocab_size=VOCAB, eos_token_id=EOS, num_steps=STEPS,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("params", "key"),
+    [({"file": 3}, "file"), ({"copies": -1}, "copies"), ({"copies": True}, "copies")],
+)
+def test_bad_parameters_are_refused(tmp_path: Path, params: dict[str, Any], key: str):
+    path = write(tmp_path / "s.jsonl", levels(1))
+    with pytest.raises(ConfigError) as error:
+        plan_of(path, params=params)
+    assert error.value.key == f"injection.tasks[0].params.{key}"
+    with pytest.raises(ConfigError, match="must be of those that sequences has"):
+        plan_of(path, params={"fiel": "s.jsonl"})
+
+
+# -- before a run ------------------------------------------------------------------------------
+
+
+@many(30)
+@given(
+    seed=st.integers(0, 99),
+    piece=st.integers(3, 200),
+    lengths=st.lists(st.integers(1, 14), min_size=1, max_size=6),
+)
+def test_natural_occurrences_are_those_of_a_search_token_by_token(
+    seed: int, piece: int, lengths: list[int], tmp_path_factory: pytest.TempPathFactory
+):
+    rng = np.random.Generator(np.random.PCG64(seed))
+    text = rng.integers(0, 3, size=400).astype(np.uint16)
+    starts = rng.integers(0, 380, size=len(lengths)).tolist()
+    found = {tuple(text[a : a + n].tolist()) for a, n in zip(starts, lengths, strict=True)}
+    rows = [{"tokens": list(tokens)} for tokens in sorted(found)]
+    path = write(tmp_path_factory.mktemp("s") / "s.jsonl", rows)
+    plan = plan_of(path)
+    scan = scan_corpus([text[:250], text[250:]], plan.tasks, dtype="uint16", eos_token_id=EOS,
+                       piece=piece)  # fmt: skip
+    for tokens, num, whole in zip(
+        plan.tasks[0].tokens, scan.tasks[0].occurrences, scan.tasks[0].before_eos, strict=True
+    ):
+        ends = [
+            (part, start + len(tokens))
+            for part in (text[:250], text[250:])
+            for start in range(len(part) - len(tokens) + 1)
+            if np.array_equal(part[start : start + len(tokens)], tokens)
+        ]
+        assert num == len(ends)
+        assert whole == sum(end < len(part) and part[end] == EOS for part, end in ends)
