@@ -21,9 +21,9 @@ import numpy as np
 
 from data_injection.config import InjectionConfig
 from data_injection.errors import ConfigError
-from data_injection.layout import lay_out
 from data_injection.philox import permutation
 from data_injection.schedules.base import Geometry, Schedule, rate_in_all_units
+from data_injection.schedules.layout import lay_out
 from data_injection.tasks.base import IntArray, Task
 from data_injection.tasks.build import build_tasks
 from data_injection.tasks.schedules import build_schedules, needs_length

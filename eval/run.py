@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from data_injection.errors import ConfigError
 from data_injection.files import linked_folders, read_json
@@ -22,9 +21,6 @@ PLAN = "plan.json"
 
 RUN = "run.json"
 """Each start: command, commit, versions; and the fields that all records of the run share."""
-
-SEQUENCES = "sequences"
-"""Folder of the tables of its sequences tasks: their files and tokenizer are not needed again."""
 
 EXPERIMENT = "experiment.yaml"
 """What was asked for, so that it can be asked again."""
@@ -52,11 +48,6 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 def extensions_of(folder: str | Path) -> list[dict[str, Any]]:
     """The families and callbacks of others that a run used, as run.json keeps them; [] if none."""
     return read_if_whole(Path(folder) / RUN).get("extensions", [])
-
-
-def sequence_path(folder: str | Path, task: str) -> Path:
-    """Where a run keeps the table of a sequences task."""
-    return Path(folder) / SEQUENCES / f"{quote(task, safe='')}.json"
 
 
 def load_identity(folder: str | Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from data_injection.ledger import (
     read_segments,
 )
 from data_injection.lineage import lineage
-from data_injection.tasks.sequences import Sequences
+from data_injection.tasks.sequences import TABLES, keep_tables
 from eval.checkpoints.checkpoint import (
     IDENTITY_FILE,
     Checkpoint,
@@ -46,18 +46,7 @@ from eval.checkpoints.checkpoint import (
 from eval.commit import git_commit
 from eval.records import FILE_NAME as RECORDS
 from eval.records import records_of
-from eval.run import (
-    EXPERIMENT,
-    MARKER,
-    PLAN,
-    PROGRESS,
-    RUN,
-    SEQUENCES,
-    read_if_whole,
-    read_object,
-    read_run,
-    sequence_path,
-)
+from eval.run import EXPERIMENT, MARKER, PLAN, PROGRESS, RUN, read_if_whole, read_object, read_run
 from olmo_ext.build import check_same_run
 from olmo_ext.compat import link_latest
 from olmo_ext.config import save_experiment
@@ -67,7 +56,7 @@ log = logging.getLogger(__name__)
 
 OURS = {
     *(EXPERIMENT, PLAN, RUN, MARKER, PROGRESS, RECORDS, LEDGER_FOLDER, "config.yaml"),
-    *("train_data", "data-indices", "latest-unsharded", SEQUENCES),
+    *("train_data", "data-indices", "latest-unsharded", TABLES),
 }
 """What a start writes into a run's folder, beside checkpoints and what the engine logs."""
 
@@ -299,11 +288,7 @@ def write_run_files(prepared: Prepared, *, resumed_from: Path | None) -> None:
     folder = Path(experiment.train.save_folder)
     # First: without it a folder is not taken for a run that can be resumed.
     _write_json(folder / PLAN, prepared.identity)
-    for task in stream.plan.tasks:
-        if isinstance(task, Sequences):
-            path = sequence_path(folder, task.name)
-            path.parent.mkdir(exist_ok=True)
-            _write_json(path, task.table.as_json())
+    keep_tables(folder, stream.plan.tasks)
     save_experiment(experiment, folder / EXPERIMENT)
     save_experiment(experiment.train, folder / "config.yaml")
     tasks = {

@@ -14,17 +14,24 @@ what measures answers (scores, interference, features) leaves these tasks out.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
 from data_injection.config import TaskConfig
 from data_injection.errors import ConfigError
+from data_injection.files import replace_file
 from data_injection.tasks.base import IntArray, Task
-from data_injection.tasks.sequence_file import Encode, SequenceTable, read_table
+from data_injection.tasks.sequence_file import Encode, SequenceTable, kept_table, read_table
 
 PARAMS = ("copies", "file")
+
+TABLES = "sequences"
+"""Folder of a run in which their tables are kept."""
 
 UNUSED = (
     *("num_symbols", "symbols", "labels", "share_symbols_with", "share_labels_with"),
@@ -121,3 +128,23 @@ def build_sequences(
             where = f"{key}.params.file: {name!r}"
             raise ConfigError(key=where, value=len(tokens), rule=rule, remedy=remedy)
     return Sequences(config.name, table)
+
+
+def keep_tables(folder: str | Path, tasks: Sequence[Task]) -> None:
+    """Write the tables of a run's sequences into its folder: what evaluates the run later needs
+    neither their files nor a tokenizer."""
+    for task in tasks:
+        if isinstance(task, Sequences):
+            path = _kept(folder, task.name)
+            path.parent.mkdir(exist_ok=True)
+            replace_file(path, json.dumps(task.table.as_json()))
+
+
+def kept_tables(folder: str | Path, names: Sequence[str]) -> dict[str, SequenceTable]:
+    """The tables that a run's folder keeps of tasks of these names."""
+    paths = {name: _kept(folder, name) for name in names}
+    return {name: kept_table(path) for name, path in paths.items() if path.is_file()}
+
+
+def _kept(folder: str | Path, task: str) -> Path:
+    return Path(folder) / TABLES / f"{quote(task, safe='')}.json"

@@ -25,7 +25,7 @@ from data_injection.config import InjectionConfig
 from data_injection.errors import ConfigError
 from data_injection.extensions import remembering
 from data_injection.plan import InjectionPlan, compile_plan
-from data_injection.tasks.sequence_file import kept_table
+from data_injection.tasks.sequences import kept_tables
 from eval.checkpoints.sharded import READABLE, RESTORE, checkpoint_kind, first_line, read_sharded
 from eval.run import (
     EXPERIMENT,
@@ -33,7 +33,6 @@ from eval.run import (
     load_config,
     load_identity,
     read_object,
-    sequence_path,
 )
 
 IDENTITY_FILE = "olmo_ext.json"
@@ -258,8 +257,6 @@ def compile_saved_plan(folder: str | Path, identity: dict[str, Any]) -> Injectio
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(InjectionConfig), raw))
     assert isinstance(config, InjectionConfig)
     canonical = identity["plan"]
-    kept = {task.name: sequence_path(folder, task.name) for task in config.tasks}
-    tables = {name: kept_table(path) for name, path in kept.items() if path.is_file()}
     with remembering(extensions_of(folder)):
         return compile_plan(
             config,
@@ -270,5 +267,5 @@ def compile_saved_plan(folder: str | Path, identity: dict[str, Any]) -> Injectio
             eos_token_id=canonical["eos_token_id"],
             reserved_tokens=identity["reserved_tokens"],
             num_steps=canonical.get("num_steps"),
-            tables=tables,
+            tables=kept_tables(folder, [task.name for task in config.tasks]),
         )

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.corpus.scan import scan_corpus
 from data_injection.errors import ConfigError
-from data_injection.layout import lay_out
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
+from data_injection.schedules.layout import lay_out
 from data_injection.splice import SplicedStream, spans_of, splice_batch
 from data_injection.tasks.sequence_file import kept_table
 
