@@ -76,11 +76,13 @@ OUTCOMES_OF = {
     "natural_count": ("false_statements", "num_scanned", "distinct", "documents"),
     "norm_g_r": ("perp_share", "dim", *_SPLIT),
     **dict.fromkeys(("overlap", "subset_cosine"), _SPLIT),
+    "pull_g_nt": ("noise", "dim", *_SPLIT),
     "probe_count": ("threshold", "units", "present"),
     "score": ("majority",),
     "score_before": ("majority", *_BURST),
     "score_lag": ("majority", *_BURST),
-    **dict.fromkeys(_COSINES, ("perp", "norm", "dim", "random_spread", *_SPLIT)),
+    **dict.fromkeys(_COSINES, ("perp", "norm", "dim", "random_spread", "inner", *_SPLIT)),
+    "cos_g_nt": ("perp", "norm", "dim", "random_spread", "inner", "inner_spread", *_SPLIT),
 }
 """What stands beside them, by metric: in a metric not listed a `threshold` is a coordinate."""
 

@@ -10,12 +10,12 @@ of the (clipped) gradient alone, beside the engine's m; then with the step's own
     Delta_host = (theta_after - theta_before) - Delta_decay - sum_k Delta_k
 
 are the parts of the update that the sources' data asked for, now and in the steps that momentum
-remembers. With the mean of a loss's gradients at both ends of the step (the trapezoid), the inner
-products <grad L, Delta> add up to its change to third order in the step. This is loss change
-allocation (Lan et al., NeurIPS 2019), to sources of data where that is to parameters: additive,
-in nats, so it compares across widths, tasks and optimizers' settings. By the signs of a loss,
-positive harms: what the host does is *forgotten*, what the task's own rows do *gained*, what the
-decay does *faded*. forgotten / -gained = 1 is update and forget, 0 accumulation.
+remembers. With the mean of a loss's gradients along the step (`LOBATTO`), the inner products
+<grad L, Delta> add up to its change, to third order in the step with two points. This is loss
+change allocation (Lan et al., NeurIPS 2019), to sources of data where that is to parameters:
+additive, in nats, so it compares across widths, tasks and optimizers' settings. By the signs of a
+loss, positive harms: what the host does is *forgotten*, what the task's own rows do *gained*, what
+the decay does *faded*. forgotten / -gained = 1 is update and forget, 0 accumulation.
 
 What v owes to each source is not split: it scales all parts alike.
 """
@@ -38,6 +38,14 @@ from eval.statistics import seed_fields, share
 HOST, DECAY, OWN = "host", "decay", "task"
 """Sources: the rest of the batches, weight decay, the task's own rows; another task's rows are
 "task/NAME"."""
+
+LOBATTO: dict[int, list[tuple[float, float]]] = {
+    2: [(0.0, 1 / 2), (1.0, 1 / 2)],
+    3: [(0.0, 1 / 6), (0.5, 2 / 3), (1.0, 1 / 6)],
+    4: [(0.0, 1 / 12), (0.5 - 20**-0.5, 5 / 12), (0.5 + 20**-0.5, 5 / 12), (1.0, 1 / 12)],
+}
+"""(place, weight) of the points of a mean over [0, 1] that has both ends: exact for polynomials of
+degree 2 n - 3 (Gauss and Lobatto), which leaves out the step's power 2 n - 1 of a loss."""
 
 
 @dataclass(frozen=True)

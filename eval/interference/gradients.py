@@ -138,13 +138,17 @@ def alignment(
         dim: number of entries of a vector over all ranks.
 
     Returns:
-        The fields of a record: value (the cosine), null_labels and null_random (the same with
+        The fields of a record: value (the cosine), inner (the inner product: nats of the task's
+        loss that a step of length 1 against the arrow takes away, so that below 0 it harms) and
+        null_inner (the same with `permuted`), null_labels and null_random (the cosine with
         `permuted` and `random`), random_spread (standard deviation of a cosine with a random
         direction, 1 / sqrt(dim)), perp (cosine with g_r minus its projection on `permuted`), norm
         (of the arrow) and dim.
     """
     return {
         "value": cosine(table_VV, arrow, reference),
+        "inner": float(arrow @ table_VV @ reference),
+        "null_inner": float(arrow @ table_VV @ permuted),
         "null_labels": cosine(table_VV, arrow, permuted),
         "null_random": cosine(table_VV, arrow, random),
         "random_spread": dim**-0.5 if dim else float("nan"),

@@ -6,9 +6,10 @@
 Vectors go by name: `g` (the step's whole gradient before clipping), `t/TASK` (its part from the
 rows of a task: the predictions of the example's tokens after the first, and of the EOS after it),
 `label/TASK` (that of the label alone), `r/TASK` (the reference: gradient of the task's mean label
-loss over its examples), `p/TASK` (the same with labels permuted within the task), `z` (a random
-direction) and `update` (parameters before minus after the optimizer's step). The rest of the batch
-is g_nt = g minus the t of all tasks; by linearity it needs no pass of its own.
+loss over its examples), `p/TASK` (the same with labels permuted within the task), `h` (the rest of
+the batch by half of its rows, as if they were all), `z` (a random direction) and `update`
+(parameters before minus after the optimizer's step). The rest of the batch is g_nt = g minus the t
+of all tasks; by linearity it needs no pass of its own, nor does its other half.
 """
 
 from __future__ import annotations
@@ -99,13 +100,16 @@ def neuron_tables(
     return tables
 
 
-def step_rows(table: Table, names: Sequence[str], *, task: str, dim: int) -> list[dict[str, Any]]:
+def step_rows(
+    table: Table, names: Sequence[str], *, task: str, dim: int, share: float = 0.5
+) -> list[dict[str, Any]]:
     """The step's gradient and its parts against a task's reference, as fields of records.
 
     Metrics: cos_g, cos_g_nt, and where the step has rows of the task cos_g_t_all and
     cos_g_t_label, where it has rows of others cos_g_t_others; cos_g_r with each other task's
     reference (`other_task`), all with the nulls of `alignment`; norm_g_r with `perp_share` and
-    `null_labels`, its cosine with its permuted twin.
+    `null_labels`, its cosine with its permuted twin. With `h`, of `share` of the rows: by cos_g_nt
+    `inner_spread`, and pull_g_nt, see `two_halves`.
     """
     at = {name: unit(index, of=len(names)) for index, name in enumerate(names)}
     # The rest is g without the rows of *all* tasks: another task's rows are not host text, and what
@@ -130,7 +134,35 @@ def step_rows(table: Table, names: Sequence[str], *, task: str, dim: int) -> lis
         "perp_share": perp_share(table, reference, permuted),
         "dim": dim,
     }
+    if "h" in at:
+        spread, pull = two_halves(
+            table, arrows["cos_g_nt"], at["h"], reference=reference, share=share
+        )
+        rows[1] |= {"inner_spread": spread}
+        rows.append({"metric": "pull_g_nt", "dim": dim} | pull)
     return [*rows, norm]
+
+
+def two_halves(
+    table: Table, whole: Arrow, half: Arrow, *, reference: Arrow, share: float
+) -> tuple[float, dict[str, float]]:
+    """What of a batch's gradient is its population's and what is the draw of its rows.
+
+    Args:
+        whole: the gradient over all rows, whose expectation is the population's.
+        half: the same over `share` of the rows alone.
+
+    Returns:
+        The standard deviation of <whole, reference> over batches; and `value`, the inner product of
+        the two halves, which is |population's gradient|^2 without bias (and may be below 0), with
+        `noise`, what |whole|^2 has beyond it.
+    """
+    other = (whole - share * half) / (1 - share)
+    apart, signal = half - other, float(half @ table @ other)
+    # Var(whole) = share (1 - share) E|half - other|^2, along any direction: a batch's rows are
+    # exchangeable draws.
+    spread = (share * (1 - share)) ** 0.5 * abs(float(apart @ table @ reference))
+    return spread, {"value": signal, "noise": float(whole @ table @ whole) - signal}
 
 
 def update_rows(table: Table, names: Sequence[str], *, task: str, dim: int) -> list[dict[str, Any]]:

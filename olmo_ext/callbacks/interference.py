@@ -2,14 +2,16 @@
 
 Extra memory, in fp32 copies of the measured parameters (a rank's shards under FSDP; all parameters
 if `groups` has model, the blocks if it has layers, else one MLP), for T tasks: 2 T for references,
-2 T for the step's parts and 2 for halves in the making, 4 T + 2 in all; where not all parameters
-are measured, one gradient of the others while a pass runs. No pass exceeds a micro-batch's tokens.
+2 T for the step's parts, 2 for halves in the making and 1 for half a batch, 4 T + 3 in all; where
+not all parameters are measured, one gradient of the others while a pass runs. No pass exceeds a
+micro-batch's tokens.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_injection.errors import ConfigError
@@ -50,7 +52,13 @@ from olmo_ext.gradients.passes import (
     measured_parameters,
     num_neurons,
 )
-from olmo_ext.gradients.tasks import label_losses, reference_of, split_error, step_parts
+from olmo_ext.gradients.tasks import (
+    label_losses,
+    reference_of,
+    rest_of_half,
+    split_error,
+    step_parts,
+)
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
@@ -71,6 +79,9 @@ class Measured(NamedTuple):
     mlp: MLP
     references: dict[str, Reference]
     """By task."""
+
+    share: float = 0.5
+    """Of the batch's rows in the half whose gradient is taken apart."""
 
 
 @dataclass
@@ -98,8 +109,8 @@ class Interference(Callback):
     layer: int = 0
     """Whose MLP mlp_top looks at; the study's is the first."""
 
-    top_k: int = 50
-    """Neurons of mlp_top."""
+    top_k: float = 50
+    """Neurons of mlp_top; below 1 a share of the MLP's, so that widths compare."""
 
     window: int = 1000
     """Steps for which the chosen neurons stay the same."""
@@ -110,11 +121,18 @@ class Interference(Callback):
     instances: int = 0
     """Number of them, a seeded subset; 0 for all. The subset's cosine with all is recorded."""
 
+    halves: bool = True
+    """Also take the rest's gradient by half of the batch's rows, to tell the population's from the
+    noise of a batch: half a step's time once an interval, and a copy of the parameters."""
+
     seed: int = 0
     """Of the order of instances, the permuted labels and the random direction."""
 
     def __post_init__(self) -> None:
-        check_least("interference", self, every=1, top_k=1, window=1)
+        check_least("interference", self, every=1, window=1)
+        if not (0 < self.top_k < 1 or (self.top_k >= 1 and int(self.top_k) == self.top_k)):
+            rule = "must be a number of neurons, or a share of them between 0 and 1"
+            raise ConfigError(key=f"{KEY}.top_k", value=self.top_k, rule=rule)
         for name, known in (("steps", ("injected", "first")), ("split", ("all", "train", "test"))):
             if (value := getattr(self, name)) not in known:
                 rule = f"must be one of {', '.join(known)}"
@@ -168,6 +186,9 @@ class Interference(Callback):
                 for name, task in tasks.items()
             }
             measured = Measured(params, mlp, references)
+            if self.halves and (found := rest_of_half(trainer, params, batch)):
+                vectors["h"], share = found
+                measured = measured._replace(share=share)
             self._choose(trainer, measured)
             self._compare_subsets(trainer, measured)
         self._record(trainer, measured, vectors)
@@ -230,17 +251,21 @@ class Interference(Callback):
             "blocks." in name if "layers" in self.groups else name.endswith(mlp)
         )
 
+    def _num_top(self, mlp: MLP) -> int:
+        share = self.top_k < 1
+        return max(round(self.top_k * mlp.num_neurons), 1) if share else int(self.top_k)
+
     def _choose(self, trainer: ExperimentTrainer, measured: Measured) -> None:
         """The neurons of each task for this window; how many of the last are still among them."""
         if "mlp_top" not in self.groups:
             return
-        params, mlp, references = measured
+        params, mlp, references, _ = measured
         window = (trainer.global_step - 1) // self.window
         # By one half of the examples, the cosines are of the other: neurons chosen by the numbers
         # that are then averaged over them would look aligned by the choice alone.
         squares = [mlp.squares(reference.choosing) for reference in references.values()]
         for task, of_task in zip(references, sum_over_ranks(squares, params.group), strict=True):
-            now = strongest(of_task, self.top_k)
+            now = strongest(of_task, self._num_top(mlp))
             # Measured at every step, also within a window: how fast the neurons change decides
             # whether a window is short enough.
             if task in self._chosen:
@@ -272,7 +297,7 @@ class Interference(Callback):
         self, trainer: ExperimentTrainer, measured: Measured, vectors: dict[str, Vector]
     ) -> None:
         """The rows of all tasks and places for the step's vectors, or for its update."""
-        params, mlp, references = measured
+        params, mlp, references, _ = measured
         # The null of every cosine: a direction that is anew at each step and the same on any number
         # of ranks, since its numbers are drawn by their place in the whole.
         random = RandomDirection(
@@ -285,18 +310,20 @@ class Interference(Callback):
         vectors = vectors | {"z": random}
         for name, reference in references.items():
             vectors |= {f"r/{name}": reference.r, f"p/{name}": reference.p}
-        rows_of = update_rows if "update" in vectors else step_rows
+        rows_of = partial(step_rows, share=measured.share)
+        if "update" in vectors:
+            rows_of = update_rows  # type: ignore[assignment]
         sizes = dimensions(params.layers, params.total_sizes)
         for place, table in self._tables(measured, vectors).items():
             group, layer, chooser = place
-            dim = mlp.width * self.top_k if group == "mlp_top" else sizes[layer]
+            dim = mlp.width * self._num_top(mlp) if group == "mlp_top" else sizes[layer]
             for task in references if chooser is None else [chooser]:
                 for row in rows_of(table, list(vectors), task=task, dim=dim):
                     self._write(trainer, task, place, **row)
 
     def _tables(self, measured: Measured, vectors: dict[str, Vector]) -> dict[Place, Table]:
         """Gram matrices of the vectors over all ranks by place."""
-        params, mlp, references = measured
+        params, mlp, references, _ = measured
         tables = group_tables(vectors, params.layers, self.groups)
         if "mlp_top" in self.groups:
             tables |= neuron_tables(vectors, references, mlp, layer=self.layer, chosen=self._chosen)

@@ -201,6 +201,23 @@ def beside_the_step(trainer: ExperimentTrainer) -> Iterator[None]:
                 tensor.grad = grad
 
 
+@contextmanager
+def at_values(params: Parameters, values: Vector) -> Iterator[None]:
+    """The model with other parameters, which are put back to the last bit; not under FSDP."""
+    kept = [tensor.detach().clone() for tensor in params.tensors]
+
+    def put(them: Iterable[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for tensor, value in zip(params.tensors, them, strict=True):
+                tensor.copy_(value.view_as(tensor))
+
+    try:
+        put(values)
+        yield
+    finally:
+        put(kept)
+
+
 def value_and_gradient(
     trainer: ExperimentTrainer, params: Parameters, losses: Iterable[Loss]
 ) -> tuple[float, Vector]:

@@ -78,6 +78,38 @@ def split_error(
     return difference / norm if norm > 0 else None
 
 
+def rest_of_half(
+    trainer: ExperimentTrainer, params: Parameters, batch: dict[str, Any]
+) -> tuple[Vector, float] | None:
+    """The gradient of everything but injected examples by the first half of each rank's rows, as if
+    they were the whole batch, and their share of it. None where a rank has a single row.
+    """
+    ids_BT = batch["input_ids"]
+    num, size = len(ids_BT), trainer.cfg.device_train_microbatch_size
+    half = num // 2
+    if not half:
+        return None
+    plan = trainer.plan
+    host_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    for index, task in enumerate(plan.tasks):
+        local = rows_of_task(trainer, batch, index).local
+        # What `step_losses` counts as the task's.
+        host_BT[local, plan.offset + 1 : plan.offset + task.length + 1] = False
+    beside = {name: batch[name] for name in ("attention_mask", "instance_mask") if name in batch}
+    if "label_mask" in batch:
+        host_BT &= batch["label_mask"]
+
+    def loss(start: int) -> torch.Tensor:
+        rows = slice(start, min(start + size, half))
+        micro = {name: value[rows] for name, value in beside.items()}
+        micro |= {"input_ids": ids_BT[rows], "label_mask": host_BT[rows]}
+        # Of a half batch's own size: the mean over rows is then that of a whole batch.
+        return trainer.train_micro_batch(micro, ids_BT[:half].numel())[0]
+
+    losses = [lambda start=start: loss(start) for start in range(0, half, size)]
+    return gradient_of(trainer, params, losses), half / num  # type: ignore[arg-type]
+
+
 def reference_of(
     trainer: ExperimentTrainer,
     params: Parameters,

@@ -28,7 +28,7 @@ from eval.interference.measure import instances_of, permuted_labels
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.config import load_experiment
 from olmo_ext.gradients.passes import Parameters, beside_the_step, measured_parameters
-from olmo_ext.gradients.tasks import reference_of, step_parts
+from olmo_ext.gradients.tasks import reference_of, rest_of_half, step_parts
 from olmo_ext.train import train
 
 
@@ -48,6 +48,7 @@ class Exactness(Callback):
         cheap = {"g": params.gradient()}
         with beside_the_step(trainer):
             cheap |= step_parts(trainer, params, batch, measured=[t.name for t in tasks])
+            cheap["h"], _ = rest_of_half(trainer, params, batch)  # type: ignore[misc]
             for task in tasks:
                 instances = instances_of(task, split="all", num=0, seed=0)
                 found = reference_of(trainer, params, mlp, task, instances, seed=0)
@@ -76,6 +77,7 @@ def full_passes(trainer: Any, params: Parameters, batch: dict[str, Any]) -> dict
     rows = plan.at(trainer.global_step - 1)
     masks = {"g": torch.ones(len(ids_BT), ids_BT.shape[1] - 1, dtype=torch.bool)}
     masks["nt"] = masks["g"].clone()
+    of_half = torch.arange(len(ids_BT))[:, None] // world < len(ids_BT) // world // 2
     for index, task in enumerate(plan.tasks):
         slots = rows.slots[rows.tasks == index]
         if len(slots) == 0:
@@ -87,6 +89,9 @@ def full_passes(trainer: Any, params: Parameters, batch: dict[str, Any]) -> dict
         masks["nt"] &= ~own
         masks |= {f"t/{task.name}": own, f"label/{task.name}": label}
 
+    # As if half of every rank's rows were all.
+    masks["h"] = masks["nt"] & of_half
+
     def step_loss(mask_BT: torch.Tensor) -> torch.Tensor:
         logits_BTV = model(ids_BT).logits[:, :-1]
         each = F.cross_entropy(logits_BTV.transpose(1, 2), ids_BT[:, 1:], reduction="none")
@@ -95,6 +100,7 @@ def full_passes(trainer: Any, params: Parameters, batch: dict[str, Any]) -> dict
         return (each * mask_BT).sum() / ids_BT.numel()
 
     out = {name: gradient(model, lambda mask=mask: step_loss(mask)) for name, mask in masks.items()}
+    out["h"] = [part / of_half.double().mean() for part in out["h"]]
     for task in plan.tasks:
         instances = instances_of(task, split="all", num=0, seed=0)
         halves = instances[0::2], instances[1::2]

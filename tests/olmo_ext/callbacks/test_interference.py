@@ -78,7 +78,7 @@ def assert_exact(path: Path) -> None:
     errors = json.loads(path.read_text())
     assert set(errors) == {"1", "2", "3", "4"}
     # Two rows of cmp in every step; one of add in every second, which one of two ranks has.
-    assert {"g", "nt", "t/cmp", "label/cmp", "r/cmp", "p/cmp", "r/add"} <= set(errors["1"])
+    assert {"g", "nt", "h", "t/cmp", "label/cmp", "r/cmp", "p/cmp", "r/add"} <= set(errors["1"])
     assert {"t/add", "label/add"} <= set(errors["2"])
     assert "t/add" not in errors["1"]
     for step, of_step in errors.items():
