@@ -12,6 +12,7 @@ from data_injection.errors import ConfigError
 from eval.interference.budget import (
     DECAY,
     HOST,
+    LOBATTO,
     AdamStep,
     budgets,
     closure,
@@ -73,6 +74,15 @@ def test_the_budget_of_a_quadratic_closes_to_rounding() -> None:
     assert sum(found.values()) == pytest.approx(actual, rel=1e-9)
     assert found["task"] < 0 < found[HOST]  # the one pulls to its target, the other away from it
     assert closure(list(found.values()), actual) < 1e-9
+
+
+@pytest.mark.parametrize("points", LOBATTO)
+def test_points_along_a_step_average_polynomials_exactly_and_no_further(points: int) -> None:
+    """A loss of degree n along the step has a slope of degree n - 1."""
+    most = 2 * points - 3
+    for degree in range(most + 2):
+        mean = sum(weight * place**degree for place, weight in LOBATTO[points])
+        assert (mean == pytest.approx(1 / (degree + 1), abs=1e-12)) == (degree <= most)
 
 
 def test_without_a_host_nothing_is_forgotten() -> None:

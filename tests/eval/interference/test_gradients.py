@@ -34,6 +34,7 @@ from eval.interference.measure import (
     join_halves,
     permuted_labels,
     step_rows,
+    two_halves,
 )
 
 
@@ -74,6 +75,30 @@ def test_opposed_equal_and_orthogonal_tasks_give_minus_one_one_and_zero(
     assert rows["cos_g_t_all"]["value"] == pytest.approx(1)
     assert rows["cos_g_t_label"]["value"] == pytest.approx(1)
     assert rows["cos_g_nt"]["random_spread"] == pytest.approx(1 / math.sqrt(2))
+
+
+@pytest.mark.parametrize("rows", [8, 9])
+def test_two_halves_tell_the_population_from_the_noise_of_a_batch(rows: int) -> None:
+    """Rows' gradients drawn around a known one: over many batches, the closed forms."""
+    generator = torch.Generator().manual_seed(0)
+    population, task = torch.tensor([0.3, 0.0, 0.4]), torch.tensor([1.0, 2.0, 0.0])
+    half, signal, noise, variance = rows // 2, [], [], []
+    for _ in range(4000):
+        drawn = population + torch.randn(rows, 3, generator=generator)
+        vectors = [[drawn.mean(0)], [drawn[:half].mean(0)], [task]]
+        spread, pull = two_halves(
+            table_of(*vectors),
+            unit(0, of=3),
+            unit(1, of=3),
+            reference=unit(2, of=3),
+            share=half / rows,
+        )
+        signal.append(pull["value"])
+        noise.append(pull["noise"])
+        variance.append(spread**2)
+    assert np.mean(signal) == pytest.approx(0.25, abs=0.02)
+    assert np.mean(noise) == pytest.approx(3 / rows, rel=0.05)
+    assert np.mean(variance) == pytest.approx(5 / rows, rel=0.05)
 
 
 def test_cosines_from_the_gram_matrix_are_those_of_the_vectors() -> None:

@@ -226,7 +226,14 @@ def test_every_cosine_has_its_nulls_at_the_same_step_and_place(rows: Any) -> Non
     }
     assert set(rows.split) == {"train"}
     assert set(rows.n) == {40}
-    norms = rows[rows.metric == "norm_g_r"]
+    rest = rows[rows.metric == "cos_g_nt"].set_index(["step", "task", "group", "layer"])
+    norms = rows[rows.metric == "norm_g_r"].set_index(["step", "task", "group", "layer"])
+    product = rest.value * rest.norm * norms.value
+    whole = [group == "model" for group in rest.index.get_level_values("group")]
+    np.testing.assert_allclose(rest.inner[whole], product[whole], rtol=1e-6)
+    pull = rows[rows.metric == "pull_g_nt"].set_index(["step", "task", "group", "layer"])
+    np.testing.assert_allclose(pull.value + pull.noise, rest.norm**2, rtol=1e-6)
+    assert (rest.inner_spread >= 0).all()
     assert norms.perp_share.between(0, 1).all()
 
 
@@ -234,6 +241,12 @@ def test_every_record_says_how_exact_the_split_was_and_in_which_precision(rows: 
     assert set(rows.precision) == {"fp32"}
     assert rows.split_error.nunique() == 1  # measured once a run
     assert 0 < rows.split_error.iloc[0] < 1e-6
+
+
+def test_neurons_may_be_a_share_of_the_mlp(write_experiment: Write) -> None:
+    settings = {"top_k": 0.125, "groups": ["mlp_top"], "every": 12}
+    rows = read_records(train(load_experiment(edited(write_experiment, settings=settings))))
+    assert set(rows.dim.dropna()) == {32 / 8 * 3 * 16}
 
 
 def test_the_task_matrix_is_symmetric_and_names_both_tasks(rows: Any) -> None:
@@ -304,6 +317,7 @@ def test_a_resumed_run_measures_what_the_uninterrupted_one_does(
         ("tasks", ["cmp", "mul"], ["mul"]),
         ("layer", 2, 2),
         ("top_k", 33, 33),
+        ("top_k", 1.5, 1.5),
         ("instances", 101, 101),
         ("groups", ["mlp_top", "heads"], ["mlp_top", "heads"]),
         ("groups", [], []),

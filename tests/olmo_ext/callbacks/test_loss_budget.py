@@ -90,6 +90,20 @@ def test_sources_add_up_to_what_happened_to_the_choice_loss(
                 assert whole[task, source, step] == pytest.approx(value, abs=1e-9)
 
 
+def test_a_point_in_the_middle_closes_large_steps(write_experiment: Write, tmp_path: Path) -> None:
+    closures = {}
+    for points in (2, 3):
+        path = edited(
+            write_experiment,
+            settings=EVERY_STEP | {"points": points},
+            optimizer={"name": "adamw", "learning_rate": 3e-2},
+        )
+        frame = run(path, tmp_path / str(points))
+        closures[points] = frame[frame.metric == "budget_actual"].closure.max()
+    assert closures[3] < 0.05
+    assert closures[3] < closures[2] / 3
+
+
 def test_a_row_that_is_all_task_leaves_the_host_nothing(
     write_experiment: Write, tmp_path: Path
 ) -> None:
@@ -217,6 +231,7 @@ def test_a_run_that_begins_to_measure_late_waits_for_momentum_that_it_did_not_se
         ({"every": 3, "record": 10}, {}, "callbacks.loss_budget.record"),
         ({"every": 0}, {}, "callbacks.loss_budget.every"),
         ({"split": "valid"}, {}, "callbacks.loss_budget.split"),
+        ({"points": 1}, {}, "callbacks.loss_budget.points"),
         ({"tasks": ["nope"]}, {}, "callbacks.loss_budget.tasks"),
         ({"instances": 10**6}, {}, "callbacks.loss_budget.instances"),
         ({"exact": 1}, {"distributed_strategy": "fsdp"}, "callbacks.loss_budget.exact"),
