@@ -19,14 +19,7 @@ from olmo.config import DistributedStrategy, OptimizerType
 
 from data_injection.errors import ConfigError
 from data_injection.philox import raw_words
-from eval.interference.budget import (
-    HOST,
-    LOBATTO,
-    OWN,
-    closure,
-    products,
-    update_parts,
-)
+from eval.interference.budget import HOST, LOBATTO, OWN, closure, products, update_parts
 from eval.interference.gradients import RandomDirection, Vector, sum_over_ranks
 from eval.interference.measure import instances_of, permuted_labels
 from olmo_ext.callbacks.base import (
@@ -44,6 +37,7 @@ from olmo_ext.gradients.passes import (
     beside_the_step,
     check_exact,
     gradient_of,
+    mean_along,
     mean_over_ranks,
     value_and_gradient,
 )
@@ -252,7 +246,15 @@ class LossBudget(Callback):
         with beside_the_step(trainer):
             end = self._state(trainer, params)
         self._latest = trainer.global_step, end
-        gradients = self._along(trainer, params, step, end)
+        sharded = trainer.cfg.distributed_strategy == DistributedStrategy.fsdp
+        gradients = mean_along(
+            trainer,
+            params,
+            step.before,
+            LOBATTO[2 if sharded else self.points],
+            ends=[{name: gradient for name, (_, gradient) in s.items()} for s in (step.state, end)],
+            at=lambda: {name: one for name, (_, one) in self._state(trainer, params).items()},
+        )
         nulls = {f"null/{name}": gradient for name, gradient in step.nulls.items()}
         sources = {**parts, "signed": signed}
         rows_RGS = products({**gradients, **nulls}, sources, params.layers)
@@ -270,25 +272,6 @@ class LossBudget(Callback):
             for kind, values in sums.items():
                 before = self._sums[name].get(kind, [0.0] * len(values))
                 self._sums[name][kind] = [a + b * num for a, b in zip(before, values, strict=True)]
-
-    def _along(
-        self, trainer: ExperimentTrainer, params: Parameters, step: _Step, end: State
-    ) -> dict[str, Vector]:
-        """Each task's mean gradient on the straight line of the step, by Lobatto's rule."""
-        assert step.before is not None
-        sharded = trainer.cfg.distributed_strategy == DistributedStrategy.fsdp
-        first, *inner, last = LOBATTO[2 if sharded else self.points]
-        mean: dict[str, Vector] = {}
-        for name, (_, start) in step.state.items():
-            mean[name] = [part * first[1] for part in start]
-            torch._foreach_add_(list(mean[name]), list(end[name][1]), alpha=last[1])
-        after = [part.clone() for part in params.values()] if inner else []
-        for place, weight in inner:
-            there = [one.lerp(two, place) for one, two in zip(step.before, after, strict=True)]
-            with at_values(params, there), beside_the_step(trainer):
-                for name, (_, gradient) in self._state(trainer, params).items():
-                    torch._foreach_add_(list(mean[name]), list(gradient), alpha=weight)
-        return mean
 
     def _take_host_steps(
         self, trainer: ExperimentTrainer, params: Parameters, step: _Step, host: Vector

@@ -11,7 +11,7 @@ reduces in each.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -216,6 +216,36 @@ def at_values(params: Parameters, values: Vector) -> Iterator[None]:
         yield
     finally:
         put(kept)
+
+
+def mean_along(
+    trainer: ExperimentTrainer,
+    params: Parameters,
+    before: Vector,
+    points: Sequence[tuple[float, float]],
+    *,
+    ends: Sequence[Mapping[str, Vector]],
+    at: Callable[[], Mapping[str, Vector]],
+) -> dict[str, Vector]:
+    """Mean gradients on the straight line from `before` to what the parameters are, by name.
+
+    Args:
+        points: (place, weight), the first and the last of the line's ends.
+        ends: the gradients there.
+        at: the gradients where the parameters are; called for each point between, not under FSDP.
+    """
+    first, *inner, last = points
+    mean: dict[str, Vector] = {}
+    for name, start in ends[0].items():
+        mean[name] = [part * first[1] for part in start]
+        torch._foreach_add_(list(mean[name]), list(ends[1][name]), alpha=last[1])
+    after = [part.clone() for part in params.values()] if inner else []
+    for place, weight in inner:
+        there = [one.lerp(two, place) for one, two in zip(before, after, strict=True)]
+        with at_values(params, there), beside_the_step(trainer):
+            for name, gradient in at().items():
+                torch._foreach_add_(list(mean[name]), list(gradient), alpha=weight)
+    return mean
 
 
 def value_and_gradient(
