@@ -61,6 +61,7 @@ VERBS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
     },
     "Theory": {
         "theory": (theory, "all --out runs/theory"),
+        "predict": (scaling.predict, "runs/chain --json predicted.json"),
     },
 }
 """By its group in --help: each verb and, for its own --help, an example's arguments."""

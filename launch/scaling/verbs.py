@@ -125,3 +125,16 @@ def mixture(
         tasks, target=target, rung=rung, sweep=calibrate, question=question, as_json=json,
         command=typed_command(), console=console,
     )  # fmt: skip
+
+
+def predict(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs: bursts and their twins.")],
+    ceiling: Annotated[
+        float, typer.Option(min=0.5, max=1.0, help="The most that a task's score comes to.")
+    ] = 0.9,
+    json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
+) -> None:
+    """Say which rate each size needs, from two short runs of it: a burst and its twin."""
+    from launch.scaling.predict import predict as run_predict
+
+    run_predict(runs, ceiling=ceiling, out=json, command=typed_command(), console=console)

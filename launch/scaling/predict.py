@@ -1,0 +1,151 @@
+"""`olmo-ext predict`: which rate does a size need? From two short runs of it, a burst and its twin.
+
+    olmo-ext predict runs/chain --json predicted.json
+
+The equation and the fit: theory/advice/accumulation.py; what it was tested on: docs/findings.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from data_injection.errors import ConfigError
+from eval.text import check_target, new_table, number, print_table, with_interval
+from launch.json_file import write_json
+from launch.terminal import say
+from theory.advice.accumulation import Balance, balance
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CELL = ["rung", "params", "learning_rate", "corpus_hash", "task"]
+"""What a burst and its twin share, besides the seed."""
+
+CLEAR = 0.1
+"""The least gain in score of a burst of one seed, which has no interval."""
+
+
+def predict(
+    source: Path, *, ceiling: float, out: Path | None, command: str, console: Console
+) -> None:
+    """Print a row a size and host; write what was found to `out`.
+
+    Raises ConfigError or FileNotFoundError where the runs hold no burst with a twin, or one whose
+    gain is not clear.
+    """
+    from eval.commit import git_commit
+
+    check_target(out, "--json")
+    rows = [predicted(cell, curves, ceiling) for cell, curves in twins(source).items()]
+    table = new_table("size", "host", numbers=("lr", "seeds", "gain", "g", "lambda", "rate*"))
+    for row in rows:
+        told = [row[name] for name in ("gain_per_instance", "forgetting_per_step", "rate")]
+        intervals = [with_interval(*(1e3 * v for v in one.values()), digits=2) for one in told[:2]]
+        table.add_row(
+            row["rung"], row["corpus_hash"][:8], number(row["learning_rate"]),
+            str(len(row["seeds"])), f"{row['burst_gain']:.2f}", *intervals,
+            with_interval(*told[2].values()),
+        )  # fmt: skip
+    print_table(table, console)
+    say(console, "g and lambda in thousandths, an instance and a step; rate* in instances a step")
+    if out is not None:
+        told = {
+            "command": command,
+            "commit": git_commit(),
+            "records": str(source),
+            "ceiling": ceiling,
+            "equation": "dx/dtau = rate g (A - x) - lambda x; rate* = lambda / (g (2 A - 1))",
+            "interval": "95%, jackknife over seeds, Student's t",
+            "sizes": rows,
+        }
+        say(console, str(write_json(out, told)))
+
+
+def twins(source: Path) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """By CELL, each seed's burst (start, stop, rate) and test scores of both runs by step."""
+    from eval.checkpoints.checkpoint import load_plan
+    from eval.records import read_records, record_files
+
+    runs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for file in record_files(source):
+        frame, plan = read_records(file), load_plan(file.parent)
+        frame = frame[(frame.metric == "score") & (frame.split == "test")]
+        if "subset" in frame:
+            frame = frame[frame.subset.fillna("all") == "all"]
+        last = int(frame.step.max()) if len(frame) else 0
+        for task, rows in frame.groupby("task"):
+            index = plan.task_index(str(task))
+            counts = [plan.instances(index, step) for step in range(last + 1)]
+            with_rows = [step for step in range(last) if counts[step + 1] > counts[step]]
+            one = {"seed": int(rows.seed.iloc[0]), "scores": rows.set_index("step").value}
+            if with_rows:
+                start, stop = with_rows[0], with_rows[-1] + 1
+                one |= {"start": start, "stop": stop, "rate": counts[-1] / (stop - start)}
+            key = tuple(rows.iloc[0].get(name) for name in CELL)
+            runs.setdefault(key, []).append(one | {"last": last})
+    found = {key: _paired(of_cell) for key, of_cell in runs.items()}
+    found = {key: pairs for key, pairs in found.items() if pairs}
+    if not found:
+        raise ConfigError(
+            key="RUNS",
+            value=str(source),
+            rule="must hold twins: a run whose task comes in a burst and then no more, and one of "
+            "the same size, seed, learning rate and corpus whose task has not come when it ends",
+            remedy="see configs/confirm/chain.yaml",
+        )
+    return found
+
+
+def _paired(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # A twin's task may come at its very last step, since a plan wants one.
+    none = {one["seed"]: one for one in runs if one.get("start", one["last"]) >= one["last"] - 1}
+    return [
+        one | {"twin": none[one["seed"]]["scores"]}
+        for one in runs
+        if one["seed"] in none and one.get("stop", one["last"]) < one["last"] - 1
+    ]
+
+
+def predicted(cell: tuple[Any, ...], pairs: list[dict[str, Any]], ceiling: float) -> dict[str, Any]:
+    """g, lambda and rate* of one size in one host. Raises ConfigError for a gain not clear of 0."""
+    from eval.statistics import seed_interval
+
+    key = dict(zip(CELL, cell, strict=True))
+    start, stop, rate = (pairs[0][name] for name in ("start", "stop", "rate"))
+    if len({(one["start"], one["stop"], one["rate"]) for one in pairs}) > 1:
+        raise ConfigError(f"{key['rung']}: the seeds' bursts differ; predict from one sweep")
+    table = pd.DataFrame({one["seed"]: one["scores"] - one["twin"] for one in pairs}).dropna()
+    table = table[(table.index > start) & (table.index < min(one["last"] for one in pairs))]
+    if stop not in table.index or not (table.index > stop).any():
+        raise ConfigError(
+            key="callbacks.task_eval.every",
+            value=str(list(table.index)),
+            rule=f"must measure the score at the burst's end (step {stop}) and after it",
+            remedy="`olmo-ext eval` adds steps that have checkpoints",
+        )
+    gain, low, _ = seed_interval(table.loc[stop].tolist())
+    if not (low > 0 or (len(pairs) == 1 and gain >= CLEAR)):
+        raise ConfigError(
+            key=f"gain of {key['rung']} ({key['task']}, {key['corpus_hash'][:8]})",
+            value=f"{gain:.2f}",
+            rule="must be clear of 0 over seeds at the burst's end, or there is nothing to forget",
+            remedy="take a longer or denser burst, another learning rate, or more seeds",
+        )
+    twin = {one["seed"]: float(one["twin"].loc[start + 1 : stop].mean()) for one in pairs}
+    curves = {seed: table[seed].tolist() for seed in table}
+    found: Balance = balance(
+        [float(step) for step in table.index], curves, start=start, stop=stop, rate=rate,
+        ceiling=ceiling, twin=twin,
+    )  # fmt: skip
+    return key | {
+        "seeds": sorted(curves),
+        "burst": {"start": start, "stop": stop, "rate": rate},
+        "burst_gain": gain,
+        "gain_per_instance": asdict(found.gain),
+        "forgetting_per_step": asdict(found.forgetting),
+        "rate": asdict(found.threshold),
+    }
