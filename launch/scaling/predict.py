@@ -43,12 +43,12 @@ def predict(
     rows = [predicted(cell, curves, ceiling) for cell, curves in twins(source).items()]
     table = new_table("size", "host", numbers=("lr", "seeds", "gain", "g", "lambda", "rate*"))
     for row in rows:
-        told = [row[name] for name in ("gain_per_instance", "forgetting_per_step", "rate")]
-        intervals = [with_interval(*(1e3 * v for v in one.values()), digits=2) for one in told[:2]]
+        both = [row[name].values() for name in ("gain_per_instance", "forgetting_per_step")]
+        intervals = [with_interval(*(1e3 * value for value in one)) for one in both]
         table.add_row(
             row["rung"], row["corpus_hash"][:8], number(row["learning_rate"]),
             str(len(row["seeds"])), f"{row['burst_gain']:.2f}", *intervals,
-            with_interval(*told[2].values()),
+            with_interval(*row["rate"].values()),
         )  # fmt: skip
     print_table(table, console)
     say(console, "g and lambda in thousandths, an instance and a step; rate* in instances a step")

@@ -95,7 +95,9 @@ def rest_of_half(
         local = rows_of_task(trainer, batch, index).local
         # What `step_losses` counts as the task's.
         host_BT[local, plan.offset + 1 : plan.offset + task.length + 1] = False
-    beside = {name: batch[name] for name in ("attention_mask", "instance_mask") if name in batch}
+    beside: dict[str, Any] = {
+        name: batch[name] for name in ("attention_mask", "instance_mask") if name in batch
+    }
     if "label_mask" in batch:
         host_BT &= batch["label_mask"]
 
@@ -107,7 +109,7 @@ def rest_of_half(
         return trainer.train_micro_batch(micro, ids_BT[:half].numel())[0]
 
     losses = [lambda start=start: loss(start) for start in range(0, half, size)]
-    return gradient_of(trainer, params, losses), half / num  # type: ignore[arg-type]
+    return gradient_of(trainer, params, losses), half / num
 
 
 def reference_of(
