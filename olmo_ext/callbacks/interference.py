@@ -2,9 +2,8 @@
 
 Extra memory, in fp32 copies of the measured parameters (a rank's shards under FSDP; all parameters
 if `groups` has model, the blocks if it has layers, else one MLP), for T tasks: 2 T for references,
-2 T for the step's parts, 2 for halves in the making and 1 for half a batch, 4 T + 3 in all; where
-not all parameters are measured, one gradient of the others while a pass runs. No pass exceeds a
-micro-batch's tokens.
+2 T for the step's parts, 3 for halves, 4 T + 3 in all; where not all parameters are measured, one
+gradient of the others while a pass runs. No pass exceeds a micro-batch's tokens.
 """
 
 from __future__ import annotations
@@ -311,8 +310,7 @@ class Interference(Callback):
         for name, reference in references.items():
             vectors |= {f"r/{name}": reference.r, f"p/{name}": reference.p}
         rows_of = partial(step_rows, share=measured.share)
-        if "update" in vectors:
-            rows_of = update_rows  # type: ignore[assignment]
+        rows_of = update_rows if "update" in vectors else rows_of  # type: ignore[assignment]
         sizes = dimensions(params.layers, params.total_sizes)
         for place, table in self._tables(measured, vectors).items():
             group, layer, chooser = place
