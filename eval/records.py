@@ -59,6 +59,7 @@ _COSINES = (
 )
 
 _SPLIT = ("split_error", "precision")
+_INNER = ("inner", "inner_spread")
 _BURST = ("burst_step", "instances")
 _LOSSES = ("label", "choice", "format")
 
@@ -75,14 +76,12 @@ OUTCOMES_OF = {
     "mirror_consistency": ("chance",),
     "natural_count": ("false_statements", "num_scanned", "distinct", "documents"),
     "norm_g_r": ("perp_share", "dim", *_SPLIT),
-    **dict.fromkeys(("overlap", "subset_cosine"), _SPLIT),
-    "pull_g_nt": ("noise", "dim", *_SPLIT),
+    **dict.fromkeys(("overlap", "subset_cosine", "pull_g_nt"), ("noise", "dim", *_SPLIT)),
     "probe_count": ("threshold", "units", "present"),
     "score": ("majority",),
     "score_before": ("majority", *_BURST),
     "score_lag": ("majority", *_BURST),
-    **dict.fromkeys(_COSINES, ("perp", "norm", "dim", "random_spread", "inner", *_SPLIT)),
-    "cos_g_nt": ("perp", "norm", "dim", "random_spread", "inner", "inner_spread", *_SPLIT),
+    **dict.fromkeys(_COSINES, (*_INNER, "perp", "norm", "dim", "random_spread", *_SPLIT)),
 }
 """What stands beside them, by metric: in a metric not listed a `threshold` is a coordinate."""
 
