@@ -235,13 +235,13 @@ def memory(runs: Runs) -> Iterator[Check]:
             stepper.step()
             peak = float(torch.cuda.max_memory_allocated())
         else:
-            peak = _cpu_peak(stepper)
+            peak = cpu_peak(stepper)
     reckoned = run_cost(experiment.train, num_steps=3).memory.step
     note = f"{peak / 1e6:,.1f} MB of {reckoned / 1e6:,.1f} MB reckoned"
     yield most("peak memory of a step by plan --cost", peak / reckoned, MEMORY, note)
 
 
-def _cpu_peak(stepper: Stepper) -> float:
+def cpu_peak(stepper: Stepper) -> float:
     """Bytes of all tensors that were alive at once in a step, the model's and optimizer's too."""
     from torch.distributed._tools.mem_tracker import MemTracker
 

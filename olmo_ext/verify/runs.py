@@ -47,9 +47,6 @@ ON_CPU |= {"embedding_size": 1024, "eos_token_id": 1023, "flash_attention": "fal
 BATCH, MICRO = 8, 4
 """Rows of a step and of a micro-batch."""
 
-ROWS = 512
-"""Of the drawn text: more than any run here reads."""
-
 
 class Runs:
     """Experiments over one drawn text, each in a folder of its own below `folder`.
@@ -57,9 +54,10 @@ class Runs:
     Args:
         experiment: whose model, optimizer and strategy are taken; None for the ladder's smallest
             rung, on rows of 512 tokens, and on a CPU smaller still.
+        rows: of the drawn text; more than a run reads.
     """
 
-    def __init__(self, folder: Path, *, experiment: Path | None = None) -> None:
+    def __init__(self, folder: Path, *, experiment: Path | None = None, rows: int = 512) -> None:
         self.folder, self.path = folder, experiment or shipped(RUNG)
         self._given = [] if experiment else ["train.model.max_sequence_length=512"]
         if experiment is None and not torch.cuda.is_available():
@@ -67,7 +65,7 @@ class Runs:
         model = load_experiment(self.path, [*self._given, "corpus=null"], corpus=False).train.model
         shares = 1 / np.arange(1, model.vocab_size + 1)
         drawn = np.random.default_rng(0).choice(
-            model.vocab_size, size=ROWS * model.max_sequence_length, p=shares / shares.sum()
+            model.vocab_size, size=rows * model.max_sequence_length, p=shares / shares.sum()
         )
         self.text = folder / "text.npy"
         drawn.astype(np.uint32).tofile(self.text)
