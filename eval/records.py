@@ -25,11 +25,10 @@ import pandas as pd
 from data_injection.errors import ConfigError
 from data_injection.files import parse_json
 from data_injection.plan import InjectionPlan
+from eval.run import RECORDS as FILE_NAME
 from eval.run import find_below
 
 log = logging.getLogger(__name__)
-
-FILE_NAME = "records.jsonl"
 
 REQUIRED = (
     "run",  # name of the run

@@ -36,6 +36,9 @@ DIVERGED = "diverged.json"
 """Written when a run has ended because its numbers were not finite any more: step, why, and the
 last checkpoint (null if none)."""
 
+RECORDS = "records.jsonl"
+"""What was measured; see `eval.records`."""
+
 PROGRESS = "progress.json"
 """The last step taken, and when."""
 

@@ -14,12 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 
 if TYPE_CHECKING:
+    import pandas as pd
     from jinja2 import Template
     from rich.console import Console
     from rich.table import Column, Table
@@ -179,6 +178,8 @@ def check_target(path: Path | None, option: str, *, suffixes: Sequence[str] = ()
 
 def spreadsheet_safe(table: pd.DataFrame) -> pd.DataFrame:
     """A spreadsheet computes a cell that begins with = + - or @: such names get a quote before."""
+
+    import pandas as pd
 
     def safe(value: Any) -> Any:
         formula = isinstance(value, str) and value[:1] in {*"=+-@\t\r"}

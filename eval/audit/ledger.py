@@ -16,10 +16,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from data_injection.errors import ConfigError
@@ -35,6 +34,9 @@ from data_injection.lineage import Lineage, is_effective, lineage
 from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints
 from eval.run import RUN, load_identity, read_if_whole, read_object
 from eval.text import spreadsheet_safe
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STATES = ("effective", "abandoned", "pending")
 EFFECTIVE, ABANDONED, PENDING = range(3)
@@ -192,6 +194,8 @@ def read_ledger(run: str | Path, *, checkpoint: int | None = None) -> pd.DataFra
 
 def ledger_table(ledger: RunLedger, plan: Mapping[str, Any]) -> pd.DataFrame:
     """The frame of `read_ledger`; `plan` is the canonical plan, as in plan.json."""
+    import pandas as pd
+
     names = sorted(plan["tasks"], key=lambda name: plan["tasks"][name]["index"])
     segments = list(ledger.segments.values())
 

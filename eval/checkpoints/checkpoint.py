@@ -16,9 +16,8 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import OmegaConf
 
 from data_injection.config import InjectionConfig
@@ -26,15 +25,12 @@ from data_injection.errors import ConfigError
 from data_injection.extensions import remembering
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.tasks.sequences import kept_tables
-from eval.checkpoints.sharded import READABLE, RESTORE, checkpoint_kind, first_line, read_sharded
-from eval.run import (
-    EXPERIMENT,
-    extensions_of,
-    load_config,
-    load_identity,
-    read_object,
-)
+from eval.run import EXPERIMENT, extensions_of, load_config, load_identity, read_object
 
+if TYPE_CHECKING:
+    import torch
+
+# torch, and sharded.py that needs it, are imported where weights are read: `status` reads none.
 IDENTITY_FILE = "olmo_ext.json"
 """Beside the engine's files in every checkpoint: the stream that it was trained on, under "ledger"
 with its place in the ledger and the digest of that stream; see `olmo_ext.batch_check`."""
@@ -136,7 +132,10 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
         FileNotFoundError: no checkpoint of OLMo there.
         ConfigError: a file is not the one that was written, or not of this model.
     """
+    import torch
     from olmo.model import OLMo
+
+    from eval.checkpoints.sharded import READABLE, checkpoint_kind, read_sharded
 
     path = Path(path)
     kind = checkpoint_kind(path)
@@ -172,6 +171,10 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a model.pt, mapped; ConfigError if it holds anything else."""
+    import torch
+
+    from eval.checkpoints.sharded import RESTORE, first_line
+
     try:
         # Only the zip format can be mapped; torch has written it since 1.6.
         mapped = zipfile.is_zipfile(path)
@@ -193,6 +196,7 @@ def random_model(path: str | Path, *, seed: int, device: str = "cpu") -> torch.n
 
     A pure function of the configuration and the seed; the global generators are put back.
     """
+    import torch
     from olmo.model import OLMo
 
     with torch.random.fork_rng(devices=[]):
@@ -210,6 +214,8 @@ def _model_config(path: Path, device: str) -> Any:
 
 def _read_model_config(path: Path) -> Any:
     from olmo.config import ModelConfig
+
+    from eval.checkpoints.sharded import RESTORE, checkpoint_kind, first_line
 
     if not (path / "config.yaml").is_file():
         core = (path / "config.json").is_file() and checkpoint_kind(path) == "torch_new"

@@ -24,8 +24,7 @@ from data_injection.errors import ConfigError
 from data_injection.files import parse_json
 from data_injection.lock import is_locked
 from eval.checkpoints.checkpoint import find_checkpoints
-from eval.records import FILE_NAME as RECORDS_FILE
-from eval.run import DIVERGED, MARKER, PROGRESS, RUN, find_below, left_out, read_if_whole
+from eval.run import DIVERGED, MARKER, PROGRESS, RECORDS, RUN, find_below, left_out, read_if_whole
 from eval.text import new_table, print_table
 from launch.slurm.jobs import EVENTS_FILE, Job, Queue, ask_slurm, read_events
 from launch.terminal import say
@@ -108,7 +107,7 @@ def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> 
     checkpoints = find_checkpoints(folder)
     checkpoint = checkpoints[-1].step if checkpoints else None
     log = _tail(folder / "logs" / "train.log")
-    measured, exposures = _exposures(folder / RECORDS_FILE, set(run.get("tasks") or ()))
+    measured, exposures = _exposures(folder / RECORDS, set(run.get("tasks") or ()))
     progress = read_if_whole(folder / PROGRESS)
     num_steps = run.get("num_steps") or progress.get("last_step")
     number = events[-1]["job"] if events else None
@@ -128,7 +127,7 @@ def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> 
         slurm="" if job is None else job.state + (f" ({job.reason})" if job.reason else ""),
         starts=len(run.get("starts", ())),
         requeues=sum(event["event"] == "requeued" for event in events),
-        record_age=_age(folder / RECORDS_FILE),
+        record_age=_age(folder / RECORDS),
         exposures=exposures,
         error=_error(log) if state in ("failed", "stalled", "diverged") else "",
     )
