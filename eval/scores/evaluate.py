@@ -23,7 +23,7 @@ from data_injection.errors import ConfigError
 from data_injection.lock import lock_folder
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
-from eval.checkpoints.checkpoint import load_model, load_plan
+from eval.checkpoints.checkpoint import load_model, load_model_config, load_plan
 from eval.checkpoints.sharded import first_line
 from eval.checkpoints.sources import Source, check_belongs, check_vocabulary, find_sources
 from eval.processes import in_processes
@@ -37,12 +37,19 @@ from eval.run import load_identity, read_run
 from eval.scores.accuracy import answer, score_answers
 from eval.scores.breakdown import SPLITS, breakdown
 from eval.scores.fast_answers import cut, fast_answer
+from eval.scores.memorization import METRICS as MEMORIZATION
+from eval.scores.memorization import memorization_rows
 
 METRICS = (
     *("accuracy", "label_accuracy", "score", "label_entropy"),
     *("label_loss", "choice_loss", "format_loss"),
     *("mirror_consistency", "memorised_gap", "mirror_gap"),
+    *MEMORIZATION,
 )
+
+
+PREFIX = 8
+"""Tokens that an extraction starts from, as `callbacks.task_eval.prefix` has by default."""
 
 
 @dataclass(frozen=True)
@@ -200,8 +207,18 @@ class _Run:
         scored = {key[:3] for key in self.there if key[4] == "score"}
         broken_down = {key[:3] for key in self.there if key[3].startswith("label=")}
         both = scored & broken_down
+        read = {key[:3] for key in self.there if key[4] == "sequence_loss"}
         step = source.step
-        return [t for t in self.tasks if any((step, t.name, s) not in both for s in choice.splits)]
+        return [
+            task
+            for task in self.tasks
+            for done in [both if task.has_label else read]
+            if any(
+                (step, task.name, split) not in done
+                for split in choice.splits
+                if task.has_label or len(task.split(split))
+            )
+        ]
 
     def write(self, source: Source, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Append what is not there; returns it as records."""
@@ -233,14 +250,25 @@ def _there(folder: Path) -> set[tuple[int, str, str, str, str]]:
 # -- measuring -----------------------------------------------------------------------------------
 
 
-def measure(source: Source, tasks: Sequence[Task], *, device: str = "cpu") -> list[dict[str, Any]]:
-    """All rows of one checkpoint: scores of both splits and their breakdown, by task."""
+def measure(
+    source: Source, tasks: Sequence[Task], *, device: str = "cpu", prefix: int = PREFIX
+) -> list[dict[str, Any]]:
+    """All rows of one checkpoint: scores of both splits and their breakdown, by task; of sequences
+    what was learned by heart, by number of copies."""
     rows: list[dict[str, Any]] = []
     if source.kind == "hf":
         ask = partial(answer, _load_hf(source.path, device))
     else:
-        ask = partial(fast_answer, cut(load_model(source.path, device=device)))
+        model = load_model(source.path, device=device)
+        ask = partial(fast_answer, cut(model))
     for task in tasks:
+        if not task.has_label:
+            eos = load_model_config(source.path)["eos_token_id"]
+            read = memorization_rows(
+                lambda ids: model(ids.to(device)).logits, task, prefix=prefix, eos=eos
+            )
+            rows += [{"task": task.name, "family": task.family} | row for row in read]
+            continue
         answers = ask(task, np.arange(len(task.tokens)))
         scores = [
             {"split": split, **row}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from eval.scores.memorization import METRICS as MEMORIZATION
 from eval.text import new_table, print_table
 
 SHOWN = ("accuracy", "label_accuracy", "score", "label_loss", "choice_loss")
@@ -21,12 +22,15 @@ def print_scores(table: pd.DataFrame, console: Console) -> None:
     Args:
         table: rows as `eval.scores.evaluate.results` gives them.
     """
+    print_memorization(table, console)
     whole = table[table.subset == "all"] if len(table) else table
     scores = whole[whole.metric.isin(SHOWN)]
     last = len(scores) > MOST_LINES * len(SHOWN)
     if last:
         runs = scores.checkpoint.map(lambda path: str(Path(path).parent))
         scores = scores[scores.step == scores.step.groupby(runs).transform("max")]
+    if scores.empty and len(table):
+        return
     numbers = (*SHOWN, "memorised gap", "mirror gap")
     titles = [name.replace("_", "\n").replace(" ", "\n") for name in numbers]
     shown = new_table("checkpoint", "task", "split", numbers=titles)
@@ -47,6 +51,23 @@ def print_scores(table: pd.DataFrame, console: Console) -> None:
     print_table(shown, console)
     if last:
         console.print("the last steps alone; all are in the records, and in a table with --export")
+
+
+def print_memorization(table: pd.DataFrame, console: Console) -> None:
+    """Of sequences: a line a checkpoint and number of copies, of many steps the last one alone."""
+    rows = table[table.metric.isin(MEMORIZATION)] if len(table) else table
+    if rows.empty:
+        return
+    runs = rows.checkpoint.map(lambda path: str(Path(path).parent))
+    rows = rows[rows.step == rows.step.groupby(runs).transform("max")]
+    titles = [name.replace("_", "\n") for name in MEMORIZATION]
+    shown = new_table("checkpoint", "task", "sequences", numbers=titles)
+    for (path, task, subset), group in rows.groupby(["checkpoint", "task", "subset"], sort=False):
+        found = group.set_index("metric")
+        values = [_with_interval(found.loc[m]) if m in found.index else "" for m in MEMORIZATION]
+        where = "\n".join(Path(str(path)).parts[-2:]).removesuffix("-unsharded")
+        shown.add_row(where, str(task), str(subset), *values)
+    print_table(shown, console)
 
 
 def _with_interval(row: pd.Series) -> str:

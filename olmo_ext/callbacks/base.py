@@ -113,6 +113,12 @@ def under_autocast(trainer: ExperimentTrainer) -> torch.autocast:
     )
 
 
+def all_logits(trainer: ExperimentTrainer, input_ids_BT: torch.Tensor) -> torch.Tensor:
+    """Logits of every position, shape (B, T, V); else as `forward_logits`."""
+    with under_autocast(trainer):
+        return trainer.dist_model(input_ids_BT.to(trainer.device)).logits
+
+
 def forward_logits(trainer: ExperimentTrainer, input_ids_BT: torch.Tensor) -> torch.Tensor:
     """Logits of the last position under the run's own precision and wrapper; shape (B, V).
 

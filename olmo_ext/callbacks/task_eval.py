@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from data_injection.errors import ConfigError
 from eval.scores.accuracy import score_task
-from olmo_ext.callbacks.base import Callback, check_least, due, forward_logits
+from eval.scores.memorization import memorization_rows
+from olmo_ext.callbacks.base import Callback, all_logits, check_least, due, forward_logits
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer
@@ -18,6 +19,7 @@ class TaskEval(Callback):
     """Every `every` steps and after the last: `eval.scores.accuracy`, by task and split.
 
     Logits are computed at the label position only, for all instances of a task in a few batches.
+    Of sequences: `eval.scores.memorization`, by number of copies.
     """
 
     every: int = 200
@@ -29,11 +31,14 @@ class TaskEval(Callback):
     at_start: bool = True
     """Also evaluate the untrained model."""
 
+    prefix: int = 8
+    """Tokens of a sequence (family sequences) that its extraction starts from."""
+
     batch_rows: int = 0
     """Rows of one forward pass; 0 chooses as many as 2^24 logits allow."""
 
     def __post_init__(self) -> None:
-        check_least("task_eval", self, every=1, batch_rows=0)
+        check_least("task_eval", self, every=1, prefix=0, batch_rows=0)
         if unknown := sorted(set(self.splits) - {"train", "test"}):
             key, rule = "callbacks.task_eval.splits", "must be of train and test"
             raise ConfigError(key=key, value=unknown, rule=rule)
@@ -67,3 +72,13 @@ class TaskEval(Callback):
                     )
                     for score in scores:
                         trainer.record("task_eval", task=task.name, split=split, **score)
+            for task in (task for task in trainer.plan.tasks if not task.has_label):
+                for row in memorization_rows(
+                    lambda ids: all_logits(trainer, ids),
+                    task,
+                    prefix=self.prefix,
+                    eos=trainer.plan.eos_token_id,
+                    batch_rows=self.batch_rows,
+                ):
+                    if row["split"] in self.splits:
+                        trainer.record("task_eval", task=task.name, **row)
