@@ -113,17 +113,12 @@ def under_autocast(trainer: ExperimentTrainer) -> torch.autocast:
     )
 
 
-def all_logits(trainer: ExperimentTrainer, input_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Logits of every position, shape (B, T, V); else as `forward_logits`."""
-    with under_autocast(trainer):
-        return trainer.dist_model(input_ids_BT.to(trainer.device)).logits
-
-
-def forward_logits(trainer: ExperimentTrainer, input_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Logits of the last position under the run's own precision and wrapper; shape (B, V).
-
-    Every rank must call this equally often (FSDP gathers parameters in the forward pass).
+def forward_logits(
+    trainer: ExperimentTrainer, input_ids_BT: torch.Tensor, *, last: bool = True
+) -> torch.Tensor:
+    """Logits of the last position under the run's own precision and wrapper, shape (B, V); or of
+    all, (B, T, V). Every rank must call this equally often (FSDP gathers parameters in the pass).
     """
     with under_autocast(trainer):
-        output = trainer.dist_model(input_ids_BT.to(trainer.device), last_logits_only=True)
-    return output.logits[:, -1]
+        output = trainer.dist_model(input_ids_BT.to(trainer.device), last_logits_only=last)
+    return output.logits[:, -1] if last else output.logits

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from data_injection.errors import ConfigError
 from eval.scores.accuracy import score_task
 from eval.scores.memorization import memorization_rows
-from olmo_ext.callbacks.base import Callback, all_logits, check_least, due, forward_logits
+from olmo_ext.callbacks.base import Callback, check_least, due, forward_logits
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer
@@ -74,7 +74,7 @@ class TaskEval(Callback):
                         trainer.record("task_eval", task=task.name, split=split, **score)
             for task in (task for task in trainer.plan.tasks if not task.has_label):
                 for row in memorization_rows(
-                    lambda ids: all_logits(trainer, ids),
+                    lambda ids: forward_logits(trainer, ids, last=False),
                     task,
                     prefix=self.prefix,
                     eos=trainer.plan.eos_token_id,

@@ -24,16 +24,20 @@ from eval.scores.memorization import (
     reference_of,
 )
 
-V, EOS = 50, 0
+V, EOS = 200, 0
 
 
 def task_of(copies: dict[int, int], *, twins: int, groups: int = 1, seed: int = 0) -> Sequences:
-    """`copies[level]` sequences of each level and some twins, in every group; 9 to 14 tokens."""
+    """`copies[level]` sequences of each level and some twins, in every group; 9 to 14 tokens, the
+    first another for each of up to V - 1."""
     rng = np.random.Generator(np.random.PCG64(seed))
     kinds = [(group, level, False) for group in range(groups) for level in copies]
     kinds = [kind for kind in kinds for _ in range(copies[kind[1]])]
     kinds += [(group, 0, True) for group in range(groups) for _ in range(twins)]
-    tokens = tuple(rng.integers(1, V, size=int(rng.integers(9, 15))) for _ in kinds)
+    tokens = tuple(
+        np.append(1 + number % (V - 1), rng.integers(1, V, size=int(rng.integers(8, 14))))
+        for number in range(len(kinds))
+    )
     return Sequences(
         "seq",
         SequenceTable(
