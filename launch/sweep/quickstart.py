@@ -68,9 +68,13 @@ def quickstart(
     seeds: tuple[int, ...] = (6198,),
     jobs: int = 2,
     smoke: bool = False,
+    corpus: Path | None = None,
     console: Console,
 ) -> bool:
     """Prepare the corpus, train the grid, write the report; True if learning rises with size.
+
+    Args:
+        corpus: one that is there already, in the place of the embedded text.
 
     Returns:
         whether the number of learned cells never falls with size and is larger at the largest than
@@ -86,7 +90,7 @@ def quickstart(
     # load_experiment would say so too, but after the corpus is made.
     if wrong := [width for width in widths if width < 4 or width % 4]:
         raise ConfigError(f"--widths must be multiples of 4 (2 heads, RoPE), got {wrong[0]}")
-    corpus = embedded_corpus(out, console)
+    corpus = corpus or embedded_corpus(out, console)
     sweep = quickstart_sweep(widths=widths, seeds=seeds, smoke=smoke)
     runs = plan_runs(sweep, out, overrides=[f"corpus={corpus}"])
     train_all(runs, jobs=jobs, console=console)

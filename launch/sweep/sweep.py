@@ -25,11 +25,22 @@ from launch.sweep.executor import (
 )
 
 
-def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console: Console) -> None:
+def train_sweeps(
+    runs: Sequence[Run],
+    *,
+    jobs: int | None,
+    retries: int,
+    minutes: float | None = None,
+    console: Console,
+) -> list[Run]:
     """Train every run; those that fail are tried again, the rest goes on, all failures are shown.
 
     Args:
         jobs: runs side by side; default: one a GPU, without GPUs one a core.
+        minutes: after these what runs is saved and ends, and no more is started.
+
+    Returns:
+        what is left, which is named.
 
     Raises:
         RunFailed: at the end, if some were given up; the message counts them.
@@ -41,14 +52,25 @@ def train_sweeps(runs: Sequence[Run], *, jobs: int | None, retries: int, console
         + (f", pinned to GPUs {', '.join(gpus)}" if gpus else ", one core each")
     )
     failures = train_all(
-        runs, jobs=jobs, console=console, retries=retries, keep_going=True, gpus=gpus
+        runs,
+        jobs=jobs,
+        console=console,
+        retries=retries,
+        keep_going=True,
+        gpus=gpus,
+        minutes=minutes,
     )
+    left = [run for run in runs if not run.finished] if minutes is not None else []
+    if left:
+        steps = ", ".join(f"{run.name} at step {run.saved_step}/{run.num_steps}" for run in left)
+        console.print(f"{minutes:g} minutes are over; left are {steps}; the same command goes on")
     if failures:
         print_table(failure_table(failures), console)
         raise RunFailed(
             f"{len(failures)} of {len(runs)} runs failed; the same command tries them again from "
             "their last checkpoints"
         )
+    return left
 
 
 def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu: float) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from data_injection.errors import ConfigError
 from launch.terminal import Overrides, console, errors, interruptible, say
 
 
@@ -23,6 +24,9 @@ def quickstart(
     widths: Annotated[list[int] | None, typer.Option(help="d_model of each size.")] = None,
     seeds: Annotated[list[int] | None, typer.Option(help="Model seeds.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
+    corpus: Annotated[
+        Path | None, typer.Option(help="A prepared corpus; default: the embedded text.")
+    ] = None,
     smoke: Annotated[bool, typer.Option(help="Two widths, one rate, one minute.")] = False,
     check: Annotated[
         bool, typer.Option(help="Status 1 if the learned cells do not rise with size.")
@@ -39,6 +43,7 @@ def quickstart(
             seeds=tuple(seeds or (6198,)),
             jobs=jobs,
             smoke=smoke,
+            corpus=corpus,
             console=console,
         )
     if check and not rises:
@@ -53,6 +58,10 @@ def sweep(
         int | None, typer.Option(min=1, help="Runs side by side; default: one a GPU, or a core.")
     ] = None,
     retries: Annotated[int, typer.Option(min=0, help="More starts for a run that fails.")] = 1,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Then save what runs, start no more and name what is left."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the runs, train nothing.")
     ] = False,
@@ -84,6 +93,8 @@ def sweep(
     check_device(**device)
     runs = plan_sweeps(loaded, out, overrides=override or [])
     if screen is not None:
+        if minutes is not None:
+            raise ConfigError("--minutes does not go with --screen, which stops at its own budget")
         from launch.sweep.screen import screen_sweeps
 
         with _training():
@@ -96,8 +107,8 @@ def sweep(
         show_runs(runs, console, **device)
         return
     with _training():
-        train_sweeps(runs, jobs=jobs, retries=retries, console=console)
-    console.print(f"{len(runs)} runs done; figures and tables of each sweep:")
+        left = train_sweeps(runs, jobs=jobs, retries=retries, minutes=minutes, console=console)
+    console.print(f"{len(runs) - len(left)} runs done; figures and tables of each sweep:")
     for one in loaded:
         console.print(f"  olmo-ext report {out / one.name}")
 

@@ -14,6 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from data_injection.errors import ConfigError
 from launch import cli
 from launch.train import train_as_typed
 
@@ -87,6 +88,22 @@ def test_doctor_finds_this_environment_fit() -> None:
     done = olmo_ext("doctor")
     assert done.returncode == 0, done.stdout
     assert "fail" not in done.stdout
+
+
+def test_quickstart_takes_a_corpus_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[str]] = []
+
+    def plan_runs(sweep: object, out: Path, *, overrides: list[str]) -> list[object]:
+        given.append(overrides)
+        raise ConfigError("planned")
+
+    monkeypatch.setattr("launch.sweep.quickstart.plan_runs", plan_runs)
+    monkeypatch.setattr("launch.sweep.quickstart.embedded_corpus", None)  # none is made
+    words = ["quickstart", "--out", str(tmp_path), "--corpus", "mine"]
+    CliRunner().invoke(cli.app, words)
+    assert given == [["corpus=mine"]]
 
 
 def test_quickstart_refuses_a_width_that_cannot_be(tmp_path: Path) -> None:

