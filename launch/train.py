@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,10 +20,15 @@ from launch.terminal import (
     ExperimentFile,
     Overrides,
     console,
+    errors,
     exits,
     interruptible,
     is_rank_zero,
+    say,
 )
+
+if TYPE_CHECKING:
+    from olmo_ext.config import ExperimentConfig
 
 
 def train(
@@ -100,9 +105,9 @@ def _train(
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
     with interruptible("--resume goes on from the last checkpoint"):
-        folder = run(
-            load_experiment(experiment, override, corpus=False), dry_run=dry_run, **settings
-        )
+        loaded = load_experiment(experiment, override, corpus=False)
+        _warn_of_memory(loaded)
+        folder = run(loaded, dry_run=dry_run, **settings)
     # Not after an error: it can wait for ranks that are still inside a collective.
     dist.destroy_process_group()
     if not is_rank_zero():
@@ -117,3 +122,20 @@ def _train(
     else:
         steps = read_run(folder)["num_steps"]
         console.print(f"{folder}: trained to step {find_checkpoints(folder)[-1].step} of {steps}")
+
+
+def _warn_of_memory(experiment: ExperimentConfig) -> None:
+    """Say before it is spent what the card of this rank has too little memory for."""
+    import torch
+
+    from olmo_ext.checks import num_steps
+    from olmo_ext.cost import run_cost, too_large
+
+    world, train = int(os.environ.get("WORLD_SIZE", "1")), experiment.train
+    fits = train.global_train_batch_size % world == 0 and train.distributed_strategy is not None
+    if not (torch.cuda.is_available() and is_rank_zero() and fits):
+        return
+    card = torch.cuda.get_device_properties(0).total_memory
+    cost = run_cost(train, num_steps=num_steps(train), gpus=world)
+    for key, value, reason, remedy in too_large(experiment, cost, gpu_bytes=card):
+        say(errors, f"warning: {key} is {value}: {reason}; {remedy}")

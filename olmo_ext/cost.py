@@ -10,7 +10,9 @@ estimates, reckoned as in configs/olmo_4M_to_4B/README.md; on one GPU three rung
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from olmo.config import DistributedStrategy, TrainConfig
@@ -18,6 +20,9 @@ from olmo.model import OLMo
 from torch.distributed.fsdp import ShardingStrategy
 
 from data_injection.errors import ConfigError
+
+if TYPE_CHECKING:
+    from olmo_ext.config import ExperimentConfig
 
 PEAK_TFLOPS = 989.0
 """H100 SXM, dense bf16: half of the 1,979 "with sparsity" of NVIDIA's data sheet."""
@@ -180,6 +185,56 @@ def run_memory(train: TrainConfig, built: OLMo, *, gpus: int, microbatch: int) -
         logits=float(tokens * (model.embedding_size or model.vocab_size) * LOGIT_BYTES),
         start=float(4 * (num_params + flattened)),
     )
+
+
+ATTENTION_COPIES = 2
+"""Of a layer at work, in fp32, beside the one that each layer keeps: counted on torch's plain
+attention, which CUDA takes for fp32 (flash cannot, the engine has the memory-efficient one off)."""
+
+
+def extra_bytes(experiment: ExperimentConfig, cost: Cost) -> dict[str, float]:
+    """Bytes a GPU needs beside `Memory.step`, by the setting that asks for them; by arithmetic.
+
+    The callbacks' are copies of the measured parameters, as their files count them.
+    """
+    train, tasks = experiment.train, len(experiment.injection.tasks)
+    model, found = train.model, {}
+    if train.precision == "fp32":
+        matrix = 4.0 * cost.microbatch * model.n_heads * model.max_sequence_length**2
+        found["train.precision"] = (model.n_layers + ATTENTION_COPIES) * matrix
+    copy = cost.memory.weights  # in fp32, a rank's shards
+    for name, settings in experiment.callbacks.items():
+        measured = len((settings or {}).get("tasks") or []) or tasks
+        if settings is None or not tasks:
+            continue
+        if name == "interference" and "model" in settings.get("groups", ["model"]):
+            found["callbacks.interference.groups"] = (4 * measured + 2) * copy
+        elif name == "loss_budget":
+            found["callbacks.loss_budget.tasks"] = (3 * tasks + 3 * measured + 5) * copy
+    return found
+
+
+REMEDIES = {
+    "train.precision": "set train.precision=amp_bf16, whose attention keeps no such matrix, or a "
+    "smaller train.device_train_microbatch_size",
+    "callbacks.interference.groups": "measure [mlp_top] alone, which copies one MLP, fewer tasks, "
+    "or train with FSDP on more GPUs",
+    "callbacks.loss_budget.tasks": "follow fewer tasks, or train with FSDP on more GPUs",
+}
+
+
+def too_large(
+    experiment: ExperimentConfig, cost: Cost, *, gpu_bytes: float
+) -> Iterator[tuple[str, str, str, str]]:
+    """(key, value, reason, remedy) of each setting without which a step would fit, and does not."""
+    extra = extra_bytes(experiment, cost)
+    if cost.memory.step + sum(extra.values()) <= gpu_bytes:
+        return
+    for key, size in extra.items():
+        what = f"which takes {size / 1e9:.0f} GB beside the step's {cost.memory.step / 1e9:.0f}"
+        reason = f"{what}, and a GPU has {gpu_bytes / 1e9:.0f}"
+        value = "fp32" if key == "train.precision" else "of the whole model"
+        yield key, value, reason, REMEDIES[key]
 
 
 def gathered(train: TrainConfig, model: OLMo) -> int:

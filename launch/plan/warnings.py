@@ -21,7 +21,7 @@ from data_injection.corpus.scan import CorpusScan
 from eval.text import number
 from olmo_ext.build import Stream
 from olmo_ext.config import ExperimentConfig
-from olmo_ext.cost import Cost
+from olmo_ext.cost import Cost, too_large
 
 LEAST_EXPOSURES = 1.0
 """Exposures an example below which part of the train split was never seen: the run then measures
@@ -243,6 +243,8 @@ def _of_stream(
 def _of_cost(experiment: ExperimentConfig, cost: Cost) -> Iterator[Advice]:
     """What does not fit."""
     train, memory = experiment.train, cost.memory
+    for told in too_large(experiment, cost, gpu_bytes=GPU_BYTES):
+        yield Advice(*told)
     if memory.start > GPU_BYTES:
         yield Advice(
             "rung",

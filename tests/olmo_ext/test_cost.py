@@ -5,10 +5,12 @@ from __future__ import annotations
 import resource
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from olmo.config import (
     DistributedStrategy,
     FSDPPrecision,
@@ -20,10 +22,20 @@ from olmo.config import (
 from olmo.model import OLMo
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.fsdp import ShardingStrategy
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data_injection.errors import ConfigError
+from launch.train import _warn_of_memory
 from olmo_ext.config import load_experiment
-from olmo_ext.cost import Cost, num_shards, run_cost, run_memory, wrapped_units
+from olmo_ext.cost import (
+    Cost,
+    extra_bytes,
+    num_shards,
+    run_cost,
+    run_memory,
+    too_large,
+    wrapped_units,
+)
 
 LADDER = Path(__file__).parent.parent.parent / "configs" / "olmo_4M_to_4B"
 
@@ -246,3 +258,68 @@ def test_every_optimizer_of_the_engine_is_known() -> None:
 def test_the_ladder_page_states_the_same_bytes() -> None:
     text = (LADDER / "README.md").read_text()
     assert "state + m x 2,048 x (12 x 50,304 + 66 x d_model x n_layers)" in text
+
+
+def on_ladder(rung: str, callbacks: str, *overrides: str) -> tuple[Any, Cost]:
+    given = ["corpus=", f"train.data.paths=[{LADDER / 'README.md'}]", "callbacks=null"]
+    given += [f"callbacks={callbacks}", *overrides]
+    experiment = load_experiment(LADDER / "ladder" / f"{rung}.yaml", given)
+    return experiment, run_cost(experiment.train, num_steps=10)
+
+
+def test_a_callback_over_the_whole_model_is_told_before_it_is_paid() -> None:
+    experiment, cost = on_ladder("1B", "{interference: {}}", "train.distributed_strategy=ddp")
+    # One task: 4 T + 2 copies of the parameters in fp32.
+    assert extra_bytes(experiment, cost) == {
+        "callbacks.interference.groups": 6 * 4 * cost.num_params_total
+    }
+    enough = cost.memory.step + 24 * cost.num_params_total
+    assert list(too_large(experiment, cost, gpu_bytes=enough)) == []
+    ((key, _, reason, remedy),) = too_large(experiment, cost, gpu_bytes=enough - 1)
+    assert key == "callbacks.interference.groups"
+    assert f"{24 * cost.num_params_total / 1e9:.0f} GB" in reason
+    assert "mlp_top" in remedy
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "copies"),
+    [
+        ("{interference: {groups: [mlp_top]}, task_eval: {}}", 0),
+        ("{interference: null, loss_budget: {}}", 3 + 3 + 5),
+    ],
+)
+def test_what_copies_one_mlp_or_nothing_is_not_counted(callbacks: str, copies: int) -> None:
+    experiment, cost = on_ladder("4M", callbacks)
+    assert sum(extra_bytes(experiment, cost).values()) == copies * 4 * cost.num_params_total
+
+
+def test_fp32_keeps_its_attention_which_torch_counts_as_reckoned() -> None:
+    experiment, cost = on_ladder("4M", "{}", "train.precision=fp32")
+    matrix = 4 * 16 * 8 * 2048**2
+    assert extra_bytes(experiment, cost) == {"train.precision": (8 + 2) * matrix}
+    assert extra_bytes(*on_ladder("4M", "{}")) == {}
+
+    q = torch.randn(2, 4, 256, 16, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape[-2:] == (256, 256):
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor), sdpa_kernel(SDPBackend.MATH):
+        F.scaled_dot_product_attention(q, q, q, is_causal=True)
+    assert list(kept.values()) == [4 * 2 * 4 * 256**2]
+
+
+def test_train_says_what_its_card_has_no_room_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment, cost = on_ladder("4M", "{interference: {}}")
+    _warn_of_memory(experiment)  # no card
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for room, told in ((100 * cost.memory.step, False), (cost.memory.step, True)):
+        card = SimpleNamespace(total_memory=room)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index, card=card: card)
+        _warn_of_memory(experiment)
+        assert ("warning: callbacks.interference.groups" in capsys.readouterr().err) == told
