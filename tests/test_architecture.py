@@ -50,7 +50,7 @@ LAYERS = {
     ),
 }
 """From the top down: a part imports from parts below it and from itself, never beside or above."""
-THEORY = {"eval.advice", "eval.figures"}
+THEORY = {"eval.advice", "eval.figures", "eval.findings"}
 """The parts of eval that lay measurements beside predictions."""
 ENGINE = {"olmo_ext", "eval.checkpoints", "launch"}
 HEAVY = (

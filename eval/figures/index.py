@@ -17,6 +17,7 @@ import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.figures.alignment import alignment, causal_map
+from eval.figures.budget import budget
 from eval.figures.curves import curves
 from eval.figures.features import features
 from eval.figures.heatmap import heatmap
@@ -131,6 +132,15 @@ FIGURES = (
         "not say, and only where |perp part| / |g_r| is not small. Grey: a random direction, which "
         "is too narrow a null for gradients, since they share few directions. By size: the mean of "
         "the last half of each run. Bars and bands: 95% over seeds, from three seeds on.",
+    ),
+    Drawing(
+        "budget.png",
+        "Who moved the task's loss",
+        budget,
+        "The loss budget: the change of the choice loss since the last record, in nats, by the "
+        "data that asked for it; above 0 harms. What the host does is forgotten, what the task's "
+        "own rows do gained. Means over cells, their ratio, nulls and closure: budget.csv. Nothing "
+        "is read from a cell whose closure is above .05.",
     ),
     Drawing(
         "gaps.png",

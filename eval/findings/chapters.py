@@ -19,9 +19,9 @@ from eval.figures import features as feature_plots
 from eval.figures import interference as interference_plots
 from eval.figures import retention as retention_plots
 from eval.figures.style import png
+from eval.findings import chain, hosts, mechanism
 from eval.findings import controls as findings
 from eval.findings import figures as findings_figures
-from eval.findings import hosts, mechanism
 from eval.findings.contrasts import sweep_of
 from eval.findings.controls import Table, fill
 from eval.records import FILE_NAME, REQUIRED, read_records
@@ -44,6 +44,10 @@ class Chapter:
     tables: Mapping[str, Table]
     figures: Mapping[str, Callable[[pd.DataFrame], Figure]]
 
+    unrun: frozenset[str] = frozenset()
+    """Runs that its sweeps declare and the committed records do not have: nothing is said of them,
+    and a repeat trains them too."""
+
     closed: tuple[int, ...] = ()
     """Tokens of the closed hosts, RUNS/hosts/t<tokens>, that its sweeps name beside RUNS/corpus."""
 
@@ -51,6 +55,13 @@ class Chapter:
 def _of(sweep: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
     return lambda frame: draw(frame[sweep_of(frame) == sweep])
 
+
+UNRUN = [
+    (host, seed, twin)
+    for host, seeds in (("t1024", range(2, 7)), ("text_1e_2", range(2, 7)))
+    for seed in seeds
+    for twin in ("burst", "none")
+]
 
 CHAPTERS = {
     "controls": Chapter(findings.SWEEPS, findings.thin, findings.TABLES, findings_figures.FIGURES),
@@ -66,7 +77,12 @@ CHAPTERS = {
         },
     ),
     "hosts": Chapter(
-        ("closed_host",), hosts.thin, hosts.TABLES, {"course": hosts.course}, (1024, 4096, 16384)
+        ("closed_host", "chain"),
+        hosts.thin,
+        hosts.TABLES | chain.TABLES,
+        {"course": hosts.course, "chain": chain.draw},
+        frozenset(f"chain-{host}-s{n}-{twin}" for host, n, twin in UNRUN),
+        (1024, 4096, 16384),
     ),
 }
 

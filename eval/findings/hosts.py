@@ -15,7 +15,8 @@ from eval.figures import style
 from eval.findings.contrasts import Estimate, difference
 from eval.findings.controls import Table, markdown, mean, verdict
 from eval.interference.budget import budgets
-from eval.statistics import share
+from eval.statistics import Share, share
+from eval.text import with_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +39,8 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
     """The records that the chapter stands on; the rest is in the runs' own files."""
     whole = frame.subset.fillna("all") == "all"
     scores = frame.metric.isin(METRICS) & (frame.split == "test") & whole
-    kept = scores | frame.metric.isin(["train_loss", "budget", "budget_actual"])
+    gradients = ["budget", "budget_actual", "cos_g_nt", "pull_g_nt"]
+    kept = scores | frame.metric.isin(["train_loss", *gradients])
     kept &= frame.step >= BURST - 300
     unread = ("folder", "params_total", "d_model", "corpus_hash", "rate_per_sequence")
     order = ["run", "step", "task", "metric", "source"]
@@ -50,12 +52,12 @@ def kept(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     body = []
     shares: dict[str, dict[str, pd.Series]] = {metric: {} for metric in METRICS}
     for host, name in HOSTS.items():
-        line = [name, mean(_host_loss(every, host))]
+        line = [name, mean(host_loss(every, host))]
         for metric in METRICS:
             gained, left = (net(every, host, metric)[step] for step in (AFTER, LAST))
             found = share(left.tolist(), gained.tolist())
             line += [mean(one) for one in (gained, left)]
-            line.append(_share(found.value, found.low, found.high))
+            line.append(share_text(found))
             shares[metric][host] = left / gained
         body.append(line)
     contrast = {
@@ -74,9 +76,10 @@ def kept(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 def overwriting(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """The loss budget of the 300 steps after the burst, and of the burst, by host."""
     body = []
-    with_burst = every[(every.sweep == SWEEP) & every.run.str.endswith("-burst")]
-    for host, name in HOSTS.items():
-        of_host = with_burst[with_burst.run.str.split("-").str[2] == host]
+    narrow = {(SWEEP, host): name for host, name in HOSTS.items()}
+    for (sweep, host), name in (narrow | {("chain", OPEN): f"{HOSTS[OPEN]}, w64"}).items():
+        of_host = twins_of(every, host, sweep)
+        of_host = of_host[of_host.twin == "burst"]
         during = of_host[(of_host.step > BURST) & (of_host.step <= AFTER)]
         after = of_host[(of_host.step > AFTER) & (of_host.step <= LAST)]
         for when, part in (("burst", during), ("after", after)):
@@ -98,26 +101,35 @@ def overwriting(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 TABLES: dict[str, Table] = {"closed_host": kept, "closed_host_budget": overwriting}
 
 
-def net(every: pd.DataFrame, host: str, metric: str) -> dict[int, pd.Series]:
-    """A gain over the twin by step, one value a seed."""
-    chosen = every[(every.sweep == SWEEP) & (every.metric == metric) & (every.split == "test")]
+def twins_of(every: pd.DataFrame, host: str, sweep: str = SWEEP) -> pd.DataFrame:
+    """The rows of a sweep's runs in a host, with `twin`: burst or none."""
+    chosen = every[every.sweep == sweep]
     label = chosen.run.str.split("-")
-    chosen = chosen[label.str[2] == host].assign(twin=label.str[3])
+    in_host = label.str[1 if sweep != SWEEP else 2] == host
+    return chosen[in_host].assign(twin=label[in_host].str[3])
+
+
+def net(every: pd.DataFrame, host: str, metric: str, sweep: str = SWEEP) -> dict[int, pd.Series]:
+    """A gain over the twin by step, one value a seed."""
+    chosen = twins_of(every, host, sweep)
+    chosen = chosen[(chosen.metric == metric) & (chosen.split == "test")]
     table = chosen.pivot_table("value", index=["step", "seed"], columns="twin")
-    gain = (table.burst - table.none) * METRICS[metric]
+    gain = (table.burst - table.none).dropna() * METRICS[metric]
     by_step = {int(step): part.droplevel("step") for step, part in gain.groupby("step")}
     return {step: part for step, part in by_step.items() if step <= LAST}
 
 
-def _host_loss(every: pd.DataFrame, host: str) -> pd.Series:
+def host_loss(every: pd.DataFrame, host: str, sweep: str = SWEEP) -> pd.Series:
     """Mean loss of the batches measured in the 300 steps before the burst, nats."""
-    rows = every[(every.sweep == SWEEP) & (every.metric == "train_loss")]
-    rows = rows[(rows.run.str.split("-").str[2] == host) & rows.step.between(BURST - 300, BURST)]
+    rows = twins_of(every, host, sweep)
+    rows = rows[(rows.metric == "train_loss") & rows.step.between(BURST - 300, BURST)]
     return rows.groupby("seed").value.mean()
 
 
-def _share(value: float, low: float, high: float) -> str:
-    return "undefined" if value != value else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+def share_text(found: Share) -> str:
+    """ "0.50 [0.40, 0.60]", or that it is undefined."""
+    undefined = found.value != found.value
+    return "undefined" if undefined else with_interval(found.value, found.low, found.high)
 
 
 def course(frame: pd.DataFrame) -> Figure:

@@ -20,6 +20,7 @@ from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.figures.index import draw_figures
 from eval.figures.ordering import ordering_table
+from eval.interference.budget import budgets
 from eval.records import read_records, record_files
 from eval.report.page import Run, render
 from eval.report.tables import markdown_cells
@@ -52,8 +53,9 @@ def write_report(
     write_table(out / "cells.csv", table)
     replace_file(out / "cells.md", markdown_cells(table))
     write_table(out / "records.csv", frame)
-    with contextlib.suppress(ConfigError):  # as its figure: left out where the records hold none
-        write_table(out / "ordering.csv", ordering_table(frame))
+    for name, tabulate in (("ordering.csv", ordering_table), ("budget.csv", budgets)):
+        with contextlib.suppress(ConfigError):  # as its figure: left out where records hold none
+            write_table(out / name, tabulate(frame))
     return replace_file(out / "report.html", page)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_injection.errors import ConfigError
+from eval.findings.chain import held_out
 from eval.findings.chapters import CHAPTERS, as_json_lines, write_chapter
 from eval.findings.controls import fill
 from eval.findings.mechanism import rank_correlation
@@ -67,6 +68,8 @@ def test_the_records_are_the_runs_of_the_committed_sweeps_and_no_others(name: st
         for sweep in confirm_sweeps(name)
         for point in sweep.points()
     }
+    assert planned >= CHAPTERS[name].unrun
+    planned -= CHAPTERS[name].unrun
     assert set(FRAMES[name].run) == planned
     told = json.loads((DOCS / "findings" / name / "provenance.json").read_text())
     assert told["runs"] == len(planned)
@@ -114,3 +117,34 @@ def test_a_rank_correlation_is_exact_and_its_p_is_that_of_permutations() -> None
     assert p < 0.005  # 2 of 5,040 orders are as extreme
     rho, p = rank_correlation(rising, pd.Series([1.0, -1.0, 1.1, -1.1, 1.2, -1.2, 0.0]))
     assert p > 0.3
+
+
+def test_what_bursts_predict_of_other_cells_is_what_the_text_says() -> None:
+    """Correlations, the lead over width x rate with its bootstrap, the level."""
+    import numpy as np
+    from scipy.stats import spearmanr
+
+    hosts, controls = FRAMES["hosts"], FRAMES["controls"]
+    cells = held_out(hosts.assign(sweep=hosts.run.str.split("-").str[0]), controls)
+    score = cells.score.to_numpy()
+    names = ("predicted", "width_rate", "without_forgetting", "exposures")
+    found = {name: spearmanr(score, cells[name]).statistic for name in names}
+    draw = np.random.default_rng(0).integers(0, len(cells), (2000, len(cells)))
+    lead = [
+        spearmanr(score[i], cells.predicted.to_numpy()[i]).statistic
+        - spearmanr(score[i], cells.width_rate.to_numpy()[i]).statistic
+        for i in draw
+    ]
+    low, high = np.nanpercentile(lead, [2.5, 97.5])
+    right = int(((cells.predicted >= 0.5) == (cells.score >= 0.5)).sum())
+    said = " ".join(TEXT.split())
+    values = [f"{found[name]:.2f}"[1:] for name in names]
+    told = f"is {values[0]} for the prediction, {values[1]} for width x rate, {values[2]} for the"
+    assert told in said
+    assert f"equation without forgetting and {values[3]} for exposures." in said
+    by = found["predicted"] - found["width_rate"]
+    plain = [f"{value:.2f}".replace("0.", ".") for value in (by, low, high)]
+    # The ends of a bootstrap of correlations, to a hundredth.
+    assert f"+{plain[0]} [{plain[1]}, {plain[2]}]" in said
+    off = f"{np.abs(cells.predicted - cells.score).mean():.2f}"[1:]
+    assert f"right of .5 in {right} of {len(cells)} cells, off by {off} on average" in said

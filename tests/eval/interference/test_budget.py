@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data_injection.errors import ConfigError
+from eval.figures.budget import budget
 from eval.interference.budget import (
     DECAY,
     HOST,
@@ -185,3 +186,11 @@ def test_without_measurements_the_remedy_is_named() -> None:
     frame = records(forgotten={1: 1.0}, gained={1: -1.0})
     with pytest.raises(ConfigError, match="loss_budget"):
         budgets(frame[frame.metric == "none"])
+
+
+def test_the_figure_has_a_line_a_source_and_the_change_itself() -> None:
+    frame = records(forgotten={1: 0.8, 2: 0.9, 3: 1.0}, gained={1: -1.0, 2: -1.0, 3: -1.2})
+    (axis,) = budget(frame).axes
+    assert len(axis.lines) >= len({*frame.source.dropna()})
+    with pytest.raises(ConfigError, match="loss_budget"):
+        budget(frame[frame.metric == "none"])

@@ -1,0 +1,287 @@
+"""The tables of docs/findings.md on the chain over widths: a burst in the host of two widths.
+
+    chain(final_rows, every_row)      # each a Markdown table, as in eval.findings.controls
+
+Width 16 is the sweep `closed_host`, width 64 the sweep `chain`, each at its host's best learning
+rate. What a table finds too few seeds of it leaves out, and says so by not showing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from eval.figures import style
+from eval.findings.contrasts import Estimate, difference, estimate
+from eval.findings.controls import Table, markdown, mean, verdict
+from eval.findings.hosts import (
+    AFTER,
+    BURST,
+    EASY,
+    HOSTS,
+    LAST,
+    METRICS,
+    OPEN,
+    SWEEP,
+    host_loss,
+    net,
+    share_text,
+    twins_of,
+)
+from eval.interference.budget import HOST
+from eval.statistics import MIN_SEEDS, share
+from theory.advice.accumulation import Balance, balance, course
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDE = "chain"
+WIDTHS = {SWEEP: "w16", WIDE: "w64"}
+"""The sweep of each width, the narrow one first."""
+
+SAME_RATE = "text_1e_2"
+"""Open text at the narrow width's learning rate: the label of the wide one's control."""
+
+CELLS = {
+    (SWEEP, OPEN): "w16 at 0.01",
+    (WIDE, OPEN): "w64 at 0.003",
+    (WIDE, SAME_RATE): "w64 at 0.01",
+    (SWEEP, EASY): "w16 at 0.01",
+    (WIDE, EASY): "w64 at 0.003",
+}
+"""Width and learning rate of the cells of the chain."""
+
+BURST_RATE, CEILING = 16.0, 0.9
+
+
+@dataclass(frozen=True)
+class Links:
+    """What one width in one host has of the chain, a value a seed each; empty if not measured."""
+
+    host_loss: pd.Series
+    pull: pd.Series
+    """|population gradient of the host|^2, and beside it the noise of a batch."""
+
+    noise: pd.Series
+    inner: pd.Series
+    """<g_nt, g_r> in nats a unit step; below 0 harms."""
+
+    forgotten: pd.Series
+    """Nats a step, in the steps after the burst."""
+
+    gained: Mapping[str, pd.Series]
+    """By metric: what the burst brought over the twin, and what is left at the last lag."""
+
+    left: Mapping[str, pd.Series]
+    early: Mapping[str, pd.Series]
+    """Left at lag 100, where 1e-2 has moved about as far as 3e-3 has at lag 300."""
+
+    @property
+    def shares(self) -> dict[str, pd.Series]:
+        return {metric: self.left[metric] / self.gained[metric] for metric in METRICS}
+
+
+def links(every: pd.DataFrame, sweep: str, host: str) -> Links:
+    rows = twins_of(every, host, sweep)
+    rows = rows[rows.twin == "burst"]
+    after = rows[(rows.step > AFTER) & (rows.step <= LAST)]
+
+    def per_seed(metric: str, column: str = "value", where: str = "step == step") -> pd.Series:
+        chosen = after[after.metric == metric].query(where)
+        empty = pd.Series(dtype=float)
+        return chosen.groupby("seed")[column].mean() if len(chosen) else empty
+
+    budget = after[(after.metric == "budget") & (after.source == HOST)]
+    gains = {metric: net(every, host, metric, sweep) for metric in METRICS}
+    return Links(
+        host_loss=host_loss(every, host, sweep),
+        pull=per_seed("pull_g_nt"),
+        noise=per_seed("pull_g_nt", "noise"),
+        inner=per_seed("cos_g_nt", "inner"),
+        forgotten=budget.groupby("seed").value.sum() / (LAST - AFTER),
+        gained={metric: gain[AFTER] for metric, gain in gains.items()},
+        left={metric: gain[LAST] for metric, gain in gains.items()},
+        early={metric: gain[AFTER + 100] for metric, gain in gains.items()},
+    )
+
+
+def measured(every: pd.DataFrame) -> dict[tuple[str, str], Links]:
+    """By CELLS, those with seeds enough."""
+    found = {}
+    for sweep, host in CELLS:
+        rows = twins_of(every, host, sweep)
+        rows = rows[(rows.metric == "score") & (rows.step == LAST)]
+        if rows.groupby("twin").seed.nunique().reindex(["burst", "none"]).min() >= MIN_SEEDS:
+            found[sweep, host] = links(every, sweep, host)
+    return found
+
+
+def chain(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """The links by host and width, and the declared contrasts."""
+    cells, body = measured(every), []
+    for cell, one in cells.items():
+        line = [host_name(cell[1]), CELLS[cell], str(len(one.left["score"]))]
+        line += [mean(one.host_loss), _small(one.pull), _small(one.noise), _small(one.inner)]
+        line.append(_small(one.forgotten * 1000, 1))
+        for metric in METRICS:
+            line.append(mean(one.gained[metric]))
+            line.append(share_text(share(one.left[metric].tolist(), one.gained[metric].tolist())))
+        body.append(line)
+    head = ["host", "width", "seeds", "its loss", "pull", "noise", "g_nt · g_r"]
+    head += ["forgotten", "score +", "share left", "choice +", "share left"]
+    return f"{markdown(head, body)}\n\n" + "\n".join(f"- {line}" for line in contrasts(cells))
+
+
+def host_name(label: str) -> str:
+    return HOSTS[OPEN if label == SAME_RATE else label]
+
+
+def contrasts(cells: Mapping[tuple[str, str], Links]) -> list[str]:
+    """The declared ones by their numbers, w64 - w16 with seeds paired, those that have the runs."""
+    narrow, wide = cells[SWEEP, OPEN], cells[WIDE, OPEN]
+    apart = _shares_apart(wide, narrow)
+    lines = [f"(1) share left in open text: {_said(apart)}"]
+    if (easy := cells.get((WIDE, EASY))) is not None:
+        less = _shares_apart(easy, cells[SWEEP, EASY])
+        between = {metric: (apart[metric] - less[metric]).dropna() for metric in METRICS}
+        lines.append(f"(2) (1) less the same with 1,024 tokens: {_said(between)}")
+    forgotten = difference(wide.forgotten * 1000, narrow.forgotten * 1000)
+    lines.append(f"(3) forgotten in open text, nats in a thousand steps: {verdict(forgotten)}")
+    loss = difference(wide.host_loss, narrow.host_loss)
+    lines.append(f"(4) the loss of open text before the burst: {verdict(loss)}")
+    if (control := cells.get((WIDE, SAME_RATE))) is not None:
+        same = _shares_apart(control, narrow)
+        lines.append(f"(5) (1) with both at 0.01: {_said(same)}")
+    for metric, values in wide.shares.items():
+        apart[metric] = values - narrow.early[metric] / narrow.gained[metric]
+    lines.append(
+        f"not declared, (1) at equal learning rate x steps, w16 at lag 100: {_said(apart)}"
+    )
+    return lines
+
+
+def _shares_apart(wide: Links, narrow: Links) -> dict[str, pd.Series]:
+    return {m: (wide.shares[m] - narrow.shares[m]).dropna() for m in METRICS}
+
+
+def _said(apart: Mapping[str, pd.Series]) -> str:
+    of = [f"of {style.plain(m)} {verdict(estimate(values))}" for m, values in apart.items()]
+    return f"{', '.join(of)} ({len(apart['score'])} seeds)"
+
+
+def predicted(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """g, lambda and rate* of `olmo-ext predict`, by width and host."""
+    body = []
+    cells = dict.fromkeys([(SWEEP, host) for host in HOSTS], CELLS[SWEEP, OPEN])
+    for (sweep, host), name in {**cells, **{cell: CELLS[cell] for cell in measured(every)}}.items():
+        found = balanced(every, sweep, host)
+        line = [host_name(host), name]
+        for value, scale in ((found.gain, 1e3), (found.forgetting, 1e3), (found.threshold, 1)):
+            numbers = [scale * one for one in (value.value, value.low, value.high)]
+            line.append(f"{numbers[0]:.2f} [{numbers[1]:.2f}, {numbers[2]:.2f}]")
+        body.append(line)
+    head = ["host", "width", "g (1e-3 an instance)", "lambda (1e-3 a step)", "rate*"]
+    return markdown(head, body)
+
+
+def balanced(every: pd.DataFrame, sweep: str, host: str) -> Balance:
+    """Gain and forgetting by the score's rise and fall over the twin's."""
+    gains = pd.DataFrame(net(every, host, "score", sweep))
+    gains = gains[[step for step in gains if step > BURST]]
+    scores = twins_of(every, host, sweep)
+    scores = scores[(scores.metric == "score") & (scores.split == "test")]
+    twin = scores[(scores.twin == "none") & scores.step.between(BURST + 1, AFTER)]
+    return balance(
+        [float(step) for step in gains],
+        {seed: line.tolist() for seed, line in gains.iterrows()},
+        start=BURST,
+        stop=AFTER,
+        rate=BURST_RATE,
+        ceiling=CEILING,
+        twin=twin.groupby("seed").value.mean().to_dict(),
+    )
+
+
+def held_out(every: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+    """The comparison cells of chapter 1 at the bursts' learning rates beside what bursts predict.
+
+    Columns: sweep, rung, steps, rate, score (mean over seeds), predicted (the equation from 0 at
+    that rate), without_forgetting, width_rate, exposures.
+    """
+    scores = controls[(controls.metric == "score") & (controls.split == "test")]
+    scores = scores[scores.step == scores.groupby("run").step.transform("max")]
+    scores = scores[scores.family == "comparison"].assign(sweep=scores.run.str.split("-").str[0])
+    scores = scores[scores.sweep.isin(["learning_rate", "mixture", "single", "sparse"])]
+    rates, rows = {SWEEP: 0.01, WIDE: 0.003}, []
+    for sweep, rung in WIDTHS.items():
+        found = balanced(every, sweep, OPEN)
+        own = scores[(scores.rung == rung) & (scores.learning_rate == rates[sweep])]
+        for (name, steps, rate), cell in own.groupby(["sweep", "step", "rate_per_step"]):
+            said = {"rate": rate, "gain": found.gain.value, "ceiling": CEILING}
+            rows.append(
+                {
+                    **{"sweep": name, "rung": rung, "steps": steps, "rate": rate},
+                    "score": cell.value.mean(),
+                    "predicted": course(steps, **said, forgetting=found.forgetting.value),
+                    "without_forgetting": course(steps, **said, forgetting=0.0),
+                    "width_rate": int(rung[1:]) * rate,
+                    "exposures": cell.exposures_per_example.mean(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+TABLES: dict[str, Table] = {"chain": chain, "predicted": predicted}
+
+
+def _small(values: pd.Series, digits: int = 3) -> str:
+    if values.empty:
+        return "not measured"
+    found: Estimate = estimate(values)
+    return f"{found.mean:.{digits}f} ± {(found.high - found.low) / 2:.{digits}f}"
+
+
+LINKS = {
+    "host_loss": "loss of the host\nbefore the burst, nats",
+    "forgotten": "forgotten a step\nafter it, nats",
+    "score": "share of the score\nleft at lag 300",
+    "choice_loss": "share of the choice loss\nleft at lag 300",
+}
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """The links side by side: a column a host, a colour a width."""
+    every = frame.assign(sweep=frame.run.str.split("-").str[0])
+    cells = measured(every)
+    figure = style.new_figure(style.WIDTHS[1], 2.8)
+    axes = figure.subplots(1, len(LINKS))
+    names = [HOSTS[host] for host in (EASY, OPEN) if any(host == of for _, of in cells)]
+    settings = list(dict.fromkeys(CELLS.values()))
+    for axis, (link, title) in zip(axes, LINKS.items(), strict=True):
+        for (sweep, host), one in cells.items():
+            values = one.shares[link] if link in METRICS else getattr(one, link)
+            if values.empty:
+                continue
+            found, place = estimate(values), settings.index(CELLS[sweep, host])
+            axis.errorbar(
+                names.index(host_name(host)) + 0.15 * (place - 1),
+                found.mean,
+                yerr=(found.high - found.low) / 2,
+                fmt="o",
+                markersize=4,
+                color=style.COLOURS[place],
+                capsize=2,
+            )
+        axis.axhline(0, **style.THRESHOLD)
+        axis.set_xlim(-0.5, len(names) - 0.5)
+        axis.set_xticks(range(len(names)), names)
+        style.dress(axis, title, below="host")
+    handles = [
+        style.handle(name, color=colour)
+        for name, colour in zip(settings, style.COLOURS, strict=False)
+    ]
+    style.legend_below(figure, handles, len(handles))
+    return figure
