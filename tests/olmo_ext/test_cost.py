@@ -317,6 +317,8 @@ def test_train_says_what_its_card_has_no_room_for(
 ) -> None:
     experiment, cost = on_ladder("4M", "{interference: {}}")
     _warn_of_memory(experiment)  # no card
+    # The engine's model would look for the card.
+    monkeypatch.setattr("olmo_ext.cost.run_cost", lambda train, **settings: cost)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for room, told in ((100 * cost.memory.step, False), (cost.memory.step, True)):
         card = SimpleNamespace(total_memory=room)
