@@ -30,6 +30,10 @@ from data_injection.errors import ConfigError
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 """The disk's own reasons: no defect of the program, so that a traceback would only hide them."""
 
+EXTRAS = dict.fromkeys(("olmo", "olmo_data", "wandb", "torchmetrics"), "olmo")
+EXTRAS["olmo_core"] = "core"
+"""Modules of an engine, and the extra of pyproject.toml that brings them."""
+
 BAD_INPUT = 2
 """Status of what no second start would mend."""
 
@@ -71,6 +75,15 @@ def exits() -> Iterator[None]:
             _error(str(error))
             if "TORCHELASTIC_RUN_ID" in os.environ:
                 say(errors, "what torchrun prints below is its account of this error, not another")
+        sys.exit(BAD_INPUT)
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] not in EXTRAS:
+            raise
+        extra = EXTRAS[str(error.name).split(".")[0]]
+        _error(
+            f"this needs {error.name}, which is not installed: `pip install '.[{extra}]'` in the "
+            "checkout, in an environment of its own (the engines exclude one another)"
+        )
         sys.exit(BAD_INPUT)
     except OSError as error:
         if error.errno not in REFUSALS:

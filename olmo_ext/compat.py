@@ -27,7 +27,6 @@ from olmo.checkpoint import Checkpointer, FullCheckpointer, save_state_dict
 from olmo.config import TrainConfig
 from olmo.data.iterable_dataset import IterableDataset
 from olmo.data.memmap_dataset import MemMapDataset
-from olmo.torch_util import get_global_rank
 from olmo.util import is_url
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import StateDictType
@@ -35,6 +34,7 @@ from torch.distributed.fsdp.api import FullOptimStateDictConfig, FullStateDictCo
 from torch.utils.data import get_worker_info
 
 from data_injection.files import sync_path
+from olmo_ext.ranks import get_global_rank
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from olmo.torch_util import get_world_size
 
 from data_injection.errors import ConfigError
 from data_injection.extensions import origins
@@ -51,6 +50,7 @@ from olmo_ext.build import check_same_run
 from olmo_ext.compat import link_latest
 from olmo_ext.config import save_experiment
 from olmo_ext.prepare import Prepared
+from olmo_ext.ranks import get_world_size
 
 log = logging.getLogger(__name__)
 

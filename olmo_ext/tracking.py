@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
-
-import wandb
-from olmo.config import TrainConfig
 
 from data_injection.files import replace_file
 from eval.records import record_name
-from olmo_ext.compat import outlive_wandb
+
+if TYPE_CHECKING:
+    from olmo.config import TrainConfig
 
 
 def has_wandb_key() -> bool:
@@ -39,6 +39,10 @@ def start_wandb(cfg: TrainConfig, folder: Path) -> None:
     """Join W&B if the config asks for it, offline without an API key; resumes its own run."""
     if cfg.wandb is None:
         return
+    import wandb
+
+    from olmo_ext.compat import outlive_wandb
+
     mode = os.environ.get("WANDB_MODE")
     if mode is None and not has_wandb_key():
         mode = "offline"
@@ -63,6 +67,7 @@ def start_wandb(cfg: TrainConfig, folder: Path) -> None:
 
 def mirror(callback: str, row: Mapping[str, Any]) -> None:
     """Show a record in W&B, if the run has joined it."""
-    if wandb.run is None:
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:  # nobody has asked for it
         return
     wandb.log({record_name(callback, row): row["value"]}, step=row["step"])

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch.distributed as dist
 from olmo.config import CheckpointType
-from olmo.torch_util import get_global_rank, get_world_size
 
 from data_injection.beat import Beat
 from data_injection.errors import ConfigError, DivergedError
@@ -36,6 +35,7 @@ from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.numerics.deterministic import deterministic
 from olmo_ext.prepare import build_trainer, prepare
+from olmo_ext.ranks import get_global_rank, get_world_size
 from olmo_ext.run_folder import (
     check_folder,
     clear_unfinished,

@@ -13,13 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from olmo.checkpoint import Checkpointer
 from olmo.config import CheckpointType
-from olmo.torch_util import get_global_rank
 from olmo.train import Trainer
 
 from data_injection.beat import Beat
@@ -41,7 +41,9 @@ from olmo_ext.compat import (
     stock_trainer_state,
     sync_checkpoint,
 )
+from olmo_ext.ranks import get_global_rank
 from olmo_ext.signals import StopSignals
+from olmo_ext.stock import StockEngine
 from olmo_ext.tracking import mirror
 
 log = logging.getLogger(__name__)
@@ -235,7 +237,11 @@ class ExperimentTrainer(Trainer):
         finish_wandb(exit_code)
         super().close(exit_code)
 
-    # -- what callbacks use ----------------------------------------------------------------------
+    # -- what callbacks use: olmo_ext/host.py ----------------------------------------------------
+
+    @cached_property
+    def engine(self) -> StockEngine:
+        return StockEngine(self)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:

@@ -231,12 +231,15 @@ class MLP:
     width: int
     """Numbers of one neuron."""
 
-    shards: tuple[Shard, Shard]
-    """This rank's parts of the two, in this order."""
+    shards: tuple[Shard, ...]
+    """This rank's parts of ff_proj, of the gates and of ff_out, in this order."""
+
+    gates: tuple[int, ...] = ()
+    """Indices of weights of shape (N, d_model) where "gate" is a tensor of its own."""
 
     def of(self, vector: Vector) -> list[torch.Tensor]:
-        """A vector's part in ff_proj and ff_out."""
-        return [vector[self.ff_proj], vector[self.ff_out]]
+        """A vector's part in ff_proj, the gates and ff_out."""
+        return [vector[i] for i in (self.ff_proj, *self.gates, self.ff_out)]
 
     def neuron(self, entry: torch.Tensor, *, down: bool) -> torch.Tensor:
         """The neuron of entries of the flattened ff_proj, or (`down`) ff_out.
@@ -251,28 +254,29 @@ class MLP:
         """Squared length of each neuron's part of `of(vector)`, of this rank's shards; (N,)."""
         device = pair[0].device
         out_N = torch.zeros(self.num_neurons, dtype=torch.float64, device=device)
-        for down, (shard, part) in enumerate(zip(self.shards, pair, strict=True)):
+        for place, (shard, part) in enumerate(zip(self.shards, pair, strict=True)):
+            down = place == len(pair) - 1
             for first in range(0, shard.size, CHUNK):
                 block = part[first : first + CHUNK].double()
                 # A shard ends anywhere, also inside a row: each entry is told its neuron.
                 entry = shard.start + first + torch.arange(len(block), device=device)
-                out_N.index_add_(0, self.neuron(entry, down=bool(down)), block.square())
+                out_N.index_add_(0, self.neuron(entry, down=down), block.square())
         return out_N
 
-    def entries(self, chosen: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Indices into this rank's two shards of the entries of the chosen neurons."""
+    def entries(self, chosen: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        """Indices into this rank's shards of the entries of the chosen neurons."""
         neuron_K, place_D = torch.tensor(list(chosen)), torch.arange(self.d_model)
         # Without a gate ff_proj has one row a neuron; the second lies beyond its end.
         row_K = torch.cat([neuron_K, self.num_neurons + neuron_K])
         up = (row_K[:, None] * self.d_model + place_D).reshape(-1)
         down = (place_D[:, None] * self.num_neurons + neuron_K).reshape(-1)
-        inside = [
+        ups = [up] * (len(self.shards) - 1)
+        return tuple(
             entry[(entry >= shard.start) & (entry < shard.stop)] - shard.start
-            for entry, shard in zip((up, down), self.shards, strict=True)
-        ]
-        return inside[0], inside[1]
+            for entry, shard in zip((*ups, down), self.shards, strict=True)
+        )
 
-    def pick(self, pair: Vector, entries: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def pick(self, pair: Vector, entries: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The numbers of `of(vector)` at `entries`, one flat tensor."""
         return torch.cat([p[e.to(p.device)] for p, e in zip(pair, entries, strict=True)])
 

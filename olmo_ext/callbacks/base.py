@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from data_injection.plan import InjectionPlan
     from data_injection.tasks.base import Task
-    from olmo_ext.trainer import ExperimentTrainer
+    from olmo_ext.host import Host
 
 
 @dataclass
@@ -40,26 +40,26 @@ class Callback:
     def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
         """Before any work: raise ConfigError for settings that cannot serve a run of this plan."""
 
-    def on_start(self, trainer: ExperimentTrainer) -> None:
+    def on_start(self, trainer: Host) -> None:
         """Before the first step, after a checkpoint has been restored, if any."""
 
-    def wants_global_loss(self, trainer: ExperimentTrainer) -> bool:
+    def wants_global_loss(self, trainer: Host) -> bool:
         """Whether the coming step's loss must be reduced over all ranks."""
         return False
 
-    def on_batch(self, trainer: ExperimentTrainer, batch: dict[str, Any]) -> None:
+    def on_batch(self, trainer: Host, batch: dict[str, Any]) -> None:
         """Before the forward passes of a step; `batch` is this rank's part of it."""
 
-    def on_gradients(self, trainer: ExperimentTrainer, batch: dict[str, Any]) -> None:
+    def on_gradients(self, trainer: Host, batch: dict[str, Any]) -> None:
         """After the last backward pass of a step, before clipping: `.grad` is the batch's."""
 
-    def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
+    def on_step(self, trainer: Host, metrics: dict[str, float]) -> None:
         """After the optimizer has taken step `trainer.global_step`."""
 
-    def on_checkpoint(self, trainer: ExperimentTrainer) -> None:
+    def on_checkpoint(self, trainer: Host) -> None:
         """After a checkpoint has been written and renamed into place."""
 
-    def on_end(self, trainer: ExperimentTrainer) -> None:
+    def on_end(self, trainer: Host) -> None:
         """After the last step, also when the run stops early; not after an error."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,20 +105,11 @@ def due(step: int, *, every: int, last_step: int) -> bool:
     return step % every == 0 or step == last_step
 
 
-def under_autocast(trainer: ExperimentTrainer) -> torch.autocast:
-    """The run's own precision, for a forward pass of a callback's."""
-    cfg = trainer.cfg
-    return torch.autocast(
-        trainer.device.type, enabled=cfg.precision != "fp32", dtype=cfg.autocast_precision
-    )
-
-
 def forward_logits(
-    trainer: ExperimentTrainer, input_ids_BT: torch.Tensor, *, last: bool = True
+    trainer: Host, input_ids_BT: torch.Tensor, *, last: bool = True
 ) -> torch.Tensor:
     """Logits of the last position under the run's own precision and wrapper, shape (B, V); or of
     all, (B, T, V). Every rank must call this equally often (FSDP gathers parameters in the pass).
     """
-    with under_autocast(trainer):
-        output = trainer.dist_model(input_ids_BT.to(trainer.device), last_logits_only=last)
-    return output.logits[:, -1] if last else output.logits
+    with trainer.engine.autocast():
+        return trainer.engine.logits(input_ids_BT.to(trainer.device), last=last)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
-from olmo.torch_util import get_global_rank, get_world_size
 
 from data_injection.errors import ConfigError, DivergedError
 from data_injection.files import replace_file
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.run import DIVERGED, read_if_whole
 from olmo_ext.callbacks.base import forward_logits
+from olmo_ext.ranks import get_global_rank, get_world_size
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer

@@ -6,13 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from olmo.config import TrainConfig
-from olmo.torch_util import get_global_rank
 
 from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
-from eval.features.activations import residual_stream
 from eval.features.presence import score_features
 from eval.features.probes import MIN_PERMUTATIONS, check_target
 from olmo_ext.callbacks.base import (
@@ -21,11 +18,13 @@ from olmo_ext.callbacks.base import (
     check_tasks,
     chosen_tasks,
     due,
-    under_autocast,
 )
+from olmo_ext.ranks import get_global_rank
 
 if TYPE_CHECKING:
-    from olmo_ext.trainer import ExperimentTrainer
+    from olmo.config import TrainConfig
+
+    from olmo_ext.host import Host
 
 
 KEY = "callbacks.features"
@@ -101,19 +100,19 @@ class Features(Callback):
                 rule = f"cannot probe target {name!r} of task {task.name!r}: {error}"
                 raise ConfigError(key=KEY, rule=rule) from None
 
-    def on_start(self, trainer: ExperimentTrainer) -> None:
+    def on_start(self, trainer: Host) -> None:
         if self.at_start and trainer.global_step == 0:
             self._measure(trainer)
 
-    def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
+    def on_step(self, trainer: Host, metrics: dict[str, float]) -> None:
         if due(trainer.global_step, every=self.every, last_step=trainer.last_step):
             self._measure(trainer)
 
     def _chosen(self, plan: InjectionPlan) -> list[Task]:
         return [task for task in chosen_tasks(self.tasks, plan) if task.targets()]
 
-    def _measure(self, trainer: ExperimentTrainer) -> None:
-        layers = sorted(self.layers) or range(trainer.cfg.model.n_layers + 1)
+    def _measure(self, trainer: Host) -> None:
+        layers = sorted(self.layers) or range(trainer.engine.num_layers + 1)
         with trainer.measuring():
             for task in self._chosen(trainer.plan):
                 scores = score_features(
@@ -131,7 +130,7 @@ class Features(Callback):
                     trainer.record("features", task=task.name, split="", **score)
 
 
-def _states(trainer: ExperimentTrainer, input_ids_BT: torch.Tensor) -> torch.Tensor:
+def _states(trainer: Host, input_ids_BT: torch.Tensor) -> torch.Tensor:
     """The residual stream at the last position under the run's own precision and wrapper."""
-    with under_autocast(trainer):
-        return residual_stream(trainer.dist_model, input_ids_BT.to(trainer.device))
+    with trainer.engine.autocast():
+        return trainer.engine.residual_stream(input_ids_BT.to(trainer.device))

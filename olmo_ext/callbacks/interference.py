@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
     from data_injection.plan import InjectionPlan
     from data_injection.tasks.base import IntArray, Task
-    from olmo_ext.trainer import ExperimentTrainer
+    from olmo_ext.host import Host
 
 log = logging.getLogger(__name__)
 
@@ -165,12 +165,12 @@ class Interference(Callback):
 
     # -- hooks -----------------------------------------------------------------------------------
 
-    def on_gradients(self, trainer: ExperimentTrainer, batch: dict[str, Any]) -> None:
+    def on_gradients(self, trainer: Host, batch: dict[str, Any]) -> None:
         if not self._due(trainer):
             return
         # Here and not in on_step: `.grad` still is the whole batch's, averaged and not yet clipped.
-        params = measured_parameters(trainer, self._is_measured)
-        mlp = params.mlp(self.layer, trainer.cfg.model)
+        params = measured_parameters(trainer, lambda name: self._is_measured(trainer, name))
+        mlp = params.mlp(trainer.engine.mlp(self.layer))
         vectors = {"g": params.gradient()}
         with beside_the_step(trainer):
             tasks = {task.name: task for task in chosen_tasks(self.tasks, trainer.plan)}
@@ -194,7 +194,7 @@ class Interference(Callback):
         # Copies, for the optimizer changes the parameters in place.
         self._measured = measured, [part.clone() for part in params.values()]
 
-    def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
+    def on_step(self, trainer: Host, metrics: dict[str, float]) -> None:
         if self._measured is None:
             return
         (measured, before), self._measured = self._measured, None
@@ -225,7 +225,7 @@ class Interference(Callback):
 
     # -- choices ---------------------------------------------------------------------------------
 
-    def _due(self, trainer: ExperimentTrainer) -> bool:
+    def _due(self, trainer: Host) -> bool:
         # From the plan and the step alone, so that all ranks agree and a resumed run measures the
         # same steps. The engine counts a step before it is taken: the plan's is one less.
         plan, step = trainer.plan, trainer.global_step - 1
@@ -243,9 +243,9 @@ class Interference(Callback):
         num = self.instances if num is None else num
         return instances_of(task, split=self.split, num=num, seed=self.seed)
 
-    def _is_measured(self, name: str) -> bool:
+    def _is_measured(self, trainer: Host, name: str) -> bool:
         # The smallest set that the groups need: memory is in copies of it.
-        mlp = (f"blocks.{self.layer}.ff_proj.weight", f"blocks.{self.layer}.ff_out.weight")
+        mlp = trainer.engine.mlp(self.layer).names
         return "model" in self.groups or (
             "blocks." in name if "layers" in self.groups else name.endswith(mlp)
         )
@@ -254,7 +254,7 @@ class Interference(Callback):
         share = self.top_k < 1
         return max(round(self.top_k * mlp.num_neurons), 1) if share else int(self.top_k)
 
-    def _choose(self, trainer: ExperimentTrainer, measured: Measured) -> None:
+    def _choose(self, trainer: Host, measured: Measured) -> None:
         """The neurons of each task for this window; how many of the last are still among them."""
         if "mlp_top" not in self.groups:
             return
@@ -276,7 +276,7 @@ class Interference(Callback):
 
     # -- what is recorded ------------------------------------------------------------------------
 
-    def _compare_subsets(self, trainer: ExperimentTrainer, measured: Measured) -> None:
+    def _compare_subsets(self, trainer: Host, measured: Measured) -> None:
         """Once a task: the cosine of the subset's g_r with that of all instances."""
         for task in chosen_tasks(self.tasks, trainer.plan):
             examples = self._instances(task, num=0)
@@ -292,9 +292,7 @@ class Interference(Callback):
                 self._write(trainer, task.name, place, metric="subset_cosine", value=value)
             self._compared.append(task.name)
 
-    def _record(
-        self, trainer: ExperimentTrainer, measured: Measured, vectors: dict[str, Vector]
-    ) -> None:
+    def _record(self, trainer: Host, measured: Measured, vectors: dict[str, Vector]) -> None:
         """The rows of all tasks and places for the step's vectors, or for its update."""
         params, mlp, references, _ = measured
         # The null of every cosine: a direction that is anew at each step and the same on any number
@@ -332,7 +330,7 @@ class Interference(Callback):
 
     def _write(
         self,
-        trainer: ExperimentTrainer,
+        trainer: Host,
         task: str,
         place: Place,
         *,

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from olmo.config import DistributedStrategy, OptimizerType
 
 from data_injection.errors import ConfigError
 from data_injection.philox import raw_words
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 
     from data_injection.plan import InjectionPlan
     from data_injection.tasks.base import Task
-    from olmo_ext.trainer import ExperimentTrainer
+    from olmo_ext.host import Host
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +124,7 @@ class LossBudget(Callback):
         key = "callbacks.loss_budget"
         check_exact(train, key=key)
         optimizer = train.optimizer
-        if optimizer.name != OptimizerType.adamw or optimizer.selective_updates:
+        if optimizer.name != "adamw" or optimizer.selective_updates:
             raise ConfigError(
                 key="train.optimizer.name",
                 value=str(optimizer.name.value),
@@ -140,7 +139,7 @@ class LossBudget(Callback):
                 rule=f"must be null for {key}: it clips each parameter by another factor",
                 remedy="use train.max_grad_norm",
             )
-        if self.exact and train.distributed_strategy == DistributedStrategy.fsdp:
+        if self.exact and train.distributed_strategy == "fsdp":
             raise ConfigError(
                 key=f"{key}.exact",
                 value=self.exact,
@@ -154,10 +153,10 @@ class LossBudget(Callback):
 
     # -- hooks -----------------------------------------------------------------------------------
 
-    def on_start(self, trainer: ExperimentTrainer) -> None:
+    def on_start(self, trainer: Host) -> None:
         self._moments.start(trainer.global_step)
 
-    def on_gradients(self, trainer: ExperimentTrainer, batch: dict[str, Any]) -> None:
+    def on_gradients(self, trainer: Host, batch: dict[str, Any]) -> None:
         if not trainer.plan.tasks:
             return
         params = self._moments.parameters(trainer)
@@ -181,7 +180,7 @@ class LossBudget(Callback):
         before = [part.clone() for part in params.values()]
         self._step = _Step(norm, found, before, state, nulls)
 
-    def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
+    def on_step(self, trainer: Host, metrics: dict[str, float]) -> None:
         step, self._step = self._step, None
         if step is None:
             return
@@ -214,7 +213,7 @@ class LossBudget(Callback):
 
     # -- one measured step -----------------------------------------------------------------------
 
-    def _stands_for(self, trainer: ExperimentTrainer) -> int:
+    def _stands_for(self, trainer: Host) -> int:
         """Steps that this one is measured for: its interval, or 0 if another step of it is.
 
         Drawn anew in each interval: the same place would see every burst of a gap, or none.
@@ -224,7 +223,7 @@ class LossBudget(Callback):
         [word] = raw_words(1, seed=self.seed, purpose="loss_budget", counter=interval).tolist()
         return length if word % length == place else 0
 
-    def _measure(self, trainer: ExperimentTrainer, params: Parameters, step: _Step) -> None:
+    def _measure(self, trainer: Host, params: Parameters, step: _Step) -> None:
         assert step.before is not None
         after, (seconds, how) = params.values(), adam_steps(trainer, params)
         # Apart from HOST, DECAY and the sums beside them, whatever a task is called.
@@ -271,7 +270,7 @@ class LossBudget(Callback):
                 self._sums[name][kind] = [a + b * num for a, b in zip(before, values, strict=True)]
 
     def _take_host_steps(
-        self, trainer: ExperimentTrainer, params: Parameters, step: _Step, host: Vector
+        self, trainer: Host, params: Parameters, step: _Step, host: Vector
     ) -> None:
         """What the host's part of the step alone does to each loss."""
         assert step.before is not None
@@ -283,7 +282,7 @@ class LossBudget(Callback):
                 first = sum(float(a @ b) for a, b in zip(gradient, host, strict=True))
                 self._write(trainer, task.name, "host_step", alone - loss, first_order=first)
 
-    def _state(self, trainer: ExperimentTrainer, params: Parameters) -> State:
+    def _state(self, trainer: Host, params: Parameters) -> State:
         state: State = {}
         for task in chosen_tasks(self.tasks, trainer.plan):
             value, gradient = value_and_gradient(trainer, params, self._losses(trainer, task))
@@ -291,9 +290,7 @@ class LossBudget(Callback):
             state[task.name] = value, [part.clone() for part in gradient]
         return state
 
-    def _losses(
-        self, trainer: ExperimentTrainer, task: Task, *, permuted: bool = False
-    ) -> list[Any]:
+    def _losses(self, trainer: Host, task: Task, *, permuted: bool = False) -> list[Any]:
         chosen = instances_of(task, split=self.split, num=self.instances, seed=self.seed)
         tokens = task.tokens[chosen]
         labels = permuted_labels(task, chosen, seed=self.seed) if permuted else tokens[:, -1]
@@ -301,7 +298,7 @@ class LossBudget(Callback):
 
     # -- what is recorded ------------------------------------------------------------------------
 
-    def _record(self, trainer: ExperimentTrainer) -> None:
+    def _record(self, trainer: Host) -> None:
         """The sums since the last record, each measured step for all that it stands for."""
         if self._num == 0:
             return
@@ -323,9 +320,9 @@ class LossBudget(Callback):
         self._sums, self._num = defaultdict(dict), 0
 
     def _write(
-        self, trainer: ExperimentTrainer, task: str, metric: str, value: float, **fields: Any
+        self, trainer: Host, task: str, metric: str, value: float, **fields: Any
     ) -> None:
-        fields |= {"split_error": self._split_error, "precision": str(trainer.cfg.precision)}
+        fields |= {"split_error": self._split_error, "precision": trainer.engine.precision}
         trainer.record(
             "loss_budget", metric=metric, value=value, task=task, split=self.split, **fields
         )

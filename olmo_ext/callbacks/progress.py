@@ -17,12 +17,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from olmo.torch_util import get_global_rank
-
 from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.run import PROGRESS, read_if_whole
 from olmo_ext.callbacks.base import Callback
+from olmo_ext.ranks import get_global_rank
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer
@@ -48,7 +47,7 @@ class Progress(Callback):
                 key="callbacks.progress.seconds", value=self.seconds, rule="must be at least 0"
             )
 
-    def on_start(self, trainer: ExperimentTrainer) -> None:
+    def on_start(self, trainer: ExperimentTrainer) -> None:  # type: ignore[override]
         self._since: tuple[int, float] | None = None
         self._shown = self._written = -math.inf
         self._now: dict[str, Any] = {}
@@ -59,7 +58,7 @@ class Progress(Callback):
             self._speed_before = before.get("steps_per_second")
             self._write(trainer, status="starting")
 
-    def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
+    def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:  # type: ignore[override]
         now = time.monotonic()
         if self._since is None:
             self._since = trainer.global_step, now
@@ -88,7 +87,7 @@ class Progress(Callback):
             self._shown = now
             self._show(trainer, loss, end="\n" if last or not terminal else "", terminal=terminal)
 
-    def on_end(self, trainer: ExperimentTrainer) -> None:
+    def on_end(self, trainer: ExperimentTrainer) -> None:  # type: ignore[override]
         if get_global_rank() == 0:
             finished = trainer.global_step >= trainer.max_steps
             self._write(trainer, status="finished" if finished else "stopped")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from olmo.config import TrainConfig
 
     from data_injection.tasks.base import IntArray
-    from olmo_ext.trainer import ExperimentTrainer
+    from olmo_ext.host import Host
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Retention(Callback):
                 remedy="the next burst comes before a later one",
             )
 
-    def on_start(self, trainer: ExperimentTrainer) -> None:
+    def on_start(self, trainer: Host) -> None:
         plan, num_steps = trainer.plan, trainer.max_steps
         lags = self.lags or geometric_lags(self._longest_gap(plan, num_steps))
         self._moments: dict[tuple[int, int], list[Moment]] = defaultdict(list)
@@ -104,10 +104,10 @@ class Retention(Callback):
                         self._moments[moment.step, index].append(moment)
         self._measure(trainer)  # the first burst may be the first step
 
-    def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
+    def on_step(self, trainer: Host, metrics: dict[str, float]) -> None:
         self._measure(trainer)
 
-    def _measure(self, trainer: ExperimentTrainer) -> None:
+    def _measure(self, trainer: Host) -> None:
         for index in range(len(trainer.plan.tasks)):
             due = self._moments.get((trainer.global_step, index))
             if not due:
@@ -120,9 +120,7 @@ class Retention(Callback):
                 of_own = self._score(trainer, index, own)
                 self._record(trainer, index, moment, of_own, split="train", subset="burst")
 
-    def _score(
-        self, trainer: ExperimentTrainer, index: int, instances: IntArray
-    ) -> list[dict[str, Any]]:
+    def _score(self, trainer: Host, index: int, instances: IntArray) -> list[dict[str, Any]]:
         with trainer.measuring():
             return score_instances(
                 lambda ids: forward_logits(trainer, ids),
@@ -133,7 +131,7 @@ class Retention(Callback):
 
     def _record(
         self,
-        trainer: ExperimentTrainer,
+        trainer: Host,
         index: int,
         moment: Moment,
         scores: list[dict[str, Any]],

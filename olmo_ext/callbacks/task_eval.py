@@ -11,7 +11,7 @@ from eval.scores.memorization import memorization_rows
 from olmo_ext.callbacks.base import Callback, check_least, due, forward_logits
 
 if TYPE_CHECKING:
-    from olmo_ext.trainer import ExperimentTrainer
+    from olmo_ext.host import Host
 
 
 @dataclass
@@ -43,21 +43,21 @@ class TaskEval(Callback):
             key, rule = "callbacks.task_eval.splits", "must be of train and test"
             raise ConfigError(key=key, value=unknown, rule=rule)
 
-    def on_start(self, trainer: ExperimentTrainer) -> None:
+    def on_start(self, trainer: Host) -> None:
         if self.at_start and trainer.global_step == 0:
             self._evaluate(trainer)
 
-    def wants_global_loss(self, trainer: ExperimentTrainer) -> bool:
+    def wants_global_loss(self, trainer: Host) -> bool:
         return due(trainer.global_step, every=self.every, last_step=trainer.last_step)
 
-    def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:
+    def on_step(self, trainer: Host, metrics: dict[str, float]) -> None:
         if due(trainer.global_step, every=self.every, last_step=trainer.last_step):
             trainer.record(
                 "task_eval", metric="train_loss", value=metrics["train/CrossEntropyLoss"]
             )
             self._evaluate(trainer)
 
-    def _evaluate(self, trainer: ExperimentTrainer) -> None:
+    def _evaluate(self, trainer: Host) -> None:
         parts = len(trainer.plan.labelled) * len(self.splits)
         with trainer.measuring():
             for index, task in enumerate(trainer.plan.labelled):

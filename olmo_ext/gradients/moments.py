@@ -18,7 +18,7 @@ from eval.interference.gradients import Vector
 from olmo_ext.gradients.passes import Parameters, measured_parameters
 
 if TYPE_CHECKING:
-    from olmo_ext.trainer import ExperimentTrainer
+    from olmo_ext.host import Host
 
 UNKNOWN_SHARE = 1e-3
 """Of a moment that was not followed from its beginning: it is known when no more is left."""
@@ -38,7 +38,7 @@ class Moments:
         if self._restored is None:
             self._since = step
 
-    def parameters(self, trainer: ExperimentTrainer) -> Parameters:
+    def parameters(self, trainer: Host) -> Parameters:
         """All parameters. First called after a backward pass, by all ranks."""
         if self._params is None:
             # Which part of each parameter is this rank's is known only now.
@@ -53,14 +53,12 @@ class Moments:
                 )
         return self._params
 
-    def known(self, trainer: ExperimentTrainer) -> bool:
+    def known(self, trainer: Host) -> bool:
         """Whether what was not followed, of a run that began without, has decayed."""
         steps = trainer.global_step - 1 - self._since
         return self._since == 0 or _beta(trainer) ** steps <= UNKNOWN_SHARE
 
-    def follow(
-        self, trainer: ExperimentTrainer, parts: Mapping[str, Vector], *, norm: float
-    ) -> None:
+    def follow(self, trainer: Host, parts: Mapping[str, Vector], *, norm: float) -> None:
         """Take in a step that the optimizer has taken.
 
         Args:
@@ -86,8 +84,8 @@ class Moments:
         self._restored, self._since = state["firsts"], state["since"]
 
 
-def _beta(trainer: ExperimentTrainer) -> float:
-    return float(trainer.optim.param_groups[0]["betas"][0])
+def _beta(trainer: Host) -> float:
+    return float(trainer.engine.optim.param_groups[0]["betas"][0])
 
 
 def norm_of(vector: Vector) -> float:
@@ -96,10 +94,10 @@ def norm_of(vector: Vector) -> float:
     return float(norms.double().square().sum().sqrt())
 
 
-def adam_steps(trainer: ExperimentTrainer, params: Parameters) -> tuple[Vector, list[AdamStep]]:
+def adam_steps(trainer: Host, params: Parameters) -> tuple[Vector, list[AdamStep]]:
     """The optimizer's second moments, and how it took its last step of each parameter."""
-    groups = {id(p): group for group in trainer.optim.param_groups for p in group["params"]}
-    states = [trainer.optim.state.get(tensor, {}) for tensor in params.tensors]
+    groups = {id(p): group for group in trainer.engine.optim.param_groups for p in group["params"]}
+    states = [trainer.engine.optim.state.get(tensor, {}) for tensor in params.tensors]
     steps = []
     for tensor, state in zip(params.tensors, states, strict=True):
         group = groups[id(tensor)]

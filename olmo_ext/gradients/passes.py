@@ -12,24 +12,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from olmo.config import DistributedStrategy, TrainConfig
-from olmo.torch_util import get_world_size
-from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-from torch.distributed.fsdp import ShardingStrategy
-from torch.nn.parallel import DistributedDataParallel as DDP
 
 from data_injection.errors import ConfigError
 from eval.interference.gradients import MLP, Shard, Vector
-from olmo_ext.compat import cpu_shield
+from olmo_ext.host import Host, MLPWeights, local
+from olmo_ext.ranks import get_world_size
 
 if TYPE_CHECKING:
-    from olmo_ext.trainer import ExperimentTrainer
+    from olmo.config import TrainConfig
 
 Loss = Callable[[], torch.Tensor]
 """A forward pass: this rank's share of a loss, to be averaged over ranks."""
@@ -54,7 +50,7 @@ def check_exact(train: TrainConfig, *, key: str) -> None:
         "train.model.block_group_size": (model.block_group_size, 1),
         "train.data.generate_doc_lengths": (train.data.generate_doc_lengths, False),
     }
-    if train.distributed_strategy == DistributedStrategy.fsdp and train.fsdp is not None:
+    if train.distributed_strategy == "fsdp" and train.fsdp is not None:
         unfit["train.fsdp.use_orig_params"] = (train.fsdp.use_orig_params, True)
     for name, (value, needed) in unfit.items():
         if value != needed:
@@ -88,7 +84,7 @@ class Parameters:
         return [
             torch.zeros(shard.size, device=tensor.device)
             if value is None
-            else value.detach().reshape(-1).float()
+            else local(value.detach()).reshape(-1).float()
             for value, shard, tensor in zip(values, self.shards, self.tensors, strict=True)
         ]
 
@@ -122,21 +118,22 @@ class Parameters:
         """What the parameters are now, not copied."""
         return self.flat(self.tensors)
 
-    def mlp(self, layer: int, model: Any) -> MLP:
-        """Where the MLP of a layer is among them; `model` is the engine's model config."""
-        of_layer = f"blocks.{layer}."
-        proj, out = (
-            next(i for i, name in enumerate(self.names) if of_layer in name and part in name)
-            for part in ("ff_proj.weight", "ff_out.weight")
+    def mlp(self, weights: MLPWeights) -> MLP:
+        """Where the MLP of a layer is among them."""
+        first, *gates, down = (
+            next(i for i, name in enumerate(self.names) if name.endswith(end))
+            for end in weights.names
         )
-        neurons, size = num_neurons(model), self.total_sizes[proj] + self.total_sizes[out]
+        where = (first, *gates, down)
+        neurons, size = weights.num_neurons, sum(self.total_sizes[i] for i in where)
         return MLP(
-            ff_proj=proj,
-            ff_out=out,
+            ff_proj=first,
+            ff_out=down,
             num_neurons=neurons,
-            d_model=model.d_model,
+            d_model=weights.d_model,
             width=size // neurons,
-            shards=(self.shards[proj], self.shards[out]),
+            shards=tuple(self.shards[i] for i in where),
+            gates=tuple(gates),
         )
 
 
@@ -147,53 +144,35 @@ def num_neurons(model: Any) -> int:
 
 
 def measured_parameters(
-    trainer: ExperimentTrainer, keep: Callable[[str], bool] = lambda name: True
+    trainer: Host, keep: Callable[[str], bool] = lambda name: True
 ) -> Parameters:
     """The parameters whose names `keep` accepts. Call it where FSDP holds shards: after a backward
     pass. All ranks must call it."""
-    named = {
-        name.replace("_fsdp_wrapped_module.", "").removeprefix("module."): tensor
-        for name, tensor in trainer.dist_model.named_parameters()
-    }
-    named = {name: tensor for name, tensor in named.items() if keep(name)}
-    sizes_P = torch.tensor([tensor.numel() for tensor in named.values()], device=trainer.device)
-    group, starts_P, totals_P = None, torch.zeros_like(sizes_P), sizes_P
-    if _sharded(trainer.dist_model):
-        group = trainer.dist_model.process_group
-        sizes_RP = [torch.zeros_like(sizes_P) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(sizes_RP, sizes_P, group=group)
-        # A flattened parameter is cut into contiguous parts in the order of the ranks.
-        starts_P = torch.stack(sizes_RP)[: dist.get_rank(group)].sum(0)
-        totals_P = torch.stack(sizes_RP).sum(0)
-    starts, sizes = starts_P.tolist(), sizes_P.tolist()
+    named = {name: one for name, one in trainer.engine.named_parameters().items() if keep(name)}
+    layout = trainer.engine.layout(list(named.values()))
+    sizes = [local(tensor).numel() for tensor in named.values()]
     found = [LAYER.search(name) for name in named]
     return Parameters(
         names=list(named),
         tensors=list(named.values()),
-        shards=[Shard(start, start + size) for start, size in zip(starts, sizes, strict=True)],
+        shards=[Shard(at, at + size) for at, size in zip(layout.starts, sizes, strict=True)],
         layers=[int(match[1]) if match else -1 for match in found],
-        group=group,
-        total_sizes=totals_P.tolist(),
+        group=layout.group,
+        total_sizes=layout.total_sizes,
     )
 
 
-def _sharded(dist_model: DDP | FSDP) -> bool:
-    strategy = getattr(dist_model, "sharding_strategy", ShardingStrategy.NO_SHARD)
-    return strategy != ShardingStrategy.NO_SHARD
-
-
 @contextmanager
-def beside_the_step(trainer: ExperimentTrainer) -> Iterator[None]:
+def beside_the_step(trainer: Host) -> Iterator[None]:
     """Room for more forward and backward passes; `.grad` and the RNG are then as they were.
 
     The step's gradients are set aside, not copied. What is in `.grad` inside is nobody's.
     """
-    model = trainer.dist_model
-    kept = [(tensor, tensor.grad) for tensor in model.parameters()]
-    # FSDP reduces in every pass, as in the engine's own accumulation; DDP must not.
-    no_sync = model.no_sync if isinstance(model, DDP) else nullcontext
+    # Before any forward pass: FSDP2's root lists its unsharded parameters from then on, and to set
+    # their gradients aside would corrupt the training without an error.
+    kept = [(tensor, tensor.grad) for tensor in trainer.dist_model.parameters()]
     devices = [trainer.device] if trainer.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), no_sync(), cpu_shield():
+    with torch.random.fork_rng(devices=devices), trainer.engine.passes():
         try:
             yield
         finally:
@@ -219,7 +198,7 @@ def at_values(params: Parameters, values: Vector) -> Iterator[None]:
 
 
 def mean_along(
-    trainer: ExperimentTrainer,
+    trainer: Host,
     params: Parameters,
     before: Vector,
     points: Sequence[tuple[float, float]],
@@ -249,7 +228,7 @@ def mean_along(
 
 
 def value_and_gradient(
-    trainer: ExperimentTrainer, params: Parameters, losses: Iterable[Loss]
+    trainer: Host, params: Parameters, losses: Iterable[Loss]
 ) -> tuple[float, Vector]:
     """The sum of `losses`, averaged over ranks, and its gradient: see `gradient_of`."""
     values: list[torch.Tensor] = []
@@ -273,7 +252,7 @@ def mean_over_ranks(values: Iterable[torch.Tensor]) -> float:
     return float(total) / get_world_size()
 
 
-def gradient_of(trainer: ExperimentTrainer, params: Parameters, losses: Iterable[Loss]) -> Vector:
+def gradient_of(trainer: Host, params: Parameters, losses: Iterable[Loss]) -> Vector:
     """Gradient of the sum of `losses`, averaged over ranks: one forward and backward pass each.
 
     Inside `beside_the_step` only.
@@ -281,14 +260,10 @@ def gradient_of(trainer: ExperimentTrainer, params: Parameters, losses: Iterable
     model = trainer.dist_model
     model.zero_grad(set_to_none=True)
     for loss in losses:
-        # As the engine's train_batch (train.py:799).
-        with torch.autocast("cuda", enabled=True, dtype=trainer.cfg.autocast_precision):
+        with trainer.engine.autocast():
             value = loss()
         value.backward()
     vector = params.gradient()
     model.zero_grad(set_to_none=True)
-    if isinstance(model, DDP) and get_world_size() > 1:
-        for part in vector:
-            part.div_(get_world_size())
-            dist.all_reduce(part)
+    trainer.engine.average(vector)
     return vector

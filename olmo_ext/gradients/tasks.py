@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from olmo.torch_util import get_global_rank, get_world_size
 
 from data_injection.tasks.base import IntArray, Task
 from eval.interference.gradients import MLP, Vector, sum_over_ranks
 from eval.interference.measure import Reference, halves, join_halves, permuted_labels
 from olmo_ext.gradients.passes import Loss, Parameters, gradient_of
+from olmo_ext.ranks import get_global_rank, get_world_size
 
 if TYPE_CHECKING:
-    from olmo_ext.trainer import ExperimentTrainer
+    from olmo_ext.host import Host
 
 
 def step_parts(
-    trainer: ExperimentTrainer,
+    trainer: Host,
     params: Parameters,
     batch: dict[str, Any],
     *,
@@ -55,7 +55,7 @@ def step_parts(
 
 
 def split_error(
-    trainer: ExperimentTrainer,
+    trainer: Host,
     params: Parameters,
     batch: dict[str, Any],
     parts: Mapping[str, Vector],
@@ -79,7 +79,7 @@ def split_error(
 
 
 def rest_of_half(
-    trainer: ExperimentTrainer, params: Parameters, batch: dict[str, Any]
+    trainer: Host, params: Parameters, batch: dict[str, Any]
 ) -> tuple[Vector, float] | None:
     """The gradient of everything but injected examples by the first half of each rank's rows, as if
     they were the whole batch, and their share of it. None where a rank has a single row.
@@ -113,7 +113,7 @@ def rest_of_half(
 
 
 def reference_of(
-    trainer: ExperimentTrainer,
+    trainer: Host,
     params: Parameters,
     mlp: MLP,
     task: Task,
@@ -142,7 +142,7 @@ class TaskRows:
     """The largest number that any rank has."""
 
 
-def rows_of_task(trainer: ExperimentTrainer, batch: dict[str, Any], index: int) -> TaskRows:
+def rows_of_task(trainer: Host, batch: dict[str, Any], index: int) -> TaskRows:
     """Where the rows of the plan's task `index` are in the batch of the step being trained.
 
     Slot s of the global batch is row s // W of rank s % W of W (iterable_dataset.py:121).
@@ -159,7 +159,7 @@ def rows_of_task(trainer: ExperimentTrainer, batch: dict[str, Any], index: int) 
 
 
 def step_losses(
-    trainer: ExperimentTrainer,
+    trainer: Host,
     batch: dict[str, Any],
     where: TaskRows,
     *,
@@ -167,7 +167,7 @@ def step_losses(
     label_only: bool = False,
     whole_rows: bool = False,
 ) -> list[Loss]:
-    """The part of the step's loss that is a task's, by the engine's own train_micro_batch.
+    """The part of the step's loss that is a task's, by the engine's own loss.
 
     Args:
         batch: this rank's part of the step's batch.
@@ -183,8 +183,7 @@ def step_losses(
     counted_T = torch.zeros(width, dtype=torch.bool, device=trainer.device)
     # A row's mask goes with the token that is predicted.
     counted_T[offset + length - 1 if label_only else slice(offset + 1, end)] = True
-    denominator = batch["input_ids"].numel()
-    size = trainer.cfg.device_train_microbatch_size
+    size = trainer.engine.microbatch_rows
 
     def loss(start: int) -> torch.Tensor:
         mine = where.local[start : start + size]
@@ -199,13 +198,13 @@ def step_losses(
             short["attention_mask"] = batch["attention_mask"][rows, :width]
         if "instance_mask" in batch:
             short["instance_mask"] = batch["instance_mask"][rows]
-        return trainer.train_micro_batch(short, denominator)[0]
+        return trainer.engine.training_loss(short, batch)
 
     return [lambda start=start: loss(start) for start in range(0, where.most, size)]  # type: ignore[misc]
 
 
 def label_losses(
-    trainer: ExperimentTrainer,
+    trainer: Host,
     tokens_NL: IntArray,
     labels_N: IntArray,
     *,
@@ -223,22 +222,20 @@ def label_losses(
     choices = None if choices_C is None else torch.as_tensor(choices_C)
     if choices_C is not None:
         labels_N = np.searchsorted(choices_C, labels_N)
-    cfg, world, rank = trainer.cfg, get_world_size(), get_global_rank()
+    world, rank = get_world_size(), get_global_rank()
     num = len(tokens_NL)
     inputs_NT = torch.as_tensor(tokens_NL[rank::world, :-1])
     targets_N = torch.as_tensor(labels_N)[rank::world]
     first_1T, first_1 = torch.as_tensor(tokens_NL[:1, :-1]), torch.as_tensor(labels_N)[:1]
     most = -(-num // world)
-    tokens = cfg.device_train_microbatch_size * cfg.model.max_sequence_length
-    size = max(tokens // inputs_NT.shape[1], 1)
+    size = max(trainer.engine.microbatch_tokens // inputs_NT.shape[1], 1)
 
     def loss(start: int) -> torch.Tensor:
         inputs_BT, targets_B = inputs_NT[start : start + size], targets_N[start : start + size]
         weight = world / num
         if len(targets_B) == 0:  # the other ranks have more
             inputs_BT, targets_B, weight = first_1T, first_1, 0.0
-        output = trainer.dist_model(inputs_BT.to(trainer.device), last_logits_only=True)
-        logits_BV = output.logits[:, -1]
+        logits_BV = trainer.engine.last_logits(inputs_BT.to(trainer.device))
         if choices is not None:
             logits_BV = logits_BV[:, choices.to(trainer.device)]
         return weight * F.cross_entropy(logits_BV, targets_B.to(trainer.device), reduction="sum")

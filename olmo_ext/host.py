@@ -1,0 +1,128 @@
+"""What a callback may ask of the run it looks at, whatever engine trains it.
+
+`Host` is all that callbacks know; `Engine` is where engines differ. ai2-olmo: `ExperimentTrainer`
+with olmo_ext/stock.py. OLMo-core: olmo_ext/core/host.py.
+
+Axes: B rows, T tokens, V vocabulary, L layers (blocks + 1), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from data_injection.beat import Beat
+
+if TYPE_CHECKING:
+    from data_injection.plan import InjectionPlan
+
+
+@dataclass(frozen=True)
+class MLPWeights:
+    """The weights of one block's MLP, by the ends of their names."""
+
+    up: tuple[str, ...]
+    """Of shape (N or 2N, D): one with "up" and "gate" below one another, or one of each."""
+
+    down: str
+    """Of shape (D, N)."""
+
+    num_neurons: int
+    d_model: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.up, self.down)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which part of each parameter, flattened, a rank holds."""
+
+    group: Any
+    """The process group over which the parts make the whole; None if every rank holds it."""
+
+    starts: list[int]
+    total_sizes: list[int]
+    """Entries over all ranks."""
+
+
+class Engine(Protocol):
+    """The engine's own way of what callbacks need. All ranks call all of it equally often."""
+
+    optim: torch.optim.Optimizer
+    num_layers: int
+    microbatch_rows: int
+    """Rows of a training micro-batch, and its tokens: no pass of a callback's exceeds them."""
+    microbatch_tokens: int
+
+    def mlp(self, layer: int) -> MLPWeights: ...
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The run's own precision, for a forward pass."""
+
+    def last_logits(self, input_ids_BT: Tensor) -> Tensor:
+        """Logits of the last position; shape (B, V)."""
+
+    def residual_stream(self, input_ids_BT: Tensor) -> Tensor:
+        """The last position's residual stream, as `eval.features.activations`; fp32 (L, B, D)."""
+
+    def training_loss(self, rows: dict[str, Any], batch: dict[str, Any]) -> Tensor:
+        """The loss of rows cut from this rank's part of a batch, as a share of the batch's."""
+
+    def named_parameters(self) -> dict[str, Parameter]:
+        """As the unwrapped model names them."""
+
+    def layout(self, tensors: Sequence[Parameter]) -> Layout:
+        """Where FSDP holds shards: after a backward pass. All ranks must call it."""
+
+    def passes(self) -> AbstractContextManager[Any]:
+        """Room for passes beside a step's own, whose gradients are the rank's or the mean."""
+
+    def average(self, gradient: Sequence[Tensor]) -> None:
+        """Make the gradient of such a pass the mean over ranks, in place."""
+
+
+class Host(Protocol):
+    """The ten names."""
+
+    plan: InjectionPlan
+    global_step: int
+    """Steps begun: while step s of the plan is trained it is s + 1, and also when it is taken."""
+    max_steps: int
+    device: torch.device
+    dist_model: Any
+    beat: Beat
+
+    @property
+    def last_step(self) -> int:
+        """The step after which this process stops."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Evaluation mode without gradients; the training mode is put back."""
+
+    def record(
+        self,
+        callback: str,
+        *,
+        metric: str,
+        value: float,
+        task: str = "",
+        split: str = "train",
+        **fields: Any,
+    ) -> None:
+        """Write one measurement at the current step; only rank 0 writes."""
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
