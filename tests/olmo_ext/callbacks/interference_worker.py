@@ -43,7 +43,7 @@ class Exactness(Callback):
         if trainer.global_step > self.steps:
             return
         params = measured_parameters(trainer)
-        mlp = params.mlp(0, trainer.cfg.model)
+        mlp = params.mlp(trainer.engine.mlp(0))
         tasks = trainer.plan.tasks
         cheap = {"g": params.gradient()}
         with beside_the_step(trainer):
