@@ -11,8 +11,7 @@ the plan are built from them, before any work starts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_injection.errors import ConfigError
@@ -110,21 +109,13 @@ class InjectionConfig:
     tasks: list[TaskConfig] = field(default_factory=list)
 
 
-def injection_config(values: Mapping[str, Any]) -> InjectionConfig:
-    """The section from plain values, as of YAML or JSON, where no OmegaConf is at hand.
-
-    Raises ConfigError for a key that a section has not.
-    """
-    tasks = []
-    for index, task in enumerate(values.get("tasks", [])):
-        key = f"injection.tasks[{index}]"
-        schedule = _section(ScheduleConfig, task.get("schedule", {}), f"{key}.schedule")
-        tasks.append(_section(TaskConfig, {**task, "schedule": schedule}, key))
-    return _section(InjectionConfig, {**values, "tasks": tasks}, "injection")
-
-
-def _section(kind: Any, values: Mapping[str, Any], key: str) -> Any:
-    known = [one.name for one in fields(kind)]
-    if unknown := sorted(set(values) - set(known)):
-        raise ConfigError(key=key, value=unknown, rule=f"must be of {', '.join(known)}")
-    return kind(**values)
+def injection_config(values: dict[str, Any]) -> InjectionConfig:
+    """The section from plain values, as of YAML or JSON, where no OmegaConf is at hand."""
+    try:
+        tasks = [
+            TaskConfig(**task | {"schedule": ScheduleConfig(**task.get("schedule", {}))})
+            for task in values.get("tasks", [])
+        ]
+        return InjectionConfig(**values | {"tasks": tasks})
+    except TypeError as error:  # names the key that the section has not
+        raise ConfigError(f"injection: {error}") from None

@@ -40,6 +40,10 @@ ROW = np.dtype([("step", "<u4"), ("slot", "<u4"), ("example", "<u4"), ("task", "
 
 SEAL = 0xFFFF
 
+SKIPPED = 0xFFFE
+"""`task` of the record of a step whose batch was read but moved no weight (OLMo-core's
+SkipStepAdamW, steps_to_skip): in place of the step's rows, whose number is its `slot`."""
+
 LEDGER_FOLDER = "ledger"
 """Where a run keeps its segments."""
 
@@ -110,18 +114,25 @@ class LedgerWriter(AbstractContextManager["LedgerWriter"]):
 
     def append(self, step: int, rows: StepRows) -> None:
         """Write the rows of a step (counted from 0) that has been taken; in one system call."""
-        assert step >= self._next_step, "steps of a segment ascend"
         records = np.empty(len(rows), dtype=ROW)
         records["step"], records["slot"] = step, rows.slots
         records["task"], records["example"] = rows.tasks, rows.examples
+        self._append(step, records)
+
+    def _append(self, step: int, records: NDArray[np.void]) -> None:
+        assert step >= self._next_step, "steps of a segment ascend"
         data = records.tobytes()
         self._write(data)
         self._next_step = step + 1
-        self._num_records += len(rows)
-        self._num_rows += len(rows)
+        self._num_records += len(records)
+        self._num_rows += len(records)
         self._crc = zlib.crc32(data, self._crc)
         if self._num_rows >= MAX_BLOCK_ROWS:
             self._seal_block()
+
+    def skip(self, step: int, rows: StepRows) -> None:
+        """Mark a step that read its batch and took no update."""
+        self._append(step, np.array([(step, len(rows), 0, SKIPPED)], dtype=ROW))
 
     def seal(self, step: int) -> Position:
         """Close the block: `step` steps have been taken. Forces all onto the disk."""
@@ -176,6 +187,9 @@ class Segment:
 
     problems: tuple[str, ...] = field(default=())
     """What is damaged, for people."""
+
+    skipped: tuple[int, ...] = ()
+    """Steps, counted from 0, whose batch moved no weight; none of their rows is in `rows`."""
 
     torn: int = 0
     """Bytes of a last record that is not whole: a killed writer, one at work, or truncated."""
@@ -245,6 +259,8 @@ def read_segment(path: Path) -> Segment:
         problems.append(DAMAGED.format(covered, last - 1))
         covered = last
     trusted[covered:] = True
+    marks = trusted & (records["task"] == SKIPPED)
+    trusted &= ~marks
     return Segment(
         path=path,
         number=number,
@@ -254,6 +270,7 @@ def read_segment(path: Path) -> Segment:
         num_records=num_records,
         num_unsealed=num_records - covered,
         problems=tuple(problems),
+        skipped=tuple(records["step"][marks].tolist()),
         torn=torn,
     )
 

@@ -34,7 +34,7 @@ from torch.distributed.fsdp.api import FullOptimStateDictConfig, FullStateDictCo
 from torch.utils.data import get_worker_info
 
 from data_injection.files import sync_path
-from olmo_ext.ranks import get_global_rank
+from olmo_ext.engines.ranks import get_global_rank
 
 log = logging.getLogger(__name__)
 

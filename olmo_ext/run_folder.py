@@ -49,8 +49,8 @@ from eval.run import EXPERIMENT, MARKER, PLAN, PROGRESS, RUN, read_if_whole, rea
 from olmo_ext.build import check_same_run
 from olmo_ext.compat import link_latest
 from olmo_ext.config import save_experiment
+from olmo_ext.engines.ranks import get_world_size
 from olmo_ext.prepare import Prepared
-from olmo_ext.ranks import get_world_size
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from data_injection.files import sync_path
 from data_injection.ledger import LedgerWriter
 from data_injection.plan import InjectionPlan
 from eval.checkpoints.checkpoint import IDENTITY_FILE, write_checksums
-from eval.records import FOLLOWING, RecordWriter, task_fields
+from eval.records import RecordWriter
 from olmo_ext.batch_check import Witness
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.divergence import NO_LOSS, check_logits, telling_divergence
@@ -41,9 +41,10 @@ from olmo_ext.compat import (
     stock_trainer_state,
     sync_checkpoint,
 )
-from olmo_ext.ranks import get_global_rank
+from olmo_ext.engines.host import measurement
+from olmo_ext.engines.ranks import get_global_rank
+from olmo_ext.engines.stock import StockEngine
 from olmo_ext.signals import StopSignals
-from olmo_ext.stock import StockEngine
 from olmo_ext.tracking import mirror
 
 log = logging.getLogger(__name__)
@@ -237,7 +238,7 @@ class ExperimentTrainer(Trainer):
         finish_wandb(exit_code)
         super().close(exit_code)
 
-    # -- what callbacks use: olmo_ext/host.py ----------------------------------------------------
+    # -- what callbacks use: olmo_ext/engines/host.py --------------------------------------------
 
     @cached_property
     def engine(self) -> StockEngine:
@@ -270,24 +271,13 @@ class ExperimentTrainer(Trainer):
         """
         if self.writer is None:
             return
-        row = self.run_fields | {
-            "step": self.global_step,
-            "tokens": self.global_train_tokens_seen,
-            "task": task,
-            "family": "",
-            "rate_per_step": 0.0,
-            "exposures_per_example": 0.0,
-            "split": split,
-            "metric": metric,
-            "value": value,
-        }
-        if task:
-            row |= task_fields(self.plan, task, step=self.global_step)
-        if taken := sorted((row.keys() | FOLLOWING) & fields.keys()):
-            raise ValueError(
-                f"the record of {callback}: {', '.join(taken)} is said by the run itself; choose "
-                "another name for the callback's own"
-            )
-        row |= fields
+        row = measurement(
+            self,
+            callback,
+            run_fields=self.run_fields,
+            tokens=self.global_train_tokens_seen,
+            measured={"task": task, "split": split, "metric": metric, "value": value},
+            fields=fields,
+        )
         self.writer.write([row])
         mirror(callback, row)

@@ -24,7 +24,12 @@ sys.meta_path.insert(0, Hidden())
 
 OF_AI2_OLMO = {
     *(f"olmo_ext.{name}" for name in ("build", "checks", "compat", "config", "cost", "data")),
-    *(f"olmo_ext.{name}" for name in ("prepare", "run_folder", "stock", "train", "trainer")),
+    *(
+        f"olmo_ext.{name}"
+        for name in ("prepare", "run_folder", "engines.stock", "train", "trainer")
+    ),
+    *(f"olmo_ext.verify.{name}" for name in ("checks", "runs", "split")),
+    "olmo_ext.numerics.deterministic",
     *("launch.grid_loader", "launch.plan.cost", "launch.plan.preflight", "launch.plan.warnings"),
     *("launch.reckon", "launch.sweep.screen"),
 }

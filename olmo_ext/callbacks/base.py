@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from data_injection.plan import InjectionPlan
     from data_injection.tasks.base import Task
-    from olmo_ext.host import Host
+    from olmo_ext.engines.host import Host
 
 
 @dataclass

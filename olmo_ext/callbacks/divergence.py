@@ -21,7 +21,7 @@ from data_injection.files import replace_file
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.run import DIVERGED, read_if_whole
 from olmo_ext.callbacks.base import forward_logits
-from olmo_ext.ranks import get_global_rank, get_world_size
+from olmo_ext.engines.ranks import get_global_rank, get_world_size
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer

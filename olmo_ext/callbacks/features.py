@@ -19,12 +19,12 @@ from olmo_ext.callbacks.base import (
     chosen_tasks,
     due,
 )
-from olmo_ext.ranks import get_global_rank
+from olmo_ext.engines.ranks import get_global_rank
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
 
-    from olmo_ext.host import Host
+    from olmo_ext.engines.host import Host
 
 
 KEY = "callbacks.features"

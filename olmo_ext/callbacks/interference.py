@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
     from data_injection.plan import InjectionPlan
     from data_injection.tasks.base import IntArray, Task
-    from olmo_ext.host import Host
+    from olmo_ext.engines.host import Host
 
 log = logging.getLogger(__name__)
 
@@ -341,7 +341,7 @@ class Interference(Callback):
         group, layer, _ = place
         of_split = trainer.plan.tasks[trainer.plan.task_index(task)].split(self.split)
         fields |= {"group": group, "n": self.instances or len(of_split)}
-        fields |= {"split_error": self._split_error, "precision": str(trainer.cfg.precision)}
+        fields |= {"split_error": self._split_error, "precision": trainer.engine.precision}
         fields |= {} if layer is None else {"layer": layer}
         trainer.record(
             "interference", metric=metric, value=value, task=task, split=self.split, **fields

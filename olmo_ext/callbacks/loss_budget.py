@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from data_injection.plan import InjectionPlan
     from data_injection.tasks.base import Task
-    from olmo_ext.host import Host
+    from olmo_ext.engines.host import Host
 
 log = logging.getLogger(__name__)
 
@@ -319,9 +319,7 @@ class LossBudget(Callback):
                     self._write(trainer, task, "budget", values[place], **fields)
         self._sums, self._num = defaultdict(dict), 0
 
-    def _write(
-        self, trainer: Host, task: str, metric: str, value: float, **fields: Any
-    ) -> None:
+    def _write(self, trainer: Host, task: str, metric: str, value: float, **fields: Any) -> None:
         fields |= {"split_error": self._split_error, "precision": trainer.engine.precision}
         trainer.record(
             "loss_budget", metric=metric, value=value, task=task, split=self.split, **fields

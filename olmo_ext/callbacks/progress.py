@@ -21,7 +21,7 @@ from data_injection.errors import ConfigError
 from data_injection.files import replace_file
 from eval.run import PROGRESS, read_if_whole
 from olmo_ext.callbacks.base import Callback
-from olmo_ext.ranks import get_global_rank
+from olmo_ext.engines.ranks import get_global_rank
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer

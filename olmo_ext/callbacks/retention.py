@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from olmo.config import TrainConfig
 
     from data_injection.tasks.base import IntArray
-    from olmo_ext.host import Host
+    from olmo_ext.engines.host import Host
 
 log = logging.getLogger(__name__)
 

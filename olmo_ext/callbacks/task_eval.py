@@ -11,7 +11,7 @@ from eval.scores.memorization import memorization_rows
 from olmo_ext.callbacks.base import Callback, check_least, due, forward_logits
 
 if TYPE_CHECKING:
-    from olmo_ext.host import Host
+    from olmo_ext.engines.host import Host
 
 
 @dataclass

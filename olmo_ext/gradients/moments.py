@@ -18,7 +18,7 @@ from eval.interference.gradients import Vector
 from olmo_ext.gradients.passes import Parameters, measured_parameters
 
 if TYPE_CHECKING:
-    from olmo_ext.host import Host
+    from olmo_ext.engines.host import Host
 
 UNKNOWN_SHARE = 1e-3
 """Of a moment that was not followed from its beginning: it is known when no more is left."""

@@ -21,8 +21,8 @@ import torch.distributed as dist
 
 from data_injection.errors import ConfigError
 from eval.interference.gradients import MLP, Shard, Vector
-from olmo_ext.host import Host, MLPWeights, local
-from olmo_ext.ranks import get_world_size
+from olmo_ext.engines.host import Host, MLPWeights, local
+from olmo_ext.engines.ranks import get_world_size
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig

@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from data_injection.tasks.base import IntArray, Task
 from eval.interference.gradients import MLP, Vector, sum_over_ranks
 from eval.interference.measure import Reference, halves, join_halves, permuted_labels
+from olmo_ext.engines.ranks import get_global_rank, get_world_size
 from olmo_ext.gradients.passes import Loss, Parameters, gradient_of
-from olmo_ext.ranks import get_global_rank, get_world_size
 
 if TYPE_CHECKING:
-    from olmo_ext.host import Host
+    from olmo_ext.engines.host import Host
 
 
 def step_parts(

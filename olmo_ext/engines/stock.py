@@ -15,19 +15,20 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from eval.features.activations import residual_stream
 from olmo_ext.compat import cpu_shield
+from olmo_ext.engines.host import Layout, MLPWeights
+from olmo_ext.engines.ranks import get_world_size
 from olmo_ext.gradients.passes import num_neurons
-from olmo_ext.host import Layout, MLPWeights
-from olmo_ext.ranks import get_world_size
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer
 
 
 class StockEngine:
-    """See `olmo_ext.host.Engine`."""
+    """See `olmo_ext.engines.host.Engine`."""
 
     def __init__(self, trainer: ExperimentTrainer) -> None:
         self.trainer, self.cfg = trainer, trainer.cfg
+        self.precision = str(self.cfg.precision)
         self.num_layers = self.cfg.model.n_layers
         self.microbatch_rows = self.cfg.device_train_microbatch_size
         self.microbatch_tokens = self.microbatch_rows * self.cfg.model.max_sequence_length

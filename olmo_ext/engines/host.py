@@ -1,7 +1,7 @@
 """What a callback may ask of the run it looks at, whatever engine trains it.
 
 `Host` is all that callbacks know; `Engine` is where engines differ. ai2-olmo: `ExperimentTrainer`
-with olmo_ext/stock.py. OLMo-core: olmo_ext/core/host.py.
+with olmo_ext/engines/stock.py. OLMo-core: olmo_ext/core/host.py.
 
 Axes: B rows, T tokens, V vocabulary, L layers (blocks + 1), D width.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from data_injection.beat import Beat
+from eval.records import FOLLOWING, task_fields
 
 if TYPE_CHECKING:
     from data_injection.plan import InjectionPlan
@@ -57,6 +58,8 @@ class Engine(Protocol):
     """The engine's own way of what callbacks need. All ranks call all of it equally often."""
 
     optim: torch.optim.Optimizer
+    precision: str
+    """As the engine names it: fp32, amp_bf16, ..."""
     num_layers: int
     microbatch_rows: int
     """Rows of a training micro-batch, and its tokens: no pass of a callback's exceeds them."""
@@ -126,3 +129,28 @@ class Host(Protocol):
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def measurement(
+    host: Host,
+    callback: str,
+    *,
+    run_fields: dict[str, Any],
+    tokens: int,
+    measured: dict[str, Any],
+    fields: dict[str, Any],
+) -> dict[str, Any]:
+    """The row of one measurement at the current step; see `eval.records` for the fields.
+
+    Raises ValueError where a callback's own fields are those that the run says itself.
+    """
+    unplanned = {"family": "", "rate_per_step": 0.0, "exposures_per_example": 0.0}
+    row = run_fields | {"step": host.global_step, "tokens": tokens} | unplanned | measured
+    if measured["task"]:
+        row |= task_fields(host.plan, measured["task"], step=host.global_step)
+    if taken := sorted((row.keys() | FOLLOWING) & fields.keys()):
+        raise ValueError(
+            f"the record of {callback}: {', '.join(taken)} is said by the run itself; choose "
+            "another name for the callback's own"
+        )
+    return row | fields

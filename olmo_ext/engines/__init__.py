@@ -1,0 +1,1 @@
+"""What callbacks ask of a run, and how each engine answers."""

@@ -1,0 +1,121 @@
+"""OLMo-core's loaders give the plan's rows: SplicedStream is the other account of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_injection.config import injection_config
+from data_injection.errors import ConfigError
+from data_injection.splice import SplicedStream
+from olmo_ext.core import compat
+
+pytestmark = pytest.mark.skipif(bool(compat.MISSING), reason="needs ai2-olmo-core 3: test-core")
+
+EPOCHS = 4
+
+
+def loader_of(folder: Path, kind: str, *, section: Any = None, **settings: Any) -> Any:
+    from core_micro import SECTION, build_loader
+
+    from olmo_ext.core.loader import inject
+
+    loader = build_loader(folder, kind, **settings)
+    return inject(loader, injection_config(SECTION if section is None else section))
+
+
+def mismatches(loader: Any, batch: dict[str, Any], step: int) -> int:
+    """Rows of a rank's batch that are not SplicedStream's."""
+    from olmo_ext.core.loader import HostRows
+
+    plan = loader.plan
+    num = (step + 1) * plan.geometry.batch_size
+    stream = SplicedStream(
+        HostRows(loader), order=loader.order(), plan=plan, num_positions=num, pad_token_id=1
+    )
+    wrong = 0
+    for row, slot in enumerate(loader.slots):
+        wanted = stream[step * plan.geometry.batch_size + slot]
+        for name, value in wanted.items():
+            found = batch[name][row] if name in batch else None
+            if name == "doc_lens":
+                found = found[found > 0]
+            equal = found is not None and torch.equal(found, torch.as_tensor(value))
+            wrong += not equal
+    return wrong
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["fsl", "lengths", "filter", "composable"])
+def test_every_row_of_every_rank_is_the_streams(kind: str, world: int, tmp_path: Path) -> None:
+    rows = injected = 0
+    for rank in range(world):
+        workers = 2 if (kind, world, rank) == ("fsl", 2, 1) else 0
+        loader = loader_of(tmp_path, kind, world=world, rank=rank, num_workers=workers)
+        step = 0
+        for epoch in range(1, EPOCHS + 1):
+            loader.reshuffle(epoch)
+            for batch in loader:
+                assert mismatches(loader, batch, step) == 0, (epoch, step, rank)
+                slots = loader.plan.at(step).slots
+                injected += int((slots % world == rank).sum())
+                rows += len(batch["input_ids"])
+                step += 1
+            loader.reset()
+    assert rows == EPOCHS * loader.plan.epoch_rows == 384
+    assert injected == sum(loader.plan.instances(i, step) for i in range(2)) == 132
+
+
+def test_a_restart_in_mid_epoch_at_another_world_size_goes_on_in_the_stream(tmp_path: Path) -> None:
+    first = loader_of(tmp_path, "fsl")
+    first.reshuffle(2)
+    for _ in zip(range(2), first, strict=False):
+        pass
+    state = first.state_dict()
+    for rank in range(2):
+        loader = loader_of(tmp_path, "fsl", world=2, rank=rank)
+        loader.load_state_dict(state)
+        loader.reshuffle(2)
+        steps = []
+        for batch in loader:
+            steps.append(loader.step - 1)
+            assert mismatches(loader, batch, steps[-1]) == 0
+        assert steps == [8, 9, 10, 11]  # epoch 2 begins at step 6, of which two are done
+
+
+def test_another_plan_and_a_checkpoint_without_one_are_refused(tmp_path: Path) -> None:
+    from core_micro import SECTION, build_loader
+
+    loader = loader_of(tmp_path, "fsl")
+    loader.reshuffle(1)
+    other = loader_of(tmp_path, "fsl", section=SECTION | {"seed": 6})
+    with pytest.raises(ConfigError, match=r"another plan(.|\n)*  seed: 6 now, 5 before"):
+        other.load_state_dict(loader.state_dict())
+    plain = build_loader(tmp_path, "fsl")
+    plain.reshuffle(1)
+    with pytest.raises(ConfigError, match="without a plan"):
+        other.load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [({"chunk_size": 2}, "data_loader.chunk_size"), ({"shuffle": False}, "data_loader.shuffle")],
+)
+def test_another_order_of_rows_is_refused_by_name(
+    settings: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        loader_of(tmp_path, "fsl", **settings)
+    assert raised.value.key == key
+
+
+def test_a_loader_of_variable_lengths_is_refused_by_name() -> None:
+    from olmo_core.data import NumpyVSLDataLoader
+
+    from olmo_ext.core.loader import inject
+
+    with pytest.raises(ConfigError, match="got 'NumpyVSLDataLoader'"):
+        inject(NumpyVSLDataLoader.__new__(NumpyVSLDataLoader), injection_config({}))
