@@ -19,7 +19,10 @@ PROMISES := tests/data_injection tests/test_architecture.py tests/test_readme.py
 	tests/eval/features/test_probes.py tests/eval/interference tests/launch/test_cli.py \
 	tests/launch/test_grid.py
 
-.PHONY: quickstart smoke confirm mechanism faults test test-all lint install clean
+# OLMo-core's own environment: its version excludes ai2-olmo's.
+CORE ?= .venv-core
+
+.PHONY: test-core quickstart smoke confirm mechanism faults test test-all lint install clean
 
 quickstart: install
 	$(BIN)/olmo-ext quickstart
@@ -42,6 +45,9 @@ test: lint
 test-all: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
+test-core: $(CORE)/bin/.installed
+	$(CORE)/bin/pytest -n $(JOBS) --dist loadfile tests/olmo_ext/core
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,5 +62,12 @@ $(BIN)/.installed: pyproject.toml setup.py constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[olmo,dev]'
 	@touch $@
 
+$(CORE)/bin/.installed: pyproject.toml setup.py constraints-core.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/python3.12"; exit 2; }
+	$(PYTHON) -m venv $(CORE)
+	$(CORE)/bin/pip install --quiet --disable-pip-version-check -c constraints-core.txt \
+		-e '.[core]' pytest pytest-timeout pytest-xdist
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(CORE) build *.egg-info

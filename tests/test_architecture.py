@@ -56,6 +56,7 @@ ENGINE = {"olmo_ext", "eval.checkpoints", "launch"}
 HEAVY = (
     "torch",
     "olmo",
+    "olmo_core",
     "numpy",
     "pandas",
     "scipy",
@@ -175,6 +176,7 @@ def test_only_the_rooms_that_may_know_the_engine_and_the_theory() -> None:
     for module, target, line in imports():
         here, (room, *_), (other, *_) = part(module), module.split("."), target.split(".")
         engine = other == "olmo" and not {room, here} & ENGINE
+        engine |= other == "olmo_core" and module != "olmo_ext.core.compat"
         theory = other == "theory" and room == "eval" and here not in THEORY
         torch = other == "torch" and room == "data_injection"
         if engine or theory or torch:

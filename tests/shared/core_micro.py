@@ -27,6 +27,7 @@ from olmo_core.data.composable import (
     InMemoryTokenSource,
 )
 from olmo_core.data.numpy_dataset import InstanceFilterConfig
+from olmo_core.distributed import parallel
 from olmo_core.distributed.parallel import DataParallelType
 from olmo_core.distributed.utils import (
     barrier,
@@ -83,7 +84,7 @@ def build_loader(
     rules = InstanceFilterConfig(repetition_max_count=4) if kind == "filter" else None
     shared: dict[str, Any] = {
         "collator": DataCollator(pad_token_id=PAD),
-        "work_dir": folder / f"work-{kind}-{world}-{rank}",
+        "work_dir": folder / f"work-{kind}",
         "global_batch_size": BATCH * SEQ_LEN,
         "dp_world_size": world,
         "dp_rank": rank,
@@ -177,6 +178,7 @@ def digest(model: Any) -> str:
 
 def main(folder: Path, given: dict[str, Any]) -> None:
     torch.set_num_threads(1)
+    parallel._WORLD_MESH = None  # made once a process; here one run follows the other
     trainer = build_trainer(folder, given)
     trainer.fit()
     found = digest(trainer.train_module.model)

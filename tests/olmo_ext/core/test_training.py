@@ -96,9 +96,6 @@ def test_measuring_leaves_every_weight_as_it_was(way: str, runs: dict[str, Path]
     assert (measured / "weights").read_text() == (bare / "weights").read_text()
 
 
-COSINES = ("cos_g", "cos_g_nt", "cos_g_t_all", "cos_g_t_label", "norm_g", "norm_g_t")
-
-
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_cosines_do_not_depend_on_who_holds_the_weights(way: str, runs: dict[str, Path]) -> None:
     at = ["step", "task", "split", "metric", "group", "layer"]
@@ -106,7 +103,8 @@ def test_cosines_do_not_depend_on_who_holds_the_weights(way: str, runs: dict[str
     for run in (runs["one"], runs[way]):
         table = read_records(run)
         table = table[table.metric.str.startswith(("cos_g", "cos_update", "overlap"))]
-        tables.append(table.set_index(at).value.sort_index())
+        # The whole model has no layer, and NaN is not equal to itself.
+        tables.append(table.fillna({"layer": -9}).set_index(at).value.sort_index())
     one, two = tables
     assert len(one) > 60
     assert set(one.index.get_level_values("group")) == {"mlp_top", "layers", "model"}
