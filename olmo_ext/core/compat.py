@@ -14,6 +14,7 @@ try:
     from olmo_core.data import NumpyFSLDataLoader
     from olmo_core.data.composable import ComposableDataLoader, ShuffleStrategy
     from olmo_core.data.utils import get_labels
+    from olmo_core.nn.transformer import TransformerConfig
     from olmo_core.optim import SkipStepOptimizer
     from olmo_core.train.callbacks import (
         BatchSizeSchedulerCallback,
@@ -30,7 +31,7 @@ except ImportError as error:
     ShuffleStrategy = get_labels = SkipStepOptimizer = TransformerTrainModule = move_to_device = (
         None
     )
-    BatchSizeSchedulerCallback = SequenceLengthSchedulerCallback = None
+    TransformerConfig = BatchSizeSchedulerCallback = SequenceLengthSchedulerCallback = None
 
 __all__ = [
     "BatchSizeSchedulerCallback",
@@ -40,6 +41,7 @@ __all__ = [
     "SequenceLengthSchedulerCallback",
     "ShuffleStrategy",
     "SkipStepOptimizer",
+    "TransformerConfig",
     "TransformerTrainModule",
     "get_labels",
     "move_to_device",
