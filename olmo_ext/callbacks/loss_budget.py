@@ -242,12 +242,11 @@ class LossBudget(Callback):
         with beside_the_step(trainer):
             end = self._state(trainer, params)
         self._latest = trainer.global_step, end
-        sharded = trainer.cfg.distributed_strategy == DistributedStrategy.fsdp
         gradients = mean_along(
             trainer,
             params,
             step.before,
-            LOBATTO[2 if sharded else self.points],
+            LOBATTO[2 if trainer.engine.sharded else self.points],
             ends=[{name: gradient for name, (_, gradient) in s.items()} for s in (step.state, end)],
             at=lambda: {name: one for name, (_, one) in self._state(trainer, params).items()},
         )

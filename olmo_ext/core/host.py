@@ -25,6 +25,7 @@ class CoreEngine:
     def __init__(self, train_module: Any) -> None:
         self.train, self.model = train_module, train_module.model
         self.precision = str(train_module.autocast_precision or self.model.dtype)
+        self.sharded = any(isinstance(one, DTensor) for one in self.model.parameters())
         self.num_layers = len(self.model.blocks)
         self.microbatch_tokens = train_module.rank_microbatch_size
         self.microbatch_rows = self.microbatch_tokens // train_module.max_sequence_length

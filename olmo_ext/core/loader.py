@@ -127,7 +127,7 @@ def inject(loader: Any, config: InjectionConfig, *, reserved_tokens: Collection[
         ConfigError: what cannot be injected, before any work starts.
     """
     require_core()
-    kind = _check(loader)
+    kind: Any = _check(loader)
     fsl = kind is InjectedFSL
     tokens = loader.dataset if fsl else loader.tokenizer
     seq_len = loader.dataset.sequence_length if fsl else loader.sequence_length

@@ -57,13 +57,26 @@ class Layout:
 class Engine(Protocol):
     """The engine's own way of what callbacks need. All ranks call all of it equally often."""
 
-    optim: torch.optim.Optimizer
-    precision: str
-    """As the engine names it: fp32, amp_bf16, ..."""
-    num_layers: int
-    microbatch_rows: int
-    """Rows of a training micro-batch, and its tokens: no pass of a callback's exceeds them."""
-    microbatch_tokens: int
+    @property
+    def optim(self) -> torch.optim.Optimizer: ...
+
+    @property
+    def precision(self) -> str:
+        """As the engine names it: fp32, amp_bf16, ..."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a rank holds parts of the parameters, which cannot be set in mid-run."""
+
+    @property
+    def microbatch_rows(self) -> int:
+        """Of a training micro-batch: no pass of a callback's exceeds its rows or tokens."""
+
+    @property
+    def microbatch_tokens(self) -> int: ...
 
     def mlp(self, layer: int) -> MLPWeights: ...
 
@@ -95,13 +108,24 @@ class Engine(Protocol):
 class Host(Protocol):
     """The ten names."""
 
-    plan: InjectionPlan
-    global_step: int
-    """Steps begun: while step s of the plan is trained it is s + 1, and also when it is taken."""
-    max_steps: int
-    device: torch.device
-    dist_model: Any
-    beat: Beat
+    @property
+    def plan(self) -> InjectionPlan: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dist_model(self) -> Any: ...
+
+    @property
+    def beat(self) -> Beat: ...
+
+    @property
+    def global_step(self) -> int:
+        """Steps begun: s + 1 while step s of the plan is trained and when it is taken."""
+
+    @property
+    def max_steps(self) -> int: ...
 
     @property
     def last_step(self) -> int:

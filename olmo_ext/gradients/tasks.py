@@ -85,7 +85,7 @@ def rest_of_half(
     they were the whole batch, and their share of it. None where a rank has a single row.
     """
     ids_BT = batch["input_ids"]
-    num, size = len(ids_BT), trainer.cfg.device_train_microbatch_size
+    num, size = len(ids_BT), trainer.engine.microbatch_rows
     half = num // 2
     if not half:
         return None
@@ -100,13 +100,15 @@ def rest_of_half(
     }
     if "label_mask" in batch:
         host_BT &= batch["label_mask"]
+    masks = ("input_ids", "label_mask", *beside)
+    whole = {name: batch[name][:half] for name in masks if name in batch}
 
     def loss(start: int) -> torch.Tensor:
         rows = slice(start, min(start + size, half))
         micro = {name: value[rows] for name, value in beside.items()}
         micro |= {"input_ids": ids_BT[rows], "label_mask": host_BT[rows]}
         # Of a half batch's own size: the mean over rows is then that of a whole batch.
-        return trainer.train_micro_batch(micro, ids_BT[:half].numel())[0]
+        return trainer.engine.training_loss(micro, whole)
 
     losses = [lambda start=start: loss(start) for start in range(0, half, size)]
     return gradient_of(trainer, params, losses), half / num
