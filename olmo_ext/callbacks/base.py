@@ -105,9 +105,7 @@ def due(step: int, *, every: int, last_step: int) -> bool:
     return step % every == 0 or step == last_step
 
 
-def forward_logits(
-    trainer: Host, input_ids_BT: torch.Tensor, *, last: bool = True
-) -> torch.Tensor:
+def forward_logits(trainer: Host, input_ids_BT: torch.Tensor, *, last: bool = True) -> torch.Tensor:
     """Logits of the last position under the run's own precision and wrapper, shape (B, V); or of
     all, (B, T, V). Every rank must call this equally often (FSDP gathers parameters in the pass).
     """

@@ -48,8 +48,9 @@ class CoreEngine:
             self.train.device.type, enabled=precision is not None, dtype=precision
         )
 
-    def last_logits(self, input_ids_BT: Tensor) -> Tensor:
-        return self.model(input_ids_BT, logits_to_keep=1)[:, -1].float()
+    def logits(self, input_ids_BT: Tensor, *, last: bool = True) -> Tensor:
+        logits = self.model(input_ids_BT, logits_to_keep=int(last)).float()
+        return logits[:, -1] if last else logits
 
     def residual_stream(self, input_ids_BT: Tensor) -> Tensor:
         states: list[Tensor] = []

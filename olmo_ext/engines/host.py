@@ -83,8 +83,8 @@ class Engine(Protocol):
     def autocast(self) -> AbstractContextManager[Any]:
         """The run's own precision, for a forward pass."""
 
-    def last_logits(self, input_ids_BT: Tensor) -> Tensor:
-        """Logits of the last position; shape (B, V)."""
+    def logits(self, input_ids_BT: Tensor, *, last: bool = True) -> Tensor:
+        """Logits of the last position, shape (B, V), or of all, (B, T, V)."""
 
     def residual_stream(self, input_ids_BT: Tensor) -> Tensor:
         """The last position's residual stream, as `eval.features.activations`; fp32 (L, B, D)."""

@@ -50,8 +50,9 @@ class StockEngine:
             dtype=self.cfg.autocast_precision,
         )
 
-    def last_logits(self, input_ids_BT: Tensor) -> Tensor:
-        return self.trainer.dist_model(input_ids_BT, last_logits_only=True).logits[:, -1]
+    def logits(self, input_ids_BT: Tensor, *, last: bool = True) -> Tensor:
+        logits = self.trainer.dist_model(input_ids_BT, last_logits_only=last).logits
+        return logits[:, -1] if last else logits
 
     def residual_stream(self, input_ids_BT: Tensor) -> Tensor:
         return residual_stream(self.trainer.dist_model, input_ids_BT)

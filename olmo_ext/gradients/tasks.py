@@ -237,7 +237,7 @@ def label_losses(
         weight = world / num
         if len(targets_B) == 0:  # the other ranks have more
             inputs_BT, targets_B, weight = first_1T, first_1, 0.0
-        logits_BV = trainer.engine.last_logits(inputs_BT.to(trainer.device))
+        logits_BV = trainer.engine.logits(inputs_BT.to(trainer.device))
         if choices is not None:
             logits_BV = logits_BV[:, choices.to(trainer.device)]
         return weight * F.cross_entropy(logits_BV, targets_B.to(trainer.device), reduction="sum")
