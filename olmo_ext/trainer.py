@@ -31,7 +31,7 @@ from eval.checkpoints.checkpoint import IDENTITY_FILE, write_checksums
 from eval.records import RecordWriter
 from olmo_ext.batch_check import Witness
 from olmo_ext.callbacks.base import Callback
-from olmo_ext.callbacks.divergence import NO_LOSS, check_logits, telling_divergence
+from olmo_ext.callbacks.divergence import check_logits, is_of_loss, telling_divergence
 from olmo_ext.compat import (
     atomic_links,
     checkpointer_for,
@@ -130,11 +130,16 @@ class ExperimentTrainer(Trainer):
                 batch, reduce_global_loss=reduce_global_loss or any(wanted)
             )
         except (ValueError, OverflowError) as error:
-            if str(error) not in NO_LOSS:
+            if not is_of_loss(error):
                 raise
             # After the optimizer's step. Told at `check_if_cancelled`, on all ranks at once: a rank
-            # that left alone would leave the others waiting for it.
+            # that left alone would leave the others waiting for it. The reduced loss is rank 0's
+            # alone, so the others are in what the engine does next, which may be a reduction too.
             self.signals.received = self.signals.received or NOT_FINITE
+            if self.should_log_optim_metrics_this_step():
+                self.optim.get_post_step_metrics(
+                    self.dist_model, process_group=self.dist_model.process_group
+                )
             metrics = {"train/CrossEntropyLoss": math.nan}
         self.beat.step()
         # Only now: the optimizer has taken the step, on every rank.

@@ -9,6 +9,7 @@ Loss of a step: the trainer takes the engine's word for it (`ExperimentTrainer.t
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,12 @@ ANEW = "train anew in another folder with a lower learning rate or a longer warm
 NO_LOSS = ("nan loss encountered", "math range error")
 """The engine's words (train.py:880) where a loss is NaN, and Python's where its exp is beyond
 floats."""
+
+
+def is_of_loss(error: Exception) -> bool:
+    """Whether the engine's own step raised it: a callback's math may be out of range as well."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(error) in NO_LOSS and frame.f_globals["__name__"] == "olmo.train"
 
 
 def check_logits(trainer: ExperimentTrainer) -> None:

@@ -4,6 +4,7 @@ by mistake."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from olmo.optim import AdamW
 from typer.testing import CliRunner
 
 from data_injection.errors import DivergedError
@@ -21,6 +23,7 @@ from eval.run import DIVERGED
 from launch.cli import app
 from launch.slurm.jobs import Queue
 from launch.slurm.status import run_status
+from olmo_ext.callbacks.task_eval import TaskEval
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 from olmo_ext.trainer import ExperimentTrainer
@@ -102,6 +105,35 @@ def test_a_learning_rate_beyond_reason_ends_in_one_sentence(write_experiment: Wr
     assert isinstance(done.exception, DivergedError), done.exception
     assert "diverged" in str(done.exception)
     assert "\n" not in str(done.exception)
+
+
+@pytest.mark.parametrize("hook", ["on_gradients", "on_step"])
+def test_a_callback_of_its_own_out_of_range_is_no_divergence(
+    hook: str, write_experiment: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = load_experiment(write_experiment())
+    monkeypatch.setattr(TaskEval, hook, lambda *args: math.exp(1e9))
+    with pytest.raises(OverflowError, match="math range error"):
+        train(experiment)
+    assert not (Path(experiment.train.save_folder) / DIVERGED).exists()
+
+
+def test_the_rank_that_sees_the_loss_still_takes_part_in_the_optimizers_reductions(
+    write_experiment: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    stock = AdamW.get_post_step_metrics
+
+    def count(self: AdamW, *args: Any, **kwargs: Any) -> Any:
+        asked.append(len(asked) + 1)
+        return stock(self, *args, **kwargs)
+
+    monkeypatch.setattr(AdamW, "get_post_step_metrics", count)
+    monkeypatch.setattr(ExperimentTrainer, "should_log_optim_metrics_this_step", lambda self: True)
+    poison(monkeypatch, step=8, value=float("nan"))
+    with pytest.raises(DivergedError, match="the loss of step 9"):
+        train(load_experiment(write_experiment()))
+    assert asked == list(range(1, 10))
 
 
 def test_a_diverged_checkpoint_is_exported_only_if_told(
