@@ -100,6 +100,19 @@ def inside(name: str) -> str:
     return name
 
 
+def check_folder(folder: Path, key: str) -> None:
+    """Raise ConfigError, before any work, for a folder that cannot be made: what is in its way."""
+    for place in (folder, *folder.parents):
+        if os.path.isdir(place):
+            return
+        if os.path.lexists(place):
+            what = "a link that leads nowhere" if place.is_symlink() else "a file"
+            raise ConfigError(
+                key=key, value=str(folder), rule="must be a folder, or the name of a new one",
+                remedy=f"{place} is {what}: remove it or choose another",
+            )  # fmt: skip
+
+
 def linked_folders(top: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
     """A folder and all below it, through links too; each once, so that a loop of links ends.
 

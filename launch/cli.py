@@ -13,6 +13,7 @@ answers at once.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -26,7 +27,7 @@ from launch.scaling import verbs as scaling
 from launch.show import verbs as show
 from launch.slurm import verbs as slurm
 from launch.sweep import verbs as sweep
-from launch.terminal import DEBUG, console, exits, say
+from launch.terminal import DEBUG, check_typed, console, exits, say
 from launch.train import train
 from launch.verify import verify
 
@@ -97,6 +98,7 @@ def options(
 def main() -> None:
     """Run the command line; bad input is one message and status 2."""
     with exits():
+        check_typed(sys.argv[1:])
         app(prog_name="olmo-ext")
 
 

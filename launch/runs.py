@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from data_injection.errors import ConfigError
-from data_injection.files import read_json, replace_file
+from data_injection.files import check_folder, read_json, replace_file
 from eval.checkpoints.checkpoint import find_checkpoints
 from launch.grid import Point, Sweep, point_overrides
 
@@ -166,6 +166,7 @@ def plan_runs(
         ConfigError: a point that cannot run; the message names it.
         FileNotFoundError: a corpus that is not there, unless it comes later.
     """
+    check_folder(out, "--out")
     planner = Planner(corpus_comes_later=corpus_comes_later)
     return [planner.point(sweep, point, out, overrides) for point in sweep.points()]
 

@@ -14,7 +14,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,18 @@ from rich.text import Text
 from data_injection.beat import Beat
 from data_injection.errors import ConfigError
 
-REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+REFUSALS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
 """The disk's own reasons: no defect of the program, so that a traceback would only hide them."""
 
 EXTRAS = dict.fromkeys(("olmo", "olmo_data", "wandb", "torchmetrics"), "olmo")
 EXTRAS["olmo_core"] = "core"
 """Modules of an engine, and the extra of pyproject.toml that brings them."""
+
+NO_SUCH_FILE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+"""A path that was typed is not what it should be."""
 
 BAD_INPUT = 2
 """Status of what no second start would mend."""
@@ -56,6 +62,22 @@ def typed_command() -> str:
     return shlex.join(["olmo-ext", *sys.argv[1:]])
 
 
+def check_typed(words: Sequence[str]) -> None:
+    """Raise ConfigError for an empty word, which would be taken for the working directory."""
+    if "" in words:
+        before = words[words.index("") - 1] if words.index("") else "olmo-ext"
+        raise ConfigError(f"an empty argument stands after {before}: is a variable not set?")
+
+
+def refuse_idle(context: typer.Context, options: Sequence[str], why: str) -> None:
+    """Raise ConfigError for an option of a verb that was typed and has no effect."""
+    for name in options:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(key=option, rule=f"has no effect {why}", remedy="leave it out")
+
+
 def is_rank_zero() -> bool:
     """Of all ranks under torchrun one speaks."""
     return os.environ.get("RANK", "0") == "0"
@@ -68,7 +90,7 @@ def exits() -> Iterator[None]:
     warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
     try:
         yield
-    except (ConfigError, FileNotFoundError) as error:
+    except (ConfigError, *NO_SUCH_FILE) as error:
         if is_rank_zero():
             if os.environ.get(DEBUG):
                 traceback.print_exc()

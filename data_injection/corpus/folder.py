@@ -31,7 +31,7 @@ from data_injection.corpus.manifest import (
     verify_corpus,
 )
 from data_injection.errors import ConfigError
-from data_injection.files import read_json, replace_file
+from data_injection.files import check_folder, read_json, replace_file, sync_path
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ def prepared(
     Where shards were finished before, `build` finds their Place in the folder that it is given. A
     finished corpus with more than skip_bad lines left out is refused.
     """
+    check_folder(folder, "--out")
     with Beat(to_stderr) as beat:
         beat.then(f"checking the files of {folder}")
         if finished := _finished(folder, recipe, skip_bad):
@@ -170,9 +171,6 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    path = folder / PARTIAL / MANIFEST
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(manifest), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    path.replace(folder / MANIFEST)
+    text = json.dumps(dataclasses.asdict(manifest), indent=1)
+    replace_file(folder / PARTIAL / MANIFEST, text, sync=True).replace(folder / MANIFEST)
+    sync_path(folder)

@@ -184,17 +184,7 @@ def _tokenize(
     skip_bad: int = 0,
 ) -> Manifest:
     """Write shards and tokenizer into `partial`, a batch of documents at a time."""
-    sizes = [source.num_bytes for source in sources if source.num_bytes is not None]
-    total = sum(sizes) if len(sizes) == len(sources) else None
-    what = f"tokenizing {name}" + (", bytes" if total else "")
-    beat.then(what)
-    num_bytes = 0
-
-    def add_bytes(num: int) -> None:
-        nonlocal num_bytes
-        num_bytes += num
-        beat.at(what, num_bytes, total or 0)
-
+    on_bytes = _bytes_teller(sources, beat, f"tokenizing {name}")
     place = read_place(partial, recipe) or Place(recipe)
     records = list(place.sources)
     if (bad := num_bad(records)) > skip_bad:
@@ -202,25 +192,14 @@ def _tokenize(
     with ShardWriter(partial, encoder.dtype, max_shard_tokens, files=place.files) as writer:
         for source in sources[len(records) :]:
             counts = Counts(left=skip_bad - num_bad(records))
-            texts = _read(source, counts, add_bytes)
-            # Read again as far as the last whole shard reached, which takes no encoding.
-            counts.documents = sum(1 for _ in itertools.islice(texts, place.documents))
-            if counts.documents < place.documents:
-                raise ConfigError(
-                    f"{source.record['source']} has {counts.documents} documents, of which "
-                    f"{place.documents} were prepared before: it has changed; delete {partial} and "
-                    "start over"
-                )
+            texts = _read(source, counts, on_bytes)
+            where = source.record.get("source", name)
+            _skip(texts, counts, place.documents, where=where, at=partial)
             cut, place = place.cut, Place(recipe)
-            while not _enough(writer.num_tokens - cut, max_tokens) and (batch := _batch(texts)):
-                tokens = encoder.encode(batch)
-                ends = np.flatnonzero(tokens == encoder.eos) + 1
-                if len(ends) != len(batch):
-                    raise ConfigError(
-                        f"{source.record} has the EOS id {encoder.eos} inside a document; "
-                        "give another tokenizer or eos_token_id"
-                    )
-                start = writer.num_tokens - cut
+            while not _enough(start := writer.num_tokens - cut, max_tokens) and (
+                batch := _batch(texts)
+            ):
+                tokens, ends = _encode(batch, encoder, where=where)
                 if max_tokens is not None:
                     ends = ends[: 1 + int(np.searchsorted(ends, max_tokens - start))]
                 shards = len(writer.files)
@@ -236,11 +215,12 @@ def _tokenize(
                         inside - int(ends[whole - 1] if whole else 0),
                     ).write(partial)
                 cut = 0
-                counts.documents += len(ends)
+                counts.wrote(len(ends))
             if not counts.documents:
-                log.warning("source %s added no documents", source.record["source"])
-            records.append({**source.record, **counts.record()})
-            if _enough(writer.num_tokens, max_tokens):
+                log.warning("source %s added no documents", where)
+            full = _enough(writer.num_tokens, max_tokens)
+            records.append({**source.record, **counts.record(ended=not full)})
+            if full:
                 break
     num_documents = sum(record["documents"] for record in records)
     if not num_documents:
@@ -264,6 +244,44 @@ def _tokenize(
     )
 
 
+def _bytes_teller(sources: Sequence[Source], beat: Beat, what: str) -> Callable[[int], None]:
+    """Tells the beat of so many more bytes read, out of all if that is known of every source."""
+    sizes = [source.num_bytes for source in sources if source.num_bytes is not None]
+    total = sum(sizes) if len(sizes) == len(sources) else 0
+    what += ", bytes" if total else ""
+    beat.then(what)
+    num_bytes = 0
+
+    def add(num: int) -> None:
+        nonlocal num_bytes
+        num_bytes += num
+        beat.at(what, num_bytes, total)
+
+    return add
+
+
+def _skip(texts: Iterator[str], counts: Counts, num: int, *, where: str, at: Path) -> None:
+    """Read again as far as the last whole shard reached, which takes no encoding."""
+    counts.wrote(sum(1 for _ in itertools.islice(texts, num)))
+    if counts.documents < num:
+        raise ConfigError(
+            f"{where} has {counts.documents} documents, of which {num} were prepared before: it "
+            f"has changed; delete {at} and start over"
+        )
+
+
+def _encode(batch: list[str], encoder: Encoder, *, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of the documents, and where each ends."""
+    tokens = encoder.encode(batch)
+    ends = np.flatnonzero(tokens == encoder.eos) + 1
+    if len(ends) != len(batch):
+        raise ConfigError(
+            f"{where} has the EOS id {encoder.eos} inside a document; give another tokenizer or "
+            "eos_token_id"
+        )
+    return tokens, ends
+
+
 def _enough(num_tokens: int, max_tokens: int | None) -> bool:
     return max_tokens is not None and num_tokens >= max_tokens
 
@@ -275,8 +293,13 @@ class Counts:
     left: int
     """Bad ones that may still be left out."""
     documents: int = 0
+    """Written; more may have been read."""
     empty: int = 0
-    bad: list[str] = dataclasses.field(default_factory=list)
+    bad: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    """What is wrong with each bad one, and how many documents come before it."""
+    read: int = 0
+    ahead: list[int] = dataclasses.field(default_factory=list)
+    """Of each empty one after the last document written, how many documents come before it."""
 
     def leave_out(self, error: ConfigError) -> None:
         if len(self.bad) >= self.left:
@@ -284,20 +307,31 @@ class Counts:
                 f"{error}; --skip-bad N leaves out up to N such lines and lists them"
             ) from None
         log.warning("left out: %s", error)
-        self.bad.append(str(error))
+        self.bad.append((self.read, str(error)))
 
-    def record(self) -> dict[str, Any]:
-        counts = {"documents": self.documents, "empty": self.empty}
-        return counts | ({"bad": len(self.bad), "bad_lines": self.bad} if self.bad else {})
+    def wrote(self, num: int) -> None:
+        self.documents += num
+        ahead = [before for before in self.ahead if before >= self.documents]
+        self.empty += len(self.ahead) - len(ahead)
+        self.ahead = ahead
+
+    def record(self, *, ended: bool) -> dict[str, Any]:
+        """ended: the source was read to its end. Otherwise what comes after the last document
+        written does not count: how far ahead was read depends on where a preparation went on."""
+        bad = [said for before, said in self.bad if ended or before < self.documents]
+        empty = self.empty + len(self.ahead) * ended
+        counts = {"documents": self.documents, "empty": empty}
+        return counts | ({"bad": len(bad), "bad_lines": bad} if bad else {})
 
 
 def _read(source: Source, counts: Counts, on_bytes: Callable[[int], None]) -> Iterator[str]:
     """The texts of a source that are not empty."""
     for text in source.read(on_bytes, counts.leave_out):
         if text:
+            counts.read += 1
             yield text
         else:
-            counts.empty += 1
+            counts.ahead.append(counts.read)
 
 
 def _batch(texts: Iterator[str]) -> list[str]:

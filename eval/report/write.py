@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from data_injection.errors import ConfigError
-from data_injection.files import replace_file
+from data_injection.files import check_folder, replace_file
 from eval.figures.index import draw_figures
 from eval.figures.ordering import ordering_table
 from eval.interference.budget import budgets
@@ -41,10 +41,11 @@ def write_report(
     Raises FileNotFoundError or ConfigError, with what to do, if there is nothing to report.
     """
     source = Path(source_folder)
-    frame, runs = load_runs(source)
-    table = cells(frame)
     default = source.parent if source.is_file() else source
     out = Path(out_folder) if out_folder is not None else default
+    check_folder(out, "--out")
+    frame, runs = load_runs(source)
+    table = cells(frame)
     out.mkdir(parents=True, exist_ok=True)
     figures = draw_figures(frame)
     page = render(str(source), table, runs, figures, command)

@@ -24,7 +24,7 @@ import pandas as pd
 from rich.console import Console
 
 from data_injection.errors import ConfigError
-from data_injection.files import replace_file
+from data_injection.files import check_folder, replace_file
 from eval.run import read_if_whole
 from eval.text import print_table, write_table
 from launch.lab.cells import run_cells
@@ -95,6 +95,7 @@ def run_experiments(
     console: Console,
 ) -> None:
     """Run experiments one after the other; all settings are checked before the first begins."""
+    check_folder(out, "--out")
     settings = {name: load_settings(name, config, seeds=seeds) for name in names}
     started = time.monotonic()
     for name, one in settings.items():

@@ -12,10 +12,26 @@ from typing import Annotated
 import typer
 
 from data_injection.errors import ConfigError
-from launch.terminal import Overrides, at_work, console, errors, interruptible, say
+from launch.terminal import (
+    Overrides,
+    at_work,
+    console,
+    errors,
+    interruptible,
+    refuse_idle,
+    say,
+)
+
+IDLE = {
+    "embedded": ("tokenizer", "name", "text_field", "dtype", "max_tokens", "skip_bad"),
+    "closed": ("tokenizer", "name", "text_field", "dtype", "vocab_size", "skip_bad"),
+    "text": ("vocab_size",),
+}
+"""Options of `prepare` that say nothing about a source of this kind."""
 
 
 def prepare(
+    context: typer.Context,
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -37,20 +53,22 @@ def prepare(
     ] = 0,
 ) -> None:
     """Turn text into the engine's token files with a manifest."""
-    if sources == ["embedded"]:
+    kind = "embedded" if sources == ["embedded"] else sources[0].partition(":")[0]
+    kind = kind if kind in IDLE else "text"
+    refuse_idle(context, IDLE[kind], f"on {sources[0]}")
+    if kind == "embedded":
         say(errors, f"{out}: about half a minute on one core, once")
     from data_injection.corpus.prepare import num_bad, prepare_corpus, prepare_embedded
 
-    if sources == ["embedded"]:
+    if kind == "embedded":
         manifest = prepare_embedded(out, vocab_size=vocab_size)
-    elif sources[0].startswith("closed:"):
+    elif kind == "closed":
         from data_injection.corpus.closed import prepare_closed
 
         if len(sources) > 1 or max_tokens is None:
             raise ConfigError("closed:CORPUS stands alone, and --max-tokens says how much of it")
-        if name is not None or dtype is not None or skip_bad:
-            raise ConfigError("closed:CORPUS takes name, dtype and lines as they are in CORPUS")
-        source = sources[0].removeprefix("closed:")
+        if not (source := sources[0].removeprefix("closed:")):
+            raise ConfigError("closed:CORPUS needs the folder of a corpus, got 'closed:'")
         manifest = prepare_closed(source, out, num_tokens=max_tokens)
     else:
         manifest = prepare_corpus(
@@ -66,6 +84,7 @@ def prepare(
 
 
 def plan(
+    context: typer.Context,
     experiments: Annotated[
         list[Path],
         typer.Argument(help="Experiment YAML; with --cost several, folders of them, sweeps."),
@@ -90,11 +109,14 @@ def plan(
     """Before you pay for a run: exposures, what the corpus holds already, cost, warnings."""
     device = {"peak_tflops": peak_tflops, "mfu": mfu}
     if cost:
+        refuse_idle(context, ("scan", "scan_tokens"), "with --cost")
         from launch.plan.cost import plan_cost
 
         gpus = 8 if gpus is None else gpus
         plan_cost(experiments, override or [], gpus=gpus, **device, json_path=json, console=console)
         return
+    if not scan:
+        refuse_idle(context, ("scan_tokens",), "with --no-scan")
     if len(experiments) != 1:
         raise ConfigError(f"plan takes one experiment, got {len(experiments)}; --cost takes more")
     with at_work("starting"):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_injection.errors import ConfigError
+from data_injection.files import check_folder, replace_file
 from data_injection.schedules.base import parse_rate
 from eval.advice.groups import (
     Group,
@@ -71,8 +72,8 @@ def advise(
     if question.frequency is None and question.size is None:
         raise ConfigError("give --frequency, --size or both; there is nothing to advise on")
     check_target(as_json, "--json")
-    if out is not None and out.exists() and not out.is_dir():
-        raise ConfigError(f"--out must be a folder, got the file {out}")
+    if out is not None:
+        check_folder(out, "--out")
     found, left_out = load_groups(source, question)
     for group in found:
         answer(group, question)
@@ -103,7 +104,6 @@ def _write(
     told: dict[str, Any],
     console: Console,
 ) -> None:
-    from data_injection.files import replace_file
     from eval.advice.figure import thresholds
     from eval.figures.style import png
 

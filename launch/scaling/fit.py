@@ -18,7 +18,7 @@ import pandas as pd
 from rich.console import Console
 
 from data_injection.errors import ConfigError
-from data_injection.files import replace_file
+from data_injection.files import check_folder, replace_file
 from eval.commit import git_commit
 from eval.figures.scaling import reach_figure
 from eval.figures.style import png
@@ -51,8 +51,7 @@ def fit_source(
     Raises ConfigError or FileNotFoundError naming what is wrong and what to do, before anything is
     written.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out must be a folder, got the file {out}")
+    check_folder(out, "--out")
     frontier: Frontier | str
     try:
         table = read_losses(source, names=names)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from launch.terminal import console, errors, typed_command
+from launch.terminal import console, errors, refuse_idle, typed_command
 
 app = typer.Typer(
     help="Scaling laws and what they advise on size and mixture.", no_args_is_help=True
@@ -102,6 +102,7 @@ def advise(
 
 @app.command()
 def mixture(
+    context: typer.Context,
     tasks: Annotated[Path, typer.Argument(help="YAML: tasks, rungs, host, assumptions.")],
     target: Annotated[str | None, typer.Option(help="Task to bring in.")] = None,
     rung: Annotated[str | None, typer.Option(help="Size at which; default: the smallest.")] = None,
@@ -118,6 +119,10 @@ def mixture(
     from eval.advice.groups import Question
     from launch.scaling.mixture import mixture as run_mixture
 
+    if calibrate is None:
+        refuse_idle(context, ("family", "protocol", "run", "response"), "without --calibrate")
+    if target is None:
+        refuse_idle(context, ("rung",), "without --target")
     question = Question(
         family=family, protocol=protocol, run=run, response=response,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -18,6 +18,7 @@ from launch.terminal import (
     errors,
     interruptible,
     progress_bar,
+    refuse_idle,
     say,
     typed_command,
 )
@@ -72,6 +73,7 @@ def evaluate(
 
 
 def features(
+    context: typer.Context,
     sources: Annotated[list[Path], typer.Argument(help="Runs, checkpoints, or folders of runs.")],
     das: Annotated[
         bool, typer.Option("--das", help="Also alignment search, its controls, causal effects.")
@@ -86,6 +88,8 @@ def features(
     export: Annotated[Path | None, typer.Option(help="Table of all rows: .csv, .parquet.")] = None,
 ) -> None:
     """What the tasks' symbols hide, and which layer uses it; what is in the records is skipped."""
+    if not das:
+        refuse_idle(context, ("rank", "search_steps"), "without --das")
     with at_work("starting"):
         from launch.show.features import measure_features
 
@@ -132,6 +136,7 @@ def report(
 
 
 def audit(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     step: Annotated[int | None, typer.Option(help="Checkpoint; default: the latest.")] = None,
     full: Annotated[
@@ -164,6 +169,8 @@ def audit(
     from launch.json_file import write_json
     from launch.show.audit import show_audit, show_explanation
 
+    idle = ("rows",) if explain is None else ("full", "sample", "export", "json")
+    refuse_idle(context, idle, f"with{'out' * (explain is None)} --explain")
     if explain is not None:
         explained = explain_step(run, explain, checkpoint=step, corpus=corpus, most=rows)
         show_explanation(explained, console)
@@ -188,6 +195,7 @@ def audit(
 
 
 def export(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(help="A checkpoint or a run; for olmo a HF folder.")],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     to: Annotated[str, typer.Option(help="hf (stock LlamaForCausalLM) or olmo, back.")] = "hf",
@@ -205,9 +213,9 @@ def export(
     with at_work("starting"):
         from eval.export.huggingface import export_hf, import_hf
 
-    if to == "olmo" and (step, tokenizer, no_tokenizer, dtype) != (None, None, False, "fp32"):
-        raise ConfigError("--step, --tokenizer, --no-tokenizer and --dtype are for --to hf alone")
     if to == "olmo":
+        of_hf = ("step", "tokenizer", "no_tokenizer", "dtype", "despite_divergence")
+        refuse_idle(context, of_hf, "with --to olmo")
         console.print(f"{import_hf(source, out)}: config.yaml and model.pt, as eval reads them")
         return
     if to != "hf":

@@ -366,9 +366,14 @@ def test_a_killed_preparation_is_no_corpus_and_the_next_makes_it(
     assert verify_corpus(folder, full=True) == manifest
 
 
+@pytest.mark.parametrize("max_tokens", [None, 50, 51])
 @pytest.mark.parametrize("kills", [range(1, 60), range(3, 60, 7)])
 def test_a_preparation_goes_on_after_its_last_whole_shard(
-    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch, kills: range
+    tmp_path: Path,
+    tokenizer: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kills: range,
+    max_tokens: int | None,
 ) -> None:
     """Killed again and again, inside documents, at their ends, at the ends of sources."""
     monkeypatch.setattr(corpus, "BATCH_DOCUMENTS", 2)
@@ -377,9 +382,11 @@ def test_a_preparation_goes_on_after_its_last_whole_shard(
     sources = [tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"]
     sources[0].write_text("\n".join(rows[:20]))
     sources[1].write_bytes(gzip.compress("\n".join(rows[20:]).encode()))
-    settings: dict[str, Any] = {"tokenizer": tokenizer, "max_shard_tokens": 16, "skip_bad": 2}
+    settings: dict[str, Any] = {
+        "tokenizer": tokenizer, "max_shard_tokens": 16, "skip_bad": 2, "max_tokens": max_tokens,
+    }  # fmt: skip
     whole = prepare_corpus(sources, tmp_path / "whole", name="test", **settings)
-    assert len(whole.files) > 3
+    assert len(whole.files) >= 3
     encoded, encode = 0, Encoder.encode
     left = iter(kills)
     kill_at = next(left)
@@ -403,6 +410,26 @@ def test_a_preparation_goes_on_after_its_last_whole_shard(
     assert verify_corpus(tmp_path / "resumed", full=True).hash == whole.hash
     names = {path.name for path in (tmp_path / "resumed").iterdir()}
     assert names == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+def test_what_a_limit_cuts_off_is_counted_alike_however_far_ahead_was_read(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Empty and bad lines after the last document that was written."""
+    rows = ['{"text": ""}', '{"text": "one"}', "broken", '{"text": ""}', '{"text": "two three"}']
+    source = tmp_path / "a.jsonl"
+    source.write_text("\n".join(rows * 3))
+    for max_tokens in range(1, 60, 4):
+        manifests = []
+        for size in (1, 2, 5, 64):
+            monkeypatch.setattr(corpus, "BATCH_DOCUMENTS", size)
+            folder = tmp_path / f"{max_tokens}-{size}"
+            manifests.append(prepare(source, folder, tokenizer, max_tokens=max_tokens, skip_bad=3))
+        assert manifests[1:] == manifests[:-1]
+        (record,) = manifests[0].sources
+        if max_tokens == 1:  # "one" alone
+            assert (record["documents"], record["empty"], record.get("bad")) == (1, 1, None)
+    assert (record["documents"], record["empty"], record["bad"]) == (6, 6, 3)
 
 
 @pytest.mark.parametrize("max_tokens", [31, 32, 33, 40])

@@ -615,4 +615,4 @@ def test_the_command_exports_and_reads_back(
     assert olmo_ext("export", run, "--to", "gguf", "--out", tmp_path / "x") == 2
     assert "--to must be hf or olmo, got 'gguf'" in capsys.readouterr().err
     assert olmo_ext("export", hf, "--to", "olmo", "--out", tmp_path / "x", "--dtype", "bf16") == 2
-    assert "--dtype are for --to hf alone" in capsys.readouterr().err
+    assert "--dtype has no effect with --to olmo" in capsys.readouterr().err
