@@ -93,7 +93,21 @@ def read_object(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} is not a JSON object; restore or remove it")
-    return value
+    return _Object(value, path)
+
+
+class _Object(dict[str, Any]):
+    """A file's object: whoever needs a key that it lacks is told of the file."""
+
+    def __init__(self, value: dict[str, Any], path: Path) -> None:
+        super().__init__(value)
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Object, (dict(self), self.path)
+
+    def __missing__(self, key: str) -> Any:
+        raise ConfigError(f"{self.path} lacks {key!r}; restore or remove it")
 
 
 def load_config(path: Path) -> Any:
@@ -113,9 +127,13 @@ def load_config(path: Path) -> Any:
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MOST_NESTED:
                 raise ConfigError(f"{path} is not YAML: it is nested too deeply")
-        return OmegaConf.load(path)
+        config = OmegaConf.load(path)
     except ConfigError:
         raise
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        config = None  # OmegaConf's way to say that it is a number
     except (yaml.YAMLError, ValueError) as error:
         # YAML's own words in one line: what is wrong and where.
         mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None)
@@ -123,6 +141,9 @@ def load_config(path: Path) -> Any:
         raise ConfigError(
             f"{path} is not YAML: {said or (str(error).splitlines() or [''])[0]}{line}"
         ) from None
+    if not OmegaConf.is_dict(config):
+        raise ConfigError(f"{path} must hold keys with values; restore or replace it")
+    return config
 
 
 def run_folders(path: str | Path) -> list[Path]:

@@ -22,8 +22,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from data_injection.errors import ConfigError
-from launch.yaml_file import read_yaml, short
+from data_injection.errors import ConfigError, short
+from launch.yaml_file import read_yaml
 from olmo_ext.shipped import locate, shipped
 
 KEYS = ("name", "experiments", "set", "axes", "only")
@@ -74,8 +74,9 @@ class Sweep:
             # Some file systems take w and W for one folder.
             if not axis or len({str(label).lower() for label in axis}) < len(axis):
                 raise ConfigError(
-                    f"sweep {self.name}: axes.{name} must have labels, all different as text (in "
-                    f"lower case too), got {list(axis)}"
+                    key=f"sweep {self.name}: axes.{name}",
+                    value=list(axis),
+                    rule="must have labels, all different as text (in lower case too)",
                 )
         if len({stem.lower() for stem in stems}) < len(stems):
             raise ConfigError(
@@ -114,20 +115,22 @@ def load_sweep(path: str | Path) -> Sweep:
         raise ConfigError(f"{path}: a sweep has the keys {', '.join(KEYS)}; got {short(unknown)}")
     files, axes, settings = raw.get("experiments"), raw.get("axes"), raw.get("set") or {}
     if not isinstance(files, list) or not files:
-        raise ConfigError(f"{path}: experiments must list at least one experiment file")
+        rule = "must list at least one experiment file"
+        raise ConfigError(key=f"{path}: experiments", value=files, rule=rule)
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: set must map dotted keys to values, got {short(settings)}")
+        rule = "must map dotted keys to values"
+        raise ConfigError(key=f"{path}: set", value=settings, rule=rule)
     if not isinstance(axes, dict) or not axes:
-        raise ConfigError(f"{path}: axes must map names to {{label: settings}}, got {short(axes)}")
+        rule = "must map names to {label: settings}"
+        raise ConfigError(key=f"{path}: axes", value=axes, rule=rule)
     for axis, labels in axes.items():
         if not isinstance(labels, dict) or not all(isinstance(s, dict) for s in labels.values()):
-            raise ConfigError(
-                f"{path}: axes.{axis} must map labels to settings, for example "
-                f"{{s1: {{train.seed: 1}}}}, got {short(labels)}"
-            )
+            rule = "must map labels to settings, for example {s1: {train.seed: 1}}"
+            raise ConfigError(key=f"{path}: axes.{axis}", value=labels, rule=rule)
     only = raw.get("only")
     if only is not None and not (isinstance(only, list) and all(isinstance(o, str) for o in only)):
-        raise ConfigError(f"{path}: only must list points of the grid as w16-s1, got {short(only)}")
+        rule = "must list points of the grid as w16-s1"
+        raise ConfigError(key=f"{path}: only", value=only, rule=rule)
     experiments = tuple((path.parent / str(file)).resolve() for file in files)
     name = str(raw.get("name") or path.stem)
     return Sweep(name, experiments, axes, settings, None if only is None else tuple(only))
@@ -153,6 +156,8 @@ def _as_text(value: Any, *, key: str, sweep: str) -> str:
         return json.dumps(value)
     except TypeError:
         raise ConfigError(
-            f"sweep {sweep}: {key} must be text, a number, a list or a mapping, got {value!r}; "
-            "put it in quotes"
+            key=f"sweep {sweep}: {key}",
+            value=value,
+            rule="must be text, a number, a list or a mapping",
+            remedy="put it in quotes",
         ) from None

@@ -192,7 +192,10 @@ def _check_own(experiment: ExperimentConfig, name: str, folder: Path) -> None:
     ):
         if got != own:
             raise ConfigError(
-                f"{key} is each run's own, {own}, got {got}; leave it out (--out moves the runs)"
+                key=key,
+                value=got,
+                rule=f"is each run's own, {own}",
+                remedy="leave it out (--out moves the runs)",
             )
 
 
@@ -200,7 +203,8 @@ def _path(path: Path) -> str:
     """A path as an override: in quotes where YAML would read something else."""
     text = str(path)
     if "${" in text:
-        raise ConfigError(f"--out must not hold ${{, which the engine's YAML fills in, got {text}")
+        rule = "must not hold ${, which the engine's YAML fills in"
+        raise ConfigError(key="--out", value=text, rule=rule)
     try:
         plain = yaml.safe_load(f"value: {text}") == {"value": text}
     except yaml.YAMLError:

@@ -114,7 +114,7 @@ def from_mapping(kind: type[T], mapping: Any, *, where: str = "", as_text: bool 
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(
-            key=where or "the settings", value=short(mapping), rule="must be keys with values"
+            key=where or "the settings", value=mapping, rule="must be keys with values"
         )
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -185,9 +185,3 @@ def _plain(value: Any, hint: type, where: str, as_text: bool) -> Any:
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise ConfigError(key=where, value=value, rule=f"must be of type {hint.__name__}")
-
-
-def short(value: object, *, length: int = 80) -> str:
-    """A value in a message: a whole file in one helps nobody."""
-    text = repr(value)
-    return text if len(text) <= length else f"{text[: length - 4]} ..."

@@ -308,7 +308,8 @@ def _hybrid_mesh(train: TrainConfig, device: torch.device) -> Any:
     replicas = train.fsdp.hybrid_sharding_num_model_replicas or max(world // local, 1)
     if replicas < 1 or world % replicas:
         raise ConfigError(
-            f"train.fsdp.hybrid_sharding_num_model_replicas must divide the world size {world}, "
-            f"got {replicas}"
+            key="train.fsdp.hybrid_sharding_num_model_replicas",
+            value=replicas,
+            rule=f"must divide the world size {world}",
         )
     return init_device_mesh(device.type, (replicas, world // replicas))

@@ -153,7 +153,7 @@ def _read_yaml(path: Path, changed: int, size: int) -> Any:
     raw = load_config(path)
     _check_environment(path.read_text(encoding="utf-8", errors="replace"), where=str(path))
     # Plain text is read as one key; nobody wants to see all of it as an unknown one.
-    if not isinstance(raw, DictConfig) or (len(raw) and not set(raw) & set(known)):
+    if len(raw) and not set(raw) & set(known):
         raise ConfigError(
             f"{path} is no experiment: it has none of the keys {', '.join(known)}; "
             "configs/quickstart.yaml is one"

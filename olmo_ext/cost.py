@@ -115,10 +115,14 @@ class Cost:
 def check_device(*, peak_tflops: float, mfu: float) -> None:
     """Raise ConfigError for a peak or a share of it that no GPU has."""
     if not 0 < mfu <= 1:
-        raise ConfigError(f"--mfu must be in (0, 1], got {mfu:g}; 0.4 is usual at 1B and above")
+        usual = "0.4 is usual at 1B and above"
+        raise ConfigError(key="--mfu", value=mfu, rule="must be in (0, 1]", remedy=usual)
     if not 0 < peak_tflops < float("inf"):
         raise ConfigError(
-            f"--peak-tflops must be positive and finite, got {peak_tflops:g}; an H100 has 989"
+            key="--peak-tflops",
+            value=peak_tflops,
+            rule="must be positive and finite",
+            remedy="an H100 has 989",
         )
 
 
@@ -143,8 +147,10 @@ def run_cost(
     batch = train.global_train_batch_size
     if gpus < 1 or batch % gpus:
         raise ConfigError(
-            f"--gpus must divide train.global_train_batch_size {batch}, got {gpus}; choose a "
-            "divisor"
+            key="--gpus",
+            value=gpus,
+            rule=f"must divide train.global_train_batch_size {batch}",
+            remedy="choose a divisor",
         )
     check_device(peak_tflops=peak_tflops, mfu=mfu)
     model = OLMo(train.model.update_with(init_device="meta"))

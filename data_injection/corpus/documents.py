@@ -142,7 +142,9 @@ class Source:
 def resolve_sources(sources: Sequence[str | Path], *, text_field: str) -> list[Source]:
     """Expand folders and globs, sorted; raises if a source names nothing or is named twice."""
     if isinstance(sources, str | Path) or not sources:
-        raise ConfigError(f"sources must be a list with at least one source, got {sources!r}")
+        raise ConfigError(
+            key="sources", value=sources, rule="must be a list with at least one source"
+        )
     resolved: list[Source] = []
     for source in map(str, sources):
         if source.startswith("hf:"):
@@ -198,7 +200,8 @@ def _matching_files(source: str) -> list[Path]:
         )
     for p in found:
         if not _is_source(p):
-            raise ConfigError(f"source {str(p)!r} must end in one of {', '.join(SUFFIXES)}")
+            rule = f"must end in one of {', '.join(SUFFIXES)}"
+            raise ConfigError(key="source", value=str(p), rule=rule)
     # By their own names, not a link target's: caches (Hugging Face, DVC, git-annex) keep contents
     # under a hash, which has no suffix and orders files otherwise on another storage.
     return sorted(Path(os.path.abspath(p)) for p in found)

@@ -73,7 +73,7 @@ def choose_encoder(
     if dtype is None:
         dtype = "uint16" if vocab_size <= 2**16 else "uint32"
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise ConfigError(key="dtype", value=dtype, rule=f"must be one of {', '.join(DTYPES)}")
     if vocab_size - 1 > np.iinfo(dtype).max:
         raise ConfigError(
             f"dtype={dtype!r} ends at {np.iinfo(dtype).max}, the vocabulary of {where} has "

@@ -86,8 +86,11 @@ def prepare_embedded(
     """
     if not 258 < vocab_size <= 2**16:
         raise ConfigError(
-            f"vocab_size must be in (258, 65536], got {vocab_size}; 256 bytes and 2 special tokens "
-            "come before the first merge, and ids are stored as uint16"
+            key="vocab_size",
+            value=vocab_size,
+            rule="must be in (258, 65536]",
+            remedy="256 bytes and 2 special tokens come before the first merge, and ids are stored "
+            "as uint16",
         )
     with Beat(to_stderr) as beat:
         beat.then("reading the embedded text")
@@ -144,7 +147,8 @@ def prepare_corpus(
     """
     for key, value in (("max_shard_tokens", max_shard_tokens), ("max_tokens", max_tokens)):
         if value is not None and value < 1:
-            raise ConfigError(f"{key} must be positive, got {value}; leave it out for the default")
+            remedy = "leave it out for the default"
+            raise ConfigError(key=key, value=value, rule="must be positive", remedy=remedy)
     if skip_bad < 0:
         raise ConfigError(key="skip_bad", value=skip_bad, rule="must be at least 0")
     path = tokenizer_path(tokenizer)

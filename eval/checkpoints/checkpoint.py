@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import zipfile
 from collections.abc import Collection
@@ -49,6 +50,18 @@ class Checkpoint:
 
     path: Path
     step: int
+
+
+def by_step(path: Path) -> Path:
+    """A checkpoint's path under the name that says its step.
+
+    `latest-unsharded` is followed; one that lies on scratch and is linked back keeps the link's own
+    name, which its target need not have, and lies in its run's folder.
+    """
+    path = Path(os.path.abspath(path))
+    while path.is_symlink() and not path.name.startswith("step"):
+        path = Path(os.path.abspath(path.parent / path.readlink()))
+    return path
 
 
 def find_checkpoints(folder: str | Path) -> list[Checkpoint]:

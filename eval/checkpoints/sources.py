@@ -6,6 +6,7 @@ for source in find_sources("runs/w32"):
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import (
     IDENTITY_FILE,
+    by_step,
     find_checkpoints,
     load_model_config,
     read_identity,
@@ -52,7 +54,7 @@ def find_sources(path: str | Path) -> list[Source]:
         raise FileNotFoundError(f"no folder {path}; give a run, a folder of runs or a checkpoint")
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is a file; give the folder of the checkpoint it is of")
-    path = path.resolve() if path.is_symlink() else path  # latest-unsharded
+    path = by_step(path) if path.is_symlink() else path
     if checkpoint_kind(path) is not None:
         run = path.parent if (path.parent / PLAN).is_file() else None
         return [_source(path, run)]
@@ -69,7 +71,9 @@ def find_sources(path: str | Path) -> list[Source]:
                 "(train.save_interval_unsharded) before it is evaluated"
             )
         return found
-    inside = [child for child in path.iterdir() if child.is_dir() and not child.is_symlink()]
+    # Links count too, each target once: under the name that says a step if there is one.
+    children = sorted(path.iterdir(), key=lambda child: bool(_STEP.fullmatch(child.name)))
+    inside = {os.path.realpath(child): child for child in children if child.is_dir()}.values()
     sources = [_source(child, None) for child in inside if checkpoint_kind(child) is not None]
     if not sources:
         raise FileNotFoundError(

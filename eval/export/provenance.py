@@ -22,6 +22,7 @@ from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from eval.checkpoints.checkpoint import (
     IDENTITY_FILE,
+    by_step,
     find_checkpoints,
     load_model_config,
     load_plan,
@@ -149,7 +150,7 @@ def _find_checkpoint(source: Path, step: int | None) -> Path:
     if (source / "model.pt").is_file():
         if step is not None:
             raise ConfigError(f"--step {step} chooses in a run, but {source} is a checkpoint")
-        return source.resolve()  # the name of `latest-unsharded` says no step
+        return by_step(source)
     found = {checkpoint.step: checkpoint.path for checkpoint in find_checkpoints(source)}
     if not found:
         raise FileNotFoundError(
@@ -159,7 +160,7 @@ def _find_checkpoint(source: Path, step: int | None) -> Path:
     if step is not None and step not in found:
         steps = ", ".join(map(str, found))
         raise ConfigError(f"--step {step} is no checkpoint of {source}; it has {steps}")
-    return found[max(found) if step is None else step].resolve()
+    return by_step(found[max(found) if step is None else step])
 
 
 def _scores(folder: Path, step: int | None) -> list[dict[str, Any]]:

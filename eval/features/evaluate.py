@@ -28,6 +28,7 @@ from eval.alignment.das import STEPS
 from eval.alignment.interventions import Site, num_blocks
 from eval.checkpoints.checkpoint import (
     Checkpoint,
+    by_step,
     find_checkpoints,
     load_model,
     load_plan,
@@ -68,7 +69,7 @@ def find_jobs(
     source = Path(source)
     one = source if (source / "model.pt").is_file() else None
     jobs, known = [], set()
-    for folder in [source.resolve().parent] if one else run_folders(source):
+    for folder in [by_step(source).parent] if one else run_folders(source):
         plan = load_plan(folder)
         able = [task for task in plan.tasks if task.targets()]
         known |= {task.name for task in able}

@@ -12,15 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_injection.tasks.base import IntArray, Task
 from eval.scores.accuracy import Answers
 from eval.statistics import newcombe, share_of
 
 SPLITS = ("train", "test")
-
-Mask = NDArray[np.bool_]
 
 
 def breakdown(answers: Answers, task: Task) -> list[dict[str, Any]]:

@@ -85,11 +85,12 @@ def _check_options(runs: Runs, large: float | None, eps: Sequence[float]) -> Non
     """Options that would only fail after the fit."""
     if large is not None and not (np.isfinite(large) and large > runs.params.min()):
         raise ConfigError(
-            f"--large must be above the smallest size of the runs ({runs.params.min():g}), "
-            f"got {large:g}"
+            key="--large",
+            value=large,
+            rule=f"must be above the smallest size of the runs ({runs.params.min():g})",
         )
     if wrong := [one for one in eps if not (np.isfinite(one) and one >= 0)]:
-        raise ConfigError(f"--eps must be at least 0 nats per token, got {wrong[0]:g}")
+        raise ConfigError(key="--eps", value=wrong[0], rule="must be at least 0 nats per token")
 
 
 def _write(

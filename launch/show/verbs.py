@@ -219,7 +219,7 @@ def export(
         console.print(f"{import_hf(source, out)}: config.yaml and model.pt, as eval reads them")
         return
     if to != "hf":
-        raise ConfigError(f"--to must be hf or olmo, got {to!r}")
+        raise ConfigError(key="--to", value=to, rule="must be hf or olmo")
     with at_work(f"exporting {source}"):
         done = export_hf(
             source,
@@ -237,7 +237,7 @@ def _check_device(device: str) -> None:
     import torch
 
     if device not in ("cpu", "cuda"):
-        raise ConfigError(f"--device must be cpu or cuda, got {device!r}")
+        raise ConfigError(key="--device", value=device, rule="must be cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch sees no GPU here; leave it out or see doctor")
 

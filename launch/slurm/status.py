@@ -109,7 +109,8 @@ def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> 
     log = _tail(folder / "logs" / "train.log")
     measured, exposures = _exposures(folder / RECORDS, set(run.get("tasks") or ()))
     progress = read_if_whole(folder / PROGRESS)
-    num_steps = run.get("num_steps") or progress.get("last_step")
+    told = (run.get("num_steps"), progress.get("last_step"))
+    num_steps = next((one for one in told if isinstance(one, int) and one), None)
     number = events[-1]["job"] if events else None
     job = queue.jobs.get(number) if number else None
     state = _state(folder, events, job, checkpoint, num_steps, marker, queue)

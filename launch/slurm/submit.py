@@ -61,7 +61,7 @@ def submit(
     """
     if after is not None and not _JOB.fullmatch(after):
         raise ConfigError(
-            f"--after must be the number of a job, like 1234 or 1234_5, got {after!r}"
+            key="--after", value=after, rule="must be the number of a job, like 1234 or 1234_5"
         )
     if not dry_run and shutil.which("sbatch") is None:
         raise ConfigError(
@@ -78,7 +78,7 @@ def submit(
     corpus = next(iter(corpora))
     if words is not None and (len(corpora) > 1 or corpus is None):
         raise ConfigError(
-            f"--prepare needs runs with one `corpus:`; these have {sorted(map(str, corpora))}"
+            key="--prepare", value=sorted(map(str, corpora)), rule="needs runs with one `corpus:`"
         )
     aside = errors if dry_run and errors is not None else console
     waiting = _open_tasks(plan, aside, dry_run=dry_run)

@@ -68,11 +68,12 @@ def torchrun_command(
         ("--shutdown-timeout", shutdown_timeout, 1),
     ):
         if value < least:
-            raise ConfigError(f"{option} must be at least {least}, got {value}")
+            raise ConfigError(key=option, value=value, rule=f"must be at least {least}")
     if nnodes > 1 and rdzv_endpoint is None:
         raise ConfigError(
-            f"--nnodes {nnodes} needs --rdzv-endpoint HOST:PORT, where the agents meet; give one "
-            "of the nodes and a free port, for example node01:29400"
+            key=f"--nnodes {nnodes}",
+            rule="needs --rdzv-endpoint HOST:PORT, where the agents meet",
+            remedy="give one of the nodes and a free port, for example node01:29400",
         )
     if nnodes == 1 and (rdzv_endpoint is not None or rdzv_id is not None):
         raise ConfigError(
@@ -92,8 +93,9 @@ def torchrun_command(
     else:
         if not (found := _ENDPOINT.fullmatch(rdzv_endpoint)) or not 0 < int(found[2]) < 2**16:
             raise ConfigError(
-                "--rdzv-endpoint must be HOST:PORT, for example node01:29400, got "
-                f"{rdzv_endpoint!r}"
+                key="--rdzv-endpoint",
+                value=rdzv_endpoint,
+                rule="must be HOST:PORT, for example node01:29400",
             )
         command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={rdzv_endpoint}"]
         command.append(f"--rdzv-id={rdzv_id or 'olmo-ext'}")

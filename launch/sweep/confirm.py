@@ -48,7 +48,8 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     from eval.records import read_records
 
     if chapter not in CHAPTERS:
-        raise ConfigError(f"--chapter must be one of {', '.join(CHAPTERS)}, got {chapter!r}")
+        rule = f"must be one of {', '.join(CHAPTERS)}"
+        raise ConfigError(key="--chapter", value=chapter, rule=rule)
     started = time.monotonic()
     corpus = embedded_corpus(runs, console)
     console.print("checking every run ...")

@@ -89,7 +89,8 @@ def quickstart(
     widths = widths or (SMOKE_WIDTHS if smoke else WIDTHS)
     # load_experiment would say so too, but after the corpus is made.
     if wrong := [width for width in widths if width < 4 or width % 4]:
-        raise ConfigError(f"--widths must be multiples of 4 (2 heads, RoPE), got {wrong[0]}")
+        rule = "must be multiples of 4 (2 heads, RoPE)"
+        raise ConfigError(key="--widths", value=wrong[0], rule=rule)
     corpus = corpus or embedded_corpus(out, console)
     sweep = quickstart_sweep(widths=widths, seeds=seeds, smoke=smoke)
     runs = plan_runs(sweep, out, overrides=[f"corpus={corpus}"])

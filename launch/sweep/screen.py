@@ -58,8 +58,10 @@ def parse_budget(text: str) -> Budget:
         amount = 0.0
     if not found or not 0 < amount < float("inf"):
         raise ConfigError(
-            f"--screen must be a positive number and one of {', '.join(UNITS)}, for example "
-            f"3e18flops, got {text!r}"
+            key="--screen",
+            value=text,
+            rule=f"must be a positive number and one of {', '.join(UNITS)}",
+            remedy="for example 3e18flops",
         )
     return Budget(amount, found[2].lower())
 

@@ -20,6 +20,12 @@ PAPER = Law.of(L0=1.8, A=2000.0, alpha=0.46, B=8000.0, beta=0.51)
 """The paper's exponents; floor and amplitudes are ours, for losses of 1.9 to 4.3 nats."""
 
 
+def optimal_params(law: Law, compute: Array) -> Array:
+    """The size N at which 6 N optimal_tokens(N) is this compute, in FLOPs."""
+    log_ratio = np.log(law.beta) + law.log_B - np.log(law.alpha) - law.log_A
+    return np.exp((law.beta * np.log(compute / FLOPS) - log_ratio) / (law.alpha + law.beta))
+
+
 def grid(sizes: Array, tokens: Array) -> tuple[Array, Array]:
     """N and D of every pair."""
     params, read = np.meshgrid(sizes, tokens)
@@ -30,7 +36,7 @@ def isoflop(law: Law, *, num_sizes: int = 27, span: float = 8.0) -> tuple[Array,
     """N and D of sizes about the optimum of each of Hoffmann's nine budgets, `span` times both
     ways."""
     budgets = np.array([6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21])[:, None]
-    params = law.optimal_params(budgets) * np.geomspace(1 / span, span, num_sizes)
+    params = optimal_params(law, budgets) * np.geomspace(1 / span, span, num_sizes)
     return params.ravel(), (budgets / FLOPS / params).ravel()
 
 

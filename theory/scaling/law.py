@@ -84,12 +84,6 @@ class Law:
         log_ratio = np.log(self.beta) + self.log_B - np.log(self.alpha) - self.log_A
         return _exp((log_ratio + self.alpha * np.log(params)) / self.beta)
 
-    def optimal_params(self, compute: ArrayLike) -> Any:
-        """The size N at which 6 N optimal_tokens(N) is this compute, in FLOPs."""
-        log_ratio = np.log(self.beta) + self.log_B - np.log(self.alpha) - self.log_A
-        log_work = np.log(np.asarray(compute, dtype=float) / FLOPS)
-        return _exp((self.beta * log_work - log_ratio) / (self.alpha + self.beta))
-
     @property
     def params_exponent(self) -> Any:
         """The compute-optimal excess L_C - L0 falls as N to minus this: alpha."""

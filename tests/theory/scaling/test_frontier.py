@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from designs import CHINCHILLA, DESIGNS, draw, grid
+from designs import CHINCHILLA, DESIGNS, draw, grid, optimal_params
 
 from theory.scaling.frontier import fit_frontier
 from theory.scaling.runs import Runs
@@ -13,7 +13,7 @@ def test_points_and_exponents_of_runs_without_noise_are_the_laws(design: str) ->
     law, _ = DESIGNS[design]
     found = fit_frontier(draw(design, seed=0, noise=0.0), resamples=10)
     assert len(found.compute) >= 5
-    best = law.optimal_params(found.compute)
+    best = optimal_params(law, found.compute)
     assert found.loss == pytest.approx(law.compute_optimal_loss(best), rel=0.004)
     assert found.params == pytest.approx(best, rel=0.1)
     # A cubic in log N is an approximation: what it costs is far below the intervals at 1% noise.

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from designs import CHINCHILLA, PAPER
+from designs import CHINCHILLA, PAPER, optimal_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
@@ -48,7 +48,7 @@ def test_no_other_size_does_better_with_the_same_compute(law: Law, size: float) 
     )
     assert law.compute_optimal_loss(size) == pytest.approx(law.loss(size, tokens), rel=1e-9)
     assert best.fun >= law.compute_optimal_loss(size) * (1 - 1e-9)
-    assert law.optimal_params(FLOPS * work) == pytest.approx(size, rel=1e-6)
+    assert optimal_params(law, FLOPS * work) == pytest.approx(size, rel=1e-6)
 
 
 @settings(deadline=None, max_examples=60)
