@@ -15,7 +15,7 @@ NO_VALUE: Any = ...
 processes, as an object() that was pickled is not."""
 
 
-def short(value: object, *, length: int = 300) -> str:
+def short(value: object, *, length: int = 80) -> str:
     """A value in a message: a whole file in one helps nobody."""
     text = repr(value)
     return text if len(text) <= length else f"{text[: length - 4]} ..."
@@ -45,7 +45,9 @@ class ConfigError(ValueError):
     ) -> None:
         # The text is made at once and kept in `args`, so that the error survives pickling by a
         # process pool, which makes it anew from `args` and `__dict__`.
-        got = "" if value is NO_VALUE else f", got {short(value)}"
+        # A path is shown whole, a file's text is not.
+        length = 300 if isinstance(value, str) and "\n" not in value else 160
+        got = "" if value is NO_VALUE else f", got {short(value, length=length)}"
         super().__init__(message or f"{key} {rule}{got}{remedy and f'; {remedy}'}")
         self.key, self.value, self.rule, self.remedy = key, value, rule, remedy
 

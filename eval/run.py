@@ -110,10 +110,11 @@ class _Object(dict[str, Any]):
         raise ConfigError(f"{self.path} lacks {key!r}; restore or remove it")
 
 
-def load_config(path: Path) -> Any:
+def load_config(path: Path, *, what: str = "must hold keys with values; restore it") -> Any:
     """A YAML file of a run or a checkpoint, as OmegaConf has it; raises as `read_run`.
 
-    A tag that YAML itself does not know (!secret, !!python/...) is refused.
+    what: said of a file that holds anything but keys with values. A tag that YAML itself does not
+    know (!secret, !!python/...) is refused.
     """
     import yaml
     from omegaconf import OmegaConf
@@ -142,7 +143,7 @@ def load_config(path: Path) -> Any:
             f"{path} is not YAML: {said or (str(error).splitlines() or [''])[0]}{line}"
         ) from None
     if not OmegaConf.is_dict(config):
-        raise ConfigError(f"{path} must hold keys with values; restore or replace it")
+        raise ConfigError(f"{path} {what}")
     return config
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from data_injection.errors import ConfigError
-from eval.run import MARKER, PLAN, RUN, find_below, read_if_whole, read_run, run_folders
+from eval.run import (
+    MARKER,
+    PLAN,
+    RUN,
+    find_below,
+    load_config,
+    read_if_whole,
+    read_run,
+    run_folders,
+)
 
 
 def make(folder: Path, name: str = PLAN, text: str = "{}") -> Path:
@@ -24,7 +34,18 @@ def test_a_missing_and_a_broken_account_are_named(tmp_path: Path) -> None:
             read_run(make(tmp_path, RUN, text))
         assert read_if_whole(tmp_path / RUN) == {}
     assert read_if_whole(tmp_path / MARKER) == {}
-    assert read_run(make(tmp_path, RUN, '{"num_steps": 8}')) == {"num_steps": 8}
+    known = read_run(make(tmp_path, RUN, '{"num_steps": 8}'))
+    assert known == {"num_steps": 8}
+    with pytest.raises(ConfigError, match=r"run\.json lacks 'record_fields'; restore"):
+        known["record_fields"]
+    assert pickle.loads(pickle.dumps(known)) == known
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "3", "2.5", "true"])
+def test_a_yaml_file_without_keys_is_named(text: str, tmp_path: Path) -> None:
+    make(tmp_path, "config.yaml", text)
+    with pytest.raises(ConfigError, match=r"config\.yaml must hold keys with values"):
+        load_config(tmp_path / "config.yaml")
 
 
 def test_runs_behind_links_are_found_once_and_a_loop_ends(tmp_path: Path) -> None:

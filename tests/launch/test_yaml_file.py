@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from data_injection.errors import ConfigError
+from data_injection.errors import ConfigError, short
 from launch.grid import load_sweep
 from launch.plan.cost import read_experiments
 from launch.scaling.mixture import load_plan
-from launch.yaml_file import read_yaml, short
+from launch.yaml_file import read_yaml
 
 
 def write(folder: Path, text: str) -> Path:

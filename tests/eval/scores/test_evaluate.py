@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 
 import eval.scores.evaluate
 from data_injection.errors import ConfigError
+from eval.checkpoints.sources import find_sources
+from eval.export.provenance import find_provenance
 from eval.records import read_records
 from eval.scores.evaluate import Choice, Done, evaluate, tasks_of_run
 from launch.cli import app
@@ -189,6 +191,28 @@ def test_a_folder_of_runs_a_run_and_a_checkpoint_are_told_apart(run: Path) -> No
     # The engine's link leads to the last one, which is in the run too; each is measured once.
     again = evaluate([run / "latest-unsharded", run])
     assert {step: num > 0 for step, num in counts(again).items()} == {6: False, 0: True, 12: True}
+
+
+def test_a_checkpoint_linked_back_from_scratch_is_still_its_runs(run: Path, tmp_path: Path) -> None:
+    """Its target's name says no step, and no run lies around it."""
+    scratch = tmp_path / "scratch" / "abc"
+    scratch.parent.mkdir()
+    linked = run / "step12-unsharded"
+    linked.rename(scratch)
+    linked.symlink_to(scratch)
+    for place in (linked, run / "latest-unsharded"):
+        (source,) = find_sources(place)
+        assert (source.path, source.step, source.run) == (linked, 12, run)
+        known = find_provenance(place)
+        assert known.plan is not None
+        assert (known.step, len(known.plan.tasks)) == (12, 2)
+    # A folder of checkpoints outside of any run: links count, and each target once.
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    shutil.copytree(run / "step6-unsharded", kept / "step6-unsharded")
+    (kept / "step12-unsharded").symlink_to(scratch)
+    (kept / "latest-unsharded").symlink_to("step12-unsharded")
+    assert [source.step for source in find_sources(kept)] == [6, 12]
 
 
 def outside(run: Path, folder: Path) -> Path:
