@@ -13,13 +13,14 @@ import torch
 from olmo.model import OLMo
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.text import count
+from launch.cli import app
 from launch.grid import Sweep
 from launch.plan.cost import read_experiments, show_costs, totals
-from launch.plan.verbs import plan as plan_verb
 from launch.reckon import Reckoner, size
 from launch.runs import plan_runs
 from launch.sweep.sweep import show_runs
@@ -48,11 +49,9 @@ def test_the_papers_ladder_is_one_table_smallest_first_without_a_corpus() -> Non
     assert four.storage == (50 * 12 + 4) * 4_161_335_040  # at step 0 there are no moments yet
 
 
-def test_the_papers_grid_is_summed_over_its_210_runs(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    out = tmp_path / "cost.json"
-    plan_verb([LADDER / "sweeps" / "frequency.yaml"], cost=True, json=out)
+def test_the_papers_grid_is_summed_over_its_210_runs(tmp_path: Path) -> None:
+    out, sweep = tmp_path / "cost.json", LADDER / "sweeps" / "frequency.yaml"
+    done = CliRunner().invoke(app, ["plan", str(sweep), "--cost", "--json", str(out)])
     found = json.loads(out.read_text())
     assert [row["num_runs"] for row in found["rows"]] == [42] * 5
     total = found["total"]
@@ -61,9 +60,8 @@ def test_the_papers_grid_is_summed_over_its_210_runs(
     alone = [row["gpu_hours"] for row in found["rows"]]
     assert total["gpu_hours"] == pytest.approx(42 * sum(alone))
     assert total["storage"] == 42 * sum(row["storage"] for row in found["rows"])
-    said = capsys.readouterr().out
-    assert "210" in said
-    assert "44T" in said
+    assert "210" in done.stdout
+    assert "44T" in done.stdout
 
 
 def test_hours_are_operations_over_peak_and_mfu() -> None:
