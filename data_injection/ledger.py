@@ -40,9 +40,10 @@ ROW = np.dtype([("step", "<u4"), ("slot", "<u4"), ("example", "<u4"), ("task", "
 
 SEAL = 0xFFFF
 
-SKIPPED = 0xFFFE
+SKIPPED = 0xFF00
 """`task` of the record of a step whose batch was read but moved no weight (OLMo-core's
-SkipStepAdamW, steps_to_skip): in place of the step's rows, whose number is its `slot`."""
+SkipStepAdamW, steps_to_skip): in place of the step's rows, whose number is its `slot`. Many bits
+away from SEAL, so that no flipped one makes a mark of a seal."""
 
 LEDGER_FOLDER = "ledger"
 """Where a run keeps its segments."""

@@ -186,6 +186,20 @@ def test_every_flipped_bit_is_noticed_and_costs_one_block(tmp_path: Path, health
             assert segment.num_unsealed == 3 or segment.problems
 
 
+def test_a_step_that_moved_no_weight_is_marked_and_has_no_rows(tmp_path: Path) -> None:
+    with LedgerWriter(tmp_path, start_step=0, parent=None, header={}) as ledger:
+        ledger.append(0, rows_of(0))
+        ledger.skip(1, rows_of(1))
+        ledger.append(2, rows_of(2))
+        place = ledger.seal(3)
+    segments = read_segments(tmp_path)
+    assert steps_in(segments[0].rows) == [0, 2]
+    assert segments[0].skipped == (1,)
+    path = lineage(segments, place, step=3)
+    assert (segments[0].problems, path.problems) == ((), ())
+    assert segments[0].rows.tolist() == effective_rows(segments, path).tolist()
+
+
 def test_a_segment_cut_anywhere_is_read_as_far_as_it_goes(tmp_path: Path, healthy: bytes) -> None:
     whole = read_segment(damaged(tmp_path, healthy)).rows
     header = healthy.index(b"\n") + 1
