@@ -102,22 +102,26 @@ def _run_folders(source: Path) -> list[Path]:
 
 def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> Status:
     """One run's, from what its folder holds and what SLURM says of its last job."""
-    run = read_if_whole(folder / RUN)
+    run, progress = read_if_whole(folder / RUN), read_if_whole(folder / PROGRESS)
+    many = {
+        key: run[key] if isinstance(run.get(key), list | dict) else ()
+        for key in ("starts", "tasks")
+    }
+    told = (run.get("num_steps"), progress.get("last_step"), progress.get("step"))
+    *ends, taken = (one if isinstance(one, int) else 0 for one in told)
+    num_steps = next(filter(None, ends), None)
     marker = read_if_whole(folder / MARKER) or None
     checkpoints = find_checkpoints(folder)
     checkpoint = checkpoints[-1].step if checkpoints else None
     log = _tail(folder / "logs" / "train.log")
-    measured, exposures = _exposures(folder / RECORDS, set(run.get("tasks") or ()))
-    progress = read_if_whole(folder / PROGRESS)
-    told = (run.get("num_steps"), progress.get("last_step"))
-    num_steps = next((one for one in told if isinstance(one, int) and one), None)
+    measured, exposures = _exposures(folder / RECORDS, set(many["tasks"]))
     number = events[-1]["job"] if events else None
     job = queue.jobs.get(number) if number else None
     state = _state(folder, events, job, checkpoint, num_steps, marker, queue)
     # Steps after the last checkpoint are lost with their process.
-    reached = max(checkpoint or 0, measured, progress.get("step", 0))
+    reached = max(checkpoint or 0, measured, taken)
     return Status(
-        name=run.get("run") or folder.name,
+        name=str(run.get("run") or folder.name),
         folder=str(folder),
         state=state,
         step=reached if state == "running" else checkpoint or 0,
@@ -126,7 +130,7 @@ def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> 
         marker=marker,
         job=number,
         slurm="" if job is None else job.state + (f" ({job.reason})" if job.reason else ""),
-        starts=len(run.get("starts", ())),
+        starts=len(many["starts"]),
         requeues=sum(event["event"] == "requeued" for event in events),
         record_age=_age(folder / RECORDS),
         exposures=exposures,

@@ -112,6 +112,14 @@ def test_steps_after_the_last_checkpoint_count_only_while_it_runs(tmp_path: Path
     assert status(run, "failed", Job("FAILED")).step == 20
 
 
+def test_files_that_hold_something_else_hide_no_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", checkpoint=20)
+    (run / "run.json").write_text('{"run": 3, "num_steps": "x", "starts": 3, "tasks": 5}')
+    (run / "progress.json").write_text('{"step": "y", "last_step": null}')
+    found = status(run)
+    assert (found.name, found.state, found.num_steps, found.starts) == ("3", "interrupted", None, 0)
+
+
 def test_the_last_error_is_ours_and_not_torchruns_account_of_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     log = run / "logs" / "train.log"
