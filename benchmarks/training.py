@@ -58,13 +58,19 @@ def serve(pipe: Any, variant: str, width: int, context: int) -> None:
         )
         stepper = Stepper(stock(experiment) if variant == "stock" else ours(experiment, stack))
         while num := pipe.recv():
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu, faults = time.perf_counter(), time.process_time(), num_faults()
             for _ in range(num):
                 stepper.step()
-            pipe.send((time.perf_counter() - wall, time.process_time() - cpu))
+            took = time.perf_counter() - wall, time.process_time() - cpu, num_faults() - faults
+            pipe.send(took)
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         # Last, for it is a tracker's step: slow, and of another process size.
         pipe.send({"losses": stepper.losses, "rss_mib": rss, "tensors_mb": cpu_peak(stepper) / 1e6})
+
+
+def num_faults() -> int:
+    """Pages that the kernel has handed to this process anew."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def measure(width: int, context: int, *, blocks: int, steps: int) -> list[dict[str, Any]]:
@@ -77,7 +83,7 @@ def measure(width: int, context: int, *, blocks: int, steps: int) -> list[dict[s
             context_of.Process(target=serve, args=(theirs, variant, width, context), daemon=True)
         )
         processes[-1].start()
-    took: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
+    took: dict[str, list[tuple[float, float, int]]] = {variant: [] for variant in VARIANTS}
     for number in range(blocks + 1):
         names = list(VARIANTS)
         for variant in names if number % 2 else reversed(names):
@@ -90,7 +96,7 @@ def measure(width: int, context: int, *, blocks: int, steps: int) -> list[dict[s
         pipe.send(0)
         told = pipe.recv()
         process.join()
-        walls, cpus = zip(*took[variant], strict=True)
+        walls, cpus, faults = zip(*took[variant], strict=True)
         ratios = [s[1] / o[1] for s, o in zip(took["stock"], took[variant], strict=True)]
         rows.append(
             {
@@ -101,6 +107,7 @@ def measure(width: int, context: int, *, blocks: int, steps: int) -> list[dict[s
                 "steps": steps,
                 "cpu_ms": 1e3 * median(cpus) / steps,
                 "wall_ms": 1e3 * median(walls) / steps,
+                "faults": median(faults) / steps,
                 "tokens_per_cpu_s": ROWS * context * steps / median(cpus),
                 "over_stock": median(ratios),
                 "least": min(ratios),
@@ -114,14 +121,15 @@ def measure(width: int, context: int, *, blocks: int, steps: int) -> list[dict[s
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    head = ["width", "context", "trainer", "CPU ms a step", "tokens a CPU s", "over stock"]
-    head += ["min to max", "tensors at the peak, MB", "process, MiB", "last loss"]
+    head = ["width", "context", "trainer", "CPU ms a step", "page faults a step", "tokens a CPU s"]
+    head += ["over stock", "min to max", "tensors at the peak, MB", "process, MiB", "last loss"]
     lines = [
         [
             str(row["width"]),
             str(row["context"]),
             VARIANTS[row["variant"]],
             f"{row['cpu_ms']:.1f}",
+            f"{row['faults']:,.0f}",
             f"{row['tokens_per_cpu_s']:,.0f}",
             f"{row['over_stock']:.2f}",
             f"{row['least']:.2f} to {row['most']:.2f}",
