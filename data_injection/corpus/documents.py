@@ -114,6 +114,8 @@ def _open_hf(source: str) -> Any:
 
     location, _, split = source.removeprefix("hf:").partition(":")
     path, _, config = location.partition(",")
+    if not path.strip("/ "):
+        raise ConfigError(key="source", value=source, rule="must be hf:PATH[,CONFIG][:SPLIT]")
     if not any((Path(path) / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
         return datasets.load_dataset(path, config or None, split=split or "train", streaming=True)
     dataset = datasets.load_from_disk(path)

@@ -588,6 +588,7 @@ def test_a_folder_without_a_corpus_says_what_to_run(tmp_path: Path) -> None:
         ({"sources": "a.jsonl"}, ValueError, "sources must be a list"),
         ({"sources": ["nosuch*.jsonl"]}, FileNotFoundError, "'nosuch.*' matches no file"),
         ({"sources": [__file__]}, ValueError, "must end in one of .jsonl"),
+        ({"sources": ["hf:"]}, ValueError, r"must be hf:PATH\[,CONFIG\]"),
     ],
 )
 def test_a_bad_setting_is_named_before_any_work(
