@@ -129,7 +129,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             str(row["context"]),
             VARIANTS[row["variant"]],
             f"{row['cpu_ms']:.1f}",
-            f"{row['faults']:,.0f}",
+            f"{row['faults']:,.0f}" if "faults" in row else "",
             f"{row['tokens_per_cpu_s']:,.0f}",
             f"{row['over_stock']:.2f}",
             f"{row['least']:.2f} to {row['most']:.2f}",
