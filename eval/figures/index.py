@@ -22,6 +22,7 @@ from eval.figures.curves import curves
 from eval.figures.features import features
 from eval.figures.heatmap import heatmap
 from eval.figures.interference import interference
+from eval.figures.memorization import memorization
 from eval.figures.ordering import ordering
 from eval.figures.reference import beside_natural
 from eval.figures.retention import forgetting, gaps
@@ -159,6 +160,15 @@ FIGURES = (
         "the gain that is kept. Null: dashed, the control run that leaves this burst out; drift "
         "moves the loss too, so shares net of it count. Where the gain is within its spread over "
         "seeds the share is undefined, not 0.",
+    ),
+    Drawing(
+        "memorization.png",
+        "What was learned by heart",
+        memorization,
+        "Injected sequences by the number of their copies, at each run's last step. Nulls, dashed: "
+        "the held-out twins' own loss and extraction; the exposure that a sequence like its twins "
+        "has in the mean; an AUC of .5. Loss, extraction: of the sequences alone. Exposure, AUC: "
+        "against the twins of the sequence's group (eval/scores/memorization.py has the formulas).",
     ),
     Drawing(
         "ordering.png",

@@ -105,6 +105,10 @@ def plan(
     ] = 989.0,
     mfu: Annotated[float, typer.Option(help="Share of the peak that the model uses.")] = 0.4,
     json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Write every instance (step, slot, offset, tokens): .parquet, .jsonl."),
+    ] = None,
 ) -> None:
     """Before you pay for a run: exposures, what the corpus holds already, cost, warnings."""
     device = {"peak_tflops": peak_tflops, "mfu": mfu}
@@ -112,6 +116,8 @@ def plan(
         refuse_idle(context, ("scan", "scan_tokens"), "with --cost")
         from launch.plan.cost import plan_cost
 
+        if export is not None:
+            raise ConfigError("--export writes the rows of one experiment's plan; leave out --cost")
         gpus = 8 if gpus is None else gpus
         plan_cost(experiments, override or [], gpus=gpus, **device, json_path=json, console=console)
         return
@@ -123,9 +129,11 @@ def plan(
         from eval.text import check_target
         from launch.json_file import write_json
         from launch.plan.preflight import as_json, preflight, show
+        from launch.plan.rows import SUFFIXES, write_rows
         from olmo_ext.config import load_experiment
 
         check_target(json, "--json")
+        check_target(export, "--export", suffixes=SUFFIXES)
         config = load_experiment(experiments[0], override, corpus=False)
     gpus = 1 if gpus is None else gpus
     with interruptible("--no-scan or --scan-tokens takes less time"):
@@ -133,3 +141,6 @@ def plan(
     show(found, console)
     if json is not None:
         write_json(json, as_json(found))
+    if export is not None:
+        num = write_rows(export, found.stream.plan, num_steps=found.stream.num_steps)
+        console.print(f"{export}: {num:,} rows")
