@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from eval.figures.lab_curves import (
+from eval.figures.lab.curves import (
     bands,
     complexity_figure,
     cosine_figure,
@@ -23,7 +23,7 @@ from eval.figures.lab_curves import (
     gradient_figure,
     injection_figure,
 )
-from eval.figures.lab_phase import phase_figure
+from eval.figures.lab.phase import phase_figure
 from eval.statistics import seed_interval
 from eval.text import new_table
 from theory.lab.complexity import ComplexitySettings, correlations
