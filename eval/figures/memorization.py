@@ -63,7 +63,9 @@ def _draw(axis: Any, rows: pd.DataFrame, levels: list[float], look: dict[str, An
     style.mean_over_seeds(axis, style.by_seed(rows, x="place"), markersize=4, **look)
     if rows.seed.nunique() == 1:
         mean = rows.groupby("place")[["value", "low", "high"]].mean()
-        reach = [mean.value - mean.low, mean.high - mean.value]
+        # Of a share of 0 rounding puts the lower bound above it.
+        ends = [mean.value - mean.low, mean.high - mean.value]
+        reach = [end.clip(lower=0) for end in ends]
         axis.errorbar(mean.index, mean.value, reach, color=look["color"], linewidth=1, fmt="none")
 
 

@@ -20,7 +20,11 @@ def records(num_seeds: int) -> pd.DataFrame:
                 subset = {"copies": copies, "subset": f"copies={copies}", "step": step}
                 for metric in TITLES:
                     value = 0.1 + copies / 100 + step / 1000
-                    interval = {"value": value, "low": value - 0.1, "high": value + 0.1}
+                    interval = {
+                        "value": value,
+                        "low": value - 0.1 if copies else value + 1e-17 + 2e-16,
+                        "high": value + 0.1,
+                    }
                     rows.append(run | subset | {"metric": metric, "null_mean": 1.4} | interval)
             for metric in ("sequence_loss", "extraction"):
                 told = {"copies": 0, "subset": "twins", "step": step, "metric": metric}
