@@ -50,8 +50,8 @@ class ScheduleConfig:
     training such as "25%"."""
 
     stop: Any = None
-    """window, random, bernoulli, burst: first step without injections again, or a share such as
-    "75%". Required for random at a rate, whose exact total is laid out over the whole span."""
+    """window, random, bernoulli, burst: first step without injections again, or a share. Random at
+    a rate needs it: its exact total is laid out over the whole span."""
 
     steps: list[int] | None = None
     """trace: the step of every instance, in ascending order, repeats allowed."""

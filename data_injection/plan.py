@@ -23,6 +23,7 @@ from data_injection.config import InjectionConfig
 from data_injection.errors import ConfigError
 from data_injection.philox import permutation
 from data_injection.schedules.base import Geometry, Schedule, rate_in_all_units
+from data_injection.schedules.fits import check_batch, check_rows, check_totals
 from data_injection.schedules.layout import lay_out
 from data_injection.tasks.base import IntArray, Task
 from data_injection.tasks.build import build_tasks
@@ -41,7 +42,7 @@ class StepRows:
     """The injections of one step, in plan order: equally long arrays, one entry an instance."""
 
     slots: IntArray
-    """Row of the global batch, in [0, batch_size), all distinct."""
+    """Row of the global batch, in [0, batch_size); only sequences can share one."""
 
     tasks: IntArray
     """Index into `plan.tasks`."""
@@ -96,7 +97,7 @@ class InjectionPlan:
         total = sum(counts)
         if total == 0:
             return StepRows(*np.zeros((4, 0), dtype=np.int64))
-        self._check_fits(step, counts)
+        check_batch(self.tasks, self.schedules, self.geometry, step=step)
         order = permutation(self.geometry.batch_size, seed=self.seed, purpose="slots", counter=step)
         tasks = np.repeat(np.arange(len(counts)), counts)
         examples = np.concatenate(
@@ -110,15 +111,10 @@ class InjectionPlan:
         if self._has_sequences:
             free = np.array([not self.tasks[index].has_label for index in tasks])
             slots[~free], rows = np.split(order, [total - int(free.sum())])
+            which = zip(tasks[free], examples[free], strict=True)
+            lengths = [len(self.tasks[index].tokens[example]) + 2 for index, example in which]
             slots[free], offsets[free] = lay_out(
-                [
-                    len(self.tasks[index].tokens[example]) + 2
-                    for index, example in zip(tasks[free], examples[free], strict=True)
-                ],
-                rows,
-                seq_len=self.geometry.seq_len,
-                seed=self.seed,
-                step=step,
+                lengths, rows, seq_len=self.geometry.seq_len, seed=self.seed, step=step
             )
         return StepRows(slots, tasks, examples, offsets)
 
@@ -147,39 +143,17 @@ class InjectionPlan:
             self._orders[index] = kept = (epoch, order)
         return kept[1]
 
-    def _check_fits(self, step: int, counts: list[int]) -> None:
-        batch = self.geometry.batch_size
-        # Of sequences a row may hold several: see `_lay_out`.
-        counts = [num * task.has_label for num, task in zip(counts, self.tasks, strict=True)]
-        total = sum(counts)
-        if total <= batch:
-            return
-        worst = int(np.argmax(counts))
-        name, asked = self.tasks[worst].name, counts[worst]
-        rule = f"must fit a batch of {batch} rows, but ask for {total} at step {step}"
-        remedy = f"the most that {name!r} can have beside the others is "
-        remedy += f"{max(batch - total + asked, 0)} a step (it asks for {asked})"
-        raise ConfigError(key="injection.tasks", rule=rule, remedy=remedy)
-
     def check(self, num_steps: int) -> None:
         """Raise ConfigError if any of the first `num_steps` steps has more instances than rows, or
         if a total is not reached in them."""
-        for index, schedule in enumerate(self.schedules):
-            placed, promised = schedule.before(num_steps), schedule.promised
-            if promised is not None and placed != promised:
-                raise ConfigError(
-                    key=f"injection.tasks[{index}].schedule",
-                    value=placed,
-                    rule=f"must have all {promised} instances within {num_steps} steps",
-                    remedy="end its window by then, make it denser, or train longer",
-                )
+        check_totals(self.schedules, num_steps)
         peaks = [schedule.peak for schedule in self.schedules]
         if None not in peaks and sum(p for p in peaks if p) <= self.geometry.batch_size:
             return
         for step in range(num_steps):
             if self._has_sequences:
                 self.at(step)
-            self._check_fits(step, [schedule.count(step) for schedule in self.schedules])
+            check_batch(self.tasks, self.schedules, self.geometry, step=step)
 
     # -- accounts --------------------------------------------------------------------------------
 
@@ -304,21 +278,8 @@ def compile_plan(
         tables=tables or {},
     )
     schedules = build_schedules(config, tasks, geometry, num_steps=num_steps)
-    needed = any(
-        needs_length(one.schedule, task) for one, task in zip(config.tasks, tasks, strict=True)
-    )
-    for index, (task, schedule) in enumerate(zip(tasks, schedules, strict=True)):
-        if not task.has_label:
-            continue
-        most = seq_len - task.length - 1
-        if not 0 <= config.offset <= most:
-            room = f"({task.length} tokens and EOS in rows of {seq_len})"
-            rule = f"must be in [0, {most}] for {task.name!r} {room}"
-            raise ConfigError(key="injection.offset", value=config.offset, rule=rule)
-        if schedule.peak is not None and schedule.peak > batch_size:
-            key = f"injection.tasks[{index}].schedule"
-            rule = f"must ask for at most {batch_size} instances in one step, the rows of a batch"
-            raise ConfigError(key=key, value=schedule.peak, rule=rule)
+    needed = any(map(needs_length, (task.schedule for task in config.tasks), tasks))
+    check_rows(tasks, schedules, geometry, offset=config.offset)
     return InjectionPlan(
         config,
         tasks=tasks,

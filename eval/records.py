@@ -12,23 +12,18 @@ place, `coordinates`, for the file as for the curves of W&B.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from data_injection.errors import ConfigError
-from data_injection.files import parse_json
 from data_injection.plan import InjectionPlan
+from eval.record_lines import end_whole, whole_rows
 from eval.run import RECORDS as FILE_NAME
 from eval.run import find_below
-
-log = logging.getLogger(__name__)
 
 REQUIRED = (
     "run",  # name of the run
@@ -165,7 +160,7 @@ class RecordWriter:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab", buffering=0)
-        self._mend_end()
+        end_whole(self._file, self.path)
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         lines = []
@@ -183,19 +178,6 @@ class RecordWriter:
         except OSError as error:  # a full disk, which says not where
             self._file.truncate(before)
             raise OSError(error.errno, error.strerror, str(self.path)) from None
-
-    def _mend_end(self) -> None:
-        """End the file in a whole line."""
-        *_, end = self.path.read_bytes().rpartition(b"\n")
-        if not end:
-            return
-        try:
-            parse_json(end)
-        except ValueError:
-            log.warning("%s ended in a torn line (a killed writer), cut off", self.path)
-            self._file.truncate(self._file.seek(0, os.SEEK_END) - len(end))
-        else:  # whole but for its newline, which somebody's editor may have taken
-            self._file.write(b"\n")
 
     def sync(self) -> None:
         """Force everything written so far onto the disk (called at checkpoints)."""
@@ -252,7 +234,7 @@ def read_records(source: str | Path) -> pd.DataFrame:
     """
     latest: dict[str, dict[str, Any]] = {}
     for path in record_files(source):
-        for row in _rows(path):
+        for row in whole_rows(path, REQUIRED):
             key = identity(row)
             latest.pop(key, None)  # so that the row stands where it was measured last
             latest[key] = row
@@ -269,46 +251,3 @@ def records_of(folder: Path, *columns: str) -> pd.DataFrame:
     file = folder / FILE_NAME
     frame = read_records(file) if file.is_file() else pd.DataFrame(columns=list(REQUIRED))
     return frame.reindex(columns=[*frame, *(name for name in columns if name not in frame)])
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            if number < len(lines) and not _is_cut_off(line, error):
-                raise ConfigError(
-                    f"{path}:{number} is not JSON ({error}); mend or drop the line"
-                ) from None
-            # By a kill; in the middle of a file where an older version went on behind it.
-            log.warning("%s:%d is cut off, skipped", path, number)
-            continue
-        if (problem := _problem(row)) is not None:
-            raise ConfigError(f"{path}:{number} is not a record: {problem}; mend or drop the line")
-        yield row
-
-
-def _is_cut_off(line: str, error: ValueError) -> bool:
-    """Whether a line is the beginning of a record, as a kill in the middle of a write leaves it."""
-    if not (line.startswith("{") and isinstance(error, json.JSONDecodeError)):
-        return False
-    left = line[error.pos :].rstrip()
-    # Nothing, a word or a number in the making (tru, 1.5e-): more text would have mended it.
-    unfinished = any(word.startswith(left) for word in ("true", "false", "null"))
-    unfinished |= re.fullmatch(r"[-+.eE]*", left) is not None
-    unfinished |= "escape" in error.msg and len(line) - error.pos < len(r"\u00e9")
-    return unfinished or error.msg.startswith("Unterminated string")
-
-
-def _problem(row: Any) -> str | None:
-    """Why what a line says is no record; None if it is one."""
-    if not isinstance(row, dict):
-        return f"must be a JSON object, got {json.dumps(row)[:40]}"
-    if missing := [name for name in REQUIRED if name not in row]:
-        return f"lacks {', '.join(missing)}"
-    if not isinstance(row["value"], int | float | None):
-        return f"value must be a number, got {row['value']!r}"
-    return None

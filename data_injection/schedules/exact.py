@@ -40,12 +40,8 @@ class Even(Schedule):
     def canonical(self) -> dict[str, Any]:
         if self.start == 0 and self.stop is None:
             return {"kind": "even", "rate_per_step": str(self.rate)}
-        return {
-            "kind": "window",
-            "rate_per_step": str(self.rate),
-            "start": self.start,
-            "stop": self.stop,
-        }
+        span = {"start": self.start, "stop": self.stop}
+        return {"kind": "window", "rate_per_step": str(self.rate), **span}
 
     @property
     def peak(self) -> int:
@@ -87,14 +83,9 @@ class Burst(Schedule):
         return instances if self.total is None else min(instances, self.total)
 
     def canonical(self) -> dict[str, Any]:
+        told = {"kind": "burst", "size": self.size, "every": self.every, "phase": self.phase}
         ends = {"stop": self.stop, "total": self.total}
-        return {
-            "kind": "burst",
-            "size": self.size,
-            "every": self.every,
-            "phase": self.phase,
-            **{name: end for name, end in ends.items() if end is not None},
-        }
+        return told | {name: end for name, end in ends.items() if end is not None}
 
     @property
     def peak(self) -> int:
