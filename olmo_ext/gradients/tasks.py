@@ -92,6 +92,8 @@ def rest_of_half(
     plan = trainer.plan
     host_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     for index, task in enumerate(plan.tasks):
+        if not task.has_label:  # sequences count as the host's text, as in `step_parts`
+            continue
         local = rows_of_task(trainer, batch, index).local
         # What `step_losses` counts as the task's.
         host_BT[local, plan.offset + 1 : plan.offset + task.length + 1] = False

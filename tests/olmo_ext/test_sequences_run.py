@@ -99,6 +99,24 @@ def test_a_run_is_resumed_audited_and_evaluated_without_its_file(tmp_path: Path,
     assert [len(done.rows) for done in evaluate([whole])] == [0] * 4
 
 
+def test_what_measures_answers_trains_beside_sequences(tmp_path: Path, write_run: Write):
+    """Interference, the loss budget and features leave sequences to the host's text."""
+    file = write_sequences(tmp_path / "s.jsonl", each=2, twins=2, levels=(1, 4))
+
+    def edit(config: dict) -> None:
+        config["train"] |= {"max_duration": 3, "save_interval_unsharded": 3}
+        config["callbacks"] |= {
+            "interference": {"every": 1, "top_k": 4, "window": 3},
+            "loss_budget": {"every": 1, "record": 3, "instances": 0},
+            "features": {"every": 3},
+        }
+
+    rows = read_records(train(load_experiment(write_run(file, edit))))
+    measured = rows[rows.task != "seq"]
+    assert {"norm_g_r", "budget", "probe_count"} <= set(measured.metric)
+    assert set(rows[rows.task == "seq"].metric) == set(METRICS)
+
+
 @pytest.mark.slow
 def test_more_copies_are_better_known_and_what_was_never_injected_is_at_chance(
     tmp_path: Path, write_run: Write
