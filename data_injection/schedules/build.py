@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 from data_injection.config import ScheduleConfig
@@ -51,7 +52,9 @@ def build_schedule(
         _as_step(getattr(config, name), num_steps, key=f"{key}.{name}")
         for name in ("start", "stop")
     )
-    assert start is not None
+    if start is None:
+        rule, remedy = "must be a step, counted from 0", "remove it to start at the first"
+        raise ConfigError(key=f"{key}.start", value=None, rule=rule, remedy=remedy)
     if config.kind == "burst":
         return _burst(config, geometry, stop, key=key)
     rate = Fraction(0) if config.total is not None else rate_per_step(config, geometry, key=key)
@@ -139,12 +142,20 @@ def _whole(value: Any, *, least: int, key: str) -> int:
     return value
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _burst(config: ScheduleConfig, geometry: Geometry, stop: int | None, *, key: str) -> Burst:
     every = config.every
+    for name, value in (("every", every), ("phase", config.phase)):
+        if value is not None and not _is_whole(value):
+            rule = "must be a whole number of steps"
+            raise ConfigError(key=f"{key}.{name}", value=value, rule=rule)
     if every is None or every < 1:
         rule = "must be at least 1 for a burst schedule"
         raise ConfigError(key=f"{key}.every", value=every, rule=rule)
-    if not 0 <= config.phase < every:
+    if config.phase is None or not 0 <= config.phase < every:
         raise ConfigError(key=f"{key}.phase", value=config.phase, rule=f"must be in [0, {every})")
     if stop is not None and stop <= config.phase:
         raise ConfigError(
@@ -182,6 +193,9 @@ def _trace(config: ScheduleConfig, *, key: str) -> Trace:
         rule = "must be given for a trace schedule"
         raise ConfigError(key=key, value=None, rule=rule, remedy="give [] for none")
     steps = list(config.steps)
+    for step in steps:
+        if not _is_whole(step):
+            raise ConfigError(key=key, value=step, rule="must hold whole numbers")
     for before, step in pairwise([0, *steps]):
         if step < before:
             raise ConfigError(

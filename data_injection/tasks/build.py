@@ -6,7 +6,7 @@ needs no edit of ours: `family: mypkg.tasks:Canary`, see data_injection/extensio
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -127,7 +127,27 @@ def build_tasks(
         )
         # The name that finds a stranger's class again stands in plan, records and exports.
         made.family = task.family
+    _check_held_out([one for one in tasks.values() if isinstance(one, Sequences)], tables or {})
     return list(tasks.values())
+
+
+def _check_held_out(tasks: Sequence[Sequences], kept: Collection[str]) -> None:
+    """What one task of sequences holds out none injects; a run's `kept` tables are as trained."""
+    injected = {
+        task.table.tokens[example].tobytes(): (task, example)
+        for task in tasks
+        for example in task.train.tolist()
+    }
+    for task in tasks:
+        for example in task.test.tolist():
+            same = injected.get(task.table.tokens[example].tobytes())
+            if same is not None and task.name not in kept:
+                other, number = same
+                rule = f"must not be held out: {other.table.ids[number]!r} of task {other.name!r} "
+                rule += "has the same tokens and is injected"
+                remedy = "give it other tokens, or remove one of them"
+                key, value = f"injection.tasks: {task.name}", task.table.ids[example]
+                raise ConfigError(key=key, value=value, rule=rule, remedy=remedy)
 
 
 def _check_task(task: TaskConfig, *, key: str, names: Collection[str]) -> type[Task]:

@@ -47,6 +47,9 @@ def _of_copies(config: ScheduleConfig, total: int, *, key: str) -> ScheduleConfi
         remedy = "remove rate, and take even, random, window, burst with per_batch, or trace"
         field, value = ("rate", config.rate) if config.rate is not None else ("kind", config.kind)
         raise ConfigError(key=f"{key}.{field}", value=value, rule=rule, remedy=remedy)
+    if config.kind == "burst" and config.per_batch is None:
+        rule, remedy = "must be given for bursts of sequences", f"{total} in all: give their size"
+        raise ConfigError(key=f"{key}.per_batch", value=None, rule=rule, remedy=remedy)
     told = len(config.steps or []) if config.kind == "trace" else config.total
     if told not in (None, total):
         rule = f"must be {total}, the copies of the file"

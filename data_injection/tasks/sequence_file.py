@@ -29,6 +29,9 @@ Encode = Callable[[list[str]], list[list[int]]]
 
 FIELDS = ("id", "text", "tokens", "copies", "group", "twin")
 
+MOST_COPIES = 10**8
+"""Of an example: a plan holds 8 bytes for each copy."""
+
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
 
@@ -61,16 +64,21 @@ class SequenceTable:
 
 
 def kept_table(path: Path) -> SequenceTable:
-    """A table that a run's folder keeps (`as_json`); ValueError if it is none."""
+    """A table that a run's folder keeps (`as_json`); ConfigError names the file if it is none."""
     fields = read_json(path)
-    return SequenceTable(
-        sha256=str(fields["sha256"]),
-        ids=tuple(fields["ids"]),
-        tokens=tuple(np.array(tokens, dtype=np.int64) for tokens in fields["tokens"]),
-        copies=np.array(fields["copies"], dtype=np.int64),
-        groups=tuple(fields["groups"]),
-        twins=tuple(fields["twins"]),
-    )
+    try:
+        return SequenceTable(
+            sha256=str(fields["sha256"]),
+            ids=tuple(fields["ids"]),
+            tokens=tuple(np.array(tokens, dtype=np.int64) for tokens in fields["tokens"]),
+            copies=np.array(fields["copies"], dtype=np.int64),
+            groups=tuple(fields["groups"]),
+            twins=tuple(fields["twins"]),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        rule = f"must be a table of sequences as a run keeps it ({type(error).__name__}: {error})"
+        remedy = "restore it from a copy of the run"
+        raise ConfigError(key=str(path), rule=rule, remedy=remedy) from error
 
 
 def read_table(
@@ -102,16 +110,15 @@ def read_table(
         if not len(ids):
             rule = "must have at least one token"
             raise ConfigError(key=where, value=row.get("text", []), rule=rule, remedy="remove it")
-        outside = ids[(ids < 0) | (ids >= vocab_size)]
-        if len(outside):
+        if outside := [token for token in ids if not 0 <= token < vocab_size]:
             rule = f"must have tokens in [0, {vocab_size}), the vocabulary"
             remedy = "encode it with the corpus's tokenizer, or give its text"
-            raise ConfigError(key=where, value=int(outside[0]), rule=rule, remedy=remedy)
+            raise ConfigError(key=where, value=outside[0], rule=rule, remedy=remedy)
     twins = tuple(bool(row.get("twin")) for _, row in numbered)
     table = SequenceTable(
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         ids=tuple(str(_or(row, "id", number)) for number, (_, row) in enumerate(numbered)),
-        tokens=tokens,
+        tokens=tuple(np.array(ids, dtype=np.int64) for ids in tokens),
         copies=np.array(
             [
                 _copies(row, 0 if twin else copies, where=where)
@@ -129,12 +136,7 @@ def read_table(
 def _check_table(table: SequenceTable, where: list[str]) -> None:
     """Ids are distinct, and nothing that is held out is injected."""
     first: dict[str, str] = {}
-    injected = {
-        ids.tobytes(): name
-        for ids, name, copies in zip(table.tokens, table.ids, table.copies, strict=True)
-        if copies
-    }
-    held_out = np.array(table.twins) | (table.copies == 0)
+    injected: dict[bytes, str] = {}
     for number, name in enumerate(table.ids):
         if name in first:
             rule, remedy = f"must have an id of its own, {first[name]} has it", "rename one"
@@ -144,10 +146,18 @@ def _check_table(table: SequenceTable, where: list[str]) -> None:
             rule = "must be 0 or left out for a twin, which is never injected"
             value, remedy = int(table.copies[number]), "remove copies, or twin"
             raise ConfigError(key=f"{where[number]}: copies", value=value, rule=rule, remedy=remedy)
-        if held_out[number] and (same := injected.get(table.tokens[number].tobytes())):
-            rule = f"must not be held out: {same!r} has the same tokens and is injected"
+        if table.copies[number]:
+            same = injected.setdefault(table.tokens[number].tobytes(), name)
+            if same != name:
+                rule = f"must have tokens of its own: {same!r} has the same and is injected too"
+                remedy = "remove one of them, and give the other the copies of both"
+                raise ConfigError(key=where[number], value=name, rule=rule, remedy=remedy)
+    for number in np.flatnonzero(table.copies == 0).tolist():
+        other = injected.get(table.tokens[number].tobytes())
+        if other is not None:
+            rule = f"must not be held out: {other!r} has the same tokens and is injected"
             remedy = "give the twin other tokens, or remove one of them"
-            raise ConfigError(key=where[number], value=name, rule=rule, remedy=remedy)
+            raise ConfigError(key=where[number], value=table.ids[number], rule=rule, remedy=remedy)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -207,6 +217,10 @@ def _check_fields(row: Mapping[str, Any], *, where: str) -> None:
         raise ConfigError(key=where, value=sorted(row), rule=rule, remedy=remedy)
     text, tokens = row.get("text", ""), row.get("tokens", [])
     whole = isinstance(tokens, list) and all(type(token) is int for token in tokens)
+    for name in ("id", "group"):
+        if row.get(name) is not None and type(row[name]) not in (str, int):
+            rule, value = "must be a string or a whole number", str(row[name])[:200]
+            raise ConfigError(key=f"{where}: {name}", value=value, rule=rule, remedy="change it")
     if not isinstance(text, str) or not whole or not isinstance(row.get("twin", False), bool):
         rule = "must have a string as text, a list of whole numbers as tokens, true or false as "
         raise ConfigError(key=where, value=str(dict(row))[:200], rule=f"{rule}twin")
@@ -219,8 +233,9 @@ def _check_fields(row: Mapping[str, Any], *, where: str) -> None:
 
 def _copies(row: Mapping[str, Any], default: int, *, where: str) -> int:
     copies = _or(row, "copies", default)
-    if type(copies) is not int or copies < 0:
-        rule, remedy = "must be a whole number, at least 0", "give 0 for a level never injected"
+    if type(copies) is not int or not 0 <= copies <= MOST_COPIES:
+        rule = f"must be a whole number, at least 0 and at most {MOST_COPIES:,}"
+        remedy = "give 0 for a level never injected"
         raise ConfigError(key=f"{where}: copies", value=copies, rule=rule, remedy=remedy)
     return copies
 
@@ -231,7 +246,7 @@ def _or(row: Mapping[str, Any], name: str, default: Any) -> Any:
 
 def _tokens(
     numbered: list[tuple[str, Mapping[str, Any]]], encode: Encode | None, *, path: Path
-) -> tuple[IntArray, ...]:
+) -> list[list[int]]:
     texts = [row["text"] for _, row in numbered if "text" in row]
     if texts and encode is None:
         where = next(where for where, row in numbered if "text" in row)
@@ -240,7 +255,4 @@ def _tokens(
         remedy += "to compile_plan, or write token lists"
         raise ConfigError(key=where, rule=rule, remedy=remedy)
     encoded = iter(encode(texts) if encode is not None and texts else [])
-    return tuple(
-        np.array(next(encoded) if "text" in row else row["tokens"], dtype=np.int64)
-        for _, row in numbered
-    )
+    return [next(encoded) if "text" in row else row["tokens"] for _, row in numbered]

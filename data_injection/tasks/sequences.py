@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
@@ -70,11 +71,11 @@ class Sequences(Task):
         """Tokens of the longest."""
         return max(map(len, self.table.tokens))
 
-    @property
+    @cached_property
     def tokens_per_instance(self) -> Fraction:
         """The mean over all copies, with both EOS."""
-        total = sum(len(self.table.tokens[example]) + 2 for example in self.pool.tolist())
-        return Fraction(total, max(len(self.pool), 1))
+        lengths = np.array([len(tokens) + 2 for tokens in self.table.tokens])
+        return Fraction(int(lengths @ self.table.copies), max(len(self.pool), 1))
 
     def written(self, examples: IntArray, *, eos_token_id: int) -> Sequence[IntArray]:
         """EOS, the sequence, EOS."""

@@ -328,6 +328,23 @@ def test_a_burst_without_an_interval_is_refused(every: int | None):
     assert (error.rule, error.value) == ("must be at least 1 for a burst schedule", every)
 
 
+@pytest.mark.parametrize(
+    ("key", "fields"),
+    [
+        ("start", {"kind": "window", "rate": 1, "start": None, "stop": 5}),
+        ("start", {"kind": "random", "rate": 1, "start": None, "stop": 5}),
+        ("every", {"kind": "burst", "rate": 1, "every": "5"}),
+        ("every", {"kind": "burst", "rate": 1, "every": 2.5}),
+        ("phase", {"kind": "burst", "rate": 1, "every": 5, "phase": "1"}),
+        ("phase", {"kind": "burst", "rate": 1, "every": 5, "phase": None}),
+        ("steps", {"kind": "trace", "steps": [1, "2"]}),
+    ],
+)
+def test_values_of_another_type_are_refused(key: str, fields: dict[str, Any]):
+    """As plain values bring them, which no OmegaConf has checked."""
+    refusal(key, **fields)
+
+
 def test_bursts_that_stop_are_those_of_the_endless_schedule_until_there():
     endless = schedule(kind="burst", rate=2, every=5, phase=1, batch_size=16)
     for stop in (2, 11, 12):

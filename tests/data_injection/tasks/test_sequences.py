@@ -298,6 +298,11 @@ GOOD = '{"id": "a", "tokens": [1, 2]}\n'
         (GOOD + '{"tokens": [3], "twin": true, "copies": 2}\n', "left out for a twin"),
         (GOOD + '{"tokens": [1, 2], "twin": true}\n', "'a' has the same tokens and is injected"),
         (GOOD + '{"tokens": [1, 2], "copies": 0}\n', "'a' has the same tokens and is injected"),
+        (GOOD + '{"id": "b", "tokens": [1, 2], "copies": 4}\n', "'a' has the same and is injected"),
+        (GOOD + '{"tokens": [5, 1' + 30 * "0" + "]}\n", r"in \[0, 200\), the vocabulary, got 10"),
+        (GOOD + '{"tokens": [3], "copies": 1' + 30 * "0" + "}\n", "at most 100,000,000"),
+        (GOOD + '{"tokens": [3], "id": {"a": 1}}\n', "id must be a string or a whole number"),
+        (GOOD + '{"tokens": [3], "group": true}\n', "group must be a string or a whole number"),
         (GOOD + '{"text": "x", "tokens": [1]}\n', "text or tokens, and not both"),
         (GOOD + '{"id": "b"}\n', "text or tokens, and not both"),
         (GOOD + '{"tokens": [1], "copy": 3}\n', "field must be of id, text"),
@@ -312,6 +317,26 @@ def test_a_bad_file_is_refused_by_its_line(tmp_path: Path, text: str, said: str)
     with pytest.raises(ConfigError, match=said) as error:
         plan_of(tmp_path / "s.jsonl")
     assert "s.jsonl" in error.value.key
+
+
+def test_what_one_task_holds_out_another_must_not_inject(tmp_path: Path):
+    twin = {"id": "held", "tokens": [1, 2], "twin": True}
+    held = write(tmp_path / "a.jsonl", [{"tokens": [5]}, twin])
+    other = TaskConfig(name="other", family="sequences", params={"file": str(held)})
+    path = write(tmp_path / "s.jsonl", [{"id": "told", "tokens": [1, 2]}])
+    said = "held out: 'told' of task 'seq' has the same tokens and is injected, got 'held'"
+    with pytest.raises(ConfigError, match=said):
+        plan_of(path, tasks=(other,))
+    write(path, [{"id": "told", "tokens": [1, 3]}])
+    assert plan_of(path, tasks=(other,)).instances(1, STEPS) == 1
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "3", '{"sha256": "", "ids": [], "tokens": 3}'])
+def test_a_kept_table_that_is_none_is_refused_by_name(tmp_path: Path, text: str):
+    (tmp_path / "kept.json").write_text(text)
+    with pytest.raises(ConfigError, match="must be a table of sequences") as error:
+        kept_table(tmp_path / "kept.json")
+    assert error.value.key == str(tmp_path / "kept.json")
 
 
 def test_bytes_that_are_not_utf8_are_refused_by_line(tmp_path: Path):
@@ -371,6 +396,7 @@ def test_copies_that_do_not_end_within_the_training_are_refused(tmp_path: Path):
     [
         ("rate", {"rate": 1}, "leave the number of instances to the file, whose copies are 10"),
         ("kind", {"kind": "bernoulli"}, "leave the number of instances to the file"),
+        ("per_batch", {"kind": "burst", "every": 5}, "must be given for bursts of sequences"),
         ("total", {"total": 11}, "must be 10, the copies of the file, got 11"),
         ("steps", {"kind": "trace", "steps": [1]}, "must be 10, the copies of the file, got 1"),
     ],
