@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 
 from data_injection.errors import ConfigError
 from data_injection.lock import lock_folder
@@ -33,7 +34,7 @@ from eval.records import (
     records_of,
     task_fields,
 )
-from eval.run import load_identity, read_run
+from eval.run import EXPERIMENT, load_config, load_identity, read_run
 from eval.scores.accuracy import answer, score_answers
 from eval.scores.breakdown import SPLITS, breakdown
 from eval.scores.fast_answers import cut, fast_answer
@@ -50,6 +51,17 @@ METRICS = (
 
 PREFIX = 8
 """Tokens that an extraction starts from, as `callbacks.task_eval.prefix` has by default."""
+
+
+def prefix_of(run: Path | None) -> int:
+    """The tokens that extractions of a run start from; PREFIX outside of any."""
+    if run is None:
+        return PREFIX
+    return int(
+        OmegaConf.select(
+            load_config(run / EXPERIMENT), "callbacks.task_eval.prefix", default=PREFIX
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,8 @@ def evaluate(
     """Score every checkpoint of the given runs, folders and checkpoints; yields one by one.
 
     Args:
-        asked: the tasks for checkpoints outside of any run; their rows are only yielded.
+        asked: the tasks for checkpoints outside of any run; their rows are only yielded. Sequences
+            are left out of Hugging Face's, whose logits of all positions nobody reads here.
         jobs: checkpoints side by side, each in a process of its own; 1 stays in this one.
 
     Raises:
@@ -140,6 +153,8 @@ def evaluate(
     work: list[tuple[Source, list[Task]]] = []
     for source in sources:
         tasks = runs[source.run].missing(source, choice) if source.run is not None else here
+        if source.kind == "hf":
+            tasks = [task for task in tasks if task.has_label]
         if tasks:
             work.append((source, tasks))
         else:
@@ -296,7 +311,7 @@ def _load_hf(path: Path, device: str) -> Any:
 def _outcome(one: tuple[Source, list[Task]], *, device: str) -> tuple[list[dict[str, Any]], str]:
     """Rows, or in words why there are none: one bad checkpoint must not cost the others."""
     try:
-        return measure(*one, device=device), ""
+        return measure(*one, device=device, prefix=prefix_of(one[0].run)), ""
     except (ConfigError, FileNotFoundError) as error:
         return [], str(error)
 

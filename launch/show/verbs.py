@@ -56,6 +56,9 @@ def evaluate(
         choice = Choice(task, split or ("train", "test"), step)
         found = chosen_sources(sources, choice)
         asked = _tasks_of(plan) if plan is not None else None
+        without = [task.name for task in asked.tasks if not task.has_label] if asked else []
+        if without and any(source.kind == "hf" for source in found):
+            say(errors, f"Hugging Face checkpoints are not asked sequences: {', '.join(without)}")
     done: list[Done] = []
     with progress_bar(errors) as bar:
         bar("checkpoints", 0, len(found))

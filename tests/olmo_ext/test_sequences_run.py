@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -92,10 +93,13 @@ def test_a_run_is_resumed_audited_and_evaluated_without_its_file(tmp_path: Path,
     assert {verdict.status for verdict in verdicts.values()} == {OK}
     assert "seq 42" in verdicts["exposures"].said
     records = whole / "records.jsonl"
-    kept = [line for line in records.read_text().splitlines() if '"sequence_loss"' not in line]
+    lines = records.read_text().splitlines()
+    kept = [line for line in lines if not re.search('"(sequence_loss|extraction)"', line)]
     records.write_text("\n".join(kept) + "\n")
     assert [len(done.rows) > 0 for done in evaluate([whole])] == [True] * 4
     assert told(read_records(whole), 12) == pytest.approx(before, rel=1e-5)
+    rows = read_records(whole)
+    assert set(rows[rows.metric == "extraction"].prefix) == {3}, "as the run's own"
     assert [len(done.rows) for done in evaluate([whole])] == [0] * 4
 
 

@@ -254,6 +254,22 @@ def test_a_hugging_face_folder_is_asked_the_tasks_of_a_plan(run: Path, tmp_path:
     assert found == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
+def test_sequences_of_a_plan_are_left_out_of_a_hugging_face_folder_and_told(
+    run: Path, write_experiment: Write, tmp_path: Path
+) -> None:
+    from eval.export.huggingface import export_hf
+
+    file = tmp_path / "s.jsonl"
+    file.write_text('{"tokens": [5, 6, 7]}\n')
+    task = {"name": "seq", "family": "sequences", "params": {"file": str(file)}}
+    plan = write_experiment(lambda config: config["injection"]["tasks"].append(task))
+    path = export_hf(run, tmp_path / "hf", no_tokenizer=True).folder
+    done = command(path, "--plan", plan, "--out", tmp_path / "scores.csv")
+    assert done.exit_code == 0, done.output
+    assert "are not asked sequences: seq" in done.output
+    assert set(pd.read_csv(tmp_path / "scores.csv").task) == {"cmp", "add"}
+
+
 def test_a_folder_that_transformers_saved_is_recognised(run: Path, tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
