@@ -109,7 +109,7 @@ def test_a_beat_speaks_from_a_thread_of_its_own_until_it_is_stopped() -> None:
         beat.then("training")
         assert spoken.wait(60)
     num = len(said)
-    assert set(said) == {"training: 0:00:00"}
+    assert all(line.startswith("training: ") for line in said)
     beat.then("training")
     assert not any(thread.name == "beat" for thread in threading.enumerate())
     assert len(said) == num

@@ -213,7 +213,7 @@ def test_a_sweep_that_is_killed_leaves_no_run_alive_and_goes_on_afterwards(
     """SIGKILL: nobody can tell the runs, and the fork server they hang on lives as long as they."""
 
     def edit(config: dict) -> None:
-        config["train"].update(max_duration=400, save_interval_unsharded=400)
+        config["train"].update(max_duration=900, save_interval_unsharded=900)
         config["train"]["data"]["num_workers"] = 1
         config["callbacks"] = {"task_eval": {"every": 100}}
 
@@ -226,7 +226,7 @@ def test_a_sweep_that_is_killed_leaves_no_run_alive_and_goes_on_afterwards(
     command += ["--out", str(out), "--jobs", "2"]
     folders = [out / "two" / label for label in ("s1", "s2")]
     sweep = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    told = re.compile(r"step \d+/400")
+    told = re.compile(r"step \d+/900")
     logs = [folder / "logs" / "train.log" for folder in folders]
     wait_for(lambda: all(log.exists() and told.search(log.read_text()) for log in logs))
     below = descendants(sweep.pid)
