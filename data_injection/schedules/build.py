@@ -53,8 +53,7 @@ def build_schedule(
         for name in ("start", "stop")
     )
     if start is None:
-        rule, remedy = "must be a step, counted from 0", "remove it to start at the first"
-        raise ConfigError(key=f"{key}.start", value=None, rule=rule, remedy=remedy)
+        raise ConfigError(key=f"{key}.start", value=None, rule="must be a step, counted from 0")
     if config.kind == "burst":
         return _burst(config, geometry, stop, key=key)
     rate = Fraction(0) if config.total is not None else rate_per_step(config, geometry, key=key)
@@ -193,10 +192,9 @@ def _trace(config: ScheduleConfig, *, key: str) -> Trace:
         rule = "must be given for a trace schedule"
         raise ConfigError(key=key, value=None, rule=rule, remedy="give [] for none")
     steps = list(config.steps)
-    for step in steps:
+    for before, step in pairwise([0, *steps]):
         if not _is_whole(step):
             raise ConfigError(key=key, value=step, rule="must hold whole numbers")
-    for before, step in pairwise([0, *steps]):
         if step < before:
             raise ConfigError(
                 key=key,

@@ -134,7 +134,7 @@ def build_tasks(
 def _check_held_out(tasks: Sequence[Sequences], kept: Collection[str]) -> None:
     """What one task of sequences holds out none injects; a run's `kept` tables are as trained."""
     injected = {
-        task.table.tokens[example].tobytes(): (task, example)
+        task.table.tokens[example].tobytes(): f"{task.table.ids[example]!r} of task {task.name!r}"
         for task in tasks
         for example in task.train.tolist()
     }
@@ -142,12 +142,9 @@ def _check_held_out(tasks: Sequence[Sequences], kept: Collection[str]) -> None:
         for example in task.test.tolist():
             same = injected.get(task.table.tokens[example].tobytes())
             if same is not None and task.name not in kept:
-                other, number = same
-                rule = f"must not be held out: {other.table.ids[number]!r} of task {other.name!r} "
-                rule += "has the same tokens and is injected"
-                remedy = "give it other tokens, or remove one of them"
+                rule = f"must not be held out: {same} has the same tokens and is injected"
                 key, value = f"injection.tasks: {task.name}", task.table.ids[example]
-                raise ConfigError(key=key, value=value, rule=rule, remedy=remedy)
+                raise ConfigError(key=key, value=value, rule=rule, remedy="remove one of them")
 
 
 def _check_task(task: TaskConfig, *, key: str, names: Collection[str]) -> type[Task]:

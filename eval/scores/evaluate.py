@@ -53,15 +53,10 @@ PREFIX = 8
 """Tokens that an extraction starts from, as `callbacks.task_eval.prefix` has by default."""
 
 
-def prefix_of(run: Path | None) -> int:
-    """The tokens that extractions of a run start from; PREFIX outside of any."""
-    if run is None:
-        return PREFIX
-    return int(
-        OmegaConf.select(
-            load_config(run / EXPERIMENT), "callbacks.task_eval.prefix", default=PREFIX
-        )
-    )
+def prefix_of(run: Path) -> int:
+    """The tokens that extractions of a run start from."""
+    key = "callbacks.task_eval.prefix"
+    return int(OmegaConf.select(load_config(run / EXPERIMENT), key, default=PREFIX))
 
 
 @dataclass(frozen=True)
@@ -311,7 +306,8 @@ def _load_hf(path: Path, device: str) -> Any:
 def _outcome(one: tuple[Source, list[Task]], *, device: str) -> tuple[list[dict[str, Any]], str]:
     """Rows, or in words why there are none: one bad checkpoint must not cost the others."""
     try:
-        return measure(*one, device=device, prefix=prefix_of(one[0].run)), ""
+        prefix = PREFIX if one[0].run is None else prefix_of(one[0].run)
+        return measure(*one, device=device, prefix=prefix), ""
     except (ConfigError, FileNotFoundError) as error:
         return [], str(error)
 

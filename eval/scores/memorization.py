@@ -18,13 +18,17 @@ its examples of 0 copies. What has no group is of one group together.
 - `membership_auc`: the probability that an injected sequence has a lower loss than one of the
   reference of its group, ties counting half; null .5.
 
+The exposure's interval is over sequences alone: that those of a group share its references, drawn
+too, is left out, so that it is too narrow where these are few. The AUC's counts both sides.
+
 Axes: B rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +103,8 @@ def memorization_rows(
 
     Returns:
         dicts with metric, value, low, high (95%: Student's t over sequences, Wilson for extraction,
-        Newcombe for the AUC), n, copies, subset and split; exposure with null_mean and references.
+        Newcombe by group for the AUC), n, copies, subset and split; exposure with null_mean and
+        references.
     """
     assert isinstance(task, Sequences)
     readings = read_sequences(logits, task, eos=eos, batch_rows=batch_rows)
@@ -146,42 +151,47 @@ def _compared(
     or where the level is itself the reference."""
     exposures: list[float] = []
     nulls: list[float] = []
-    wins, pairs, num_references = 0.0, 0, set()
-    members = 0
+    wins, sizes, references = 0.0, [], references_of(task)
+    members: dict[str, list[int]] = defaultdict(list)
     for i in level.tolist():
-        reference = reference_of(task, i)
-        reference = reference[reference != i]
-        if not len(reference) or np.isin(level, reference_of(task, i)).any():
+        members[task.table.groups[i]].append(i)
+    for group, inside in members.items():
+        reference = references.get(group, [])
+        if not reference or set(inside) & set(reference):
             continue
-        others, own = readings.loss[reference], readings.loss[i]
-        exposures.append(exposure(own, others))
-        nulls.append(null_exposure(len(others) + 1))
-        wins += float((own < others).sum() + 0.5 * (own == others).sum())
-        pairs += len(others)
-        members += 1
-        num_references |= set(reference.tolist())
-    if not members:
+        own_M, others = readings.loss[inside], readings.loss[reference]
+        exposures += [exposure(own, others) for own in own_M.tolist()]
+        wins += float((own_M[:, None] < others).sum() + 0.5 * (own_M[:, None] == others).sum())
+        nulls += [null_exposure(len(others) + 1)] * len(inside)
+        sizes.append((len(inside), len(others)))
+    if not sizes:
         return []
+    num, num_references = np.sum(sizes, axis=0).tolist()
     if not np.isfinite(readings.loss).all():
         undefined = dict.fromkeys(("value", "low", "high"), math.nan) | {"diverged": True}
-        return [{"metric": name, "n": members} | undefined for name in METRICS[2:]]
-    references = len(num_references)
-    low, high = auc_interval(wins / pairs, members, references)
+        return [{"metric": name, "n": num} | undefined for name in METRICS[2:]]
+    auc = wins / sum(a * b for a, b in sizes)
+    low, high = auc_interval(auc, *zip(*sizes, strict=True))
     return [
-        {"metric": "exposure", "n": members, "references": references}
+        {"metric": "exposure", "n": num, "references": num_references}
         | seed_fields(exposures)
         | {"null_mean": float(np.mean(nulls))},
-        {"metric": "membership_auc", "n": members, "references": references}
-        | {"value": wins / pairs, "low": low, "high": high},
+        {"metric": "membership_auc", "n": num, "references": num_references}
+        | {"value": auc, "low": low, "high": high},
     ]
 
 
-def reference_of(task: Sequences, example: int) -> NDArray[np.int64]:
-    """The held-out examples that an example is compared with."""
+def references_of(task: Sequences) -> dict[str, list[int]]:
+    """The held-out examples that those of a group are compared with, by group; none if absent."""
+    twins: dict[str, list[int]] = defaultdict(list)
+    untouched: dict[str, list[int]] = defaultdict(list)
     table = task.table
-    same = np.array(table.groups) == table.groups[example]
-    twins = np.flatnonzero(same & np.array(table.twins))
-    return twins if len(twins) else np.flatnonzero(same & (table.copies == 0))
+    for i, (group, twin) in enumerate(zip(table.groups, table.twins, strict=True)):
+        if twin:
+            twins[group].append(i)
+        elif table.copies[i] == 0:
+            untouched[group].append(i)
+    return untouched | twins
 
 
 def exposure(loss: float, others: NDArray[np.float64]) -> float:
@@ -195,17 +205,19 @@ def null_exposure(num: int) -> float:
     return float(np.log2(num) - np.log2(np.arange(1, num + 1)).mean())
 
 
-def auc_interval(auc: float, num_a: int, num_b: int) -> tuple[float, float]:
-    """95% interval of the area under a curve of so many items on either side (Newcombe 2006, part
-    2, method 5: Hanley and McNeil's variance, solved for the area like Wilson's interval)."""
+def auc_interval(auc: float, nums_a: Sequence[int], nums_b: Sequence[int]) -> tuple[float, float]:
+    """95% interval of the share of pairs won, of so many items on either side in each group, pairs
+    within groups alone (Newcombe 2006, part 2, method 5: Hanley and McNeil's variance, summed over
+    groups, solved for the area like Wilson's interval, which it is for one pair a group)."""
     from scipy.optimize import brentq
 
-    half = (num_a + num_b) / 2 - 1
+    a_G, b_G = np.array(nums_a), np.array(nums_b)
+    pairs_G, half_G = a_G * b_G, (a_G + b_G) / 2 - 1
 
     def beyond(area: float, sign: int) -> float:
         odds = (1 - area) / (2 - area) + area / (1 + area)
-        variance = area * (1 - area) * (1 + half * odds) / (num_a * num_b)
-        return area - auc - sign * Z * math.sqrt(variance)
+        share = float((pairs_G * (1 + half_G * odds)).sum()) / float(pairs_G.sum()) ** 2
+        return area - auc - sign * Z * math.sqrt(area * (1 - area) * share)
 
     # An area of 0 or 1 has no variance and so is a root of its own: not the one that is meant.
     inside = min(max(auc, 1e-12), 1 - 1e-12)

@@ -16,12 +16,14 @@ import torch
 from data_injection.tasks.sequence_file import SequenceTable
 from data_injection.tasks.sequences import Sequences
 from eval.scores.memorization import (
+    Readings,
     auc_interval,
     exposure,
     memorization_rows,
     null_exposure,
     read_sequences,
-    reference_of,
+    references_of,
+    rows_of_readings,
 )
 
 V, EOS = 200, 0
@@ -163,10 +165,11 @@ def test_exposure_by_hand():
 
 def test_the_reference_is_the_groups_twins_or_else_its_untouched_examples():
     task = task_of({0: 2, 4: 3}, twins=5, groups=2)
-    assert all(task.table.twins[i] for i in reference_of(task, 0))
-    assert {task.table.groups[i] for i in reference_of(task, 0)} == {task.table.groups[0]}
+    of_first = references_of(task)["g0"]
+    assert all(task.table.twins[i] for i in of_first)
+    assert {task.table.groups[i] for i in of_first} == {task.table.groups[0]} == {"g0"}
     bare = task_of({0: 2, 4: 3}, twins=0, groups=2)
-    assert [int(bare.table.copies[i]) for i in reference_of(bare, 2)] == [0, 0]
+    assert [int(bare.table.copies[i]) for i in references_of(bare)["g0"]] == [0, 0]
     rows = memorization_rows(untrained(0), bare, prefix=3, eos=EOS)
     assert set(values(rows, "exposure")) == {"copies=4"}, "a level is no reference of its own"
     alone = memorization_rows(untrained(0), task_of({4: 3}, twins=0), prefix=3, eos=EOS)
@@ -212,14 +215,32 @@ def test_intervals_of_the_auc_cover_the_true_one():
     truth, covered = 0.5 * (1 + math.erf(0.25)), 0
     for _ in range(400):
         a, b = rng.normal(0.5, 1, size=16), rng.normal(0, 1, size=24)
-        low, high = auc_interval(float((a[:, None] > b).mean()), len(a), len(b))
+        low, high = auc_interval(float((a[:, None] > b).mean()), [len(a)], [len(b)])
         covered += low <= truth <= high
     assert 0.92 * 400 < covered < 0.985 * 400
 
 
+@pytest.mark.parametrize(("groups", "each", "twins"), [(40, 1, 1), (12, 3, 2)])
+def test_intervals_of_the_auc_cover_the_true_one_with_groups(groups: int, each: int, twins: int):
+    """As above, each group at a loss of its own: only pairs within one are compared."""
+    task = task_of({1: each}, twins=twins, groups=groups)
+    held_out, of_group = np.array(task.table.twins), np.array(task.table.groups)
+    rng = np.random.Generator(np.random.PCG64(1))
+    truth, covered = 0.5 * (1 + math.erf(0.25)), 0
+    for _ in range(400):
+        shift = dict(zip(np.unique(of_group), rng.normal(scale=9, size=groups), strict=True))
+        loss = rng.normal(size=len(held_out)) + 0.5 * held_out
+        loss += np.array([shift[group] for group in of_group])
+        rows = rows_of_readings(Readings(loss, np.zeros(len(loss), dtype=int)), task, prefix=3)
+        auc = values(rows, "membership_auc")["copies=1"]
+        assert (auc["n"], auc["references"]) == (groups * each, groups * twins)
+        covered += auc["low"] <= truth <= auc["high"]
+    assert 0.92 * 400 < covered < 0.985 * 400, covered
+
+
 @pytest.mark.parametrize("auc", [0.0, 0.3, 0.5, 1.0])
 def test_intervals_of_the_auc_are_inside_the_unit_and_mirror(auc: float):
-    low, high = auc_interval(auc, 10, 30)
+    low, high = auc_interval(auc, [10], [30])
     assert 0 <= low <= auc <= high <= 1
     assert low < high
-    assert auc_interval(1 - auc, 10, 30) == pytest.approx((1 - high, 1 - low))
+    assert auc_interval(1 - auc, [10], [30]) == pytest.approx((1 - high, 1 - low))
