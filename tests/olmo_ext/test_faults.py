@@ -169,7 +169,7 @@ class Run:
 
     def finish(self, *, ranks: int, workers: int = 0) -> None:
         process = self.start(ranks=ranks, workers=workers)
-        assert process.wait(120) == 0, self.folder.with_suffix(".log").read_text()[-3000:]
+        assert process.wait(600) == 0, self.folder.with_suffix(".log").read_text()[-3000:]
 
     def live(self, life: Life, rng: random.Random) -> None:
         """One start, ended by the life's fault."""
@@ -180,7 +180,7 @@ class Run:
         else:
             # So many steps of this life, told by the rows in its segment, and some time more.
             life.steps = rng.randrange(0, 3 * STEPS_A_FAULT // 2)
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while process.alive() and time.monotonic() < deadline:
                 if self.segments() > before and self.rows() >= ROWS_A_STEP * life.steps:
                     break
@@ -188,7 +188,7 @@ class Run:
             time.sleep(rng.uniform(0.0, 0.1))
         life.finished_first = not process.alive()
         process.hurt(life.fault)
-        status = process.wait(120)
+        status = process.wait(300)
         gentle = life.fault.startswith(("SIGTERM", "SIGUSR1"))
         marker = self.folder / "requeue.marker"
         # At startup from the moment on at which the command line runs.
@@ -394,7 +394,7 @@ def test_a_signal_stops_all_ranks_at_one_step_whoever_gets_it(
     run: Run = make_run("run", 100_000)
     process = run.start(ranks=2, workers=1)
     assert isinstance(process, Torchrun)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 600
     while not find_checkpoints(run.folder)[2:] and time.monotonic() < deadline:
         time.sleep(0.05)
     below = _descendants(process.process.pid)
@@ -407,7 +407,7 @@ def test_a_signal_stops_all_ranks_at_one_step_whoever_gets_it(
     }[whom]
     for pid in targets:
         os.kill(pid, signal.SIGUSR1)
-    status = process.wait(90)
+    status = process.wait(300)
     said = run.folder.with_suffix(".log").read_text()[-3000:]
     marker = json.loads((run.folder / "requeue.marker").read_text())
     assert marker["reason"] in ("SIGUSR1", "SIGTERM"), said
