@@ -3,13 +3,15 @@
     found = balance(steps, curves, start=800, stop=1200, rate=16.0, ceiling=0.9)
     found.threshold.value, course(1200, rate=4.0, gain=..., forgetting=..., ceiling=0.9)
 
-    dx/dtau = rate g (A - x) - lambda x
+    dx/dtau = rate g (A - x) - lambda (x - B)
 
-x is the task's score, A the most it comes to, tau optimizer steps at the peak learning rate, g the
-gain an instance and lambda the forgetting a step. Held at a rate the score goes to A rate g /
-(rate g + lambda), which is one half at rate* = lambda / (g (2 A - 1)). A burst and its twin tell
-both numbers: the rise while it lasts, the fall after it. lambda is a property of width, host and
-learning rate; that it is the same in a burst as after it is the equation's assumption.
+x is the task's score, A the most it comes to, B where it rests without instances (its twin's:
+below 0 where the host makes it surely wrong), tau optimizer steps at the peak learning rate, g the
+gain an instance and lambda the forgetting a step. Held at a rate the score goes to
+(A rate g + B lambda) / (rate g + lambda), which is one half at rate* = lambda (1/2 - B) /
+(g (A - 1/2)). A burst and its twin tell the numbers: the rise while it lasts, the fall after it.
+lambda is a property of width, host and learning rate; that it is the same in a burst as after
+it is the equation's assumption.
 """
 
 from __future__ import annotations
@@ -50,22 +52,33 @@ class Balance:
     threshold: Found
     """rate*, instances a step; a value at which the score settles at LEARNED."""
 
+    below: float
+    """B, the score of the twin, mean over seeds."""
+
 
 def course(
-    steps: float, *, rate: float, gain: float, forgetting: float, ceiling: float, x: float = 0.0
+    steps: float,
+    *,
+    rate: float,
+    gain: float,
+    forgetting: float,
+    ceiling: float,
+    below: float = 0.0,
+    x: float | None = None,
 ) -> float:
-    """The score after `steps` at a rate, from x."""
+    """The score after `steps` at a rate, from x, or from where it rests."""
+    x = below if x is None else x
     speed = rate * gain + forgetting
     if speed == 0:
         return x
-    settles = ceiling * rate * gain / speed
+    settles = (ceiling * rate * gain + below * forgetting) / speed
     return settles + (x - settles) * math.exp(-speed * steps)
 
 
-def threshold(gain: float, forgetting: float, *, ceiling: float) -> float:
+def threshold(gain: float, forgetting: float, *, ceiling: float, below: float = 0.0) -> float:
     """rate*; infinite if the ceiling is not above LEARNED."""
-    room = ceiling / LEARNED - 1
-    return forgetting / (gain * room) if room > 0 else math.inf
+    room = ceiling - LEARNED
+    return forgetting * (LEARNED - below) / (gain * room) if room > 0 else math.inf
 
 
 def fit_balance(
@@ -126,30 +139,33 @@ def balance(
 
     Args:
         steps, curves: by seed, the score over the twin's at each of `steps`.
-        twin: by seed, the twin's own score, which leaves less room below the ceiling (default 0).
+        twin: by seed, the twin's own score, where the score rests without instances (default 0).
     """
     seeds = list(curves)
 
+    def rests(chosen: Sequence[object]) -> float:
+        return float(np.mean([twin[seed] for seed in chosen])) if twin else 0.0
+
     def fitted(chosen: Sequence[object]) -> NDArray[np.float64]:
         mean = np.mean([np.asarray(curves[seed], dtype=float) for seed in chosen], axis=0)
-        below = float(np.mean([twin[seed] for seed in chosen])) if twin else 0.0
+        below = rests(chosen)
         g, lam = fit_balance(
             steps, mean, start=start, stop=stop, rate=rate, ceiling=ceiling - below
         )
-        return np.array([g, lam, threshold(g, lam, ceiling=ceiling)])
+        return np.array([g, lam, threshold(g, lam, ceiling=ceiling, below=below)])
 
     whole, n = fitted(seeds), len(seeds)
     if n < 2:
-        return Balance(*(Found(float(value), math.nan, math.nan) for value in whole))
+        g, lam, rate_star = (Found(float(value), math.nan, math.nan) for value in whole)
+        return Balance(g, lam, rate_star, rests(seeds))
     from scipy.stats import t
 
     # Not of the logarithms: where nothing is forgotten lambda is 0.
     left_out = np.array([fitted([*seeds[:i], *seeds[i + 1 :]]) for i in range(n)])
     pseudo = n * whole - (n - 1) * left_out
     half = t.ppf(0.975, n - 1) * pseudo.std(axis=0, ddof=1) / math.sqrt(n)
-    return Balance(
-        *(
-            Found(float(value), max(float(value - by), 0.0), float(value + by))
-            for value, by in zip(whole, half, strict=True)
-        )
+    g, lam, rate_star = (
+        Found(float(value), max(float(value - by), 0.0), float(value + by))
+        for value, by in zip(whole, half, strict=True)
     )
+    return Balance(g, lam, rate_star, rests(seeds))

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from data_injection.errors import ConfigError
+from eval.findings import chain
 from eval.findings.chain import held_out
 from eval.findings.chapters import CHAPTERS, as_json_lines, write_chapter
-from eval.findings.controls import fill
+from eval.findings.controls import fill, mean
 from eval.findings.mechanism import rank_correlation
 from eval.records import read_records
 from launch.sweep.confirm import CONFIGS, confirm_sweeps
@@ -19,6 +20,7 @@ from launch.sweep.confirm import CONFIGS, confirm_sweeps
 DOCS = Path(__file__).parent.parent.parent.parent / "docs"
 FRAMES = {name: read_records(DOCS / "findings" / name) for name in CHAPTERS}
 TEXT = (DOCS / "findings.md").read_text()
+SAID = " ".join(TEXT.split())
 
 each_chapter = pytest.mark.parametrize("name", CHAPTERS)
 
@@ -137,7 +139,7 @@ def test_what_bursts_predict_of_other_cells_is_what_the_text_says() -> None:
     ]
     low, high = np.nanpercentile(lead, [2.5, 97.5])
     right = int(((cells.predicted >= 0.5) == (cells.score >= 0.5)).sum())
-    said = " ".join(TEXT.split())
+    said = SAID
     values = [f"{found[name]:.2f}"[1:] for name in names]
     told = f"is {values[0]} for the prediction, {values[1]} for width x rate, {values[2]} for the"
     assert told in said
@@ -146,5 +148,44 @@ def test_what_bursts_predict_of_other_cells_is_what_the_text_says() -> None:
     plain = [f"{value:.2f}".replace("0.", ".") for value in (by, low, high)]
     # The ends of a bootstrap of correlations, to a hundredth.
     assert f"+{plain[0]} [{plain[1]}, {plain[2]}]" in said
+    assert (cells.predicted < cells.score).all()
+    assert "too low in every one" in said
     off = f"{np.abs(cells.predicted - cells.score).mean():.2f}"[1:]
     assert f"right of .5 in {right} of {len(cells)} cells, off by {off} on average" in said
+
+
+def test_the_pilots_losses_are_those_of_their_records() -> None:
+    frame = read_records(DOCS / "findings" / "hosts" / "pilots.jsonl")
+    loss = frame.groupby(["rung", "learning_rate"]).value.mean()
+    assert frame.groupby(["rung", "learning_rate"]).seed.nunique().eq(2).all()
+    narrow, wide = ([f"{value:.3f}" for value in loss[rung]] for rung in ("w16", "w64"))
+    assert f"3e-3, 1e-2 and 3e-2 {narrow[0]}, {narrow[1]} and {narrow[2]};" in SAID
+    assert f"1e-3, 3e-3 and 1e-2 {wide[0]}, {wide[1]} and {wide[2]}:" in SAID
+
+
+def test_what_is_left_after_a_hundred_steps_is_what_the_text_says() -> None:
+    every = FRAMES["hosts"].assign(sweep=FRAMES["hosts"].run.str.split("-").str[0])
+    scores, losses = [], []
+    for sweep, host in (("closed_host", "text"), ("chain", "text"), ("chain", "text_1e_2")):
+        rows = chain.twins_of(every, host, sweep)
+        rows = rows[(rows.split == "test") & (rows.twin == "burst") & (rows.step == 1300)]
+        scores.append(mean(rows[rows.metric == "score"].value))
+        losses.append(f"{rows[rows.metric == 'choice_loss'].value.mean():.2f}")
+    assert f"{scores[0]} at width 16, {scores[1]} at width 64 and {scores[2]} at width 64" in SAID
+    assert f"the choice losses {losses[0]}, {losses[1]} and {losses[2]}." in SAID
+
+
+def test_a_share_of_no_gain_is_undefined_and_sparse_cells_are_left_out() -> None:
+    every = FRAMES["hosts"].assign(sweep=FRAMES["hosts"].run.str.split("-").str[0])
+    cells = chain.measured(every)
+    wide = cells[chain.WIDE, "text"]
+    wide.gained["score"][wide.gained["score"].index[0]] = -0.1
+    assert wide.shares["score"].isna().sum() == 1
+    assert "of score undefined: no positive gain with seed 2" in chain.contrasts(cells)[0]
+    for sparse in ((chain.WIDE, "text"), ("closed_host", "text"), ("closed_host", "t1024")):
+        without = {cell: one for cell, one in cells.items() if cell != sparse}
+        assert chain.contrasts(without)
+    few = every[~((every.sweep == "closed_host") & (every.seed > 3))]
+    assert set(chain.measured(few)) == {(chain.WIDE, "text"), (chain.WIDE, "text_1e_2")}
+    assert "too few seeds" in chain.chain(few, few)
+    assert "w16" not in chain.predicted(few, few)

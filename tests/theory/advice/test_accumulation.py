@@ -59,3 +59,28 @@ def test_a_twin_that_does_worse_than_guessing_leaves_more_room() -> None:
     lower = [value * 1.2 / 0.9 for value in curve(6e-4, 4e-3)]
     found = balance(STEPS, {1: lower}, **BURST, twin={1: -0.3})
     assert found.gain.value == pytest.approx(6e-4, rel=0.01)
+
+
+def test_a_fitted_burst_with_a_twin_below_guessing_settles_at_one_half_at_its_threshold() -> None:
+    """The equation with a twin at -.5, in small steps: what is put in comes out, and held at the
+    rate* that is found it settles at one half, whatever the closed forms say."""
+    gain, forgetting, below = 6e-4, 4e-3, -0.5
+
+    def settle(x: float, rate: float, steps: int) -> float:
+        for _ in range(20 * steps):
+            x += (rate * gain * (0.9 - x) - forgetting * (x - below)) / 20
+        return x
+
+    over, x = [], below
+    for step in STEPS:
+        x = settle(x, 16.0 if step <= 1200 else 0.0, 100)
+        over.append(x - below)
+    found = balance(STEPS, {1: over}, **(BURST | {"start": 800}), twin={1: below})
+    assert found.below == below
+    assert found.gain.value == pytest.approx(gain, rel=0.01)
+    assert found.forgetting.value == pytest.approx(forgetting, rel=0.01)
+    assert settle(below, found.threshold.value, 3000) == pytest.approx(0.5, abs=0.01)
+    closed = course(400, rate=16.0, gain=gain, forgetting=forgetting, ceiling=0.9, below=below)
+    assert closed == pytest.approx(settle(below, 16.0, 400), abs=1e-3)
+    idle = course(1e6, rate=0.0, gain=gain, forgetting=forgetting, ceiling=0.9, below=below, x=0.8)
+    assert idle == pytest.approx(below)
