@@ -57,15 +57,9 @@ class Balance:
 
 
 def course(
-    steps: float,
-    *,
-    rate: float,
-    gain: float,
-    forgetting: float,
-    ceiling: float,
-    below: float = 0.0,
-    x: float | None = None,
-) -> float:
+    steps: float, *, rate: float, gain: float, forgetting: float, ceiling: float,
+    below: float = 0.0, x: float | None = None,
+) -> float:  # fmt: skip
     """The score after `steps` at a rate, from x, or from where it rests."""
     x = below if x is None else x
     speed = rate * gain + forgetting
@@ -149,9 +143,8 @@ def balance(
     def fitted(chosen: Sequence[object]) -> NDArray[np.float64]:
         mean = np.mean([np.asarray(curves[seed], dtype=float) for seed in chosen], axis=0)
         below = rests(chosen)
-        g, lam = fit_balance(
-            steps, mean, start=start, stop=stop, rate=rate, ceiling=ceiling - below
-        )
+        room = ceiling - below
+        g, lam = fit_balance(steps, mean, start=start, stop=stop, rate=rate, ceiling=room)
         return np.array([g, lam, threshold(g, lam, ceiling=ceiling, below=below)])
 
     whole, n = fitted(seeds), len(seeds)
