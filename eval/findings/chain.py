@@ -159,10 +159,8 @@ def contrasts(cells: Mapping[tuple[str, str], Links]) -> list[str]:
         lines.append(f"(5) (1) with both at 0.01: {_said(same)}")
     for metric, values in wide.shares.items():
         apart[metric] = values - narrow.early[metric] / narrow.gained[metric]
-    lines.append(
-        f"not declared, (1) at equal learning rate x steps, w16 at lag 100: {_said(apart)}"
-    )
-    return lines
+    early = f"(1) at equal learning rate x steps, w16 at lag 100: {_said(apart)}"
+    return [*lines, f"not declared, {early}"]
 
 
 def _shares_apart(wide: Links, narrow: Links) -> dict[str, pd.Series]:
@@ -199,12 +197,9 @@ def balanced(every: pd.DataFrame, sweep: str, host: str) -> Balance:
     return balance(
         [float(step) for step in gains],
         {seed: line.tolist() for seed, line in gains.iterrows()},
-        start=BURST,
-        stop=AFTER,
-        rate=BURST_RATE,
-        ceiling=CEILING,
+        start=BURST, stop=AFTER, rate=BURST_RATE, ceiling=CEILING,
         twin=twin.groupby("seed").value.mean().to_dict(),
-    )
+    )  # fmt: skip
 
 
 def held_out(every: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:

@@ -76,14 +76,9 @@ def threshold(gain: float, forgetting: float, *, ceiling: float, below: float = 
 
 
 def fit_balance(
-    steps: Sequence[float],
-    gains: NDArray[np.float64],
-    *,
-    start: float,
-    stop: float,
-    rate: float,
-    ceiling: float,
-) -> tuple[float, float]:
+    steps: Sequence[float], gains: NDArray[np.float64], *,
+    start: float, stop: float, rate: float, ceiling: float,
+) -> tuple[float, float]:  # fmt: skip
     """(g, lambda) by least squares from what a burst of `rate` from step `start` to `stop` brought.
 
     gains: score over the twin's at each of `steps`, of which one at least is in the burst and one
@@ -120,15 +115,10 @@ def fit_balance(
 
 
 def balance(
-    steps: Sequence[float],
-    curves: Mapping[object, Sequence[float]],
-    *,
-    start: float,
-    stop: float,
-    rate: float,
-    ceiling: float,
+    steps: Sequence[float], curves: Mapping[object, Sequence[float]], *,
+    start: float, stop: float, rate: float, ceiling: float,
     twin: Mapping[object, float] | None = None,
-) -> Balance:
+) -> Balance:  # fmt: skip
     """The fit to the mean curve over seeds, with a jackknife over seeds (Student's t, 95%).
 
     Args:
