@@ -28,10 +28,10 @@ def lay_out(
         lengths: tokens that each takes, its EOS included; none above seq_len.
         rows: slots that are free, in the order in which they are taken.
 
-    The gaps before, between and behind the sequences of a row are uniform over all that fill it.
+    A row's only sequence stands anywhere with equal chance; before several is room by sorted draws.
 
     Raises:
-        ConfigError: they do not fit; says how many do.
+        ConfigError: this way of placing them, longest first, ran out of room; says after how many.
     """
     num = len(lengths)
     words = raw_words(2 * num, seed=seed, purpose="offsets", counter=step)
