@@ -17,13 +17,16 @@ from data_injection.errors import ConfigError
 from eval.text import check_target, new_table, number, print_table, with_interval
 from launch.json_file import write_json
 from launch.terminal import say
-from theory.advice.accumulation import Balance, balance
+from theory.advice.accumulation import LEARNED, Balance, balance
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 CELL = ["rung", "params", "learning_rate", "corpus_hash", "task"]
 """What a burst and its twin share, besides the seed."""
+
+CONSTANT = ("constant", "constant_with_warmup")
+"""Schedulers under which a step after the burst forgets as one in it."""
 
 CLEAR = 0.1
 """The least gain in score of a burst of one seed, which has no interval."""
@@ -35,10 +38,17 @@ def predict(
     """Print a row a size and host; write what was found to `out`.
 
     Raises ConfigError or FileNotFoundError where the runs hold no burst with a twin, or one whose
-    gain is not clear.
+    gain is not clear or whose learning rate is not constant, or for a ceiling that cannot be one.
     """
     from eval.commit import git_commit
 
+    if not LEARNED < ceiling <= 1:
+        raise ConfigError(
+            key="--ceiling",
+            value=str(ceiling),
+            rule=f"must be above {LEARNED}, the score of a learned task, and at most 1",
+            remedy="leave it out (0.9), or take what the task comes to when it is trained alone",
+        )
     check_target(out, "--json")
     rows = [predicted(cell, curves, ceiling) for cell, curves in twins(source).items()]
     table = new_table("size", "host", numbers=("lr", "seeds", "gain", "g", "lambda", "rate*"))
@@ -70,6 +80,7 @@ def twins(source: Path) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     """By CELL, each seed's burst (start, stop, rate) and test scores of both runs by step."""
     from eval.checkpoints.checkpoint import load_plan
     from eval.records import read_records, record_files
+    from eval.run import read_run
 
     runs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for file in record_files(source):
@@ -78,16 +89,18 @@ def twins(source: Path) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
         if "subset" in frame:
             frame = frame[frame.subset.fillna("all") == "all"]
         last = int(frame.step.max()) if len(frame) else 0
+        ended = last >= read_run(file.parent)["num_steps"]
         for task, rows in frame.groupby("task"):
             index = plan.task_index(str(task))
             counts = [plan.instances(index, step) for step in range(last + 1)]
             with_rows = [step for step in range(last) if counts[step + 1] > counts[step]]
-            one = {"seed": int(rows.seed.iloc[0]), "scores": rows.set_index("step").value}
+            one: dict[str, Any] = {"seed": int(rows.seed.iloc[0]), "folder": file.parent}
+            one["scores"] = rows.set_index("step").value
             if with_rows:
                 start, stop = with_rows[0], with_rows[-1] + 1
                 one |= {"start": start, "stop": stop, "rate": counts[-1] / (stop - start)}
             key = tuple(rows.iloc[0].get(name) for name in CELL)
-            runs.setdefault(key, []).append(one | {"last": last})
+            runs.setdefault(key, []).append(one | {"last": last, "ended": ended})
     found = {key: _paired(of_cell) for key, of_cell in runs.items()}
     found = {key: pairs for key, pairs in found.items() if pairs}
     if not found:
@@ -95,20 +108,40 @@ def twins(source: Path) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
             key="RUNS",
             value=str(source),
             rule="must hold twins: a run whose task comes in a burst and then no more, and one of "
-            "the same size, seed, learning rate and corpus whose task has not come when it ends",
+            "the same size, seed, learning rate and corpus whose task has not come when it ends "
+            "(one that was cut off, or not measured at its last step, is no twin)",
             remedy="see configs/confirm/chain.yaml",
         )
     return found
 
 
 def _paired(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    # A twin's task may come at its very last step, since a plan wants one.
-    none = {one["seed"]: one for one in runs if one.get("start", one["last"]) >= one["last"] - 1}
-    return [
+    # A twin's task may come at its very last step, since a plan wants one. A run cut off before its
+    # burst has not seen the task either, but is no twin.
+    without = (one for one in runs if one["ended"])
+    none = {one["seed"]: one for one in without if one.get("start", one["last"]) >= one["last"] - 1}
+    pairs = [
         one | {"twin": none[one["seed"]]["scores"]}
         for one in runs
         if one["seed"] in none and one.get("stop", one["last"]) < one["last"] - 1
     ]
+    for one in pairs:
+        _check_constant(one["folder"])
+    return pairs
+
+
+def _check_constant(folder: Path) -> None:
+    from eval.run import EXPERIMENT, load_config
+
+    name = str(load_config(folder / EXPERIMENT).train.scheduler.name)
+    if name not in CONSTANT:
+        raise ConfigError(
+            key="train.scheduler.name",
+            value=f"{name} ({folder})",
+            rule="must be constant, or forgetting after a burst is at another learning rate than "
+            "in it",
+            remedy="train the pair with constant_with_warmup, as configs/confirm/chain.yaml",
+        )
 
 
 def predicted(cell: tuple[Any, ...], pairs: list[dict[str, Any]], ceiling: float) -> dict[str, Any]:
@@ -137,6 +170,13 @@ def predicted(cell: tuple[Any, ...], pairs: list[dict[str, Any]], ceiling: float
             remedy="take a longer or denser burst, another learning rate, or more seeds",
         )
     twin = {one["seed"]: float(one["twin"].loc[start + 1 : stop].mean()) for one in pairs}
+    if ceiling <= (highest := max(twin.values())):
+        raise ConfigError(
+            key="--ceiling",
+            value=str(ceiling),
+            rule=f"must be above the twin's score, {highest:.2f} in {key['rung']}",
+            remedy="give what the task comes to when it is trained alone",
+        )
     curves = {seed: table[seed].tolist() for seed in table}
     found: Balance = balance(
         [float(step) for step in table.index], curves, start=start, stop=stop, rate=rate,

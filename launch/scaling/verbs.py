@@ -135,7 +135,7 @@ def mixture(
 def predict(
     runs: Annotated[Path, typer.Argument(help="Folder of runs: bursts and their twins.")],
     ceiling: Annotated[
-        float, typer.Option(min=0.5, max=1.0, help="The most that a task's score comes to.")
+        float, typer.Option(help="The most that a task's score comes to, above 0.5.")
     ] = 0.9,
     json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
 ) -> None:

@@ -17,6 +17,7 @@ from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.splice import splice_batch
+from data_injection.tasks.sequence_file import Encode
 from eval.run import differences
 from olmo_ext.core.compat import (
     ComposableDataLoader,
@@ -116,11 +117,20 @@ class HostRows:
         return self.loader.host_row(row)
 
 
-def inject(loader: Any, config: InjectionConfig, *, reserved_tokens: Collection[int] = ()) -> Any:
+def inject(
+    loader: Any,
+    config: InjectionConfig,
+    *,
+    reserved_tokens: Collection[int] = (),
+    num_steps: int | None = None,
+    encode: Encode | None = None,
+) -> Any:
     """The loader with a plan, compiled for its corpus and batches: `.plan`.
 
     Args:
         loader: a NumpyFSLDataLoader or ComposableDataLoader not iterated yet.
+        num_steps, encode: of the training and its tokenizer, for totals, shares and texts; see
+            `compile_plan`.
         reserved_tokens: ids never drawn as symbols, besides EOS, BOS and padding.
 
     Raises:
@@ -148,6 +158,8 @@ def inject(loader: Any, config: InjectionConfig, *, reserved_tokens: Collection[
         vocab_size=tokens.vocab_size,
         eos_token_id=tokens.eos_token_id,
         reserved_tokens={*special, *reserved_tokens},
+        num_steps=num_steps,
+        encode=encode,
     )
     # The same loader in all else; a class cannot be exchanged for one with a mixin before it.
     spliced = kind.__new__(kind)

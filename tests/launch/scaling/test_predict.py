@@ -59,6 +59,7 @@ def test_twins_are_found_by_their_plans_and_what_was_found_is_written(
     write_experiment: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     windows = {"burst": (2, 6, 2), "none": (11, 12, 1)}
+    constant = {"name": "constant_with_warmup", "t_warmup": 1}
     for name, (start, stop, rate) in windows.items():
 
         def edit(config: dict, window: Any = (start, stop, rate)) -> None:
@@ -67,6 +68,7 @@ def test_twins_are_found_by_their_plans_and_what_was_found_is_written(
             config["injection"]["tasks"] = [{"name": "cmp", "num_symbols": 10}]
             config["injection"]["tasks"][0]["schedule"] = schedule
             config["callbacks"] = {"task_eval": {"every": 3}, "progress": None}
+            config["train"]["scheduler"] = constant
 
         folder = f"train.save_folder={tmp_path / 'runs' / name}"
         train(load_experiment(write_experiment(edit), [folder]))
@@ -80,3 +82,32 @@ def test_twins_are_found_by_their_plans_and_what_was_found_is_written(
     with pytest.raises(ConfigError) as error:
         twins(tmp_path / "runs" / "burst")
     assert error.value.key == "RUNS"
+    # The twin cut off before its task came: it has not seen it, and is none.
+    records = tmp_path / "runs" / "none" / "records.jsonl"
+    whole = records.read_text()
+    rows = [row for row in whole.splitlines(True) if json.loads(row)["step"] <= 9]
+    records.write_text("".join(rows))
+    with pytest.raises(ConfigError) as error:
+        twins(tmp_path / "runs")
+    assert error.value.key == "RUNS"
+    records.write_text(whole)
+    asked = tmp_path / "runs" / "burst" / "experiment.yaml"
+    asked.write_text(asked.read_text().replace("constant_with_warmup", "cosine_with_warmup"))
+    with pytest.raises(ConfigError) as error:
+        twins(tmp_path / "runs")
+    assert error.value.key == "train.scheduler.name"
+
+
+@pytest.mark.parametrize("ceiling", [0.5, 1.01, float("nan")])
+def test_a_ceiling_that_is_not_above_learned_is_refused_before_any_work(ceiling: float) -> None:
+    with pytest.raises(ConfigError) as error:
+        predict(Path("none"), ceiling=ceiling, out=None, command="predict", console=Console())
+    assert error.value.key == "--ceiling"
+
+
+def test_a_ceiling_below_the_twins_score_is_refused() -> None:
+    high = [one | {"twin": one["twin"] + 0.65} for one in pairs(6e-4, 4e-3, seeds=2)]
+    high = [one | {"scores": one["scores"] + 0.65} for one in high]
+    with pytest.raises(ConfigError, match=r"above the twin's score, 0\.65") as error:
+        predicted(CELL, high, 0.6)
+    assert error.value.key == "--ceiling"

@@ -119,3 +119,27 @@ def test_a_loader_of_variable_lengths_is_refused_by_name() -> None:
 
     with pytest.raises(ConfigError, match="got 'NumpyVSLDataLoader'"):
         inject(NumpyVSLDataLoader.__new__(NumpyVSLDataLoader), injection_config({}))
+
+
+def test_totals_and_texts_are_injected_too(tmp_path: Path) -> None:
+    from core_micro import EOS, build_loader
+
+    from olmo_ext.core.loader import inject
+
+    (tmp_path / "seq.jsonl").write_text('{"text": "abc", "copies": 4}\n')
+    tasks = [
+        {"name": "cmp", "num_symbols": 10, "schedule": {"total": 7}},
+        {"name": "seq", "family": "sequences", "params": {"file": str(tmp_path / "seq.jsonl")}},
+    ]
+    loader = inject(
+        build_loader(tmp_path),
+        injection_config({"tasks": tasks}),
+        num_steps=12,
+        encode=lambda texts: [[100 + ord(c) for c in text] for text in texts],
+    )
+    assert [loader.plan.instances(index, 12) for index in range(2)] == [7, 4]
+    loader.reshuffle(epoch=1)
+    written = [EOS, *(100 + ord(c) for c in "abc"), EOS]
+    rows = [row.tolist() for batch in loader for row in batch["input_ids"]]
+    told = sum(row[i : i + 5] == written for row in rows for i in range(len(row)))
+    assert told == loader.plan.instances(1, loader.total_batches)
