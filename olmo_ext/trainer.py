@@ -10,8 +10,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +40,7 @@ from olmo_ext.compat import (
     stock_trainer_state,
     sync_checkpoint,
 )
-from olmo_ext.engines.host import measurement
+from olmo_ext.engines.host import evaluating, measurement
 from olmo_ext.engines.ranks import get_global_rank
 from olmo_ext.engines.stock import StockEngine
 from olmo_ext.signals import StopSignals
@@ -249,16 +248,9 @@ class ExperimentTrainer(Trainer):
     def engine(self) -> StockEngine:
         return StockEngine(self)
 
-    @contextmanager
-    def measuring(self) -> Iterator[None]:
+    def measuring(self) -> AbstractContextManager[None]:
         """Evaluation mode without gradients; the training mode is put back."""
-        training = self.dist_model.training
-        self.dist_model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.dist_model.train(training)
+        return evaluating(self.dist_model)
 
     def record(
         self,

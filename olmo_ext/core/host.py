@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from data_injection.beat import Beat
 from eval.records import RecordWriter
 from olmo_ext.core.compat import get_labels, plain_name, resharded
-from olmo_ext.engines.host import Layout, MLPWeights, measurement
+from olmo_ext.engines.host import Layout, MLPWeights, evaluating, measurement
 
 
 class CoreEngine:
@@ -147,13 +147,10 @@ class CoreHost:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        training = self.dist_model.training
-        self.dist_model.eval()
         try:
-            with torch.no_grad():
+            with evaluating(self.dist_model):
                 yield
         finally:
-            self.dist_model.train(training)
             resharded(self.dist_model)
 
     def record(

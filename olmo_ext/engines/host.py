@@ -8,14 +8,14 @@ Axes: B rows, T tokens, V vocabulary, L layers (blocks + 1), D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from data_injection.beat import Beat
 from eval.records import FOLLOWING, task_fields
@@ -148,6 +148,18 @@ class Host(Protocol):
         **fields: Any,
     ) -> None:
         """Write one measurement at the current step; only rank 0 writes."""
+
+
+@contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the training mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
 def local(tensor: Tensor) -> Tensor:
