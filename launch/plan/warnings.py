@@ -201,7 +201,9 @@ def _of_stream(
 ) -> Iterator[Advice]:
     """Batch, epochs, reserved tokens, warm-up."""
     plan, steps, train = stream.plan, stream.num_steps, experiment.train
-    instances = sum(plan.instances(index, steps) for index in range(len(plan.tasks)))
+    # Sequences stand within rows, several in one: they begin none.
+    labelled = [index for index, task in enumerate(plan.tasks) if task.has_label]
+    instances = sum(plan.instances(index, steps) for index in labelled)
     share = instances / stream.num_positions
     if share > MOST_ROWS:
         yield Advice(

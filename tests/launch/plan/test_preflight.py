@@ -242,6 +242,21 @@ def test_a_warning_says_what_is_wrong_and_goes_when_it_is_not(
     assert key not in keys(again)
 
 
+def test_sequences_within_the_rows_begin_none_of_them(
+    write_experiment: Write, plan: Plan, tmp_path: Path
+) -> None:
+    (tmp_path / "s.jsonl").write_text('{"tokens": [5, 6, 7], "copies": 100}\n')
+    task = {"name": "seq", "family": "sequences", "params": {"file": str(tmp_path / "s.jsonl")}}
+
+    def alone(config: dict[str, Any]) -> None:
+        config["injection"]["tasks"] = [task]
+        config["callbacks"] = {"task_eval": {"every": 6}}
+
+    _, said, numbers = plan(write_experiment(alone))
+    assert numbers["tasks"][0]["instances"] == 100  # in 96 rows
+    assert "injection.tasks" not in keys(numbers), said
+
+
 def test_a_rate_of_zero_is_meant(write_experiment: Write, plan: Plan) -> None:
     numbers = plan(write_experiment(), "injection.tasks.0.schedule.rate=0")[2]
     assert "injection.tasks.0.schedule.rate" not in keys(numbers)
