@@ -15,22 +15,19 @@ import torch
 from olmo_ext.build import keep_memory
 
 FAULTS = """
-import resource, torch
+import resource, statistics, torch
 from olmo_ext.build import keep_memory
 keep_memory()
-def once():
-    torch.empty(2**22).fill_(1.0)  # 16 MiB, a micro model's logits
-for _ in range(3):
-    once()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    once()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(2**24).fill_(1.0)  # 64 MiB: above what glibc keeps by itself
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(statistics.median(faults() for _ in range(25)))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-def test_memory_that_every_step_takes_and_frees_is_faulted_in_once() -> None:
+def test_memory_that_every_step_takes_and_frees_is_not_faulted_in_each_time() -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     child = subprocess.run(
         [sys.executable, "-c", FAULTS],
@@ -39,7 +36,9 @@ def test_memory_that_every_step_takes_and_frees_is_faulted_in_once() -> None:
         text=True,
         check=True,
     )
-    assert int(child.stdout) < 100  # 81,920 pages of 4 KiB otherwise
+    # 16,384 pages of 4 KiB otherwise. A small allocation may take the place between two calls,
+    # and that call then faults a new one in: so the median, not each call.
+    assert float(child.stdout) < 100
 
 
 @pytest.mark.parametrize(
