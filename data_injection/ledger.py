@@ -313,7 +313,5 @@ def position_from(value: Any, *, where: str) -> Position | None:
             type(segment) is type(records) is int and min(segment, records) >= 0
         ):
             return Position(segment, records)
-    raise ConfigError(
-        f"{where} holds no place in the ledger: {json.dumps(value)[:200]} has no segment and "
-        "records in whole numbers"
-    )
+    rule = "holds no place in the ledger: it needs segment and records in whole numbers"
+    raise ConfigError(key=where, value=value, rule=rule)

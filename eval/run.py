@@ -36,6 +36,10 @@ DIVERGED = "diverged.json"
 """Written when a run has ended because its numbers were not finite any more: step, why, and the
 last checkpoint (null if none)."""
 
+FAILED = "failed.json"
+"""Written when an error has ended a start: rank, SLURM's job and restart, the error's class, its
+text and, of bad input, key, value, rule and remedy. The next start removes it."""
+
 RECORDS = "records.jsonl"
 """What was measured; see `eval.records`."""
 
@@ -81,6 +85,12 @@ def read_if_whole(path: Path) -> dict[str, Any]:
         return read_object(path)
     except (OSError, ConfigError):
         return {}
+
+
+def whole(found: dict[str, Any], key: str) -> int | None:
+    """A count of such a file; None where it holds none: lost, torn, or of another type."""
+    value = found.get(key)
+    return value if type(value) is int and value >= 0 else None
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -86,9 +86,11 @@ def _check_restart() -> None:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if restarted and several and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         raise ConfigError(
-            "torchrun --max-restarts gives restarted ranks the store of the ranks that died, where "
-            "they would find dead addresses; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or start it "
-            "by `olmo-ext launch torchrun`"
+            key="torchrun --max-restarts",
+            rule="gives restarted ranks the store of the ranks that died, where they would find "
+            "dead addresses",
+            remedy="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or start it by `olmo-ext launch "
+            "torchrun`",
         )
 
 
@@ -257,11 +259,13 @@ def check_same_run(now: dict[str, Any], before: dict[str, Any], *, where: str) -
     if found := differences(now, before):
         # The hash says only that something differs; the other keys say what.
         found = [one for one in found if one[0] != "plan_hash"] or found
-        raise ConfigError(
-            f"{where} was trained as another run; it cannot be resumed:\n  "
-            + "\n  ".join(f"{key}: {ours!r} now, {theirs!r} before" for key, ours, theirs in found)
-            + "\nRestore these settings, or start a new run in another train.save_folder."
+        remedy = "Restore these settings, or start a new run in another train.save_folder"
+        rule = "was trained as another run; it cannot be resumed"
+        lines = "\n  ".join(
+            f"{key}: {ours!r} now, {before!r} before" for key, ours, before in found
         )
+        message = f"{where} {rule}:\n  {lines}\n{remedy}."
+        raise ConfigError(message, key=where, value=found, rule=rule, remedy=remedy)
 
 
 def build_model(train: TrainConfig, device: torch.device) -> OLMo:

@@ -331,10 +331,9 @@ def check_device(train: TrainConfig, *, world_size: int) -> None:
             remedy="run it on a CUDA machine, or set train.precision=fp32",
         )
     if train.precision == "fp32" and train.model.flash_attention and has_flash_attention():
-        raise ConfigError(
-            "train.model.flash_attention is true but train.precision is fp32, which the flash-attn "
-            "package cannot compute in; set train.model.flash_attention=false"
-        )
+        rule = "must be false in train.precision fp32, in which flash-attn cannot compute"
+        remedy = "set train.model.flash_attention=false"
+        raise ConfigError(key="train.model.flash_attention", value=True, rule=rule, remedy=remedy)
     if train.global_train_batch_size % world_size:
         raise ConfigError(
             key="train.global_train_batch_size",

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from olmo.config import TrainConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data_injection.config import InjectionConfig
+from data_injection.config import InjectionConfig, TaskConfig
 from data_injection.corpus.prepare import Manifest, corpus_paths, verify_corpus
-from data_injection.errors import ConfigError
+from data_injection.errors import NO_VALUE, ConfigError
 from data_injection.files import replace_file
 from eval.run import load_config
 from olmo_ext.checks import check, has_flash_attention
@@ -87,7 +87,10 @@ def load_experiment(
             raw.train = TrainConfig.update_legacy_settings(raw.train)
         experiment = OmegaConf.to_object(OmegaConf.merge(_schema(), raw))
     except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, path)) from None
+        raise _explained(error, path, raw) from None
+    except TypeError:
+        rule = "must have lists where lists belong and keys with values where those do"
+        raise ConfigError(key=str(path), value=overrides or NO_VALUE, rule=rule) from None
     assert isinstance(experiment, ExperimentConfig)
     if corpus:
         complete(experiment)
@@ -134,9 +137,10 @@ def _check_environment(text: str, *, where: str) -> None:
     for name in re.findall(r"\$\{\s*oc\.env\s*:\s*([^,}\s]*)", text):
         if name.strip("'\"") not in ENVIRONMENT:
             raise ConfigError(
-                f"{where}: ${{oc.env:{name}}} would copy the environment's {name} into the run's "
-                f"files, where others read it; write the value out. Taken are: "
-                f"{', '.join(sorted(ENVIRONMENT))}"
+                key=f"{where}: ${{oc.env:{name}}}",
+                rule=f"would copy the environment's {name} into the run's files, where others read "
+                "it",
+                remedy=f"write the value out. Taken are: {', '.join(sorted(ENVIRONMENT))}",
             )
 
 
@@ -183,26 +187,51 @@ def _override(raw: Any, override: str) -> None:
     """Set one dotted key, list entries by number: injection.tasks.0.schedule.rate=3."""
     key, separator, text = override.partition("=")
     if not separator:
-        raise ConfigError(f"override {override!r} must be key=value, for example train.seed=1")
+        rule, remedy = "must be key=value", "for example train.seed=1"
+        raise ConfigError(key="override", value=override, rule=rule, remedy=remedy)
     _check_environment(text, where=f"override {key}")
     try:
         value = OmegaConf.create(f"value: {text}" if text else "value: null").value
     except YAMLError as error:
-        raise ConfigError(
-            f"override {override!r} is not YAML ({str(error).splitlines()[-1].strip()}); "
-            f"put text in quotes, {key}='\"...\"'"
-        ) from None
-    OmegaConf.update(raw, key, value, merge=True, force_add=True)
+        rule = f"must be YAML ({str(error).splitlines()[-1].strip()})"
+        remedy = f"put text in quotes, {key}='\"...\"'"
+        raise ConfigError(key=f"override {key}", value=text, rule=rule, remedy=remedy) from None
+    OmegaConf.update(raw, _counted(raw, key), value, merge=True, force_add=True)
 
 
-def _explain(error: OmegaConfBaseException, path: Path) -> str:
+def _counted(raw: Any, key: str) -> str:
+    """The key with lists' entries counted from the front: OmegaConf takes -9 of 5 for the second,
+    and a word for an error of Python's."""
+    words, node = [a or b for a, b in re.findall(r"\[([^\]]*)\]|([^.\[\]]+)", key)], raw
+    for place, word in enumerate(words):
+        if isinstance(node, ListConfig):
+            if word not in map(str, range(-len(node), len(node))):
+                rule = f"must be the number of an entry: 0 to {len(node) - 1}, or -1 for the last"
+                raise ConfigError(key=".".join(words[: place + 1]), rule=rule)
+            words[place] = str(int(word) % len(node))
+        holds = isinstance(node, DictConfig | ListConfig)
+        node = OmegaConf.select(node, f"[{words[place]}]") if holds else None
+    return "".join(f"[{word}]" for word in words)
+
+
+def _explained(error: OmegaConfBaseException, path: Path, raw: Any) -> ConfigError:
     """The error in one line: file, key, what is wrong and, for an unknown key, the known ones."""
-    key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
+    key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "?")
+    # OmegaConf names the keys of a list's entry from the entry on: find which one it refuses.
+    tasks = OmegaConf.select(raw, "injection.tasks") if key != "?" else None
+    for number, task in enumerate(tasks if isinstance(tasks, ListConfig) else ()):
+        try:
+            OmegaConf.merge(OmegaConf.structured(TaskConfig), task)
+        except OmegaConfBaseException as same:
+            if same.full_key == error.full_key:
+                key = f"injection.tasks[{number}].{key}"
+                break
     message = (error.msg or str(error)).splitlines()[0]
     known = list(getattr(getattr(error, "object_type", None), "__dataclass_fields__", {}))
     unhelped = " not in " in message and "Did you mean" not in message
-    hint = f"; known keys there: {', '.join(known)}" if known and unhelped else ""
-    return f"{path}: {key}: {message}{hint}"
+    hint = f"known keys there: {', '.join(known)}" if known and unhelped else ""
+    text = f"{path}: {key}: {message}{hint and f'; {hint}'}"
+    return ConfigError(text, key=key, rule=message, remedy=hint)
 
 
 def _use_corpus(experiment: ExperimentConfig, verify: Callable[[str], Manifest]) -> Manifest:
@@ -231,15 +260,13 @@ def _use_corpus(experiment: ExperimentConfig, verify: Callable[[str], Manifest])
     for key, section, name, default, value in wanted:
         given = getattr(section, name)
         if given not in (default, value):
-            raise ConfigError(
-                f"{key} is {given!r} but the corpus {experiment.corpus} has {value!r}; remove the "
-                "key (the corpus sets it) or remove `corpus`"
-            )
+            rule = f"must be {value!r}, which the corpus {experiment.corpus} has"
+            remedy = "remove the key (the corpus sets it) or remove `corpus`"
+            raise ConfigError(key=key, value=given, rule=rule, remedy=remedy)
         setattr(section, name, value)
     if manifest.vocab_size > train.model.vocab_size:
-        raise ConfigError(
-            f"train.model.vocab_size is {train.model.vocab_size} but the corpus "
-            f"{experiment.corpus} has token ids up to {manifest.vocab_size - 1}; "
-            f"set it to {manifest.vocab_size}"
-        )
+        most = manifest.vocab_size - 1
+        rule = f"must be above the corpus' token ids, {experiment.corpus} has them up to {most}"
+        key, remedy = "train.model.vocab_size", f"set it to {manifest.vocab_size}"
+        raise ConfigError(key=key, value=train.model.vocab_size, rule=rule, remedy=remedy)
     return manifest

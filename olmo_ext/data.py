@@ -61,47 +61,44 @@ def check_memmaps(train: TrainConfig) -> None:
     size, vocab = np.dtype(dtype).itemsize, train.model.vocab_size
     row = train.model.max_sequence_length
     num_samples = max(SAMPLED_ROWS // max(len(train.data.paths or []), 1), 4)
+
+    def refused(key: str, value: object, rule: str, remedy: str) -> ConfigError:
+        return ConfigError(key=f"train.data.{key}", value=str(value), rule=rule, remedy=remedy)
+
     # A URL must stay a string: Path("s3://x") is "s3:/x".
     for path in (Path(p) for p in train.data.paths or [] if not is_url(p)):
         if not path.is_file():
-            raise ConfigError(
-                f"train.data.paths: {path} is not a file; correct the path, or make a corpus with "
-                "`olmo-ext prepare`"
-            )
+            remedy = "correct the path, or make a corpus with `olmo-ext prepare`"
+            raise refused("paths", path, "must name files", remedy)
         num_bytes = path.stat().st_size
         with path.open("rb") as file:
             if file.read(6) == b"\x93NUMPY":
-                raise ConfigError(
-                    f"train.data.paths: {path} has a NumPy header, which the engine would read as "
-                    "tokens; write it with array.tofile()"
-                )
+                rule = "must have no NumPy header, which the engine would read as tokens"
+                raise refused("paths", path, rule, "write it with array.tofile()")
         if num_bytes % size:
-            raise ConfigError(
-                f"train.data.memmap_dtype is {train.data.memmap_dtype} but {path} has {num_bytes} "
-                f"bytes, no multiple of {size}; set it to the type the file was written with"
-            )
+            rule = f"must be of a size that divides the {num_bytes} bytes of {path}"
+            remedy = "set it to the type the file was written with"
+            raise refused("memmap_dtype", train.data.memmap_dtype, rule, remedy)
         if num_bytes < size * row:
-            raise ConfigError(
-                f"train.data.paths: {path} holds {num_bytes // size} tokens, less than one row of "
-                f"max_sequence_length={row}; remove the file or lower train.model."
-                "max_sequence_length"
+            rule = (
+                f"must hold a row of max_sequence_length={row} each, not {num_bytes // size} tokens"
             )
+            remedy = "remove the file or lower train.model.max_sequence_length"
+            raise refused("paths", path, rule, remedy)
         tokens = np.memmap(path, dtype=dtype, mode="r")
         starts = np.linspace(0, len(tokens) - row, num=min(num_samples, len(tokens) // row))
         sample = np.stack([tokens[s - s % 2 :][:row] for s in starts.astype(np.int64)])
         largest = int(sample.max())
         if largest >= vocab:
-            raise ConfigError(
-                f"train.data.paths: {path} holds token id {largest}, beyond train.model.vocab_size "
-                f"{vocab}; correct train.data.memmap_dtype ({train.data.memmap_dtype}) or the "
-                "vocabulary"
+            rule = f"must hold ids below train.model.vocab_size {vocab}, not {largest}"
+            remedy = (
+                f"correct train.data.memmap_dtype ({train.data.memmap_dtype}) or the vocabulary"
             )
+            raise refused("paths", path, rule, remedy)
         # Little-endian uint32 read as uint16 has a zero high half at every second place.
         if dtype == np.uint16 and sample.shape[1] > 1 and (sample[:, 1::2] <= vocab >> 16).all():
-            raise ConfigError(
-                f"train.data.memmap_dtype is uint16 but every second token of {path} is 0: it "
-                "looks like uint32; set it to that"
-            )
+            rule = f"must be the type of {path}, which looks like uint32: every second token is 0"
+            raise refused("memmap_dtype", train.data.memmap_dtype, rule, "set it to uint32")
 
 
 def fingerprint(paths: Sequence[str]) -> str:

@@ -45,7 +45,18 @@ from eval.checkpoints.checkpoint import (
 from eval.commit import git_commit
 from eval.records import FILE_NAME as RECORDS
 from eval.records import records_of
-from eval.run import EXPERIMENT, MARKER, PLAN, PROGRESS, RUN, read_if_whole, read_object, read_run
+from eval.run import (
+    EXPERIMENT,
+    FAILED,
+    MARKER,
+    PLAN,
+    PROGRESS,
+    RUN,
+    read_if_whole,
+    read_object,
+    read_run,
+    whole,
+)
 from olmo_ext.build import check_same_run
 from olmo_ext.compat import link_latest
 from olmo_ext.config import save_experiment
@@ -55,7 +66,7 @@ from olmo_ext.prepare import Prepared
 log = logging.getLogger(__name__)
 
 OURS = {
-    *(EXPERIMENT, PLAN, RUN, MARKER, PROGRESS, RECORDS, LEDGER_FOLDER, "config.yaml"),
+    *(EXPERIMENT, PLAN, RUN, MARKER, FAILED, PROGRESS, RECORDS, LEDGER_FOLDER, "config.yaml"),
     *("train_data", "data-indices", "latest-unsharded", TABLES),
 }
 """What a start writes into a run's folder, beside checkpoints and what the engine logs."""
@@ -66,31 +77,33 @@ def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Non
     if not (names := _names(folder)) or _took_no_step(folder, names):
         return
     if not resume:
-        last, found = read_if_whole(folder / RUN).get("num_steps"), find_checkpoints(folder)
+        last, found = whole(read_if_whole(folder / RUN), "num_steps"), find_checkpoints(folder)
         if last is not None and found and found[-1].step >= last:
-            raise ConfigError(
-                f"train.save_folder {folder} is in use by a run that is finished (step {last:,} of "
-                f"{last:,}): `olmo-ext report {folder}` shows it, --resume with a longer "
-                "train.max_duration goes on with it; for a new run choose another folder"
+            raise _taken(
+                folder,
+                f"is in use by a run that is finished (step {last:,} of {last:,})",
+                f"`olmo-ext report {folder}` shows it, --resume with a longer train.max_duration "
+                "goes on with it; for a new run choose another folder",
             )
-        raise ConfigError(
-            f"train.save_folder {folder} is in use by an earlier run; pass --resume to go on with "
-            "it, or choose another folder"
-        )
+        remedy = "pass --resume to go on with it, or choose another folder"
+        raise _taken(folder, "is in use by an earlier run", remedy)
     plan_file = folder / PLAN
     if not plan_file.is_file():
-        raise ConfigError(
-            f"train.save_folder {folder} holds files but no plan.json, so it is not a run of "
-            "olmo-ext; choose another folder"
-        )
+        rule = f"holds files but no {PLAN}, so it is not a run of olmo-ext"
+        raise _taken(folder, rule, "choose another folder")
     try:
         before = read_object(plan_file)
     except ValueError as error:
         raise ConfigError(
-            f"{plan_file} cannot be read ({error}); restore it from a checkpoint's {IDENTITY_FILE} "
-            "(without its `step` and `ledger`)"
+            key=str(plan_file),
+            rule=f"cannot be read ({error})",
+            remedy=f"restore it from a checkpoint's {IDENTITY_FILE} (without `step` and `ledger`)",
         ) from None
     check_same_run(identity, before, where=str(folder))
+
+
+def _taken(folder: Path, rule: str, remedy: str) -> ConfigError:
+    return ConfigError(key="train.save_folder", value=str(folder), rule=rule, remedy=remedy)
 
 
 def _names(folder: Path) -> set[str]:
@@ -161,10 +174,10 @@ def clear_unfinished(folder: Path, identity: dict[str, Any]) -> Path | None:
         _set_aside(latest.path, "damaged", "; ".join(problems))
         damaged.append(checkpoints.pop())
     if damaged:
-        raise ConfigError(
-            f"{folder}: every checkpoint is damaged ({', '.join(c.path.name for c in damaged)}, "
-            "renamed); restore one, or start a new run in another train.save_folder"
-        )
+        names = ", ".join(checkpoint.path.name for checkpoint in damaged)
+        rule = f"holds no checkpoint that is whole: every checkpoint is damaged ({names}, renamed)"
+        remedy = "restore one, or start a new run in another train.save_folder"
+        raise _taken(folder, rule, remedy)
     return None
 
 
@@ -224,9 +237,10 @@ def find_ledger_start(
         return start
     if not new_ledger:
         raise ConfigError(
-            f"{folder / LEDGER_FOLDER} no longer holds what {checkpoint} was trained on "
-            f"({'; '.join(problems)}); restore it from a copy, or pass --new-ledger to go on "
-            "with a ledger that knows nothing of the steps before"
+            key=str(folder / LEDGER_FOLDER),
+            rule=f"no longer holds what {checkpoint} was trained on ({'; '.join(problems)})",
+            remedy="restore it from a copy, or pass --new-ledger to go on with a ledger that knows "
+            "nothing of the steps before",
         )
     log.warning("the ledger begins anew at step %d: %s", step, "; ".join(problems))
     return replace(start, parent=None, lost=tuple(problems))
@@ -261,25 +275,6 @@ def _lost(ledger: Path, position: Position, step: int) -> list[str]:
         return list(lineage(read_segments(ledger), position, step=step).problems)
     except FileNotFoundError:
         return ["there is no segment"]
-
-
-def write_marker(folder: Path, *, step: int, num_steps: int, reason: str) -> None:
-    """Say that the run was stopped for a reason, is saved at `step` and wants to be resumed.
-
-    With the SLURM job and its restart, by which a batch script knows its own marker from an earlier
-    start's: clocks of nodes and file servers differ, and times would deny a marker that is there.
-    """
-    value = {"step": step, "num_steps": num_steps, "reason": reason}
-    _write_json(folder / MARKER, value | _slurm_start())
-
-
-def _slurm_start() -> dict[str, Any]:
-    """Which start of which SLURM job this is, as the batch script names it; empty elsewhere."""
-    if (job := os.environ.get("SLURM_JOB_ID")) is None:
-        return {}
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return {"job": job, "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0"))}
 
 
 def write_run_files(prepared: Prepared, *, resumed_from: Path | None) -> None:

@@ -28,11 +28,12 @@ from data_injection.files import explain_disk
 from data_injection.ledger import LedgerWriter
 from data_injection.lock import lock_folder
 from eval.checkpoints.sharded import first_line
-from eval.run import DIVERGED, extensions_of
+from eval.run import DIVERGED, FAILED, extensions_of
 from olmo_ext.build import init_process_group, keep_memory
 from olmo_ext.callbacks.divergence import check_divergence, note_divergence
 from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
+from olmo_ext.engines.ending import noting_failure, write_marker
 from olmo_ext.engines.ranks import get_global_rank, get_world_size
 from olmo_ext.numerics.deterministic import deterministic
 from olmo_ext.prepare import build_trainer, prepare
@@ -42,7 +43,6 @@ from olmo_ext.run_folder import (
     find_ledger_start,
     start_ledger,
     take_over,
-    write_marker,
     write_run_files,
 )
 from olmo_ext.signals import StopSignals
@@ -97,8 +97,10 @@ def train(
                 return claim_folder()
             except OSError as error:
                 raise ConfigError(
-                    f"train.save_folder {folder} cannot be written ({error}); choose a folder on a "
-                    "disk that takes files"
+                    key="train.save_folder",
+                    value=str(folder),
+                    rule=f"cannot be written ({error})",
+                    remedy="choose a folder on a disk that takes files",
                 ) from error
 
         def claim_folder() -> Path | None:
@@ -111,7 +113,8 @@ def train(
             check_folder(folder, resume=resume, identity=identity)
             take_over(folder, resume=resume, identity=identity)
             checkpoint = clear_unfinished(folder, identity)
-            (folder / DIVERGED).unlink(missing_ok=True)
+            for name in (DIVERGED, FAILED):
+                (folder / name).unlink(missing_ok=True)
             start = find_ledger_start(folder, checkpoint, new_ledger=new_ledger)
             write_run_files(prepared, resumed_from=checkpoint)
             ledger = start_ledger(prepared, start, checkpoint)
@@ -121,6 +124,7 @@ def train(
         checkpoint = _agree(claim)
         if dry_run:
             return folder
+        stack.enter_context(noting_failure(folder))
         sizes = f"{prepared.fields['params']:,} parameters"
         beat.then(f"building the model of {sizes}")
         trainer = build_trainer(prepared, device=device, stack=stack)
@@ -177,8 +181,9 @@ def _restore(trainer: ExperimentTrainer, checkpoint: Path) -> None:
         trainer.restore_checkpoint(checkpoint)
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
         raise ConfigError(
-            f"{checkpoint} cannot be read ({first_line(error)}); move it away and resume "
-            "again: the run goes on from the checkpoint before it"
+            key=str(checkpoint),
+            rule=f"cannot be read ({first_line(error)})",
+            remedy="move it away and resume again: the run goes on from the checkpoint before it",
         ) from error
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.records import read_records, record_files
-from eval.run import RUN, read_if_whole
+from eval.run import RUN, read_if_whole, whole
 from eval.text import number
 from theory.same import clusters
 from theory.scaling.law import FLOPS
@@ -65,10 +65,8 @@ def read_losses(source: str | Path, *, names: Mapping[str, str] | None = None) -
         )
     if source.is_dir() or source.suffix == ".jsonl":
         if names:
-            raise ConfigError(
-                f"--{next(iter(names))} names a column of a CSV or Parquet file, but {source} "
-                "holds records; leave it out"
-            )
+            rule = f"names a column of a CSV or Parquet file, but {source} holds records"
+            raise ConfigError(key=f"--{next(iter(names))}", rule=rule, remedy="leave it out")
         return _from_records(source)
     return _from_file(source, dict(names or {}))
 
@@ -84,18 +82,16 @@ def _from_file(path: Path, names: dict[str, str]) -> LossTable:
         raise
     except Exception as error:  # each parser has its own
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"{path} cannot be read ({first}); give a CSV with a header line, or .parquet"
-        ) from None
+        remedy = "give a CSV with a header line, or .parquet"
+        raise ConfigError(key=str(path), rule=f"cannot be read ({first})", remedy=remedy) from None
     if "flops" in names and "tokens" in names:
-        raise ConfigError("--tokens and --flops both say what D is; give one")
+        raise ConfigError(key="--tokens and --flops", rule="both say what D is", remedy="give one")
     third = "flops" if "flops" in names else "tokens"
     wanted = {name: names.get(name, name) for name in ("params", third, "loss")}
     if missing := [column for column in wanted.values() if column not in frame.columns]:
-        raise ConfigError(
-            f"{path} has no column {', '.join(missing)}, but {', '.join(map(str, frame.columns))}; "
-            "rename it, or name it with --params, --tokens (or --flops), --loss"
-        )
+        rule = f"has no column {', '.join(missing)}, but {', '.join(map(str, frame.columns))}"
+        remedy = "rename it, or name it with --params, --tokens (or --flops), --loss"
+        raise ConfigError(key=str(path), rule=rule, remedy=remedy)
     found = frame[list(wanted.values())].set_axis(list(COLUMNS), axis=1)
     notes: tuple[str, ...] = ()
     if third == "flops":
@@ -105,10 +101,9 @@ def _from_file(path: Path, names: dict[str, str]) -> LossTable:
     if "run" in frame.columns:
         if rows := [row for row, empty in enumerate(frame["run"].isna(), start=1) if empty]:
             some = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-            raise ConfigError(
-                f"{path}: column run is empty in {len(rows)} of {len(frame)} rows ({some}); name "
-                "every row's run, or leave the column out where each row is a run"
-            )
+            rule = f"is empty in {len(rows)} of {len(frame)} rows ({some})"
+            remedy = "name every row's run, or leave the column out where each row is a run"
+            raise ConfigError(key=f"{path}: column run", rule=rule, remedy=remedy)
         found["run"] = frame["run"].astype(str)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     kind = f"column {wanted['loss']} of {path.name}, nats per token"
@@ -124,23 +119,19 @@ def _check_shape(path: Path) -> None:
         longest, line = max(rows, key=lambda one: one[0], default=(0, 0))
     if len(head) == 1 and (found := [one for one in SEPARATORS if one in head[0]]):
         comma = "" if longest < 2 else ", and decimal commas for points"
-        raise ConfigError(
-            f"{path} is separated by {SEPARATORS[found[0]]}, not by commas; save it with commas"
-            f"{comma}"
-        )
+        rule = f"is separated by {SEPARATORS[found[0]]}, not by commas"
+        raise ConfigError(key=str(path), rule=rule, remedy=f"save it with commas{comma}")
     for name in head:
+        key = f"{path}: the column name {name!r}"
         if head.count(name) > 1:
-            raise ConfigError(f"{path}: the column name {name!r} stands twice; rename one")
+            raise ConfigError(key=key, rule="stands twice", remedy="rename one")
         if name != name.strip():
-            raise ConfigError(
-                f"{path}: the column name {name!r} has spaces around it; save the header without "
-                "(and the values)"
-            )
+            remedy = "save the header without (and the values)"
+            raise ConfigError(key=key, rule="has spaces around it", remedy=remedy)
     if head and longest > len(head):
-        raise ConfigError(
-            f"{path}: line {line} has {longest} values, the header {len(head)} names "
-            f"({', '.join(head)}), so that the columns would be shifted; name every column"
-        )
+        rule = f"has {longest} values, the header {len(head)} names ({', '.join(head)}), so that "
+        rule += "the columns would be shifted"
+        raise ConfigError(key=f"{path}: line {line}", rule=rule, remedy="name every column")
 
 
 def _from_records(source: Path) -> LossTable:
@@ -157,7 +148,7 @@ def _from_records(source: Path) -> LossTable:
                 notes.append(f"{label} is left out: it has no record {METRIC} (callback task_eval)")
                 continue
             last = losses.iloc[-1]
-            planned = _planned_steps(file.parent)
+            planned = whole(read_if_whole(file.parent / RUN), "num_steps")
             if planned is not None and last.step < planned:
                 notes.append(
                     f"{label} is left out: it is at step {last.step:,} of {planned:,}, and the "
@@ -169,10 +160,10 @@ def _from_records(source: Path) -> LossTable:
             )
             seen.append(last)
     if not rows:
-        raise ConfigError(
-            f"no finished run with a record {METRIC} in or below {source}; train with the callback "
-            "task_eval, and to the end" + ("".join(f"\n  {note}" for note in notes[:3]))
-        )
+        remedy = "train with the callback task_eval, and to the end"
+        remedy += "".join(f"\n  {note}" for note in notes[:3])
+        rule = f"has no finished run with a record {METRIC} in or below it"
+        raise ConfigError(key=str(source), rule=rule, remedy=remedy)
     notes += _differences(pd.DataFrame(seen))
     kind = (
         f"record {METRIC}: the engine's train/CrossEntropyLoss of the last step's batch, injected "
@@ -181,22 +172,15 @@ def _from_records(source: Path) -> LossTable:
     return LossTable(pd.DataFrame(rows), kind, tuple(notes), digest.hexdigest())
 
 
-def _planned_steps(folder: Path) -> int | None:
-    """From run.json; None where it does not say."""
-    steps = read_if_whole(folder / RUN).get("num_steps")
-    return steps if isinstance(steps, int) else None
-
-
 def _differences(runs: pd.DataFrame) -> Iterable[str]:
     """What differs between the runs beside N, D and seed. Raises ConfigError for two corpora."""
     corpora = sorted(
         {str(one)[:12] for one in runs.get("corpus_hash", pd.Series(dtype=str)).dropna()}
     )
     if len(corpora) > 1:
-        raise ConfigError(
-            f"the runs were trained on {len(corpora)} corpora ({', '.join(corpora)}), whose losses "
-            "are no one law's; give a folder with the runs of one"
-        )
+        rule = f"were trained on {len(corpora)} corpora, whose losses are no one law's"
+        remedy = "give a folder with the runs of one"
+        raise ConfigError(key="the runs", value=corpora, rule=rule, remedy=remedy)
     for name in SAME:
         values = runs[name].dropna().unique() if name in runs else []
         within = runs.groupby(clusters(runs.params))[name].nunique().max() if len(values) else 0

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 
 from data_injection.errors import ConfigError
@@ -26,7 +25,6 @@ from launch.slurm.site import Site
 from launch.slurm.torchrun import environment_of, torchrun_command
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.,:@%+/=-]+")
-_FIELD = re.compile(r"\{\{(\w+)\}\}")
 _MEETING = "HEAD-NODE:29400"
 
 
@@ -45,10 +43,8 @@ class Where:
 def check_line(text: str, *, what: str) -> str:
     """The text, unless it has control characters: no quoting keeps a line with them one line."""
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
-        raise ConfigError(
-            f"{what}: {text!r} has a line break or another control character, which no batch "
-            "file can hold; rename it"
-        )
+        rule = "has a line break or another control character, which no batch file can hold"
+        raise ConfigError(key=what, value=text, rule=rule, remedy="rename it")
     return text
 
 
@@ -60,10 +56,8 @@ def directive(option: str, value: object = None) -> str:
     if _PLAIN.fullmatch(text):
         return f"#SBATCH --{option}={text}"
     if '"' in text or "\\" in text:
-        raise ConfigError(
-            f"--{option}: {text!r} has a double quote or a backslash, which an SBATCH line cannot "
-            "hold; rename the folder"
-        )
+        rule = "has a double quote or a backslash, which an SBATCH line cannot hold"
+        raise ConfigError(key=f"--{option}", value=text, rule=rule, remedy="rename the folder")
     return f'#SBATCH --{option}="{text}"'
 
 
@@ -192,18 +186,20 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def _fill(template: str, where: Where, **values: str) -> str:
-    """A template with every {{field}} replaced, each of them known and none forgotten."""
-    text = files("launch.slurm").joinpath("templates", template).read_text()
-    values |= {
-        "command": check_line(where.command, what="command"),
-        "cwd": shlex.quote(check_line(str(where.cwd), what="working directory")),
-        "cwd_comment": str(where.cwd),
-        "version": version("olmo-ext"),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
-    used = set(_FIELD.findall(text))
-    assert used <= set(values), used - set(values)
-    return _FIELD.sub(lambda found: values[found[1]], text)
+    """A template with its fields; one that nobody gives is an error. No value is read as one."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("launch.slurm"), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.get_template(template).render(
+        command=check_line(where.command, what="command"),
+        cwd=shlex.quote(check_line(str(where.cwd), what="working directory")),
+        cwd_comment=str(where.cwd),
+        version=version("olmo-ext"),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        **values,
+    )
 
 
 def _resources(site: Site) -> list[str]:

@@ -44,7 +44,7 @@ def read_events(run: Path) -> list[dict[str, Any]]:
             event = parse_json(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and {"job", "event"} <= set(event):
+        if isinstance(event, dict) and all(isinstance(event.get(k), str) for k in ("job", "event")):
             events.append(event)
     return events
 

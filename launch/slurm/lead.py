@@ -66,10 +66,13 @@ def reckon_lead(site: Site, train: TrainConfig, *, num_steps: int, folder: Path)
     save, save_from = _save(site, train, folder)
     lead = Lead(step, save, site.margin_seconds, step_from, save_from, site.lead_seconds)
     if 2 * lead.seconds > site.seconds:
+        minutes = math.ceil(2 * lead.seconds / 60)
         raise ConfigError(
-            f"time {site.time} is less than twice the lead time of {lead.seconds} s ({lead.why}): "
-            f"jobs would be told to stop before they have done anything; set time to at least "
-            f"{math.ceil(2 * lead.seconds / 60)} minutes, or lead_seconds in the site profile"
+            key="time",
+            value=site.time,
+            rule=f"must be at least twice the lead time of {lead.seconds} s ({lead.why}), or jobs "
+            "would be told to stop before they have done anything",
+            remedy=f"set it to at least {minutes} minutes, or lead_seconds in the site profile",
         )
     return lead
 
@@ -77,8 +80,9 @@ def reckon_lead(site: Site, train: TrainConfig, *, num_steps: int, folder: Path)
 def _step(site: Site, train: TrainConfig, num_steps: int, folder: Path) -> tuple[float, str]:
     if site.step_seconds is not None:
         return site.step_seconds, "the site's step_seconds"
-    if speed := read_if_whole(folder / PROGRESS).get("steps_per_second"):
-        return 1 / float(speed), f"measured, {PROGRESS}"
+    speed = read_if_whole(folder / PROGRESS).get("steps_per_second")
+    if isinstance(speed, int | float) and speed > 0:
+        return 1 / speed, f"measured, {PROGRESS}"
     from olmo_ext.cost import run_cost
 
     ranks = site.ranks * site.nodes

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,18 @@ from data_injection.errors import ConfigError
 from data_injection.files import parse_json
 from data_injection.lock import is_locked
 from eval.checkpoints.checkpoint import find_checkpoints
-from eval.run import DIVERGED, MARKER, PROGRESS, RECORDS, RUN, find_below, left_out, read_if_whole
+from eval.run import (
+    DIVERGED,
+    FAILED,
+    MARKER,
+    PROGRESS,
+    RECORDS,
+    RUN,
+    find_below,
+    left_out,
+    read_if_whole,
+    whole,
+)
 from eval.text import new_table, print_table
 from launch.slurm.jobs import EVENTS_FILE, Job, Queue, ask_slurm, read_events
 from launch.terminal import say
@@ -71,7 +82,7 @@ class Status:
     exposures: dict[str, float]
     """Injected task -> exposures per example at the highest step that was measured."""
     error: str
-    """The last line of the log that tells of an error, of a failed run."""
+    """What ended a failed run."""
 
 
 def find_status(sources: Sequence[Path]) -> tuple[list[Status], str]:
@@ -103,23 +114,17 @@ def _run_folders(source: Path) -> list[Path]:
 def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> Status:
     """One run's, from what its folder holds and what SLURM says of its last job."""
     run, progress = read_if_whole(folder / RUN), read_if_whole(folder / PROGRESS)
-    many = {
-        key: run[key] if isinstance(run.get(key), list | dict) else ()
-        for key in ("starts", "tasks")
-    }
-    told = (run.get("num_steps"), progress.get("last_step"), progress.get("step"))
-    *ends, taken = (one if isinstance(one, int) else 0 for one in told)
-    num_steps = next(filter(None, ends), None)
+    starts, tasks = (run.get(key) for key in ("starts", "tasks"))
+    num_steps = whole(run, "num_steps") or whole(progress, "last_step") or None
     marker = read_if_whole(folder / MARKER) or None
     checkpoints = find_checkpoints(folder)
     checkpoint = checkpoints[-1].step if checkpoints else None
-    log = _tail(folder / "logs" / "train.log")
-    measured, exposures = _exposures(folder / RECORDS, set(many["tasks"]))
+    measured, exposures = _exposures(folder / RECORDS, tasks if isinstance(tasks, dict) else {})
     number = events[-1]["job"] if events else None
     job = queue.jobs.get(number) if number else None
     state = _state(folder, events, job, checkpoint, num_steps, marker, queue)
     # Steps after the last checkpoint are lost with their process.
-    reached = max(checkpoint or 0, measured, taken)
+    reached = max(checkpoint or 0, measured, whole(progress, "step") or 0)
     return Status(
         name=str(run.get("run") or folder.name),
         folder=str(folder),
@@ -130,11 +135,11 @@ def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> 
         marker=marker,
         job=number,
         slurm="" if job is None else job.state + (f" ({job.reason})" if job.reason else ""),
-        starts=len(many["starts"]),
+        starts=len(starts) if isinstance(starts, list) else 0,
         requeues=sum(event["event"] == "requeued" for event in events),
         record_age=_age(folder / RECORDS),
         exposures=exposures,
-        error=_error(log) if state in ("failed", "stalled", "diverged") else "",
+        error=_error(folder, events) if state in ("failed", "stalled", "diverged") else "",
     )
 
 
@@ -177,7 +182,7 @@ def _tail(path: Path, size: int = 65536) -> str:
         return ""
 
 
-def _exposures(path: Path, injected: set[str]) -> tuple[int, dict[str, float]]:
+def _exposures(path: Path, injected: Container[str]) -> tuple[int, dict[str, float]]:
     """The highest step with a record of an injected task, and each such task's exposures there.
 
     The last rows of the file may be of an earlier checkpoint (`eval --step`), or of natural tasks
@@ -195,11 +200,12 @@ def _exposures(path: Path, injected: set[str]) -> tuple[int, dict[str, float]]:
                 continue
             try:
                 row = parse_json(line)
-                step, task, value = row["step"], row["task"], row["exposures_per_example"]
+                task, step, value = row["task"], row["step"], float(row["exposures_per_example"])
+                known = task in injected if injected else row.get("family") != "reference"
+                passed = step < highest
             except (ValueError, TypeError, KeyError):
                 continue  # torn by a kill
-            known = task in injected if injected else row.get("family") != "reference"
-            if not task or not known or step < highest:
+            if not task or not known or passed:
                 continue
             if step > highest:
                 highest, exposures = step, {}
@@ -214,8 +220,18 @@ def _age(path: Path) -> float | None:
         return None
 
 
-def _error(log: str) -> str:
-    """The last line that looks like an error of ours; torchrun's own report comes after it."""
+def _error(folder: Path, events: Sequence[dict[str, Any]]) -> str:
+    """What the last start left in FAILED.
+
+    Where it left none (it is of before, or died before the folder was its own, or by a kill): the
+    last line of its log that looks like an error of ours; torchrun's own report comes after it.
+    """
+    last, told = events[-1] if events else {}, read_if_whole(folder / FAILED)
+    if told and all(told.get(key) == last.get(key) for key in ("job", "restart")):
+        rank = f"[rank{told['rank']}]: " if told.get("rank") else ""
+        text = (str(told.get("text")).splitlines() or [""])[0]
+        return f"{rank}{told.get('error')}: {text}"
+    log = _tail(folder / "logs" / "train.log")
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     ours = [
         line for line in lines if re.search(r"(^|\]:)\s*(error:|[\w.]*(Error|Exception)\b)", line)

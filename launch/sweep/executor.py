@@ -28,7 +28,7 @@ from rich.console import Console
 
 from data_injection.errors import ConfigError
 from data_injection.lock import is_locked, lock_folder
-from eval.run import PROGRESS, read_if_whole
+from eval.run import PROGRESS, read_if_whole, whole
 from launch.runs import Run
 from launch.terminal import BAD_INPUT, progress_bar
 from launch.train import train_as_typed
@@ -123,7 +123,7 @@ class Started:
     def step(self) -> int:
         """The last step it tells of, or where it began."""
         now = read_if_whole(self.run.folder / PROGRESS)
-        return int(now.get("step", 0)) if now and now != self.told else self.saved_step
+        return (whole(now, "step") or 0) if now and now != self.told else self.saved_step
 
 
 @dataclass(frozen=True)

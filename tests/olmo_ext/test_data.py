@@ -634,10 +634,10 @@ def break_memmap(train: TrainConfig, fault: str) -> None:
             "uint16",
             "set it to the type the file was written",
         ),
-        ("uint32 read as uint16", "train.data.memmap_dtype", "uint16", "uint32; set it to that"),
-        ("uint16 read as uint32", "train.data.memmap_dtype", "uint32", "correct"),
-        ("id beyond the vocabulary", "train.model.vocab_size", "token id 200", "correct"),
-        ("shorter than a row", "max_sequence_length=16", "15 tokens", "remove the file or lower"),
+        ("uint32 read as uint16", "train.data.memmap_dtype", "uint16", "set it to uint32"),
+        ("uint16 read as uint32", "train.data.paths", "part", "correct train.data.memmap_dtype"),
+        ("id beyond the vocabulary", "train.data.paths", "vocab_size 200, not 200", "correct"),
+        ("shorter than a row", "train.data.paths", "15 tokens", "remove the file or lower"),
         ("missing", "train.data.paths", "part2.npy", "correct the path"),
         ("a folder", "train.data.paths", "part2.npy", "correct the path"),
     ],
@@ -653,11 +653,10 @@ def test_an_unreadable_memmap_is_refused_with_key_value_and_remedy_and_nothing_w
     before = {p: p.stat().st_mtime_ns for p in [tmp_path, *tmp_path.rglob("*")]}
     with pytest.raises(ConfigError) as error:
         check_memmaps(train)
-    message = str(error.value)
-    assert key in message
-    assert value in message
-    assert remedy in message
-    assert "part" in message  # the file
+    assert error.value.key == key
+    assert value in str(error.value)
+    assert remedy in error.value.remedy
+    assert "part" in str(error.value)  # the file
     assert {p: p.stat().st_mtime_ns for p in [tmp_path, *tmp_path.rglob("*")]} == before
 
 

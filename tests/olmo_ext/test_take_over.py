@@ -88,8 +88,10 @@ def test_steps_that_were_taken_and_not_saved_are_not_taken_over(
     write_experiment: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     die_after_three_steps(write_experiment(), monkeypatch)
-    with pytest.raises(ConfigError, match="in use by an earlier run; pass --resume"):
+    with pytest.raises(ConfigError, match="in use by an earlier run") as taken:
         train(load_experiment(write_experiment(), ["train.seed=3"]))
+    assert taken.value.key == "train.save_folder"
+    assert taken.value.remedy.startswith("pass --resume")
     with pytest.raises(ConfigError, match="cannot be resumed"):
         train(load_experiment(write_experiment(), ["train.seed=3"]), resume=True)
 

@@ -21,6 +21,7 @@ from data_injection.ledger import read_segments
 from data_injection.lock import lock_folder
 from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan, write_checksums
 from eval.records import read_records
+from eval.run import FAILED
 from eval.scores.evaluate import evaluate
 from olmo_ext.config import load_experiment
 from olmo_ext.tracking import has_wandb_key
@@ -208,8 +209,14 @@ def test_a_damaged_file_without_checksums_is_named_with_the_way_out(
     path = one_rank / "step12-unsharded" / "optim.pt"
     path.write_bytes(path.read_bytes()[:1000])
     make_old(path.parent)
-    with pytest.raises(ConfigError, match=r"step12-unsharded cannot be read .* move it away"):
+    with pytest.raises(ConfigError, match=r"cannot be read .* move it away") as raised:
         train(load_experiment(write_experiment()), resume=True)
+    assert raised.value.key == str(path.parent)
+    told = json.loads((one_rank / FAILED).read_text())
+    assert told["error"] == "ConfigError"
+    assert {key: told[key] for key in ("key", "rule", "remedy")} == {
+        key: getattr(raised.value, key) for key in ("key", "rule", "remedy")
+    }
 
 
 def make_old(checkpoint: Path) -> None:

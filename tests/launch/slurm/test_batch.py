@@ -31,7 +31,7 @@ from launch.slurm.batch import (
 )
 from launch.slurm.lead import Lead
 from launch.slurm.site import Site
-from olmo_ext.run_folder import write_marker
+from olmo_ext.engines.ending import write_marker
 
 LEAD = Lead(1.0, 2.0, 60.0, "test", "test")
 

@@ -112,12 +112,34 @@ def test_steps_after_the_last_checkpoint_count_only_while_it_runs(tmp_path: Path
     assert status(run, "failed", Job("FAILED")).step == 20
 
 
-def test_files_that_hold_something_else_hide_no_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ['"x"', "3.5", "[[1]]", '{"a": [1]}', "null", "-1"])
+def test_files_that_hold_something_else_hide_no_run(other: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", checkpoint=20)
-    (run / "run.json").write_text('{"run": 3, "num_steps": "x", "starts": 3, "tasks": 5}')
-    (run / "progress.json").write_text('{"step": "y", "last_step": null}')
-    found = status(run)
-    assert (found.name, found.state, found.num_steps, found.starts) == ("3", "interrupted", None, 0)
+    for name, keys in {
+        "run.json": ("run", "num_steps", "starts", "tasks"),
+        "progress.json": ("step", "last_step", "steps_per_second"),
+        "requeue.marker": ("step", "reason"),
+        "failed.json": ("error", "text", "rank", "job"),
+        "records.jsonl": ("step", "task", "exposures_per_example"),
+    }.items():
+        (run / name).write_text("{" + ", ".join(f'"{key}": {other}' for key in keys) + "}\n")
+    rows = (f'{{"job": {other}, "event": "failed"}}', f'{{"job": "7", "event": {other}}}')
+    events_file(run).parent.mkdir()
+    events_file(run).write_text("\n".join(rows) + "\n")
+    (found,), _ = find_status([run])
+    assert (found.state, found.step, found.checkpoint) == ("saved", 20, 20)
+    show_status([run], as_json=False, console=Console(file=io.StringIO(), width=100))
+    (folder,) = {status(run, "failed", Job("FAILED")).folder}
+    assert folder == str(run)
+
+
+def test_what_ended_a_start_is_read_as_values_and_only_of_the_last_start(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    told = {"rank": 1, "job": "7", "restart": 2, "error": "OSError", "text": "no\nspace"}
+    (run / "failed.json").write_text(json.dumps(told))
+    event = {"job": "7", "event": "failed", "restart": 2}
+    assert run_status(run, [event], Queue()).error == "[rank1]: OSError: no"
+    assert run_status(run, [event | {"restart": 3}], Queue()).error == ""
 
 
 def test_the_last_error_is_ours_and_not_torchruns_account_of_it(tmp_path: Path) -> None:
