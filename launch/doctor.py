@@ -138,7 +138,7 @@ def _disk(folder: Path) -> Finding:
 
 
 def _wandb() -> Finding:
-    from olmo_ext.tracking import has_wandb_key
+    from olmo_ext.engines.tracking import has_wandb_key
 
     if has_wandb_key():
         return Finding("ok", "W&B", "an API key is set")

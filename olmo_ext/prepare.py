@@ -36,8 +36,8 @@ from olmo_ext.callbacks.build import build_callbacks
 from olmo_ext.compat import open_indices
 from olmo_ext.config import ExperimentConfig, complete
 from olmo_ext.data import build_host, build_train_dataloader
+from olmo_ext.engines.tracking import start_wandb
 from olmo_ext.numerics.chunked_loss import check_chunked, chunk_loss
-from olmo_ext.tracking import start_wandb
 from olmo_ext.trainer import ExperimentTrainer
 
 

@@ -43,8 +43,8 @@ from olmo_ext.compat import (
 from olmo_ext.engines.host import evaluating, measurement
 from olmo_ext.engines.ranks import get_global_rank
 from olmo_ext.engines.stock import StockEngine
+from olmo_ext.engines.tracking import mirror
 from olmo_ext.signals import StopSignals
-from olmo_ext.tracking import mirror
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from eval.records import read_records
 from eval.run import FAILED
 from eval.scores.evaluate import evaluate
 from olmo_ext.config import load_experiment
-from olmo_ext.tracking import has_wandb_key
+from olmo_ext.engines.tracking import has_wandb_key
 from olmo_ext.train import train
 
 Write = Callable[..., Path]
