@@ -9,7 +9,6 @@ a wrong type or a value that cannot work raises ConfigError before any work star
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, lru_cache
@@ -17,20 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from olmo.config import TrainConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from data_injection.config import InjectionConfig, TaskConfig
+from data_injection.config import InjectionConfig
 from data_injection.corpus.prepare import Manifest, corpus_paths, verify_corpus
 from data_injection.errors import NO_VALUE, ConfigError
 from data_injection.files import replace_file
 from eval.run import load_config
 from olmo_ext.checks import check, has_flash_attention
+from olmo_ext.overrides import check_environment, explained, override
 from olmo_ext.shipped import locate, shipped
-
-ENVIRONMENT = {"HOME", "LOGNAME", "SCRATCH", "SLURM_JOB_ID", "TMPDIR", "USER", "WORK"}
-"""Variables of the environment that an experiment may name: places and names, never a secret."""
 
 
 @dataclass
@@ -87,7 +83,7 @@ def load_experiment(
             raw.train = TrainConfig.update_legacy_settings(raw.train)
         experiment = OmegaConf.to_object(OmegaConf.merge(_schema(), raw))
     except OmegaConfBaseException as error:
-        raise _explained(error, path, raw) from None
+        raise explained(error, path, raw) from None
     except TypeError:
         rule = "must have lists where lists belong and keys with values where those do"
         raise ConfigError(key=str(path), value=overrides or NO_VALUE, rule=rule) from None
@@ -114,8 +110,8 @@ def read_raw(path: Path, overrides: Sequence[str], *, without: str | None = None
     if without is not None and isinstance(raw, DictConfig):
         raw = OmegaConf.masked_copy(raw, [str(key) for key in raw if key != without])
     raw = copy.deepcopy(raw)
-    for override in overrides:
-        _override(raw, override)
+    for word in overrides:
+        override(raw, word)
     return raw
 
 
@@ -129,18 +125,6 @@ def _check_text(raw: Any) -> None:
                 value=value,
                 rule="must be text",
                 remedy="put it in quotes, as in '\"1e3\"'",
-            )
-
-
-def _check_environment(text: str, *, where: str) -> None:
-    """Refuse to copy a variable of the environment, which may be a secret, into the run's files."""
-    for name in re.findall(r"\$\{\s*oc\.env\s*:\s*([^,}\s]*)", text):
-        if name.strip("'\"") not in ENVIRONMENT:
-            raise ConfigError(
-                key=f"{where}: ${{oc.env:{name}}}",
-                rule=f"would copy the environment's {name} into the run's files, where others read "
-                "it",
-                remedy=f"write the value out. Taken are: {', '.join(sorted(ENVIRONMENT))}",
             )
 
 
@@ -159,7 +143,7 @@ def _read_yaml(path: Path, changed: int, size: int) -> Any:
         "one"
     )
     raw = load_config(path, what=what)
-    _check_environment(path.read_text(encoding="utf-8", errors="replace"), where=str(path))
+    check_environment(path.read_text(encoding="utf-8", errors="replace"), where=str(path))
     # Plain text is read as one key; nobody wants to see all of it as an unknown one.
     if len(raw) and not set(raw) & set(known):
         raise ConfigError(f"{path} {what}")
@@ -181,57 +165,6 @@ def complete(
 def save_experiment(experiment: ExperimentConfig | TrainConfig, path: Path) -> None:
     """Write an experiment, or the engine's section alone, as YAML."""
     replace_file(path, OmegaConf.to_yaml(OmegaConf.structured(experiment)), sync=True)
-
-
-def _override(raw: Any, override: str) -> None:
-    """Set one dotted key, list entries by number: injection.tasks.0.schedule.rate=3."""
-    key, separator, text = override.partition("=")
-    if not separator:
-        rule, remedy = "must be key=value", "for example train.seed=1"
-        raise ConfigError(key="override", value=override, rule=rule, remedy=remedy)
-    _check_environment(text, where=f"override {key}")
-    try:
-        value = OmegaConf.create(f"value: {text}" if text else "value: null").value
-    except YAMLError as error:
-        rule = f"must be YAML ({str(error).splitlines()[-1].strip()})"
-        remedy = f"put text in quotes, {key}='\"...\"'"
-        raise ConfigError(key=f"override {key}", value=text, rule=rule, remedy=remedy) from None
-    OmegaConf.update(raw, _counted(raw, key), value, merge=True, force_add=True)
-
-
-def _counted(raw: Any, key: str) -> str:
-    """The key with lists' entries counted from the front: OmegaConf takes -9 of 5 for the second,
-    and a word for an error of Python's."""
-    words, node = [a or b for a, b in re.findall(r"\[([^\]]*)\]|([^.\[\]]+)", key)], raw
-    for place, word in enumerate(words):
-        if isinstance(node, ListConfig):
-            if word not in map(str, range(-len(node), len(node))):
-                rule = f"must be the number of an entry: 0 to {len(node) - 1}, or -1 for the last"
-                raise ConfigError(key=".".join(words[: place + 1]), rule=rule)
-            words[place] = str(int(word) % len(node))
-        holds = isinstance(node, DictConfig | ListConfig)
-        node = OmegaConf.select(node, f"[{words[place]}]") if holds else None
-    return "".join(f"[{word}]" for word in words)
-
-
-def _explained(error: OmegaConfBaseException, path: Path, raw: Any) -> ConfigError:
-    """The error in one line: file, key, what is wrong and, for an unknown key, the known ones."""
-    key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "?")
-    # OmegaConf names the keys of a list's entry from the entry on: find which one it refuses.
-    tasks = OmegaConf.select(raw, "injection.tasks") if key != "?" else None
-    for number, task in enumerate(tasks if isinstance(tasks, ListConfig) else ()):
-        try:
-            OmegaConf.merge(OmegaConf.structured(TaskConfig), task)
-        except OmegaConfBaseException as same:
-            if same.full_key == error.full_key:
-                key = f"injection.tasks[{number}].{key}"
-                break
-    message = (error.msg or str(error)).splitlines()[0]
-    known = list(getattr(getattr(error, "object_type", None), "__dataclass_fields__", {}))
-    unhelped = " not in " in message and "Did you mean" not in message
-    hint = f"known keys there: {', '.join(known)}" if known and unhelped else ""
-    text = f"{path}: {key}: {message}{hint and f'; {hint}'}"
-    return ConfigError(text, key=key, rule=message, remedy=hint)
 
 
 def _use_corpus(experiment: ExperimentConfig, verify: Callable[[str], Manifest]) -> Manifest:
