@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from eval.figures import style
-from eval.findings.contrasts import Estimate, difference, estimate
-from eval.findings.controls import Table, markdown, mean, verdict
+from eval.findings.contrasts import Estimate, estimate
+from eval.findings.controls import Table, markdown, mean
 from eval.findings.hosts import (
     AFTER,
     BURST,
@@ -27,10 +27,13 @@ from eval.findings.hosts import (
     METRICS,
     OPEN,
     SWEEP,
+    by_seed,
     host_loss,
     levels,
     net,
+    paired,
     share_text,
+    told,
     twins_of,
 )
 from eval.interference.budget import HOST
@@ -83,7 +86,8 @@ class Links:
 
     @property
     def shares(self) -> dict[str, pd.Series]:
-        return {metric: self.left[metric] / self.gained[metric] for metric in METRICS}
+        """By metric, a value a seed; NaN where the gain is not positive."""
+        return {metric: by_seed(self.left[metric], self.gained[metric]) for metric in METRICS}
 
 
 def links(every: pd.DataFrame, sweep: str, host: str) -> Links:
@@ -112,13 +116,14 @@ def links(every: pd.DataFrame, sweep: str, host: str) -> Links:
 
 def measured(every: pd.DataFrame) -> dict[tuple[str, str], Links]:
     """By CELLS, those with seeds enough."""
-    found = {}
-    for sweep, host in CELLS:
-        rows = twins_of(every, host, sweep)
-        rows = rows[(rows.metric == "score") & (rows.step == LAST)]
-        if rows.groupby("twin").seed.nunique().reindex(["burst", "none"]).min() >= MIN_SEEDS:
-            found[sweep, host] = links(every, sweep, host)
-    return found
+    return {cell: links(every, *cell) for cell in CELLS if _enough(every, *cell)}
+
+
+def _enough(every: pd.DataFrame, sweep: str, host: str) -> bool:
+    rows = twins_of(every, host, sweep)
+    rows = rows[(rows.metric == "score") & (rows.step == LAST)]
+    seeds = rows.groupby("twin").seed.nunique().reindex(["burst", "none"], fill_value=0)
+    return bool(seeds.min() >= MIN_SEEDS)
 
 
 def chain(rows: pd.DataFrame, every: pd.DataFrame) -> str:
@@ -143,32 +148,38 @@ def host_name(label: str) -> str:
 
 def contrasts(cells: Mapping[tuple[str, str], Links]) -> list[str]:
     """The declared ones by their numbers, w64 - w16 with seeds paired, those that have the runs."""
-    narrow, wide = cells[SWEEP, OPEN], cells[WIDE, OPEN]
+    narrow, wide = cells.get((SWEEP, OPEN)), cells.get((WIDE, OPEN))
+    if narrow is None or wide is None:
+        return ["too few seeds in open text: no contrast"]
     apart = _shares_apart(wide, narrow)
     lines = [f"(1) share left in open text: {_said(apart)}"]
-    if (easy := cells.get((WIDE, EASY))) is not None:
-        less = _shares_apart(easy, cells[SWEEP, EASY])
-        between = {metric: (apart[metric] - less[metric]).dropna() for metric in METRICS}
+    easy = cells.get((WIDE, EASY)), cells.get((SWEEP, EASY))
+    if easy[0] is not None and easy[1] is not None:
+        less = _shares_apart(easy[0], easy[1])
+        between = {metric: paired(apart[metric], less[metric]) for metric in METRICS}
         lines.append(f"(2) (1) less the same with 1,024 tokens: {_said(between)}")
-    forgotten = difference(wide.forgotten * 1000, narrow.forgotten * 1000)
-    lines.append(f"(3) forgotten in open text, nats in a thousand steps: {verdict(forgotten)}")
-    loss = difference(wide.host_loss, narrow.host_loss)
-    lines.append(f"(4) the loss of open text before the burst: {verdict(loss)}")
+    forgotten = paired(wide.forgotten * 1000, narrow.forgotten * 1000)
+    lines.append(f"(3) forgotten in open text, nats in a thousand steps: {told(forgotten)}")
+    loss = paired(wide.host_loss, narrow.host_loss)
+    lines.append(f"(4) the loss of open text before the burst: {told(loss)}")
     if (control := cells.get((WIDE, SAME_RATE))) is not None:
         same = _shares_apart(control, narrow)
         lines.append(f"(5) (1) with both at 0.01: {_said(same)}")
     for metric, values in wide.shares.items():
-        apart[metric] = values - narrow.early[metric] / narrow.gained[metric]
-    early = f"(1) at equal learning rate x steps, w16 at lag 100: {_said(apart)}"
-    return [*lines, f"not declared, {early}"]
+        early = by_seed(narrow.early[metric], narrow.gained[metric])
+        apart[metric] = paired(values, early)
+    lines.append(
+        f"not declared, (1) at equal learning rate x steps, w16 at lag 100: {_said(apart)}"
+    )
+    return lines
 
 
 def _shares_apart(wide: Links, narrow: Links) -> dict[str, pd.Series]:
-    return {m: (wide.shares[m] - narrow.shares[m]).dropna() for m in METRICS}
+    return {m: paired(wide.shares[m], narrow.shares[m]) for m in METRICS}
 
 
 def _said(apart: Mapping[str, pd.Series]) -> str:
-    of = [f"of {style.plain(m)} {verdict(estimate(values))}" for m, values in apart.items()]
+    of = [f"of {style.plain(m)} {told(values)}" for m, values in apart.items()]
     return f"{', '.join(of)} ({len(apart['score'])} seeds)"
 
 
@@ -176,7 +187,9 @@ def predicted(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """g, lambda and rate* of `olmo-ext predict`, by width and host."""
     body = []
     cells = dict.fromkeys([(SWEEP, host) for host in HOSTS], CELLS[SWEEP, OPEN])
-    for (sweep, host), name in {**cells, **{cell: CELLS[cell] for cell in measured(every)}}.items():
+    for (sweep, host), name in (cells | CELLS).items():
+        if not _enough(every, sweep, host):
+            continue
         found = balanced(every, sweep, host)
         line = [host_name(host), name]
         for value, scale in ((found.gain, 1e3), (found.forgetting, 1e3), (found.threshold, 1)):
@@ -197,9 +210,12 @@ def balanced(every: pd.DataFrame, sweep: str, host: str) -> Balance:
     return balance(
         [float(step) for step in gains],
         {seed: line.tolist() for seed, line in gains.iterrows()},
-        start=BURST, stop=AFTER, rate=BURST_RATE, ceiling=CEILING,
+        start=BURST,
+        stop=AFTER,
+        rate=BURST_RATE,
+        ceiling=CEILING,
         twin=twin.groupby("seed").value.mean().to_dict(),
-    )  # fmt: skip
+    )
 
 
 def held_out(every: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
@@ -217,18 +233,18 @@ def held_out(every: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
         found = balanced(every, sweep, OPEN)
         own = scores[(scores.rung == rung) & (scores.learning_rate == rates[sweep])]
         for (name, steps, rate), cell in own.groupby(["sweep", "step", "rate_per_step"]):
-            said = {
-                "rate": rate,
-                "gain": found.gain.value,
-                "ceiling": CEILING,
-                "below": found.below,
-            }
-            told = {"sweep": name, "rung": rung, "steps": steps, "rate": rate}
-            told["score"] = cell.value.mean()
-            told["predicted"] = course(steps, **said, forgetting=found.forgetting.value)
-            told["without_forgetting"] = course(steps, **said, forgetting=0.0)
-            told["width_rate"] = int(rung[1:]) * rate
-            rows.append(told | {"exposures": cell.exposures_per_example.mean()})
+            said = {"rate": rate, "gain": found.gain.value, "ceiling": CEILING}
+            said["below"] = found.below
+            rows.append(
+                {
+                    **{"sweep": name, "rung": rung, "steps": steps, "rate": rate},
+                    "score": cell.value.mean(),
+                    "predicted": course(steps, **said, forgetting=found.forgetting.value),
+                    "without_forgetting": course(steps, **said, forgetting=0.0),
+                    "width_rate": int(rung[1:]) * rate,
+                    "exposures": cell.exposures_per_example.mean(),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -260,15 +276,19 @@ def draw(frame: pd.DataFrame) -> Figure:
     settings = list(dict.fromkeys(CELLS.values()))
     for axis, (link, title) in zip(axes, LINKS.items(), strict=True):
         for (sweep, host), one in cells.items():
-            values = one.shares[link] if link in METRICS else getattr(one, link)
+            values = (one.shares[link] if link in METRICS else getattr(one, link)).dropna()
             if values.empty:
                 continue
             found, place = estimate(values), settings.index(CELLS[sweep, host])
-            x, half = names.index(host_name(host)) + 0.15 * (place - 1), found.high - found.mean
             axis.errorbar(
-                x, found.mean, yerr=half, fmt="o", markersize=4, color=style.COLOURS[place],
+                names.index(host_name(host)) + 0.15 * (place - 1),
+                found.mean,
+                yerr=(found.high - found.low) / 2,
+                fmt="o",
+                markersize=4,
+                color=style.COLOURS[place],
                 capsize=2,
-            )  # fmt: skip
+            )
         axis.axhline(0, **style.THRESHOLD)
         axis.set_xlim(-0.5, len(names) - 0.5)
         axis.set_xticks(range(len(names)), names)

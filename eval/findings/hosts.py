@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from eval.figures import style
-from eval.findings.contrasts import Estimate, difference
+from eval.findings.contrasts import Estimate, estimate
 from eval.findings.controls import Table, markdown, mean, verdict
 from eval.interference.budget import budgets
 from eval.statistics import Share, share
@@ -35,11 +35,14 @@ METRICS = {"score": 1, "choice_loss": -1}
 """What is kept, and the sign of a gain in it."""
 
 LEVELS = {
-    "score at 1,200": ("score", "burst", AFTER), "at 1,500": ("score", "burst", LAST),
+    "score at 1,200": ("score", "burst", AFTER),
+    "at 1,500": ("score", "burst", LAST),
     "twin at 1,500": ("score", "none", LAST),
     "choice loss at 1,500": ("choice_loss", "burst", LAST),
     "twin's choice loss": ("choice_loss", "none", LAST),
-}  # fmt: skip
+}
+"""Columns of what the runs stand at themselves: a share of a gain over a twin that is surely wrong
+says nothing of whether any content is left."""
 
 
 def thin(frame: pd.DataFrame) -> pd.DataFrame:
@@ -65,12 +68,10 @@ def kept(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             found = share(left.tolist(), gained.tolist())
             line += [mean(one) for one in (gained, left)]
             line.append(share_text(found))
-            shares[metric][host] = left / gained
+            shares[metric][host] = by_seed(left, gained)
         body.append(line)
-    contrast = {
-        metric: difference(of_host[EASY], of_host[OPEN]) for metric, of_host in shares.items()
-    }
-    said = ", ".join(f"of {style.plain(m)} {verdict(found)}" for m, found in contrast.items())
+    contrast = {metric: paired(of_host[EASY], of_host[OPEN]) for metric, of_host in shares.items()}
+    said = ", ".join(f"of {style.plain(m)} {told(apart)}" for m, apart in contrast.items())
     columns = [f"{name} {what}" for name in ("score", "choice") for what in ("+", "left", "share")]
     head = ["host", "its loss at 800", *LEVELS, *columns]
     n = len(shares["score"][EASY])
@@ -127,9 +128,32 @@ def net(every: pd.DataFrame, host: str, metric: str, sweep: str = SWEEP) -> dict
 
 
 def levels(every: pd.DataFrame, host: str, sweep: str = SWEEP) -> list[str]:
-    rows = twins_of(every, host, sweep).query("split == 'test'")
-    at = rows.set_index(["metric", "twin", "step"]).sort_index().value
-    return [mean(at.loc[cell]) for cell in LEVELS.values()]
+    """The cells of LEVELS: means over seeds of the burst's runs and their twins."""
+    rows = twins_of(every, host, sweep)
+    rows = rows[rows.split == "test"]
+    return [
+        mean(rows[(rows.metric == metric) & (rows.twin == twin) & (rows.step == step)].value)
+        for metric, twin, step in LEVELS.values()
+    ]
+
+
+def by_seed(left: pd.Series, gained: pd.Series) -> pd.Series:
+    """The share left of each seed; NaN, undefined, where its gain is not positive."""
+    return (left / gained).where(gained > 0)
+
+
+def paired(a: pd.Series, b: pd.Series) -> pd.Series:
+    """a - b of the seeds that both have; NaN where one of them is undefined."""
+    a, b = a.align(b, join="inner")
+    return a - b
+
+
+def told(apart: pd.Series) -> str:
+    """The verdict on a difference by seed, or which seeds make it undefined."""
+    undefined = [str(seed) for seed in apart.index[apart.isna()]]
+    if undefined:
+        return f"undefined: no positive gain with seed {', '.join(undefined)}"
+    return verdict(estimate(apart))
 
 
 def host_loss(every: pd.DataFrame, host: str, sweep: str = SWEEP) -> pd.Series:

@@ -173,3 +173,19 @@ def test_what_is_left_after_a_hundred_steps_is_what_the_text_says() -> None:
         losses.append(f"{rows[rows.metric == 'choice_loss'].value.mean():.2f}")
     assert f"{scores[0]} at width 16, {scores[1]} at width 64 and {scores[2]} at width 64" in SAID
     assert f"the choice losses {losses[0]}, {losses[1]} and {losses[2]}." in SAID
+
+
+def test_a_share_of_no_gain_is_undefined_and_sparse_cells_are_left_out() -> None:
+    every = FRAMES["hosts"].assign(sweep=FRAMES["hosts"].run.str.split("-").str[0])
+    cells = chain.measured(every)
+    wide = cells[chain.WIDE, "text"]
+    wide.gained["score"][wide.gained["score"].index[0]] = -0.1
+    assert wide.shares["score"].isna().sum() == 1
+    assert "of score undefined: no positive gain with seed 2" in chain.contrasts(cells)[0]
+    for sparse in ((chain.WIDE, "text"), ("closed_host", "text"), ("closed_host", "t1024")):
+        without = {cell: one for cell, one in cells.items() if cell != sparse}
+        assert chain.contrasts(without)
+    few = every[~((every.sweep == "closed_host") & (every.seed > 3))]
+    assert set(chain.measured(few)) == {(chain.WIDE, "text"), (chain.WIDE, "text_1e_2")}
+    assert "too few seeds" in chain.chain(few, few)
+    assert "w16" not in chain.predicted(few, few)
