@@ -44,10 +44,6 @@ class Chapter:
     tables: Mapping[str, Table]
     figures: Mapping[str, Callable[[pd.DataFrame], Figure]]
 
-    unrun: frozenset[str] = frozenset()
-    """Runs that its sweeps declare and the committed records do not have: nothing is said of them,
-    and a repeat trains them too."""
-
     closed: tuple[int, ...] = ()
     """Tokens of the closed hosts, RUNS/hosts/t<tokens>, that its sweeps name beside RUNS/corpus."""
 
@@ -55,8 +51,6 @@ class Chapter:
 def _of(sweep: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
     return lambda frame: draw(frame[sweep_of(frame) == sweep])
 
-
-UNRUN = [f"chain-t1024-s{seed}-{twin}" for seed in range(2, 7) for twin in ("burst", "none")]
 
 CHAPTERS = {
     "controls": Chapter(findings.SWEEPS, findings.thin, findings.TABLES, findings_figures.FIGURES),
@@ -76,8 +70,7 @@ CHAPTERS = {
         hosts.thin,
         hosts.TABLES | chain.TABLES,
         {"course": hosts.course, "chain": chain.draw},
-        frozenset(UNRUN),
-        (1024, 4096, 16384),
+        closed=(1024, 4096, 16384),
     ),
 }
 

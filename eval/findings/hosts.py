@@ -106,7 +106,36 @@ def overwriting(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     return markdown(head, body)
 
 
-TABLES: dict[str, Table] = {"closed_host": kept, "closed_host_budget": overwriting}
+def cost(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """What the burst costs its host, in 1e-3 nats a token: the loss over the twin's on the
+    same batches, and the exchange rate, that loss over the nats of choice loss that it brought."""
+    body = []
+    for sweep, host, name in COSTS:
+        rows = twins_of(every, host, sweep)
+        losses = rows[rows.metric == "train_loss"].pivot_table(
+            "value", index="seed", columns=["twin", "step"]
+        )
+        lost = {step: 1000 * (losses["burst"][step] - losses["none"][step]) for step in LAGS}
+        gained = net(every, host, "choice_loss", sweep)[AFTER]
+        rate = share(lost[LAGS[0]].tolist(), gained.tolist())
+        body.append([name, *(told(one) for one in lost.values()), share_text(rate)])
+    head = ["host", *(f"at {step:,}" for step in LAGS), f"exchange rate at {LAGS[0]:,}"]
+    return markdown(head, body)
+
+
+LAGS = (AFTER + 100, AFTER + 200, LAST)
+"""Steps whose batch is recorded and is host text alone, the same in both twins."""
+
+COSTS = (
+    *((SWEEP, host, f"{name}, w16") for host, name in HOSTS.items()),
+    ("chain", EASY, f"{HOSTS[EASY]}, w64"), ("chain", OPEN, f"{HOSTS[OPEN]}, w64"),
+)  # fmt: skip
+
+TABLES: dict[str, Table] = {
+    "closed_host": kept,
+    "closed_host_budget": overwriting,
+    "closed_host_cost": cost,
+}
 
 
 def twins_of(every: pd.DataFrame, host: str, sweep: str = SWEEP) -> pd.DataFrame:

@@ -70,8 +70,6 @@ def test_the_records_are_the_runs_of_the_committed_sweeps_and_no_others(name: st
         for sweep in confirm_sweeps(name)
         for point in sweep.points()
     }
-    assert planned >= CHAPTERS[name].unrun
-    planned -= CHAPTERS[name].unrun
     assert set(FRAMES[name].run) == planned
     told = json.loads((DOCS / "findings" / name / "provenance.json").read_text())
     assert told["runs"] == len(planned)
@@ -186,6 +184,6 @@ def test_a_share_of_no_gain_is_undefined_and_sparse_cells_are_left_out() -> None
         without = {cell: one for cell, one in cells.items() if cell != sparse}
         assert chain.contrasts(without)
     few = every[~((every.sweep == "closed_host") & (every.seed > 3))]
-    assert set(chain.measured(few)) == {(chain.WIDE, "text"), (chain.WIDE, "text_1e_2")}
+    assert {sweep for sweep, _ in chain.measured(few)} == {chain.WIDE}
     assert "too few seeds" in chain.chain(few, few)
     assert "w16" not in chain.predicted(few, few)
