@@ -31,13 +31,13 @@ REFUSED: dict[str, tuple[np.ndarray | bytes | Callable[[Path], None], str]] = {
     "all zero": (np.zeros(NUM, np.uint16), "every second token"),
     "as int32": (GOOD.astype(np.int32), "looks like uint32"),
     "as uint32": (GOOD.astype(np.uint32), "looks like uint32"),
-    "dolma2 as uint32": (BEYOND.astype(np.uint32), "beyond train.model.vocab_size 256"),
-    "empty": (b"", "holds 0 tokens, less than one row"),
-    "short": (GOOD[:15].astype(np.uint16), "holds 15 tokens, less than one row"),
-    "saved by numpy": (saved, "has a NumPy header"),
-    "odd bytes": (GOOD.astype(np.uint16).tobytes() + b"x", "80001 bytes, no multiple of 2"),
-    "one wild in the first row": (WILD.astype(np.uint16), "holds token id 60000"),
-    "a zip of arrays": (zipped, "beyond train.model.vocab_size 256"),
+    "dolma2 as uint32": (BEYOND.astype(np.uint32), "ids below train.model.vocab_size 256"),
+    "empty": (b"", "not 0 tokens"),
+    "short": (GOOD[:15].astype(np.uint16), "not 15 tokens"),
+    "saved by numpy": (saved, "must have no NumPy header"),
+    "odd bytes": (GOOD.astype(np.uint16).tobytes() + b"x", "divides the 80001 bytes of"),
+    "one wild in the first row": (WILD.astype(np.uint16), "vocab_size 256, not 60000"),
+    "a zip of arrays": (zipped, "ids below train.model.vocab_size 256"),
 }
 
 

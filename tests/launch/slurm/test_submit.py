@@ -123,7 +123,7 @@ def test_a_corpus_that_is_still_to_be_made_is_no_error_if_a_job_makes_it(
         ({"prepare": "embedded"}, "--prepare needs runs with one `corpus:`"),
         ({"out": Path("x")}, "--out is for sweeps"),
         ({"site": replace(SITE, ranks_per_node=3)}, "does not divide"),
-        ({"site": replace(SITE, time="2")}, "less than twice the lead time"),
+        ({"site": replace(SITE, time="2")}, "at least twice the lead time"),
         ({"overrides": ["train.precision=amp_bf16"]}, "asks for no GPU"),
         ({"overrides": ["injection.tasks.0.schedule.rate=99"]}, r"injection.tasks\[0\]"),
         ({"overrides": ['train.run_name="a\\nb"']}, "control character"),
