@@ -88,7 +88,7 @@ class TaskConfig:
     """Share of the instances that may be injected; the rest is the test split."""
 
     params: dict[str, Any] = field(default_factory=dict)
-    """Parameters of the family (see its class)."""
+    """Parameters of the family (see its class); every family with labels has `shuffle_labels`."""
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 

@@ -196,15 +196,16 @@ class RecordWriter:
 def task_fields(plan: InjectionPlan, name: str, *, step: int) -> dict[str, Any]:
     """The fields of a record that say which task it is of and how often it was seen by `step`."""
     index = plan.task_index(name)
+    task = plan.tasks[index]
     rates = plan.rates(index)
     return {
         "task": name,
-        "family": plan.tasks[index].family,
+        "family": task.family,
         "schedule": plan.schedules[index].label,
         "timing": plan.canonical["tasks"][name]["schedule"]["kind"],
         "gap": plan.schedules[index].gap,
         "variant": plan.variant(index),
-        "bits": plan.tasks[index].bits,
+        "bits": math.nan if task.shuffled else task.bits,
         "rate_per_step": rates["per_step"],
         "rate_per_sequence": rates["per_sequence"],
         "rate_per_token": rates["per_token"],

@@ -29,6 +29,9 @@ from data_injection.philox import permutation
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
+SHUFFLE = "shuffle_labels"
+"""The parameter that every family has."""
+
 
 class Task(ABC):
     """A named, finite task: every example is `length` tokens, the last of which is the label.
@@ -41,7 +44,9 @@ class Task(ABC):
             symbols.
         seed: of the train/test split.
         train_fraction: share of the examples in the train split; exact, rounded down.
-        params: the family's parameters.
+        params: the family's parameters, and of any family `shuffle_labels: true`: the same examples
+            with the labels dealt out anew, the control that has tokens, frequencies and labels of
+            the task and nothing to learn but the train examples by heart.
 
     Raises:
         ConfigError: a value the family cannot use.
@@ -81,6 +86,10 @@ class Task(ABC):
         """Token ids of all examples, label last, shape (n, length)."""
         self.mirror = self.mirrors()
         """Index of each example's mirror image, or -1; shape (n,)."""
+        if self.shuffled:
+            dealt = permutation(len(self.tokens), seed=seed, purpose=f"labels/{name}")
+            self.tokens[:, -1] = self.tokens[dealt, -1]
+            self.mirror[:] = -1  # what a pair says follows from nothing
         # The decimal as written: int(100 * 0.57) is 56.
         exact = Fraction(str(train_fraction)) if 0 < train_fraction < 1 else 0
         num_train = int(exact * len(self.tokens))
@@ -120,10 +129,13 @@ class Task(ABC):
 
     def check(self) -> None:
         """Raise ConfigError where symbols, labels or parameters do not fit the family."""
-        key, known = f"injection.tasks[{self.name}]", sorted(self.param_names())
+        key, known = f"injection.tasks[{self.name}]", sorted({*self.param_names(), SHUFFLE})
         if unknown := sorted(set(self.params) - set(known)):
             rule = f"must be of those that {self.family} has, {known}"
             raise ConfigError(key=f"{key}.params", value=unknown, rule=rule)
+        if not isinstance(self.params.get(SHUFFLE, False), bool):
+            rule = "must be true or false"
+            raise ConfigError(key=f"{key}.params.{SHUFFLE}", value=self.params[SHUFFLE], rule=rule)
         least, num_labels = self.least_symbols(self.params), self.count_labels(self.params)
         if (num := len(self.symbols)) < least:
             rule = f"must be at least {least} for {self.family}"
@@ -160,6 +172,11 @@ class Task(ABC):
         return float("nan")
 
     # -- what every task offers ------------------------------------------------------------------
+
+    @property
+    def shuffled(self) -> bool:
+        """Whether its labels were dealt out anew, so that no test example can be answered."""
+        return bool(self.params.get(SHUFFLE))
 
     @property
     def length(self) -> int:

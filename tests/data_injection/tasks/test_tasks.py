@@ -360,7 +360,7 @@ def test_explicit_labels_of_the_wrong_number_are_refused(
 def test_unknown_parameters_are_refused_with_those_the_family_knows():
     error = refusal(task(params={"modulus": 7}))
     assert (error.key, error.value) == ("injection.tasks[a].params", ["modulus"])
-    assert error.rule == "must be of those that comparison has, []"
+    assert error.rule == "must be of those that comparison has, ['shuffle_labels']"
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 2.0, 0.001, float("nan"), float("inf")])
@@ -393,3 +393,26 @@ def test_the_families_are_registered_under_their_own_names():
     assert tasks_module.TASKS["comparison"] is Comparison
     assert tasks_module.TASKS["modular_addition"] is ModularAddition
     assert all(name == family.family for name, family in tasks_module.TASKS.items())
+
+
+# -- the control whose labels are dealt out anew -----------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["comparison", "modular_addition"])
+def test_shuffled_labels_keep_tokens_split_and_marginal_and_nothing_else(family: str) -> None:
+    plain, again, dealt = (
+        build(task(family=family, params=params))[0]
+        for params in ({}, {"shuffle_labels": False}, {"shuffle_labels": True})
+    )
+    assert plain.digest() == again.digest() != dealt.digest()
+    assert np.array_equal(plain.tokens[:, :-1], dealt.tokens[:, :-1])
+    assert np.array_equal(np.sort(plain.tokens[:, -1]), np.sort(dealt.tokens[:, -1]))
+    assert np.array_equal(plain.train, dealt.train)
+    assert (dealt.mirror == -1).all()
+    assert not dealt.mirror_in_train().any()
+    assert dealt.digest() == build(task(family=family, params={"shuffle_labels": True}))[0].digest()
+
+
+def test_shuffle_labels_is_true_or_false() -> None:
+    error = refusal(task(family="comparison", params={"shuffle_labels": "yes"}))
+    assert (error.key, error.value) == ("injection.tasks[a].params.shuffle_labels", "yes")
