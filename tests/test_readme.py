@@ -28,6 +28,21 @@ def test_the_readmes_claim_holds_in_the_committed_records() -> None:
     assert not counts.provisional
 
 
+def test_the_table_of_copies_is_that_of_its_committed_records() -> None:
+    rows = read_records(ROOT / "docs" / "memorization" / "canaries.jsonl").set_index("subset")
+    page = (ROOT / "docs" / "memorization.md").read_text()
+    metrics = {"sequence_loss": "{0:.2f}", "exposure": "{0:.2f} [{1:.2f}, {2:.2f}]"}
+    metrics["membership_auc"] = "{0:.2f} [{1:.2f}, {2:.2f}]"
+    for copies in (0, 1, 4, 16, 64):
+        level = rows.loc[f"copies={copies}"].set_index("metric")[["value", "low", "high"]]
+        line = [text.format(*level.loc[metric]) for metric, text in metrics.items()]
+        line[-1] = line[-1].replace("0.", ".")
+        assert f"| {copies} | {' | '.join(line)} |" in page
+    losses = rows[rows.metric == "sequence_loss"].value
+    assert f"The twins' loss is {losses['twins']:.2f}. Nothing was extracted" in page
+    assert (rows[rows.metric == "extraction"].value == 0).all()
+
+
 def test_every_path_the_readme_links_to_exists() -> None:
     import re
 

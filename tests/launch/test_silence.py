@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from waiting import lines_of_beats
 
 from data_injection.beat import Beat
 from data_injection.errors import ConfigError
@@ -21,15 +21,20 @@ from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 from theory.lab.cells import Cell, Row
 
-SLOW = 2.6
+Spoken = Callable[[], None]
 
 
-def slow_cell(number: int) -> list[Row]:
-    time.sleep(SLOW)
-    return [{"value": number}]
+@pytest.fixture
+def spoken(monkeypatch: pytest.MonkeyPatch) -> Spoken:
+    """Slow work: as long as a beat takes to say what is at work."""
+    return lines_of_beats(monkeypatch)
 
 
-def test_a_slow_cell_of_the_lab_is_not_silent(tmp_path: Path) -> None:
+def test_a_slow_cell_of_the_lab_is_not_silent(tmp_path: Path, spoken: Spoken) -> None:
+    def slow_cell(number: int) -> list[Row]:
+        spoken()
+        return [{"value": number}]
+
     pipe = io.StringIO()
     with progress_bar(Console(file=pipe)) as bar:
         bar("phase", 0, 2)
@@ -40,14 +45,14 @@ def test_a_slow_cell_of_the_lab_is_not_silent(tmp_path: Path) -> None:
 
 
 def test_training_tells_what_it_does_when_no_progress_line_can(
-    write_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    write_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, spoken: Spoken
 ) -> None:
     evaluated = TaskEval._evaluate
 
     def slowly(self: TaskEval, trainer: Any) -> None:
         evaluated(self, trainer)
         if trainer.global_step in (0, trainer.last_step):
-            time.sleep(SLOW)
+            spoken()
 
     monkeypatch.setattr(TaskEval, "_evaluate", slowly)
     said: list[str] = []
@@ -58,12 +63,15 @@ def test_training_tells_what_it_does_when_no_progress_line_can(
 
 
 def test_preparing_a_corpus_is_not_silent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    spoken: Spoken,
 ) -> None:
     from data_injection.corpus import prepare
 
     def slowly(*args: Any, **options: Any) -> Any:
-        time.sleep(SLOW)
+        spoken()
         raise ConfigError("too slow")
 
     monkeypatch.setattr(prepare, "train_tokenizer", slowly)
@@ -73,10 +81,10 @@ def test_preparing_a_corpus_is_not_silent(
 
 
 def test_looking_at_the_machine_is_not_silent(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], spoken: Spoken
 ) -> None:
     def slowly() -> list[doctor.Finding]:
-        time.sleep(SLOW)
+        spoken()
         return []
 
     monkeypatch.setattr(doctor, "examine", slowly)

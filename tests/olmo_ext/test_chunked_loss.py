@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -69,6 +70,25 @@ def test_loss_and_gradient_are_the_engines(
     assert float((gradient - whole).norm() / whole.norm()) < bound
 
 
+def read_weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return torch.load(run / f"step{step}-unsharded" / "model.pt", weights_only=True)
+
+
+def assert_trained_alike(one: Path, two: Path, step: int) -> None:
+    """The runs part by rounding alone. AdamW makes a step of the whole learning rate of a gradient
+    that is all rounding, so that single weights may differ by much on some processor: the losses
+    and the way of all weights together are compared, by which a wrong loss parts at once."""
+    losses = [
+        read_records(run).query("metric == 'train_loss'").value.tolist() for run in (one, two)
+    ]
+    assert len(losses[0]) == step
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    start, ends = read_weights(one, 0), [read_weights(run, step) for run in (one, two)]
+    way = math.hypot(*((ends[0][n] - start[n]).norm().item() for n in start))
+    apart = math.hypot(*((ends[0][n] - ends[1][n]).norm().item() for n in start))
+    assert apart < 0.01 * way
+
+
 def test_the_gradient_split_stays_exact(write_experiment: Write) -> None:
     def edit(config: dict) -> None:
         config["chunked_loss"] = True
@@ -83,19 +103,17 @@ def test_the_gradient_split_stays_exact(write_experiment: Write) -> None:
 def test_a_resumed_run_is_the_same_and_all_but_stocks(
     write_experiment: Write, tmp_path: Path, strategy: str
 ) -> None:
-    def weights(name: str, *overrides: str, resume: bool = False) -> dict[str, torch.Tensor]:
+    def trained(name: str, *overrides: str, resume: bool = False) -> Path:
         given = [f"train.save_folder={tmp_path / name}", f"train.distributed_strategy={strategy}"]
-        folder = train(load_experiment(path, [*given, *overrides]), resume=resume)
-        last = max(folder.glob("step*-unsharded"), key=lambda p: int(p.name[4:-10]))
-        return torch.load(last / "model.pt", weights_only=True)
+        return train(load_experiment(path, [*given, *overrides]), resume=resume)
 
     path = write_experiment()
-    whole, plain = weights("whole", ON), weights("plain")
-    weights("parts", ON, "train.stop_at=6")
-    again = weights("parts", ON, resume=True)
-    for name, tensor in whole.items():
+    whole, plain = trained("whole", ON), trained("plain")
+    trained("parts", ON, "train.stop_at=6")
+    again = read_weights(trained("parts", ON, resume=True), 12)
+    for name, tensor in read_weights(whole, 12).items():
         assert torch.equal(tensor, again[name]), name
-        torch.testing.assert_close(tensor, plain[name], rtol=0, atol=2e-4)
+    assert_trained_alike(whole, plain, 12)
 
 
 @pytest.mark.slow
@@ -126,13 +144,8 @@ def test_two_ranks_that_share_the_output_layer_train_as_one(
         timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    train(load_experiment(path, [f"train.save_folder={tmp_path / 'one'}"]))
-    two, one = (
-        torch.load(tmp_path / name / "step6-unsharded" / "model.pt", weights_only=True)
-        for name in ("two", "one")
-    )
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-4)
+    one = train(load_experiment(path, [f"train.save_folder={tmp_path / 'one'}"]))
+    assert_trained_alike(one, tmp_path / "two", 6)
 
 
 def test_it_is_part_of_the_run_and_not_of_its_plan(write_experiment: Write) -> None:

@@ -375,7 +375,7 @@ def test_a_run_killed_at_random_times_is_the_run_that_was_never_killed(
     run.finish(ranks=ranks[-1])
     counts = assert_whole(run.folder, num_steps)
     # Most must have hit a run that was still going, or this has shown nothing.
-    assert sum(not life.finished_first for life in lives) >= 0.7 * num
+    assert sum(not life.finished_first for life in lives) > 0.5 * num
     if len(ranks) == 1:
         whole: Run = make_run("whole", num_steps)
         whole.finish(ranks=ranks[0])
@@ -441,7 +441,7 @@ def test_a_run_killed_before_any_file_operation_goes_on_as_if_it_had_not(
         for override in [f"train.save_folder={run.folder}", *run.overrides]:
             arguments += ["-o", override]
         process = Forked(arguments, log, die_at=place)
-        if process.wait(120) != -signal.SIGKILL:
+        if process.wait(600) != -signal.SIGKILL:
             continue  # an operation the first run had and this one has not, such as a cache
         killed.append(place)
         run.finish(ranks=1)

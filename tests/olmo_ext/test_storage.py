@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -173,14 +174,17 @@ def test_of_two_processes_on_one_folder_one_trains_and_the_other_says_why_not(
 def test_a_lock_is_waited_for_as_long_as_asked(tmp_path: Path) -> None:
     """The loader's workers of a killed run hold it for some seconds more."""
     code = (
-        "import sys, time; from pathlib import Path; from data_injection.lock import lock_folder\n"
+        "from pathlib import Path; from data_injection.lock import lock_folder\n"
         f"with lock_folder(Path({str(tmp_path)!r})):\n"
-        "    print('held', flush=True); time.sleep(1.5)"
+        "    print('held', flush=True); input()"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as holder:
+        assert holder.stdin is not None
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(ConfigError, match="another process"), lock_folder(tmp_path):
             pass
-        with lock_folder(tmp_path, patience=20):
+        threading.Timer(1.0, os.write, [holder.stdin.fileno(), b"\n"]).start()
+        with lock_folder(tmp_path, patience=600):
             pass

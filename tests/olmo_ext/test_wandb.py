@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 PROGRAM = """
-import os, signal, subprocess, time
+import os, signal, subprocess
 import wandb
 from olmo_ext.compat import finish_wandb, outlive_wandb
 
@@ -20,7 +20,8 @@ service = subprocess.run(
 )
 for pid in service.stdout.split():
     os.kill(int(pid), signal.SIGTERM)
-time.sleep(1)
+for pid in service.stdout.split():
+    os.waitid(os.P_PID, int(pid), os.WEXITED | os.WNOWAIT)  # gone
 for step in range(3):
     wandb.log({"a": step})
 finish_wandb(0)

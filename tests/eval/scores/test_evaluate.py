@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,7 +148,7 @@ def test_a_killed_evaluation_loses_only_what_was_in_work(run: Path) -> None:
     code = (
         "import sys, time, eval.scores.evaluate as e\n"
         f"for done in e.evaluate({str(run)!r}):\n"
-        "    print(done.source.step, flush=True); time.sleep(60)\n"
+        "    print(done.source.step, flush=True); time.sleep(900)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ
@@ -440,9 +439,6 @@ def test_a_pickle_that_would_run_code_does_not(kind: str, run: Path, tmp_path: P
     assert not ran.exists()
     assert snapshot(tmp_path) == before
     torch.load(file, weights_only=False)  # the payload works
-    deadline = time.monotonic() + 5
-    while not ran.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
     assert ran.exists()
 
 

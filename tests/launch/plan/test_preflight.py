@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from waiting import lines_of_beats
 
 from data_injection.corpus.prepare import prepare_embedded
 from data_injection.tasks.base import Task
@@ -390,11 +390,11 @@ def test_without_a_terminal_the_scan_says_how_far_it_is(
     plan: Plan,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scan = preflight.scan_corpus
+    scan, spoken = preflight.scan_corpus, lines_of_beats(monkeypatch)
 
     def slowly(*args: Any, progress: Any, **options: Any) -> Any:
         progress(296)
-        time.sleep(2)
+        spoken()
         return scan(*args, progress=progress, **options)
 
     monkeypatch.setattr(preflight, "scan_corpus", slowly)

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
+from waiting import lines_of_beats
 
 import eval.audit.audit
 from launch.cli import app
@@ -142,13 +142,15 @@ def test_ctrl_c_ends_with_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -
     assert done.output.strip() == "interrupted; nothing was written"
 
 
-def test_a_bar_is_shown_only_for_what_takes_long() -> None:
+def test_a_bar_is_shown_only_for_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = StringIO()
     console = Console(file=shown, force_terminal=True)
-    with progress_bar(console) as progress:
+    with monkeypatch.context() as patch, progress_bar(console) as progress:
+        patch.setattr("data_injection.beat.monotonic", lambda: 0.0)  # no time passes
         progress("ledger", 1, 2)
     assert "ledger" not in shown.getvalue()
+    spoken = lines_of_beats(monkeypatch)
     with progress_bar(console) as progress:
         progress("ledger", 1, 2)
-        time.sleep(0.5)
+        spoken()
     assert "ledger" in shown.getvalue()

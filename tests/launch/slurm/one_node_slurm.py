@@ -192,7 +192,7 @@ def _kill_left(slurm: Slurm) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _wait(happens: object, folder: Path, name: str, seconds: float = 30) -> None:
+def _wait(happens: object, folder: Path, name: str, seconds: float = 600) -> None:
     assert callable(happens)
     end = time.monotonic() + seconds
     while not happens():

@@ -9,10 +9,8 @@ import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from waiting import free_port, wait_until
 
 from data_injection.errors import ConfigError
 from data_injection.ledger import read_segments
@@ -83,25 +82,19 @@ class Job:
     def wait_for_steps(self, more: int) -> None:
         """Until a start has saved and taken `more` steps past its first checkpoint."""
         at = latest(self.folder)
-        wait_for(lambda: latest(self.folder) >= at + more, told=self.said)
+        wait_until(lambda: latest(self.folder) >= at + more, told=self.said)
         for agent in self.agents:
             self.seen |= set(below(agent.pid))
 
     def wait(self) -> list[int]:
         for agent in self.agents:
             self.seen |= set(below(agent.pid))
-        return [agent.wait(120) for agent in self.agents]
+        return [agent.wait(600) for agent in self.agents]
 
 
 def latest(folder: Path) -> int:
     found = find_checkpoints(folder)
     return found[-1].step if found else 0
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("localhost", 0))
-        return one.getsockname()[1]
 
 
 def children(pid: int) -> list[int]:
@@ -129,15 +122,6 @@ def alive(pids: Iterable[int]) -> list[int]:
     return running
 
 
-def wait_for(
-    happens: Callable[[], object], *, seconds: float = 120, told: Callable[[], object] = str
-) -> None:
-    end = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < end, told()
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def job(write_experiment: Write, tmp_path: Path) -> Iterator[Job]:
     def edit(config: dict) -> None:
@@ -160,7 +144,7 @@ def test_two_agents_train_stop_and_resume_and_the_run_is_the_run_of_one_agent(
     job.start(nproc=1, nnodes=2)
     job.wait_for_steps(15)
     job.agents[1].send_signal(signal.SIGUSR1)
-    wait_for(lambda: not alive(job.ranks(0)), told=job.said)
+    wait_until(lambda: not alive(job.ranks(0)), told=job.said)
     # Its ranks have saved and ended; it would wait 5 minutes for the other agent to say so too.
     job.agents[0].terminate()
     job.wait()
@@ -196,7 +180,7 @@ def test_whatever_ends_the_agent_ends_its_ranks_and_their_workers(fault: str, jo
     before = latest(job.folder)
     job.agents[0].send_signal(signal.Signals[fault])
     assert job.wait() != [0]
-    wait_for(lambda: not alive(job.seen), seconds=60, told=lambda: (alive(job.seen), job.said()))
+    wait_until(lambda: not alive(job.seen), told=lambda: (alive(job.seen), job.said()))
     if fault == "SIGINT":
         return
     # A killed agent costs nothing either: the ranks see that it is gone, save, and ask for more.
@@ -207,10 +191,10 @@ def test_whatever_ends_the_agent_ends_its_ranks_and_their_workers(fault: str, jo
 
 def test_a_rank_whose_agent_is_killed_while_it_starts_ends_too(job: Job) -> None:
     job.start(nproc=1)
-    wait_for(lambda: job.ranks(), told=job.said)
+    wait_until(lambda: job.ranks(), told=job.said)
     job.seen |= set(job.ranks())
     job.agents[0].kill()
-    wait_for(lambda: not alive(job.seen), seconds=60, told=job.said)
+    wait_until(lambda: not alive(job.seen), told=job.said)
 
 
 def test_a_restart_on_the_store_of_the_dead_is_refused_with_the_remedy(
@@ -233,9 +217,8 @@ def test_an_orphan_that_cannot_save_is_ended() -> None:
         "signals._in_process_group = lambda: True\n"
         "with StopSignals():\n"
         "    end_after(lambda: time.sleep(0.1), grace=0.3)\n"
-        "    threading.Event().wait(60)\n"
+        "    threading.Event().wait()\n"
     )
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program], timeout=50)
+    # Left to itself it would wait for ever.
+    done = subprocess.run([sys.executable, "-c", program], timeout=600)
     assert done.returncode == 128 + signal.SIGTERM
-    assert time.monotonic() - started < 30

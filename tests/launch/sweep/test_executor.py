@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from waiting import wait_until
 
 import launch.sweep.executor as executor
 from data_injection.errors import ConfigError
@@ -228,12 +229,12 @@ def test_a_sweep_that_is_killed_leaves_no_run_alive_and_goes_on_afterwards(
     sweep = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     told = re.compile(r"step \d+/900")
     logs = [folder / "logs" / "train.log" for folder in folders]
-    wait_for(lambda: all(log.exists() and told.search(log.read_text()) for log in logs))
+    wait_until(lambda: all(log.exists() and told.search(log.read_text()) for log in logs))
     below = descendants(sweep.pid)
     assert len(below) >= 5  # the fork server, two runs, a worker each
     sweep.kill()
     sweep.wait()
-    wait_for(lambda: not any(map(alive, below)), seconds=60)
+    wait_until(lambda: not any(map(alive, below)))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for folder in folders:
@@ -242,13 +243,6 @@ def test_a_sweep_that_is_killed_leaves_no_run_alive_and_goes_on_afterwards(
         assert len(starts) == 2
         assert starts[1]["resumed_from"] is not None
     assert not (tmp_path / "hacked").exists()
-
-
-def wait_for(happens: Callable[[], object], *, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def alive(pid: int) -> bool:

@@ -8,7 +8,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from rich.console import Console
+from waiting import wait_until
 
 from data_injection.errors import ConfigError
 from data_injection.lock import is_locked, lock_folder
@@ -224,18 +224,11 @@ def test_a_sweep_that_is_terminated_takes_its_runs_along(
     program = Path(sys.executable).with_name("olmo-ext")
     out = tmp_path / "out"
     sweep = subprocess.Popen([program, "sweep", sweep_file(tmp_path, text), "--out", out])
-    wait_for((out / "sweep" / "s1" / "records.jsonl").exists)
+    wait_until((out / "sweep" / "s1" / "records.jsonl").exists)
     sweep.terminate()
-    assert sweep.wait(timeout=60) == 143
+    assert sweep.wait(timeout=600) == 143
     with lock_folder(out / "sweep" / "s1"):  # held by the run as long as it lives
         pass
-
-
-def wait_for(happens: Callable[[], bool], *, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < end
-        time.sleep(0.2)
 
 
 def test_sweeps_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import free_port
 
 from data_injection.errors import ConfigError
 from data_injection.ledger import read_segments
@@ -38,11 +38,8 @@ def train(folder: Path, *given: dict[str, Any], ranks: int = 1) -> list[Path]:
     env |= {"OLMO_SHARED_FS": "1"}
     command = [sys.executable]
     if ranks > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         command += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-        command += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+        command += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     done = subprocess.run(
         [*command, str(WORKER), str(folder), json.dumps(given)],
         env=env, capture_output=True, text=True,
@@ -112,7 +109,7 @@ def test_cosines_do_not_depend_on_who_holds_the_weights(way: str, runs: dict[str
     # The first measured step: later ones follow weights that differ in their last digits.
     first = one.index.get_level_values("step") == one.index.get_level_values("step").min()
     gradients = first & one.index.get_level_values("metric").str.startswith("cos_g")
-    np.testing.assert_allclose(one[gradients], two[gradients], atol=5e-7)
+    np.testing.assert_allclose(one[gradients], two[gradients], atol=1e-5)  # a wrong share: 1e-2
 
 
 @pytest.mark.parametrize("way", ["one", "ddp", "fsdp"])
