@@ -7,7 +7,7 @@ olmo-ext plan experiment.yaml
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,9 +22,13 @@ from launch.terminal import (
     say,
 )
 
+if TYPE_CHECKING:
+    from data_injection.corpus.manifest import Manifest
+
 IDLE = {
     "embedded": ("tokenizer", "name", "text_field", "dtype", "max_tokens", "skip_bad"),
     "closed": ("tokenizer", "name", "text_field", "dtype", "vocab_size", "skip_bad"),
+    "facts": ("name", "text_field", "dtype", "vocab_size", "skip_bad"),
     "text": ("vocab_size",),
 }
 """Options of `prepare` that say nothing about a source of this kind."""
@@ -36,7 +40,8 @@ def prepare(
         list[str],
         typer.Argument(
             help="`embedded`, or Dolma files, globs, folders, hf:PATH[,CONFIG][:SPLIT], or "
-            "closed:CORPUS, a prepared corpus' first --max-tokens again and again."
+            "closed:CORPUS, a prepared corpus' first --max-tokens again and again, or "
+            "facts:NUM[,NOISE], facts over tokens of --tokenizer, of known entropy."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the corpus.")],
@@ -70,6 +75,8 @@ def prepare(
         if not (source := sources[0].removeprefix("closed:")):
             raise ConfigError("closed:CORPUS needs the folder of a corpus, got 'closed:'")
         manifest = prepare_closed(source, out, num_tokens=max_tokens)
+    elif kind == "facts":
+        manifest = _prepare_facts(sources, out, tokenizer, max_tokens)
     else:
         manifest = prepare_corpus(
             sources, out, name=name or out.name, tokenizer=tokenizer, dtype=dtype,
@@ -81,6 +88,25 @@ def prepare(
         f"{out}: {manifest.num_tokens:,} tokens of {manifest.num_documents:,} documents, "
         f"{manifest.dtype}, vocabulary {manifest.vocab_size}, sha256 {manifest.hash}"
     )
+
+
+def _prepare_facts(
+    sources: list[str], out: Path, tokenizer: str, max_tokens: int | None
+) -> Manifest:
+    from data_injection.corpus.facts import LEAST_TOKENS, prepare_facts
+
+    num, _, noise = sources[0].removeprefix("facts:").partition(",")
+    try:
+        if len(sources) > 1:
+            raise ValueError
+        count, share = int(num), float(noise or 0)
+    except ValueError:
+        rule, remedy = "must be facts:NUM or facts:NUM,NOISE, alone", "for example facts:2048"
+        raise ConfigError(key="sources", value=sources, rule=rule, remedy=remedy) from None
+    tokens = LEAST_TOKENS if max_tokens is None else max_tokens
+    made = prepare_facts(count, out, tokenizer=tokenizer, noise=share, num_tokens=tokens)
+    console.print(f"entropy: {made.sources[0]['floor']:.4f} nats a token, the least loss there is")
+    return made
 
 
 def plan(

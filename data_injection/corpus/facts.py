@@ -1,0 +1,127 @@
+"""A host of facts: (a, b) -> c over tokens of its own, drawn one by one, whose entropy is known.
+
+    prepare_facts(2048, "runs/hosts/f2048", tokenizer="runs/corpus")
+    olmo-ext prepare facts:2048 --tokenizer runs/corpus --out runs/hosts/f2048
+
+Text has an entropy floor that nobody knows. Of `num` facts, each drawn uniformly and written as a
+document a, b, c, EOS, the floor is log(num) / 4 nats a token, plus what `noise` adds, the share of
+occurrences whose c is drawn anew: what a model's loss has beyond it is what it has not learned of
+its host. The tokens stand in the manifest among the special ones, so that no task draws them and a
+task that names one is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from data_injection.beat import Beat
+from data_injection.corpus.closed import LEAST_TOKENS
+from data_injection.corpus.encoder import (
+    TOKENIZER,
+    byte_token_ids,
+    choose_encoder,
+    tokenizer_path,
+)
+from data_injection.corpus.folder import prepared
+from data_injection.corpus.manifest import VERSION, Manifest, digest
+from data_injection.corpus.shards import ShardWriter
+from data_injection.errors import ConfigError
+from data_injection.philox import permutation, raw_words
+
+LENGTH = 4
+"""Tokens of a fact: a, b, c and EOS."""
+
+SEED = 0
+
+
+def floor(num: int, *, answers: int, noise: float) -> float:
+    """Entropy of a stream of facts, nats a token: of which fact, and of an answer that is noise."""
+    wrong = noise / answers
+    right = 1 - noise + wrong
+    parts = [right, *[wrong] * (answers - 1)]
+    answer = -sum(share * math.log(share) for share in parts if share > 0)
+    return (math.log(num) + answer) / LENGTH
+
+
+def prepare_facts(
+    num: int,
+    folder: str | Path,
+    *,
+    tokenizer: str = "dolma-v1_5",
+    noise: float = 0.0,
+    num_tokens: int = LEAST_TOKENS,
+) -> Manifest:
+    """Write `num_tokens` tokens of facts, whole ones, to `folder`.
+
+    tokenizer: as of `prepare_corpus`, or the folder of a corpus whose ids are to be used.
+    Returns at once if the folder holds it already. Raises ConfigError for counts that cannot be.
+    """
+    path = tokenizer_path(tokenizer)
+    encoder = choose_encoder(path.read_bytes(), where=str(path))
+    added, single = set(encoder.tokenizer.get_added_tokens_decoder()), byte_token_ids(encoder)
+    taken = sorted({*added, *single, encoder.eos, encoder.pad})
+    free = np.setdiff1d(np.arange(encoder.vocab_size), taken)
+    side = math.isqrt(max(num, 1) - 1) + 1  # of the a's, of the b's and of the c's
+    if num < 2 or 3 * side > len(free):
+        most = (len(free) // 3) ** 2
+        rule = f"must be between 2 and {most:,}, for which the vocabulary's {len(free):,} ids do"
+        raise ConfigError(key="facts", value=num, rule=rule)
+    if not 0 <= noise < 1:
+        rule = "must be a share of the occurrences, 0 or more and below 1"
+        raise ConfigError(key="noise", value=noise, rule=rule)
+    if num_tokens < LENGTH:
+        rule = f"must hold a fact, {LENGTH} tokens"
+        raise ConfigError(key="max_tokens", value=num_tokens, rule=rule)
+    recipe = digest([VERSION, "facts", num, noise, num_tokens, encoder.identity])
+    tokens = free[permutation(len(free), seed=SEED, purpose="facts/tokens")][: 3 * side]
+    origin = {"facts": num, "noise": noise, "answers": side}
+    origin["floor"] = floor(num, answers=side, noise=noise)
+
+    def build(partial: Path, beat: Beat) -> Manifest:
+        drawn = num_tokens // LENGTH
+        beat.then(f"writing {drawn:,} facts of {num:,}")
+        with ShardWriter(partial, encoder.dtype, 2**28) as writer:
+            writer.write(_stream(num, drawn, tokens, encoder.eos, noise).ravel())
+        (partial / TOKENIZER).write_bytes(encoder.tokenizer_json)
+        return Manifest(
+            name=f"{num} facts",
+            tokenizer=TOKENIZER,
+            tokenizer_sha256=encoder.identity[0],
+            vocab_size=encoder.vocab_size,
+            eos_token_id=encoder.eos,
+            pad_token_id=encoder.pad,
+            special_token_ids=tuple(sorted({*added, *tokens.tolist()})),
+            byte_token_ids=single,
+            dtype=encoder.dtype,
+            num_tokens=writer.num_tokens,
+            num_documents=drawn,
+            files=tuple(writer.files),
+            sources=(origin,),
+            recipe=recipe,
+        )
+
+    return prepared(Path(folder), recipe, build)
+
+
+def _stream(num: int, drawn: int, tokens: np.ndarray, eos: int, noise: float) -> np.ndarray:
+    """Facts drawn with replacement, shape (drawn, LENGTH)."""
+    side = len(tokens) // 3
+    pairs = permutation(side * side, seed=SEED, purpose="facts/pairs")[:num]
+    answer = _draw(num, side, "facts/answers")
+    which = _draw(drawn, num, "facts/order")
+    given = answer[which]
+    if noise:
+        spoiled = raw_words(drawn, seed=SEED, purpose="facts/spoiled") < int(noise * 2**64)
+        given = np.where(spoiled, _draw(drawn, side, "facts/noise"), given)
+    a, b = np.divmod(pairs[which], side)
+    columns = tokens[a], tokens[side + b], tokens[2 * side + given]
+    return np.column_stack([*columns, np.full(drawn, eos)])
+
+
+def _draw(num: int, below: int, purpose: str) -> np.ndarray:
+    """`num` integers below `below`; 64-bit words are uniform to within below / 2^64."""
+    words = raw_words(num, seed=SEED, purpose=purpose)
+    return (words % np.uint64(below)).astype(np.int64)
