@@ -104,6 +104,7 @@ def scan_corpus(
     num_scanned = 0
     for _, tokens, start, stop in pieces(files, dtype=dtype, max_tokens=max_tokens, piece=piece):
         if labelled:
+            # A slice ends with its file, so that no example is made of two files' tokens.
             counter.add(tokens[start : stop + counter.reach], num=stop - start)
         for one in sequences.values():
             one.add(tokens[start : stop + one.reach], num=stop - start)
@@ -159,15 +160,22 @@ def _windows(total: int, max_tokens: int | None) -> Iterator[tuple[int, int]]:
     num = -(-max_tokens // WINDOW)
     for window in range(num):
         start = window * total // num
+        # Differences of rounded multiples: they differ by one at most and add up to max_tokens.
         share = (window + 1) * max_tokens // num - window * max_tokens // num
         yield start, start + share
 
 
 class _Counter:
-    """Tables over the vocabulary, and the counts so far."""
+    """Tables over the vocabulary, and the counts so far.
+
+    A corpus has billions of places and a handful of examples, so a place passes ever dearer looks:
+    a table of owners, an AND of their bits over the run, the last token, a key, the tokens. Each
+    may let a false one pass and never drops a true one; only the last decides.
+    """
 
     def __init__(self, tasks: Sequence[Task], *, eos_token_id: int, room: int) -> None:
         self.eos_token_id = eos_token_id
+        # Its symbols and labels too: some may be in no example, and are counted all the same.
         own = [np.concatenate([t.symbols, t.labels, t.tokens.ravel()]) for t in tasks]
         # One entry beyond the largest token of any task stands for all the others.
         self.top = 1 + max((int(tokens.max()) for tokens in own), default=0)
@@ -191,6 +199,7 @@ class _Counter:
             np.minimum(tokens, self.top, out=ids, casting="unsafe")
         else:
             np.copyto(ids, tokens, casting="unsafe")
+        # Written into buffers made once: a new array of each piece costs more than the arithmetic.
         # Clipped, every token that is no task's own reads the last entry, which has no owner; and
         # "clip" is the mode that writes into `out` without a copy.
         np.take(self.owners, ids, out=owners, mode="clip")
@@ -222,6 +231,7 @@ class _Counter:
 
     def _match(self, tokens: Tokens, starts: IntArray, length: int, patterns: _Patterns) -> None:
         """Keep the candidates, with the token after each, for looking at many together."""
+        # The last token of a file has none after it, and stands in for itself until the AND.
         after = np.minimum(starts + length, len(tokens) - 1)
         ends = (tokens[after] == self.eos_token_id) & (after == starts + length)
         patterns.keep(tokens[starts[:, None] + np.arange(length)], before_eos=ends)

@@ -47,6 +47,8 @@ BOTH = {**SWAPPED_SIGNS, **SWAPPED_WORDS}
 SWAPPED = {**BOTH, **{b: a for a, b in BOTH.items()}, "bigger": "smaller"}
 """Each relation's opposite, with which the foil of a comparison is made."""
 
+# "bigger" is a relation as any other and nobody's opposite: a foil of "smaller" says "larger", for
+# it can say one word only.
 LESS, GREATER = ("less", "smaller", "lower", "fewer"), ("greater", "larger", "higher", "more")
 HOLDS: dict[str, Callable[[Decimal, Decimal], bool]] = {
     **{"<": operator.lt, "<=": operator.le, "≤": operator.le, "==": operator.eq},
@@ -100,6 +102,8 @@ def _any(words: tuple[str, ...]) -> str:
     return "(?:" + "|".join(s for w in words for s in spelled(w)) + ")"
 
 
+# The first alternative that fits is taken, not the longest: "seventeen" must come before "seven",
+# hence UNITS backwards, and numbers with commas before those without.
 _NUMBER = (
     r"(?:(?:\d{1,3}(?:,\d{3}){1,3}|\d{1,12})(?:\.\d{1,6})?"
     rf"|{_any(TENS)}(?:[- ]{_any(UNITS[1:10])})?|{_any(UNITS[::-1])})"
@@ -202,6 +206,7 @@ def _is_whole(text: bytes, start: int, stop: int) -> bool:
 def _read(task: str, form: str, match: re.Match[bytes]) -> Statement | None:
     part = {k: v.decode() for k, v in match.groupdict().items()}
     a, b = value_of(part["a"]), value_of(part["b"])
+    # HOLDS knows "less than or equal to" as "less or equal to".
     relation = part.get("relation", "+").lower().replace(" than", "")
     infix = form in INFIX
     if infix:
@@ -248,6 +253,7 @@ def foil(statement: Statement, *, seed: int) -> str | None:
         if HOLDS[opposite](a, b) == statement.correct:
             return None
         rest = text[statement.choice - statement.start :].decode()
+        # "or equal to" stays as it stands: less/greater alone is swapped, the rest is the text's.
         word = statement.relation.partition(" or ")[0]
         return opposite.partition(" or ")[0] + rest[len(word) :]
     if statement.form == "extreme":
@@ -277,6 +283,7 @@ def _off_by_one(number: str, *, up: bool) -> str:
         return TENS[tens - 2] + (f"-{UNITS[unit]}" if unit else "")
     places = len(number.partition(".")[2])
     step = Decimal(1).scaleb(-places)
+    # Written as the number was, with its commas and places: a foil differs in its value alone.
     near_value = value + (step if up or value < step else -step)
     return f"{near_value:,.{places}f}" if "," in number else f"{near_value:.{places}f}"
 
