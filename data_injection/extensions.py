@@ -54,19 +54,13 @@ def resolve(
         points = {point.value: point for point in metadata.entry_points(group=group, name=name)}
         if not points:
             known = {*builtins, *metadata.entry_points(group=group).names}
-            raise ConfigError(
-                key=key,
-                value=name,
-                rule=f"must be one of {sorted(known)}, or an import path 'package.module:Class'",
-                remedy=_meant(name, known) or f"or install the package that has it ({group})",
-            )
+            rule = f"must be one of {sorted(known)}, or an import path 'package.module:Class'"
+            remedy = _meant(name, known) or f"or install the package that has it ({group})"
+            raise ConfigError(key=key, value=name, rule=rule, remedy=remedy)
         if len(points) > 1:
-            raise ConfigError(
-                key=key,
-                value=name,
-                rule=f"must name one class, but packages offer {sorted(points)}",
-                remedy="write the import path of the one that is meant",
-            )
+            rule = f"must name one class, but packages offer {sorted(points)}"
+            remedy = "write the import path of the one that is meant"
+            raise ConfigError(key=key, value=name, rule=rule, remedy=remedy)
         found = _load(*points.values(), key=key)
     if not (isinstance(found, type) and issubclass(found, base)):
         what = f"a subclass of {base.__module__}.{base.__qualname__}"
@@ -131,38 +125,29 @@ def _load(point: metadata.EntryPoint, *, key: str) -> Any:
         sys.path.append(os.getcwd())
     match = metadata.EntryPoint.pattern.match(point.value)
     if match is None or not match["attr"]:
-        raise ConfigError(
-            key=key,
-            value=point.value,
-            rule="must be an import path 'package.module:Class'",
-            remedy="as in 'mypkg.tasks:Canary'",
-        )
+        rule = "must be an import path 'package.module:Class'"
+        remedy = "as in 'mypkg.tasks:Canary'"
+        raise ConfigError(key=key, value=point.value, rule=rule, remedy=remedy)
     name, attributes = match["module"], match["attr"]
     try:
         module = importlib.import_module(name)
     except Exception as error:
         # What the user's own code raises while it is imported can be anything.
         absent = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
-        raise ConfigError(
-            key=key,
-            value=point.name,
-            rule=f"cannot be imported: {type(error).__name__}: {error}",
-            remedy="install its package, or put its folder on PYTHONPATH"
-            if absent
-            else f"mend {name}",
-        ) from error
+        rule = f"cannot be imported: {type(error).__name__}: {error}"
+        remedy = (
+            "install its package, or put its folder on PYTHONPATH" if absent else f"mend {name}"
+        )
+        raise ConfigError(key=key, value=point.name, rule=rule, remedy=remedy) from error
     found: Any = module
     for attribute in attributes.split("."):
         try:
             found = getattr(found, attribute)
         except AttributeError:
             names = [each for each, value in vars(found).items() if isinstance(value, type)]
-            raise ConfigError(
-                key=key,
-                value=point.name,
-                rule=f"names {attribute!r}, which {name} does not define",
-                remedy=_meant(attribute, names) or f"it has the classes {sorted(names)}",
-            ) from None
+            rule = f"names {attribute!r}, which {name} does not define"
+            remedy = _meant(attribute, names) or f"it has the classes {sorted(names)}"
+            raise ConfigError(key=key, value=point.name, rule=rule, remedy=remedy) from None
     return found
 
 

@@ -43,12 +43,9 @@ def in_processes(
         futures = {pool.submit(work, item): item for item in items}
         yield ((futures[future], future.result()) for future in as_completed(futures))
     except BrokenProcessPool as error:
-        raise ConfigError(
-            key="--jobs",
-            value=jobs,
-            rule="was too many: a process was killed, often for want of memory",
-            remedy="what is done is kept: go on with fewer",
-        ) from error
+        rule = "was too many: a process was killed, often for want of memory"
+        remedy = "what is done is kept: go on with fewer"
+        raise ConfigError(key="--jobs", value=jobs, rule=rule, remedy=remedy) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -191,12 +191,8 @@ def _check_own(experiment: ExperimentConfig, name: str, folder: Path) -> None:
         ("train.save_folder", str(folder), train.save_folder),
     ):
         if got != own:
-            raise ConfigError(
-                key=key,
-                value=got,
-                rule=f"is each run's own, {own}",
-                remedy="leave it out (--out moves the runs)",
-            )
+            remedy = "leave it out (--out moves the runs)"
+            raise ConfigError(key=key, value=got, rule=f"is each run's own, {own}", remedy=remedy)
 
 
 def _path(path: Path) -> str:

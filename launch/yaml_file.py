@@ -135,11 +135,9 @@ def from_mapping(kind: type[T], mapping: Any, *, where: str = "", as_text: bool 
         if field.default is field.default_factory is dataclasses.MISSING and field.init
     ]
     if missing := [name for name in needed if name not in values]:
-        raise ConfigError(
-            key=where or "the settings",
-            rule=f"lacks {', '.join(missing)}",
-            remedy="there is no default for it",
-        )
+        rule = f"lacks {', '.join(missing)}"
+        remedy = "there is no default for it"
+        raise ConfigError(key=where or "the settings", rule=rule, remedy=remedy)
     return kind(**values)
 
 

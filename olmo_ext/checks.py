@@ -292,12 +292,9 @@ def num_steps(train: TrainConfig) -> int:
     try:
         number = float((text := str(value).strip()).removesuffix("T"))
     except ValueError:
-        raise ConfigError(
-            key="train.max_duration",
-            value=value,
-            rule="must be steps (2400) or tokens ('210e9T')",
-            remedy="epochs are not supported because the stream has no end",
-        ) from None
+        rule = "must be steps (2400) or tokens ('210e9T')"
+        remedy = "epochs are not supported because the stream has no end"
+        raise ConfigError(key="train.max_duration", value=value, rule=rule, remedy=remedy) from None
     if not math.isfinite(number):
         raise ConfigError(key="train.max_duration", value=value, rule="must be a finite number")
     if text.endswith("T"):
@@ -342,8 +339,5 @@ def check_device(train: TrainConfig, *, world_size: int) -> None:
             remedy="use a number of ranks that divides it",
         )
     if train.distributed_strategy is None:
-        raise ConfigError(
-            key="train.distributed_strategy",
-            value=None,
-            rule="must be ddp or fsdp, also on one device: the engine saves no weights otherwise",
-        )
+        rule = "must be ddp or fsdp, also on one device: the engine saves no weights otherwise"
+        raise ConfigError(key="train.distributed_strategy", value=None, rule=rule)

@@ -120,12 +120,8 @@ def _check_text(raw: Any) -> None:
     for key in ("rung", "train.run_name"):
         value = OmegaConf.select(raw, key)
         if isinstance(value, bool | float):
-            raise ConfigError(
-                key=key,
-                value=value,
-                rule="must be text",
-                remedy="put it in quotes, as in '\"1e3\"'",
-            )
+            remedy = "put it in quotes, as in '\"1e3\"'"
+            raise ConfigError(key=key, value=value, rule="must be text", remedy=remedy)
 
 
 @cache

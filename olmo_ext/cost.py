@@ -118,12 +118,9 @@ def check_device(*, peak_tflops: float, mfu: float) -> None:
         usual = "0.4 is usual at 1B and above"
         raise ConfigError(key="--mfu", value=mfu, rule="must be in (0, 1]", remedy=usual)
     if not 0 < peak_tflops < float("inf"):
-        raise ConfigError(
-            key="--peak-tflops",
-            value=peak_tflops,
-            rule="must be positive and finite",
-            remedy="an H100 has 989",
-        )
+        rule = "must be positive and finite"
+        remedy = "an H100 has 989"
+        raise ConfigError(key="--peak-tflops", value=peak_tflops, rule=rule, remedy=remedy)
 
 
 def run_cost(
@@ -146,12 +143,8 @@ def run_cost(
     """
     batch = train.global_train_batch_size
     if gpus < 1 or batch % gpus:
-        raise ConfigError(
-            key="--gpus",
-            value=gpus,
-            rule=f"must divide train.global_train_batch_size {batch}",
-            remedy="choose a divisor",
-        )
+        rule = f"must divide train.global_train_batch_size {batch}"
+        raise ConfigError(key="--gpus", value=gpus, rule=rule, remedy="choose a divisor")
     check_device(peak_tflops=peak_tflops, mfu=mfu)
     model = OLMo(train.model.update_with(init_device="meta"))
     tokens = num_steps * batch * train.model.max_sequence_length

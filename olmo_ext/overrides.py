@@ -24,12 +24,9 @@ def check_environment(text: str, *, where: str) -> None:
     """Refuse to copy a variable of the environment, which may be a secret, into the run's files."""
     for name in re.findall(r"\$\{\s*oc\.env\s*:\s*([^,}\s]*)", text):
         if name.strip("'\"") not in ENVIRONMENT:
-            raise ConfigError(
-                key=f"{where}: ${{oc.env:{name}}}",
-                rule=f"would copy the environment's {name} into the run's files, where others read "
-                "it",
-                remedy=f"write the value out. Taken are: {', '.join(sorted(ENVIRONMENT))}",
-            )
+            rule = f"would copy the environment's {name} into the run's files, where others read it"
+            remedy = f"write the value out. Taken are: {', '.join(sorted(ENVIRONMENT))}"
+            raise ConfigError(key=f"{where}: ${{oc.env:{name}}}", rule=rule, remedy=remedy)
 
 
 def override(raw: Any, word: str) -> None:

@@ -94,11 +94,9 @@ def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Non
     try:
         before = read_object(plan_file)
     except ValueError as error:
-        raise ConfigError(
-            key=str(plan_file),
-            rule=f"cannot be read ({error})",
-            remedy=f"restore it from a checkpoint's {IDENTITY_FILE} (without `step` and `ledger`)",
-        ) from None
+        rule = f"cannot be read ({error})"
+        remedy = f"restore it from a checkpoint's {IDENTITY_FILE} (without `step` and `ledger`)"
+        raise ConfigError(key=str(plan_file), rule=rule, remedy=remedy) from None
     check_same_run(identity, before, where=str(folder))
 
 

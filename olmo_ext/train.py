@@ -180,11 +180,9 @@ def _restore(trainer: ExperimentTrainer, checkpoint: Path) -> None:
     try:
         trainer.restore_checkpoint(checkpoint)
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
-        raise ConfigError(
-            key=str(checkpoint),
-            rule=f"cannot be read ({first_line(error)})",
-            remedy="move it away and resume again: the run goes on from the checkpoint before it",
-        ) from error
+        rule = f"cannot be read ({first_line(error)})"
+        remedy = "move it away and resume again: the run goes on from the checkpoint before it"
+        raise ConfigError(key=str(checkpoint), rule=rule, remedy=remedy) from error
 
 
 def _agree(decide: Callable[[], Path | None]) -> Path | None:

@@ -43,11 +43,8 @@ def prepare_closed(source: str | Path, folder: str | Path, *, num_tokens: int) -
     """
     whole = verify_corpus(source, full=True)
     if not 0 < num_tokens <= whole.num_tokens:
-        raise ConfigError(
-            key="max_tokens",
-            value=num_tokens,
-            rule=f"must be between 1 and the {whole.num_tokens:,} tokens of {source}",
-        )
+        rule = f"must be between 1 and the {whole.num_tokens:,} tokens of {source}"
+        raise ConfigError(key="max_tokens", value=num_tokens, rule=rule)
     copies = -(-LEAST_TOKENS // num_tokens)
     recipe = digest([VERSION, "closed", whole.hash, num_tokens, copies])
 

@@ -97,17 +97,12 @@ def load_manifest(folder: str | Path) -> Manifest:
         if manifest.dtype not in DTYPES:
             raise ValueError(f"dtype={manifest.dtype!r}")
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(
-            key=str(path),
-            rule=f"is not the manifest of a corpus ({error!r})",
-            remedy=f"{REMEDY} into another folder",
-        ) from error
+        rule = f"is not the manifest of a corpus ({error!r})"
+        remedy = f"{REMEDY} into another folder"
+        raise ConfigError(key=str(path), rule=rule, remedy=remedy) from error
     if manifest.version != VERSION:
-        raise ConfigError(
-            key=str(path),
-            rule=f"has version={manifest.version}, this release reads {VERSION}",
-            remedy=f"delete {folder} and {REMEDY} again",
-        )
+        rule = f"has version={manifest.version}, this release reads {VERSION}"
+        raise ConfigError(key=str(path), rule=rule, remedy=f"delete {folder} and {REMEDY} again")
     return manifest
 
 

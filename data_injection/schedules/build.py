@@ -93,12 +93,9 @@ def build_schedule(
         raise ConfigError(key=f"{key}.stop", value=None, rule=rule)
     total = rate * (stop - start)
     if total.denominator != 1:
-        raise ConfigError(
-            key=key,
-            value=float(total),
-            rule=f"must make whole instances of {stop - start} steps at rate {rate}",
-            remedy="choose start and stop so that they do",
-        )
+        rule = f"must make whole instances of {stop - start} steps at rate {rate}"
+        remedy = "choose start and stop so that they do"
+        raise ConfigError(key=key, value=float(total), rule=rule, remedy=remedy)
     schedule = Random(int(total), start=start, stop=stop, **common)
     schedule.promised = config.total
     return schedule
@@ -157,12 +154,9 @@ def _burst(config: ScheduleConfig, geometry: Geometry, stop: int | None, *, key:
     if config.phase is None or not 0 <= config.phase < every:
         raise ConfigError(key=f"{key}.phase", value=config.phase, rule=f"must be in [0, {every})")
     if stop is not None and stop <= config.phase:
-        raise ConfigError(
-            key=f"{key}.stop",
-            value=config.stop,
-            rule=f"must be after the first burst at step {config.phase}",
-            remedy="it is the first step that has none any more",
-        )
+        rule = f"must be after the first burst at step {config.phase}"
+        remedy = "it is the first step that has none any more"
+        raise ConfigError(key=f"{key}.stop", value=config.stop, rule=rule, remedy=remedy)
     if config.per_batch is not None:
         if config.rate is not None or config.unit != ScheduleConfig.unit:
             rule, remedy = "excludes per_batch", "give either: the mean, or the size of a burst"
@@ -173,12 +167,9 @@ def _burst(config: ScheduleConfig, geometry: Geometry, stop: int | None, *, key:
         rate = rate_per_step(config, geometry, key=key)
         size = rate * every
     if size.denominator != 1:
-        raise ConfigError(
-            key=key,
-            value=float(size),
-            rule=f"must make bursts of whole instances, rate {rate} x every {every}",
-            remedy="choose rate and every so that they do",
-        )
+        rule = f"must make bursts of whole instances, rate {rate} x every {every}"
+        remedy = "choose rate and every so that they do"
+        raise ConfigError(key=key, value=float(size), rule=rule, remedy=remedy)
     if config.total is not None:
         _whole(config.total, least=0, key=f"{key}.total")
     burst = Burst(int(size), every=every, phase=config.phase, stop=stop, total=config.total)
@@ -196,12 +187,9 @@ def _trace(config: ScheduleConfig, *, key: str) -> Trace:
         if not _is_whole(step):
             raise ConfigError(key=key, value=step, rule="must hold whole numbers")
         if step < before:
-            raise ConfigError(
-                key=key,
-                value=step,
-                rule="must be ascending and not negative",
-                remedy=f"it comes after {before}: sort them and count from 0",
-            )
+            rule = "must be ascending and not negative"
+            remedy = f"it comes after {before}: sort them and count from 0"
+            raise ConfigError(key=key, value=step, rule=rule, remedy=remedy)
     return Trace(steps)
 
 

@@ -84,11 +84,8 @@ def fit_source(
 def _check_options(runs: Runs, large: float | None, eps: Sequence[float]) -> None:
     """Options that would only fail after the fit."""
     if large is not None and not (np.isfinite(large) and large > runs.params.min()):
-        raise ConfigError(
-            key="--large",
-            value=large,
-            rule=f"must be above the smallest size of the runs ({runs.params.min():g})",
-        )
+        rule = f"must be above the smallest size of the runs ({runs.params.min():g})"
+        raise ConfigError(key="--large", value=large, rule=rule)
     if wrong := [one for one in eps if not (np.isfinite(one) and one >= 0)]:
         raise ConfigError(key="--eps", value=wrong[0], rule="must be at least 0 nats per token")
 

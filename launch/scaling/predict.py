@@ -43,12 +43,9 @@ def predict(
     from eval.commit import git_commit
 
     if not LEARNED < ceiling <= 1:
-        raise ConfigError(
-            key="--ceiling",
-            value=str(ceiling),
-            rule=f"must be above {LEARNED}, the score of a learned task, and at most 1",
-            remedy="leave it out (0.9), or take what the task comes to when it is trained alone",
-        )
+        rule = f"must be above {LEARNED}, the score of a learned task, and at most 1"
+        remedy = "leave it out (0.9), or take what the task comes to when it is trained alone"
+        raise ConfigError(key="--ceiling", value=str(ceiling), rule=rule, remedy=remedy)
     check_target(out, "--json")
     rows = [predicted(cell, curves, ceiling) for cell, curves in twins(source).items()]
     table = new_table("size", "host", numbers=("lr", "seeds", "gain", "g", "lambda", "rate*"))
@@ -171,12 +168,9 @@ def predicted(cell: tuple[Any, ...], pairs: list[dict[str, Any]], ceiling: float
         )
     twin = {one["seed"]: float(one["twin"].loc[start + 1 : stop].mean()) for one in pairs}
     if ceiling <= (highest := max(twin.values())):
-        raise ConfigError(
-            key="--ceiling",
-            value=str(ceiling),
-            rule=f"must be above the twin's score, {highest:.2f} in {key['rung']}",
-            remedy="give what the task comes to when it is trained alone",
-        )
+        rule = f"must be above the twin's score, {highest:.2f} in {key['rung']}"
+        remedy = "give what the task comes to when it is trained alone"
+        raise ConfigError(key="--ceiling", value=str(ceiling), rule=rule, remedy=remedy)
     curves = {seed: table[seed].tolist() for seed in table}
     found: Balance = balance(
         [float(step) for step in table.index], curves, start=start, stop=stop, rate=rate,

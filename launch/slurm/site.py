@@ -151,12 +151,9 @@ class Site:
                     rule = "must hold options in their long form, like --exclusive"
                     raise ConfigError(key=key, value=option, rule=rule)
                 if meant := _meant(name[0], ours):
-                    raise ConfigError(
-                        key=key,
-                        value=option,
-                        rule=f"must not hold {meant}, which is written by olmo-ext",
-                        remedy="use the key of the site profile for it, if there is one",
-                    )
+                    rule = f"must not hold {meant}, which is written by olmo-ext"
+                    remedy = "use the key of the site profile for it, if there is one"
+                    raise ConfigError(key=key, value=option, rule=rule, remedy=remedy)
         for name, value in self.environment.items():
             if not _NAME.fullmatch(name) or _has_control(value):
                 rule = "must map names of letters, digits and _ to values of one line"

@@ -70,33 +70,25 @@ def torchrun_command(
         if value < least:
             raise ConfigError(key=option, value=value, rule=f"must be at least {least}")
     if nnodes > 1 and rdzv_endpoint is None:
-        raise ConfigError(
-            key=f"--nnodes {nnodes}",
-            rule="needs --rdzv-endpoint HOST:PORT, where the agents meet",
-            remedy="give one of the nodes and a free port, for example node01:29400",
-        )
+        rule = "needs --rdzv-endpoint HOST:PORT, where the agents meet"
+        remedy = "give one of the nodes and a free port, for example node01:29400"
+        raise ConfigError(key=f"--nnodes {nnodes}", rule=rule, remedy=remedy)
     if nnodes == 1 and (rdzv_endpoint is not None or rdzv_id is not None):
         raise ConfigError(
             "--rdzv-endpoint and --rdzv-id are for several nodes; leave them out or set --nnodes"
         )
     if not _MODULE.fullmatch(driver):
-        raise ConfigError(
-            key="--driver",
-            value=driver,
-            rule="must be a module that Python can run with -m",
-            remedy="for example mypkg.driver, with its folder on PYTHONPATH",
-        )
+        rule = "must be a module that Python can run with -m"
+        remedy = "for example mypkg.driver, with its folder on PYTHONPATH"
+        raise ConfigError(key="--driver", value=driver, rule=rule, remedy=remedy)
     bin_folder = bin_folder or Path(sys.executable).parent
     command = [str(bin_folder / "torchrun"), f"--nnodes={nnodes}", f"--nproc-per-node={nproc}"]
     if rdzv_endpoint is None:
         command.append("--standalone")
     else:
         if not (found := _ENDPOINT.fullmatch(rdzv_endpoint)) or not 0 < int(found[2]) < 2**16:
-            raise ConfigError(
-                key="--rdzv-endpoint",
-                value=rdzv_endpoint,
-                rule="must be HOST:PORT, for example node01:29400",
-            )
+            rule = "must be HOST:PORT, for example node01:29400"
+            raise ConfigError(key="--rdzv-endpoint", value=rdzv_endpoint, rule=rule)
         command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={rdzv_endpoint}"]
         command.append(f"--rdzv-id={rdzv_id or 'olmo-ext'}")
     command += [

@@ -57,12 +57,8 @@ def parse_budget(text: str) -> Budget:
     except ValueError:
         amount = 0.0
     if not found or not 0 < amount < float("inf"):
-        raise ConfigError(
-            key="--screen",
-            value=text,
-            rule=f"must be a positive number and one of {', '.join(UNITS)}",
-            remedy="for example 3e18flops",
-        )
+        rule = f"must be a positive number and one of {', '.join(UNITS)}"
+        raise ConfigError(key="--screen", value=text, rule=rule, remedy="for example 3e18flops")
     return Budget(amount, found[2].lower())
 
 

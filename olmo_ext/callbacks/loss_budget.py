@@ -100,12 +100,9 @@ class LossBudget(Callback):
         key = "callbacks.loss_budget"
         check_least("loss_budget", self, every=1, record=1, exact=0, instances=0)
         if self.record % self.every:
-            raise ConfigError(
-                key=f"{key}.record",
-                value=self.record,
-                rule=f"must be a multiple of every ({self.every})",
-                remedy=f"take {self.every * -(-self.record // self.every)}",
-            )
+            rule = f"must be a multiple of every ({self.every})"
+            remedy = f"take {self.every * -(-self.record // self.every)}"
+            raise ConfigError(key=f"{key}.record", value=self.record, rule=rule, remedy=remedy)
         if self.split not in ("all", "train", "test"):
             raise ConfigError(
                 key=f"{key}.split", value=self.split, rule="must be one of all, train, test"
@@ -140,11 +137,8 @@ class LossBudget(Callback):
                 remedy="use train.max_grad_norm",
             )
         if self.exact and train.distributed_strategy == "fsdp":
-            raise ConfigError(
-                key=f"{key}.exact",
-                value=self.exact,
-                rule="must be 0 under FSDP, whose parameters cannot be set in mid-run",
-            )
+            rule = "must be 0 under FSDP, whose parameters cannot be set in mid-run"
+            raise ConfigError(key=f"{key}.exact", value=self.exact, rule=rule)
         check_tasks("loss_budget", self.tasks, plan)
         tasks = chosen_tasks(self.tasks, plan)
         check_instances("loss_budget", self.instances, split=self.split, tasks=tasks)

@@ -41,12 +41,9 @@ def check_chunked(experiment: ExperimentConfig) -> None:
     if not experiment.chunked_loss:
         return
     if not hasattr(F, "linear_cross_entropy"):
-        raise ConfigError(
-            key="chunked_loss",
-            value=True,
-            rule=f"needs torch 2.13's linear_cross_entropy, and torch is {torch.__version__}",
-            remedy="set chunked_loss=false",
-        )
+        rule = f"needs torch 2.13's linear_cross_entropy, and torch is {torch.__version__}"
+        remedy = "set chunked_loss=false"
+        raise ConfigError(key="chunked_loss", value=True, rule=rule, remedy=remedy)
     for name in ("weight_tying", "scale_logits"):
         if getattr(experiment.train.model, name):
             raise ConfigError(

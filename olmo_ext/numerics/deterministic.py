@@ -54,12 +54,9 @@ def deterministic(experiment: ExperimentConfig) -> Iterator[None]:
         operation, found, _ = str(error).partition(" does not have a deterministic implementation")
         if not found:
             raise
-        raise ConfigError(
-            key="deterministic",
-            value=True,
-            rule=f"cannot be kept: {operation.split()[-1]} has no deterministic algorithm",
-            remedy="leave out what calls it, or set deterministic=false",
-        ) from error
+        rule = f"cannot be kept: {operation.split()[-1]} has no deterministic algorithm"
+        remedy = "leave out what calls it, or set deterministic=false"
+        raise ConfigError(key="deterministic", value=True, rule=rule, remedy=remedy) from error
     finally:
         torch.use_deterministic_algorithms(before)
 
