@@ -46,6 +46,12 @@ RECORDS = "records.jsonl"
 PROGRESS = "progress.json"
 """The last step taken, and when."""
 
+SPEED = "speed.jsonl"
+"""Steps a second of each hundredth of the run, a line each; a later start goes on below."""
+
+AUDIT = "audit.json"
+"""What `olmo-ext audit --json` found, if it was asked to write it here; a report shows it."""
+
 
 def read_run(folder: str | Path) -> dict[str, Any]:
     """run.json. Raises FileNotFoundError if it is not there, ConfigError if it is not whole."""

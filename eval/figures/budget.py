@@ -20,7 +20,6 @@ from eval.text import number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ABREAST = 3
 LINES: dict[str, tuple[str, dict[str, Any]]] = {
     HOST: ("forgotten: the host's data", {"color": style.COLOURS[0]}),
     OWN: ("gained: the task's own rows", {"color": style.COLOURS[1]}),
@@ -43,9 +42,10 @@ def budget(frame: pd.DataFrame) -> Figure:
     line = rows.source.where(rows.source.isin([HOST, OWN, DECAY]), "others")
     rows = rows.assign(line=line.where(rows.metric == "budget", "actual"))
     cells = list(rows.groupby(list(CELL), sort=True))
-    height = 2.7 * -(-len(cells) // ABREAST) + 0.8
-    figure = style.new_figure(style.WIDTHS[min(len(cells), ABREAST) - 1], height)
-    grid = style.panels(figure, len(cells), abreast=min(len(cells), ABREAST))
+    abreast = style.abreast(len(cells))
+    height = 2.7 * -(-len(cells) // abreast) + 0.8
+    figure = style.new_figure(style.WIDTHS[abreast - 1], height)
+    grid = style.panels(figure, len(cells), abreast=abreast)
     for axis, (_, cell) in zip(grid.ravel(), cells, strict=False):
         for name, one in cell.groupby("line"):
             # Of one seed's step the sources of a line add up; its like tasks and runs are averaged.

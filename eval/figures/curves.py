@@ -1,4 +1,4 @@
-"""The learning curves: score over the steps of training.
+"""The learning curves: score, or a loss, over the steps of training.
 
 from eval.figures.curves import curves
 curves(read_records("runs/sweep")).savefig("curves.png", dpi=180)
@@ -22,36 +22,51 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def curves(frame: pd.DataFrame, *, metric: str = "score", split: str = "test") -> Figure:
-    """Score over steps (Fig. 6a): a panel per rung, a line per rate, a 95% band over seeds.
+def curves(
+    frame: pd.DataFrame,
+    *,
+    metric: str = "score",
+    split: str = "test",
+    dashed: tuple[str, str] | None = None,
+) -> Figure:
+    """A metric over steps (Fig. 6a): a panel per rung, a line per rate, a 95% band over seeds.
 
-    frame: records, as read. A line shows only steps that all its seeds measured. Raises ConfigError
-    if the metric was not measured.
+    frame: records, as read. dashed: a further (metric, split), drawn so in the same colours. A line
+    shows only steps that all its seeds measured. Raises ConfigError if one was not measured.
     """
-    rows = task_rows(frame)
-    rows = rows[(rows.metric == metric) & (rows.split == split)]
-    if rows.empty:
-        raise ConfigError(f"records hold no {split} {metric!r} of a task; run the accuracy measure")
+    every = task_rows(frame)
+    lines = {"-": (metric, split)} | ({"--": dashed} if dashed else {})
+    parts = {}
+    for line, (name, side) in lines.items():
+        parts[line] = every[(every.metric == name) & (every.split == side)]
+        if parts[line].empty:
+            raise ConfigError(
+                f"records hold no {side} {name!r} of a task; run the accuracy measure"
+            )
+    rows = pd.concat([part.assign(line=line) for line, part in parts.items()])
     shown = [(p, f, list(group.groupby(["params", "rung"]))) for p, f, group in groups(rows)]
-    most = max(len(panels) for *_, panels in shown)
-    abreast = 2 if most == 4 else min(3, most)
+    abreast = max(style.abreast(len(panels)) for *_, panels in shown)
     down = [math.ceil(len(panels) / abreast) for *_, panels in shown]
     figure = style.new_figure(style.WIDTHS[abreast - 1], 2.4 * sum(down) + 1.2)
     grid = figure.subplots(sum(down), abreast, sharex=True, sharey=True, squeeze=False)
     looks = _rate_looks(rows)
+    null = _null(every, metric)
     for number_of, (protocol, family, panels) in enumerate(shown):
         axes = grid[sum(down[:number_of]) : sum(down[: number_of + 1])].ravel()
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         for axis, ((params, rung), panel) in zip(axes, panels, strict=False):
-            for rate, line in panel.groupby("rate_per_step"):
-                style.mean_over_seeds(axis, style.by_seed(line), **looks[rate])
+            for (rate, line), part in panel.groupby(["rate_per_step", "line"]):
+                style.mean_over_seeds(axis, style.by_seed(part), linestyle=line, **looks[rate])
             title = style.size_title(params, rung)
             title += f"\n{style.plain(family)}, {protocol}" if len(shown) > 1 else ""
-            _dress(axis, title)
+            _dress(axis, title, null)
     for axis in grid[:, 0]:
-        axis.set_ylabel(f"{split} {metric}", fontsize=9)
-    grid[0, 0].set_ylim(min(-0.12, float(rows.value.min()) - 0.05), 1.05)
+        axis.set_ylabel("loss, nats" if dashed else f"{split} {metric}", fontsize=9)
+    if metric == "score":
+        grid[0, 0].set_ylim(min(-0.12, float(rows.value.min()) - 0.05), 1.05)
+    else:
+        grid[0, 0].set_ylim(bottom=0)
     for column in grid.T:
         [axis for axis in column if axis.get_visible()][-1].set_xlabel("step", fontsize=9)
     seeds = rows.groupby(list(CELL)).seed.nunique()
@@ -61,9 +76,22 @@ def curves(frame: pd.DataFrame, *, metric: str = "score", split: str = "test") -
     what = one if len(shown) == 1 else "All protocols"
     figure.suptitle(f"{what}, {style.span(seeds)}{spread}", fontsize=11.5, color=style.INK)
     handles = style.handles_of({_rate_label(rows, rate): look for rate, look in looks.items()})
-    handles.append(style.handle(f"learned: {LEARNED_SCORE:g}", **style.THRESHOLD))
+    for line, (name, side) in lines.items() if dashed else ():
+        label = f"{side} {style.plain(name)}"
+        handles.append(style.handle(label, color=style.INK, linewidth=1.6, linestyle=line))
+    if null == null:
+        threshold = f"learned: {LEARNED_SCORE:g}"
+        label = threshold if metric == "score" else f"guessing by label frequency: {null:.2f}"
+        handles.append(style.handle(label, **style.THRESHOLD))
     style.legend_below(figure, handles, max(2, abreast))
     return figure
+
+
+def _null(rows: pd.DataFrame, metric: str) -> float:
+    """What is drawn across a panel; NaN for nothing: a format loss has no such null."""
+    if metric == "score":
+        return LEARNED_SCORE
+    return float(rows.value[rows.metric == "label_entropy"].mean())
 
 
 def _rate_looks(rows: pd.DataFrame) -> dict[float, dict[str, Any]]:
@@ -84,11 +112,12 @@ def _rate_label(rows: pd.DataFrame, rate: float) -> str:
     return f"{number(rate)} per step" + (f" ({per_token} per token)" if per_token else "")
 
 
-def _dress(axis: Any, title: str) -> None:
+def _dress(axis: Any, title: str, null: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
     style.dress(axis, title, grid=True)
-    axis.axhline(LEARNED_SCORE, zorder=1, **style.THRESHOLD)
+    if null == null:
+        axis.axhline(null, zorder=1, **style.THRESHOLD)
     axis.tick_params(labelbottom=True)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 LAYER = 1
 """The study localises the order of comparison in the first layer's residual stream."""
 
-ABREAST = 3
-
 
 def features(frame: pd.DataFrame, *, layer: int = LAYER) -> Figure:
     """A block per protocol, family and target: a panel per rung over steps, one against the score.
@@ -42,8 +40,10 @@ def features(frame: pd.DataFrame, *, layer: int = LAYER) -> Figure:
     panel is one run at one step. Raises ConfigError if no features were measured.
     """
     blocks = _blocks(frame, layer)
-    down = [math.ceil((rows.rung.nunique() + 1) / ABREAST) for *_, rows in blocks]
-    figure = style.new_figure(9.3, sum(2.45 * n + 0.75 for n in down))
+    num = [rows.rung.nunique() + 1 for *_, rows in blocks]
+    down = [math.ceil(one / style.abreast(one)) for one in num]
+    width = style.WIDTHS[max(map(style.abreast, num)) - 1]
+    figure = style.new_figure(width, sum(2.45 * n + 0.75 for n in down))
     parts = style.headed(figure, [title for title, *_ in blocks], down)
     for part, (_, label, rows) in zip(parts, blocks, strict=True):
         _draw_block(part, label, rows)
@@ -85,7 +85,11 @@ def _blocks(frame: pd.DataFrame, layer: int) -> list[tuple[str, str, pd.DataFram
     for protocol, family, rows in groups(presence(frame, layer=layer)):
         for name, of_target in rows.groupby("group"):
             units = int(of_target.units.max())
-            label = f"{name} R², layer {layer}" if units == 1 else f"{name}: present of {units}"
+            label = (
+                f"R² of the hidden {name}, layer {layer}"
+                if units == 1
+                else f"{name}: present of {units}"
+            )
             label = f"Fourier modes of {units}" if name == "fourier" else label
             seeds = style.seeds_said(of_target.groupby(["rung", "rate_per_step"]).seed.nunique())
             title = f"{style.plain(family)}, {protocol} protocol: {seeds}"
@@ -97,7 +101,8 @@ def _blocks(frame: pd.DataFrame, layer: int) -> list[tuple[str, str, pd.DataFram
 
 def _draw_block(part: Any, label: str, rows: pd.DataFrame) -> None:
     rungs, colours = style.sizes(rows), style.rate_colours(rows)
-    grid = style.panels(part, len(rungs) + 1, abreast=ABREAST, sharey=True)
+    num = len(rungs) + 1
+    grid = style.panels(part, num, abreast=style.abreast(num), sharey=True)
     axes = grid.ravel()
     for axis, (params, rung) in zip(axes, rungs, strict=False):
         here = rows[rows.rung == rung]

@@ -28,22 +28,25 @@ SMALL_SHARE = 0.1
 """Below it the part of g_r beyond the label marginal is under 1% of its squared length."""
 
 LINES: dict[str, tuple[str, dict[str, Any]]] = {
-    "": ("cosine with g_r", {"color": style.BLUE, "linestyle": "-", "marker": "o"}),
+    "": (
+        "cosine with the task's gradient $g_r$",
+        {"color": style.BLUE, "linestyle": "-", "marker": "o"},
+    ),
     "_null": (
-        "null: labels permuted within the task",
+        "null: the same, the task's labels permuted",
         {"color": style.RED, "linestyle": (0, (4, 2)), "marker": "s"},
     ),
     "_perp": (
-        "perp: beyond the permuted labels",
+        "perp: with the part of $g_r$ that the null does not have",
         {"color": style.GREEN, "linestyle": (0, (1, 1)), "marker": "^"},
     ),
 }
 """By the part of a cosine (eval.interference.table.PARTS)."""
 
 SUMMARIES = {
-    "cos_g_nt": "rest of the batch, $g_{nt}$",
-    "cos_g_t_label": "own rows' label, $g_t$",
-    "cos_update": "the update, after AdamW",
+    "cos_g_nt": "of the rest of the batch, $g_{nt}$",
+    "cos_g_t_label": "of the task's own rows, $g_t$",
+    "cos_update": "of the step taken, after AdamW",
 }
 """Panels against size, one each."""
 
@@ -85,7 +88,7 @@ def _draw_block(part: Any, down: int, rows: pd.DataFrame, cells: pd.DataFrame) -
         _say_share(axis, cells[cells.rung == rung])
         _dress(axis, style.size_title(params, rung), "step")
     for axis in grid[:, 0]:
-        axis.set_ylabel("cos($g_{nt}$, $g_r$)", fontsize=9)
+        axis.set_ylabel("cosine of $g_{nt}$,\nthe rest of the batch", fontsize=9)
     grid[0, 0].set_ylim(*_limits(rows))
     axes = lower.subplots(1, len(SUMMARIES))
     for axis, (metric, what) in zip(axes, SUMMARIES.items(), strict=True):
@@ -155,8 +158,8 @@ def _say_share(axis: Any, cells: pd.DataFrame) -> None:
     if cells.empty or cells.perp_share.isna().all():
         return
     share = float(cells.perp_share.mean())
-    text = f"|perp part| / |g_r| = {share:.2f}"
-    text += "\nperp speaks for little" if share < SMALL_SHARE else ""
+    text = f"perp is {share:.0%} of $g_r$"
+    text += "\nand speaks for little" if share < SMALL_SHARE else ""
     put = {"ha": "right", "va": "top", "fontsize": 7.5, "color": style.INK}
     axis.text(0.97, 0.96, text, transform=axis.transAxes, **put)
 
@@ -187,6 +190,6 @@ def _legend(figure: Any) -> None:
     handles.append(Patch(label="± 2 sd of a random direction", **band))
     handles.append(style.handle("mean |cosine| of a step", **SIZE))
     hollow: dict[str, Any] = LINES["_perp"][1] | {"markerfacecolor": "white", "linestyle": "none"}
-    label = f"|perp part| / |g_r| < {SMALL_SHARE:g}: says little"
+    label = f"perp below {SMALL_SHARE:.0%} of $g_r$: says little"
     handles.append(style.handle(label, markersize=4.5, **hollow))
-    style.legend_below(figure, handles, 3)
+    style.legend_below(figure, handles, 2)

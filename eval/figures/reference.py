@@ -56,7 +56,7 @@ def beside_natural(frame: pd.DataFrame) -> Figure:
     natural = natural_frequencies(frame)
     table = cells(frame)
     rungs = style.sizes(table)
-    abreast = min(3, len(rungs))
+    abreast = style.abreast(len(rungs))
     height = 2.7 * math.ceil(len(rungs) / abreast) + 0.8
     figure = style.new_figure(style.WIDTHS[abreast - 1], height)
     axes = style.panels(figure, len(rungs), abreast=abreast, sharex=True, sharey=True).ravel()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,32 @@ def png(figure: Figure) -> bytes:
     # No Software entry, which would name matplotlib's version.
     figure.savefig(data, format="png", dpi=180, metadata={"Software": None})
     return data.getvalue()
+
+
+def svg(figure: Figure, name: str) -> str:
+    """A figure as an <svg> element to stand in a page; the same records give the same text.
+
+    Text stays text, in the page's fonts. name: what tells its clip paths from another figure's.
+    To be called after `png`, whose layout is kept: reckoning one is most of the time of drawing.
+    """
+    from matplotlib import rc_context
+
+    figure.set_layout_engine("none")
+    data = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(
+            data, format="svg", metadata=dict.fromkeys(("Date", "Creator")), transparent=True
+        )
+    text = data.getvalue()
+    # Comments repeat every text, and groups are numbered alike in all figures of a page.
+    text = re.sub(r"<!--.*?-->\n?|<metadata>.*?</metadata>\n?", "", text, flags=re.DOTALL)
+    text = re.sub(r"font-family: 'DejaVu Sans'[^;\"]*", "font-family: 'DejaVu Sans', Verdana", text)
+    return re.sub(r'<g id="[a-z_]*\d+">', "<g>", text[text.index("<svg") :])
+
+
+def abreast(num: int, most: int = 3) -> int:
+    """So many panels abreast that the fewest places of the last row stay empty."""
+    return num if num <= most else min(range(most, 1, -1), key=lambda width: -num % width)
 
 
 def panels(part: Any, num: int, *, abreast: int, **shared: Any) -> Any:

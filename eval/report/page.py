@@ -6,14 +6,19 @@ render("runs/quickstart", table, runs, figures, command=None)
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
 
 import pandas as pd
 
 from eval.figures.index import Drawn
-from eval.run import RUN
+from eval.figures.style import span
+from eval.run import AUDIT, RUN
 from eval.scores.cells import groups
 from eval.scores.staircase import LearnedCounts, learned_per_rung
 from eval.text import number, template
@@ -37,32 +42,44 @@ class Run:
     """A task has been measured at least once."""
     info: dict[str, str]
     """run.json as text; the page shows every key as it stands."""
+    tokens: int = 0
+    params: int = 0
+    hours: float | None = None
+    """Of the wall clock, spent on the steps that stand; None where no speeds were kept."""
+    trained: dict[str, int] | str = ""
+    """Instances of each task in the latest checkpoint's weights by the ledger, or why unknown."""
+    audit: dict[str, Any] = field(default_factory=dict)
+    """What `olmo-ext audit` wrote beside the records; empty if it was not asked to."""
     unfinished: str = ""
     """Why the run counts as unfinished, empty if it does not."""
 
 
 def answer(counts: LearnedCounts) -> str:
-    """Does the number of learned cells rise with size? One line, hedged as the data demands."""
+    """Does the number of learned cells rise with size? One sentence that says how sure it is."""
     tally = ", ".join(
         f"{n} of {len(counts.rates)} at {rung}"
         for rung, n in zip(counts.rungs, counts.num_learned, strict=True)
     )
     if not counts.comparable:
         why = "one size only" if len(counts.rungs) < 2 else "no rate was measured at every size"
-        return f"Cannot say: {why}. Learned: {tally}."
+        sure = ", provisionally (fewer than 3 seeds)" if counts.provisional else ""
+        return f"Cannot say: {why}. Learned{sure}: {tally}."
+    few = ", from fewer than 3 seeds in some cells"
+    yes, no = (f"Provisionally yes{few}", f"Provisionally no{few}")
+    if not counts.provisional:
+        yes, no = "Yes", "No"
     if counts.rises:
-        said = "Yes: more cells are learned as size grows"
+        said = f"{yes}: more cells are learned as size grows"
     elif not counts.non_decreasing:
-        said = "No: the number of learned cells falls somewhere as size grows"
+        said = f"{no}: the number of learned cells falls somewhere as size grows"
     elif counts.num_learned[0] == len(counts.rates):
-        said = "No: every cell is learned at every size, so rarer rates are needed to tell"
+        said = f"{no}: every cell is learned at every size, so rarer rates are needed to tell"
     elif counts.num_learned[-1] == 0:
-        said = "No: no cell is learned at any size, so longer runs or higher rates are needed"
+        said = f"{no}: no cell is learned at any size, so longer runs or higher rates are needed"
     else:
-        said = "No: the largest size learns as many cells as the smallest"
-    few = " Provisional: fewer than 3 seeds in some cells." if counts.provisional else ""
+        said = f"{no}: the largest size learns as many cells as the smallest"
     apart = "" if counts.same_step else " Caution: not all sizes stand at the same step."
-    return f"{said} ({tally}).{few}{apart}"
+    return f"{said} ({tally}).{apart}"
 
 
 def render(
@@ -71,23 +88,24 @@ def render(
     runs: list[Run],
     figures: Sequence[Drawn],
     command: str | None,
+    *,
+    refresh: float | None = None,
 ) -> str:
     """figures: in the order of the page; the first, the heatmap, stands under the answer."""
-    page = template("eval.report", "report.html", base64=_base64, answer=answer)
+    script = files("eval.report").joinpath("templates/sort.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = template("eval.report", "report.html", answer=answer)
     learned, said = learned_per_rung(table), [run.info for run in runs if run.info]
     shared = set.intersection(*({*info.items()} for info in said)) if said else set()
     return page.render(
         source=source,
         figures=figures,
+        script=script,
+        digest=digest,
+        refresh=refresh,
         learned=learned,
         notes=_notes(table, runs),
-        learned_rows=[
-            (counts.family, counts.protocol, rung, f"{params:,}", f"{num} of {len(counts.rates)}")
-            for counts in learned
-            for rung, params, num in zip(
-                counts.rungs, counts.params, counts.num_learned, strict=True
-            )
-        ],
+        who=[row for _, _, group in groups(table) for row in _who(group)],
         cells=[
             (protocol, family, [_cell_row(cell) for _, cell in group.iterrows()])
             for protocol, family, group in groups(table)
@@ -96,9 +114,14 @@ def render(
             ("made", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
             ("from", source),
             ("command", command or f"write_report({source!r})"),
+            ("commit", ", ".join(sorted({i["commit"] for i in said if "commit" in i})) or "?"),
         ),
-        run_rows=map(_run_row, runs),
+        run_rows=[_run_row(run) for run in runs],
+        plan_rows=[row for run in runs for row in _plan_rows(run)],
+        audit_rows=[row for run in runs for row in _audit_rows(run)],
+        cost_rows=[_cost_row(run) for run in runs],
         run_file=RUN,
+        audit_file=AUDIT,
         known=bool(said),
         shared=sorted(shared),
         apart=[
@@ -107,8 +130,59 @@ def render(
     )
 
 
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+def _who(group: pd.DataFrame) -> Iterator[tuple[str, ...]]:
+    """A row a size of one family and protocol: what it learned, what not, how sure that is."""
+    for (params, rung), rows in group.groupby(["params", "rung"]):
+        said = [
+            ", ".join(
+                f"{number(cell.rate_per_step)} (score {cell.score:.2f})"
+                for cell in rows[chosen].itertuples()
+            )
+            for chosen in (rows.learned, ~rows.learned)
+        ]
+        few = rows.provisional.any()
+        sure = "provisional: fewer than 3 seeds" if few else "lower 95% bound over seeds counts"
+        first = rows.iloc[0]
+        yield (
+            *(first.family, first.protocol, str(rung), f"{params:,}"),
+            f"{int(rows.learned.sum())} of {len(rows)}",
+            *(one or "none" for one in said),
+            f"{span(rows.n_seeds)}; {sure}",
+        )
+
+
+def _plan_rows(run: Run) -> Iterator[tuple[str, ...]]:
+    """A row a task: what was planned for the whole run, and what the latest checkpoint has seen."""
+    try:
+        tasks = json.loads(run.info.get("tasks", "{}"))
+    except ValueError:
+        tasks = {}
+    for name, told in tasks.items() if isinstance(tasks, dict) else ():
+        rates = [told.get(f"per_{unit}") for unit in ("step", "sequence", "token")]
+        planned = told.get("instances")
+        trained = run.trained if isinstance(run.trained, str) else f"{run.trained.get(name, 0):,}"
+        yield (
+            run.name, name, *("?" if rate is None else number(float(rate)) for rate in rates),
+            "?" if planned is None else f"{planned:,}", trained, run.plan_hash[:12],
+        )  # fmt: skip
+
+
+def _audit_rows(run: Run) -> Iterator[tuple[str, ...]]:
+    """A row a check of the run's audit.json; one that is of another plan or step says so."""
+    found = run.audit
+    for one in found.get("verdicts", ()):
+        stale = "" if found.get("plan_hash") == run.plan_hash else " (of another plan)"
+        said = (str(one.get(key, "?")) for key in ("check", "status", "said"))
+        yield (run.name, f"{found.get('step')}{stale}", *said)
+
+
+def _cost_row(run: Run) -> tuple[str, ...]:
+    hours, flops = run.hours, 6.0 * run.params * run.tokens
+    speed = "not kept" if hours is None else f"{run.tokens / hours / 3600:,.0f}"
+    return (
+        *(run.name, run.rung, f"{run.params:,}", f"{run.tokens:,}", f"{flops:.2e}"),
+        *("not kept" if hours is None else f"{hours:.3g}", speed, run.info.get("device", "?")),
+    )
 
 
 def _notes(table: pd.DataFrame, runs: list[Run]) -> list[str]:

@@ -1,32 +1,41 @@
 """One page that answers "do larger models learn rarer tasks?" from the records of a run or sweep.
 
     from eval.report.write import write_report
-    write_report("runs/quickstart")      # report.html, heatmap.png, ..., cells.md, *.csv
+    write_report("runs/quickstart")      # report.html, heatmap.png and .csv, ..., cells.md
 
-The page stands alone: figures are embedded and nothing is fetched. It says what measurement may
+The page stands alone: figures are drawn in it and nothing is fetched. It says what measurement may
 not leave out: seeds, exposures, protocol, and which runs are unfinished.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from data_injection.errors import ConfigError
 from data_injection.files import check_folder, replace_file
+from eval.audit.ledger import read_ledger
 from eval.figures.index import draw_figures
-from eval.figures.ordering import ordering_table
-from eval.interference.budget import budgets
-from eval.records import read_records, record_files
+from eval.record_lines import whole_rows
+from eval.records import REQUIRED, read_records, record_files
 from eval.report.page import Run, render
 from eval.report.tables import markdown_cells
-from eval.run import RUN, find_below, read_run
+from eval.run import AUDIT, PLAN, RUN, SPEED, find_below, read_if_whole, read_run
 from eval.scores.cells import cells
 from eval.text import write_table
+
+NO_TASK = {
+    "task": "",
+    "family": "",
+    "rate_per_step": 0.0,
+    "exposures_per_example": 0.0,
+    "split": "",
+}
+"""What a record of the run itself says of tasks."""
 
 
 def write_report(
@@ -34,10 +43,12 @@ def write_report(
     out_folder: str | Path | None = None,
     *,
     command: str | None = None,
+    refresh: float | None = None,
 ) -> Path:
     """Write the report of every run in or below a folder; returns the path of report.html.
 
-    out_folder: default the source itself. command: shown as the way to repeat the report.
+    out_folder: default the source itself. command: shown as the way to repeat the report. refresh:
+    seconds after which the page loads itself again, where more is to come.
     Raises FileNotFoundError or ConfigError, with what to do, if there is nothing to report.
     """
     source = Path(source_folder)
@@ -48,15 +59,12 @@ def write_report(
     table = cells(frame)
     out.mkdir(parents=True, exist_ok=True)
     figures = draw_figures(frame)
-    page = render(str(source), table, runs, figures, command)
+    page = render(str(source), table, runs, figures, command, refresh=refresh)
     for figure in figures:
         replace_file(out / figure.name, figure.png)
-    write_table(out / "cells.csv", table)
+        write_table(out / figure.csv, figure.data)
     replace_file(out / "cells.md", markdown_cells(table))
     write_table(out / "records.csv", frame)
-    for name, tabulate in (("ordering.csv", ordering_table), ("budget.csv", budgets)):
-        with contextlib.suppress(ConfigError):  # as its figure: left out where records hold none
-            write_table(out / name, tabulate(frame))
     return replace_file(out / "report.html", page)
 
 
@@ -79,7 +87,7 @@ def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[Run]]:
     waiting = {path.parent for path in find_below(root, RUN)} - set(by_folder)
     runs = [_run(folder, root, by_folder.get(folder)) for folder in sorted({*by_folder, *waiting})]
     tables = [
-        part.assign(folder=str(folder.relative_to(root)))
+        pd.concat([part, _speeds(folder, part)]).assign(folder=str(folder.relative_to(root)))
         for folder, part in by_folder.items()
         if len(part)
     ]
@@ -109,7 +117,63 @@ def _run(folder: Path, root: Path, rows: pd.DataFrame | None) -> Run:
         num_steps=int(planned) if planned.isdigit() else None,
         measured=rows is not None and bool((rows.task != "").any()),
         info=info,
+        tokens=0 if rows is None or rows.empty else int(rows.tokens.max()),
+        params=0 if rows is None or rows.empty else int(rows.params.max()),
+        hours=_hours(folder),
+        trained=_trained(folder),
+        audit=_audit(folder),
     )
+
+
+def _speed_lines(folder: Path) -> dict[int, float]:
+    """Steps a second by the step at which they were noted; of one noted twice the later."""
+    path = folder / SPEED
+    lines = whole_rows(path, ("step", "value")) if path.is_file() else ()
+    return {line["step"]: line["value"] for line in lines}
+
+
+def _speeds(folder: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Tokens a second as records of the run; none where nothing says how many a step has."""
+    at = rows[rows.step > 0]
+    speeds = _speed_lines(folder)
+    if at.empty or not speeds:
+        return rows[:0]
+    per_step = at.tokens.iloc[-1] / at.step.iloc[-1]
+    one = rows.iloc[-1][list(REQUIRED)].to_dict() | NO_TASK | {"metric": "tokens_per_second"}
+    return pd.DataFrame(
+        one | {"step": step, "tokens": int(step * per_step), "value": speed * per_step}
+        for step, speed in sorted(speeds.items())
+    )
+
+
+def _hours(folder: Path) -> float | None:
+    """Spent on training what stands, measurements and saving with it."""
+    before, seconds = 0, 0.0
+    for step, speed in sorted(_speed_lines(folder).items()):
+        seconds += (step - before) / speed
+        before = step
+    return seconds / 3600 if seconds else None
+
+
+def _trained(folder: Path) -> dict[str, int] | str:
+    """Instances of each task in the latest checkpoint's weights by the ledger, or why unknown."""
+    if not (folder / PLAN).is_file():
+        return f"no {PLAN} beside the records"
+    try:
+        ledger = read_ledger(folder)
+    except (ConfigError, OSError) as error:
+        return str(error)
+    except KeyError as error:
+        return f"{PLAN} has no {error}"
+    counts = ledger[ledger.state == "effective"].task.value_counts()
+    return {str(task): int(num) for task, num in counts.items()}
+
+
+def _audit(folder: Path) -> dict[str, Any]:
+    """audit.json, if there is one that is whole."""
+    found = read_if_whole(folder / AUDIT)
+    verdicts = found.get("verdicts")
+    return found if isinstance(verdicts, list) else {}
 
 
 def _info(folder: Path) -> dict[str, str]:

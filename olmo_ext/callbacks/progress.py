@@ -3,6 +3,8 @@
     [w32-s1] step 120/2400 (5%)  loss 4.812  21.3 step/s  ETA 0:01:47
     {"step": 120, "last_step": 2400, "loss": 4.812, "steps_per_second": 21.3, "eta": 107.0, ...}
 
+Each hundredth of the run leaves a line in speed.jsonl, for the report's curve.
+
 The line is for people; programs (`olmo-ext status`, sweeps, SLURM's lead time) read the file.
 """
 
@@ -19,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_injection.errors import ConfigError
 from data_injection.files import replace_file
-from eval.run import PROGRESS, read_if_whole
+from eval.record_lines import end_whole
+from eval.run import PROGRESS, SPEED, read_if_whole
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.engines.ranks import get_global_rank
 
@@ -61,10 +64,11 @@ class Progress(Callback):
     def on_step(self, trainer: ExperimentTrainer, metrics: dict[str, float]) -> None:  # type: ignore[override]
         now = time.monotonic()
         if self._since is None:
-            self._since = trainer.global_step, now
+            self._since = self._noted = trainer.global_step, now
         if get_global_rank() != 0:
             return
         last = trainer.global_step >= trainer.last_step
+        self._note_speed(trainer, now)
         terminal = sys.stderr.isatty()
         shown = now - self._shown >= (0.2 if terminal else self.seconds) or last
         written = now - self._written >= FILE_SECONDS or last
@@ -91,6 +95,18 @@ class Progress(Callback):
         if get_global_rank() == 0:
             finished = trainer.global_step >= trainer.max_steps
             self._write(trainer, status="finished" if finished else "stopped")
+
+    def _note_speed(self, trainer: ExperimentTrainer, now: float) -> None:
+        step, (noted, at) = trainer.global_step, self._noted
+        if step == noted or step % max(1, trainer.max_steps // 100):
+            return
+        speed = (step - noted) / max(now - at, 1e-9)
+        row = {"step": step, "metric": "steps_per_second", "value": speed}
+        self._noted = step, now
+        path = Path(trainer.cfg.save_folder) / SPEED
+        with path.open("ab", buffering=0) as file:
+            end_whole(file, path)
+            file.write(json.dumps(row).encode() + b"\n")
 
     def _write(self, trainer: ExperimentTrainer, *, status: str) -> None:
         told = {

@@ -86,7 +86,7 @@ def test_each_family_has_a_block_of_its_own(frame: pd.DataFrame) -> None:
         "modular addition, single protocol: 3 seeds",
     ]
     labels = {axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()}
-    assert labels == {"order R², layer 1", "Fourier modes of 50"}
+    assert labels == {"R² of the hidden order, layer 1", "Fourier modes of 50"}
 
 
 def test_one_seed_is_called_provisional_and_has_no_band(frame: pd.DataFrame) -> None:

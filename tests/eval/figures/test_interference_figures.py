@@ -142,7 +142,7 @@ def test_the_figure_shows_the_cosine_its_null_perp_and_the_random_band(
     random, *bands = w16.collections
     assert random.get_paths()[0].vertices[:, 1].max() == pytest.approx(2 / 256)
     assert len(bands) == 3
-    assert lower.axes[0].get_title() == "rest of the batch, $g_{nt}$"
+    assert lower.axes[0].get_title() == "of the rest of the batch, $g_{nt}$"
     against_size = np.asarray(lower.axes[0].lines[0].get_ydata(), dtype=float)
     np.testing.assert_allclose(against_size, [-0.01, -0.01])
     assert lower.axes[0].get_xscale() == "log"
@@ -159,9 +159,9 @@ def test_where_perp_speaks_for_little_the_panel_says_so(tmp_path: Path) -> None:
     figure = interference(read(tmp_path, records("w16", 0), records("w64", 0, share=0.05)))
     w16, w64 = figure.subfigs[0].subfigs[0].axes
     said = [" ".join(text.get_text() for text in axis.texts) for axis in (w16, w64)]
-    assert "0.40" in said[0]
+    assert "40%" in said[0]
     assert "little" not in said[0]
-    assert "0.05\nperp speaks for little" in said[1]
+    assert "5% of $g_r$\nand speaks for little" in said[1]
 
 
 def test_layers_are_drawn_where_there_is_nothing_else(tmp_path: Path) -> None:

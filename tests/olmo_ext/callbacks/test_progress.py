@@ -82,6 +82,25 @@ def test_the_file_is_written_once_a_second_and_at_the_last_step(
     assert told(tmp_path)["loss"] is None
 
 
+def test_each_hundredth_of_the_run_leaves_its_speed_and_a_later_start_goes_on_below(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    trainer = trainer_in(tmp_path)
+    trainer.max_steps = 1000
+    for first in (0, 20):
+        progress = Progress()
+        progress.on_start(trainer)
+        for step in range(first + 1, first + 31):
+            trainer.global_step = step
+            progress.on_step(trainer, {"train/CrossEntropyLoss": 2.5})
+            clock[0] += 0.5
+        with (tmp_path / "speed.jsonl").open("a") as file:
+            file.write('{"step": 4')  # killed in the middle of a line
+    lines = [json.loads(s) for s in (tmp_path / "speed.jsonl").read_text().splitlines()[:-1]]
+    assert [line["step"] for line in lines] == [10, 20, 30, 30, 40, 50]
+    assert {line["value"] for line in lines} == {2.0}
+
+
 @pytest.mark.parametrize(
     ("overrides", "step", "status"), [([], 12, "finished"), (["train.stop_at=5"], 5, "stopped")]
 )
