@@ -11,6 +11,7 @@ from olmo_core.data import DataCollator, NumpyFSLDataLoader, NumpyFSLDataset
 from olmo_core.nn.attention import AttentionBackendName
 from olmo_core.optim import AdamWConfig
 from olmo_core.train import Duration, TrainerConfig
+from olmo_core.train.callbacks import ConfigSaverCallback
 from olmo_core.train.train_module import TransformerTrainModule
 
 from data_injection.config import injection_config
@@ -47,7 +48,10 @@ def main(folder: Path) -> None:
     measured = {"task_eval": {"every": 10}, "interference": {"every": 10}}
     trainer = TrainerConfig(
         save_folder=str(folder / "run"), max_duration=Duration.steps(STEPS), save_overwrite=True
-    ).with_callback("injection", Injection(callbacks=measured)).build(train, loader)  # fmt: skip
+    ).with_callback("injection", Injection(callbacks=measured)).with_callback(
+        "config_saver", ConfigSaverCallback()
+    ).build(train, loader)  # fmt: skip
+    trainer.callbacks["config_saver"].config = {"model": config.as_config_dict()}
     # Every batch is checked against the plan and the corpus before it is trained on; a step that
     # was taken stands in the ledger.
     trainer.fit()

@@ -53,6 +53,7 @@ LAYERS = {
 THEORY = {"eval.advice", "eval.figures", "eval.findings"}
 """The parts of eval that lay measurements beside predictions."""
 ENGINE = {"olmo_ext", "eval.checkpoints", "launch"}
+CORE = {"olmo_ext.core.compat", "eval.checkpoints.core"}
 HEAVY = (
     "torch",
     "olmo",
@@ -176,7 +177,7 @@ def test_only_the_rooms_that_may_know_the_engine_and_the_theory() -> None:
     for module, target, line in imports():
         here, (room, *_), (other, *_) = part(module), module.split("."), target.split(".")
         engine = other == "olmo" and not {room, here} & ENGINE
-        engine |= other == "olmo_core" and module != "olmo_ext.core.compat"
+        engine |= other == "olmo_core" and module not in CORE
         theory = other == "theory" and room == "eval" and here not in THEORY
         torch = other == "torch" and room == "data_injection"
         if engine or theory or torch:

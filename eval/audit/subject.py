@@ -197,6 +197,11 @@ def _read_identity(
     else:
         if not (missing := [key for key in IDENTITY_KEYS if key not in identity]):
             return identity, None
+        if identity.get("engine") == "olmo_core":
+            raise ConfigError(
+                f"{folder} is a run of OLMo-core, whose batches are checked as they are trained on "
+                "and not audited later (docs/olmo_core.md); give a run of ai2-olmo"
+            )
         problem = f"plan.json cannot be read (it lacks {', '.join(missing)})"
     if audited is None or audited.identity is None:
         raise ConfigError(f"{folder}: {problem}, and no checkpoint says what it held; restore it")

@@ -231,13 +231,13 @@ def _read_model_config(path: Path) -> Any:
     from eval.checkpoints.sharded import RESTORE, checkpoint_kind, first_line
 
     if not (path / "config.yaml").is_file():
-        core = (path / "config.json").is_file() and checkpoint_kind(path) == "torch_new"
+        core = checkpoint_kind(path) == "core"
         raise ConfigError(
             f"{path} has no config.yaml, which says what model the weights are of; "
             + (
                 "it is a checkpoint of OLMo-core 2 or later, whose models are others than "
-                "ai2-olmo's (`olmo_core` is a sharding of ai2-olmo's own): convert it with its "
-                "convert_checkpoint_to_hf and give the folder of transformers"
+                "ai2-olmo's: `olmo-ext eval` reads it (docs/olmo_core.md); for this convert it "
+                "with its convert_checkpoint_to_hf and give the folder of transformers"
                 if core
                 else RESTORE
             )

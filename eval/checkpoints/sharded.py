@@ -36,6 +36,7 @@ Parts = Callable[[str, tuple[int, ...]], Iterator[tuple[Place, torch.Tensor]]]
 
 MARKS = {
     "unsharded": ("model.pt", "config.yaml"),
+    "core": ("model_and_optim/.metadata", "config.json"),
     "torch_new": ("model_and_optim/.metadata",),
     "olmo_core": ("model/metadata.json",),
     "torch_legacy": ("rank0.pt",),
@@ -43,9 +44,9 @@ MARKS = {
     "hf": ("config.json",),
 }
 """What tells a checkpoint's kind: the files that it has. The names are those of the engine's
-`sharded_checkpointer`."""
+`sharded_checkpointer`; "core" is OLMo-core 2 and later (`eval.checkpoints.core`)."""
 
-READABLE = ("unsharded", "torch_new", "olmo_core", "hf")
+READABLE = ("unsharded", "torch_new", "olmo_core", "core", "hf")
 
 UNSAFE = (
     "keeps its weights in pickled Python objects, and loading those runs what they name; if you "
@@ -127,6 +128,7 @@ METADATA_CLASSES = {
     )
 } | {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("olmo_core.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.distributed._shard.sharded_tensor.metadata", "TensorProperties"),
     ("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"),
     ("torch.serialization", "_get_layout"),

@@ -19,6 +19,7 @@ from eval.checkpoints.checkpoint import (
     load_model_config,
     read_identity,
 )
+from eval.checkpoints.core import core_config
 from eval.checkpoints.sharded import checkpoint_kind
 from eval.run import PLAN, differences, find_below, load_identity, read_object
 
@@ -65,10 +66,12 @@ def find_sources(path: str | Path) -> list[Source]:
             for run in runs
             for checkpoint in find_checkpoints(run)
         ]
+        found += [source for run in runs for source in _core_sources(run)]
         if not found:
             raise FileNotFoundError(
                 f"no complete checkpoint in {', '.join(map(str, runs[:3]))}; let the run save one "
-                "(train.save_interval_unsharded) before it is evaluated"
+                "(train.save_interval_unsharded; OLMo-core with its ConfigSaverCallback, "
+                "docs/olmo_core.md) before it is evaluated"
             )
         return found
     # Links count too, each target once: under the name that says a step if there is one.
@@ -81,6 +84,13 @@ def find_sources(path: str | Path) -> list[Source]:
             "transformers in it; give the folder of a run, of runs or of a checkpoint"
         )
     return sorted(sources, key=lambda source: (source.step or 0, source.path.name))
+
+
+def _core_sources(run: Path) -> list[Source]:
+    """A run's own checkpoints of OLMo-core, in the order of their steps."""
+    paths = [path for path in run.glob("step*") if checkpoint_kind(path) == "core"]
+    own = [source for path in paths if (source := _source(path, run)).run is not None]
+    return sorted(own, key=lambda source: source.step or 0)
 
 
 def _source(path: Path, run: Path | None) -> Source:
@@ -112,10 +122,11 @@ def check_belongs(source: Source) -> None:
 
 def check_vocabulary(source: Source, *, vocab_size: int) -> None:
     """Raise ConfigError if a model's token ids are not those that the tasks were drawn from."""
-    if source.kind == "hf":
+    if source.kind in ("hf", "core"):
         config = source.path / "config.json"
+        model = core_config(source.path) if source.kind == "core" else read_object(config)
         try:
-            rows = int(read_object(config)["vocab_size"])
+            rows = int(model["vocab_size"])
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{config} has no vocab_size; is it transformers' own?") from None
         fits, what = vocab_size <= rows < vocab_size + PADDING, f"vocab_size {rows}"

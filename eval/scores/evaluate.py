@@ -25,6 +25,7 @@ from data_injection.lock import lock_folder
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
 from eval.checkpoints.checkpoint import load_model, load_model_config, load_plan
+from eval.checkpoints.core import core_logits
 from eval.checkpoints.sharded import first_line
 from eval.checkpoints.sources import Source, check_belongs, check_vocabulary, find_sources
 from eval.processes import in_processes
@@ -122,7 +123,7 @@ def evaluate(
 
     Args:
         asked: the tasks for checkpoints outside of any run; their rows are only yielded. Sequences
-            are left out of Hugging Face's, whose logits of all positions nobody reads here.
+            are left out of Hugging Face's and OLMo-core's, which do not say what ends a text.
         jobs: checkpoints side by side, each in a process of its own; 1 stays in this one.
 
     Raises:
@@ -148,7 +149,7 @@ def evaluate(
     work: list[tuple[Source, list[Task]]] = []
     for source in sources:
         tasks = runs[source.run].missing(source, choice) if source.run is not None else here
-        if source.kind == "hf":
+        if not reads_sequences(source):
             tasks = [task for task in tasks if task.has_label]
         if tasks:
             work.append((source, tasks))
@@ -176,6 +177,11 @@ def evaluate(
     if problems:
         num = f"{len(problems)} of {len(sources)} checkpoints could not be scored:\n"
         raise ConfigError((num if len(sources) > 1 else "") + "\n".join(problems))
+
+
+def reads_sequences(source: Source) -> bool:
+    """Whether a checkpoint is asked tasks without a label."""
+    return source.kind != "hf" and (source.kind != "core" or source.run is not None)
 
 
 def chosen_sources(paths: str | Path | Sequence[str | Path], choice: Choice) -> list[Source]:
@@ -266,17 +272,21 @@ def measure(
     """All rows of one checkpoint: scores of both splits and their breakdown, by task; of sequences
     what was learned by heart, by number of copies."""
     rows: list[dict[str, Any]] = []
+    logits: Any
     if source.kind == "hf":
         ask = partial(answer, _load_hf(source.path, device))
+    elif source.kind == "core":
+        logits = core_logits(source.path, device=device)
+        ask = partial(answer, lambda ids: logits(ids, keep=1)[:, -1])
     else:
         model = load_model(source.path, device=device)
+        logits = lambda ids: model(ids.to(device)).logits  # noqa: E731
         ask = partial(fast_answer, cut(model))
     for task in tasks:
         if not task.has_label:
-            eos = load_model_config(source.path)["eos_token_id"]
-            read = memorization_rows(
-                lambda ids: model(ids.to(device)).logits, task, prefix=prefix, eos=eos
-            )
+            of_plan = load_identity(source.run)["plan"] if source.run is not None else None
+            eos = (of_plan or load_model_config(source.path))["eos_token_id"]
+            read = memorization_rows(logits, task, prefix=prefix, eos=eos)
             rows += [{"task": task.name, "family": task.family} | row for row in read]
             continue
         answers = ask(task, np.arange(len(task.tokens)))

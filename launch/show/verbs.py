@@ -45,7 +45,7 @@ def evaluate(
 ) -> None:
     """Score every checkpoint on every task and split; what is in the records is skipped."""
     with at_work("starting"):
-        from eval.scores.evaluate import Choice, Done, chosen_sources, results
+        from eval.scores.evaluate import Choice, Done, chosen_sources, reads_sequences, results
         from eval.scores.evaluate import evaluate as run
         from eval.scores.table import print_scores
         from eval.text import TABLE_SUFFIXES, check_target, write_table
@@ -57,8 +57,9 @@ def evaluate(
         found = chosen_sources(sources, choice)
         asked = _tasks_of(plan) if plan is not None else None
         without = [task.name for task in asked.tasks if not task.has_label] if asked else []
-        if without and any(source.kind == "hf" for source in found):
-            say(errors, f"Hugging Face checkpoints are not asked sequences: {', '.join(without)}")
+        if without and not all(map(reads_sequences, found)):
+            told = "checkpoints of Hugging Face and OLMo-core are not asked sequences: "
+            say(errors, told + ", ".join(without))
     done: list[Done] = []
     with progress_bar(errors) as bar:
         bar("checkpoints", 0, len(found))

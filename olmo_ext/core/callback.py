@@ -3,7 +3,8 @@
     loader = inject(loader, InjectionConfig(...))
     config.with_callback("injection", Injection(folder=save_folder, callbacks={"task_eval": {}}))
 
-In `folder`: records.jsonl, plan.json and ledger/ as of any run; `olmo-ext report` reads them.
+In `folder` what any run has: records.jsonl, plan.json, run.json, experiment.yaml and ledger/;
+`olmo-ext report` and `olmo-ext eval` read them.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch.distributed as dist
+from omegaconf import OmegaConf
 
 from data_injection.errors import ConfigError
+from data_injection.extensions import origins
 from data_injection.files import replace_file
 from data_injection.ledger import LEDGER_FOLDER, LedgerWriter, Position
 from data_injection.lock import lock_folder
 from data_injection.plan import StepRows
+from data_injection.tasks.sequences import keep_tables
+from eval.checkpoints.checkpoint import IDENTITY_FILE
 from eval.records import FILE_NAME, RecordWriter
-from eval.run import PLAN
+from eval.run import EXPERIMENT, PLAN, RUN
 from olmo_ext.batch_check import StreamError, Witness
 from olmo_ext.callbacks.base import Callback as Ours
 from olmo_ext.callbacks.build import build_callbacks
@@ -75,7 +80,7 @@ class Injection(Callback):
         folder, writer = Path(self.folder or trainer.save_folder), None
         if get_global_rank() == 0:
             self._stack.enter_context(lock_folder(folder))
-            self._write_plan(folder)
+            self._write_run_files(folder)
             self._ledger = self._stack.enter_context(self._open_ledger(folder))
             writer = RecordWriter(folder / FILE_NAME)
         self._host = CoreHost(trainer, run_fields=self._fields(), writer=writer)
@@ -122,6 +127,9 @@ class Injection(Callback):
             callback.on_step(self._host, metrics)
 
     def post_checkpoint_saved(self, path: Any) -> None:
+        if get_global_rank() == 0 and Path(path).is_dir():  # not in a bucket
+            text = json.dumps(self._identity | {"step": self.step})
+            replace_file(Path(path) / IDENTITY_FILE, text, sync=True)
         for callback in self._ours.values():
             callback.on_checkpoint(self._host)
 
@@ -145,15 +153,33 @@ class Injection(Callback):
 
     # -- the run's folder ------------------------------------------------------------------------
 
-    def _write_plan(self, folder: Path) -> None:
-        path, plan = folder / PLAN, self._plan
+    def _write_run_files(self, folder: Path) -> None:
+        """What later readers compile the plan from, and the fields that all records share."""
+        path, plan, loader = folder / PLAN, self._plan, self.trainer.data_loader
         if path.exists() and (before := json.loads(path.read_text())["plan_hash"]) != plan.hash:
             raise ConfigError(
                 f"{folder} holds a run of another plan ({before[:12]}..., this is "
                 f"{plan.hash[:12]}...); choose another folder"
             )
-        told = {"plan_hash": plan.hash, "plan": plan.canonical, "engine": "olmo_core"}
-        replace_file(path, json.dumps(told, indent=1), sync=True)
+        fields = self._fields()
+        model = {"model": {"vocab_size": loader.vocabulary["vocab_size"]}}
+        self._identity = {
+            "plan_hash": plan.hash,
+            "plan": plan.canonical,
+            "engine": "olmo_core",
+            "corpus_hash": fields["corpus_hash"],
+            **loader.vocabulary,
+            "train": model,
+        }
+        replace_file(path, json.dumps(self._identity, indent=1), sync=True)
+        keep_tables(folder, plan.tasks)
+        asked = {"injection": asdict(loader.section), "callbacks": self.callbacks, "train": model}
+        replace_file(folder / EXPERIMENT, OmegaConf.to_yaml(OmegaConf.create(asked)))
+        kinds = {task.family: type(task) for task in plan.tasks}
+        kinds |= {name: type(callback) for name, callback in self._ours.items()}
+        run = {"run": self.run, "num_steps": self.trainer.max_steps, "plan_hash": plan.hash}
+        run |= {"record_fields": fields, "extensions": origins(kinds)}
+        replace_file(folder / RUN, json.dumps(run, indent=1))
 
     def _open_ledger(self, folder: Path) -> LedgerWriter:
         place = self._loaded.get("ledger")

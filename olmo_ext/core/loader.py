@@ -38,6 +38,11 @@ class Injected:
     """
 
     plan: InjectionPlan
+    section: InjectionConfig
+    """What the plan was compiled from."""
+
+    vocabulary: dict[str, Any]
+    """Its size, and the ids that no task may draw."""
 
     @property
     def step(self: Any) -> int:
@@ -150,6 +155,7 @@ def inject(
             "can share",
         )
     special = {tokens.eos_token_id, tokens.bos_token_id, loader.collator.pad_token_id} - {None}
+    reserved = sorted({*special, *reserved_tokens})
     plan = compile_plan(
         config,
         batch_size=batch_size,
@@ -157,13 +163,14 @@ def inject(
         epoch_rows=loader.total_batches * batch_size,
         vocab_size=tokens.vocab_size,
         eos_token_id=tokens.eos_token_id,
-        reserved_tokens={*special, *reserved_tokens},
+        reserved_tokens=reserved,
         num_steps=num_steps,
         encode=encode,
     )
     # The same loader in all else; a class cannot be exchanged for one with a mixin before it.
     spliced = kind.__new__(kind)
-    spliced.__dict__ = loader.__dict__ | {"plan": plan}
+    spliced.__dict__ = loader.__dict__ | {"plan": plan, "section": config}
+    spliced.vocabulary = {"vocab_size": tokens.vocab_size, "reserved_tokens": reserved}
     return spliced
 
 

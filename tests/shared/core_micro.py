@@ -40,7 +40,7 @@ from olmo_core.nn.attention import AttentionBackendName
 from olmo_core.nn.transformer import TransformerBlockType, TransformerConfig
 from olmo_core.optim import AdamWConfig, SkipStepAdamWConfig
 from olmo_core.train import Duration, TrainerConfig, prepare_training_environment
-from olmo_core.train.callbacks import CheckpointerCallback
+from olmo_core.train.callbacks import CheckpointerCallback, ConfigSaverCallback
 from olmo_core.train.train_module import TransformerDataParallelConfig, TransformerTrainModule
 from olmo_core.utils import seed_all
 
@@ -115,21 +115,23 @@ def build_loader(
     return NumpyFSLDataLoader(dataset, **shared)
 
 
-def build_model(kind: str = "olmo2") -> Any:
+def model_config(kind: str = "olmo2") -> Any:
     shape: dict[str, Any] = {"d_model": 32, "vocab_size": VOCAB, "n_layers": 2, "n_heads": 2}
     shape["attn_backend"] = AttentionBackendName.torch
     if kind == "olmo2":  # as TransformerConfig.olmo2_1M
         shape |= {"block_name": TransformerBlockType.reordered_norm, "qk_norm": True}
-    config = TransformerConfig.llama_like(**shape)
-    return config.build(init_device="cpu")
+    return TransformerConfig.llama_like(**shape)
 
 
 def build_trainer(folder: Path, given: dict[str, Any]) -> Any:
     seed_all(11)
     dp, world = given.get("dp"), get_world_size()
     loader = build_loader(folder, given.get("kind", "fsl"), world=world, rank=get_rank())
-    loader = inject(loader, injection_config(given.get("section", SECTION)))
-    model = build_model(given.get("model", "olmo2"))
+    loader = inject(
+        loader, injection_config(given.get("section", SECTION)), num_steps=given.get("steps", 8)
+    )
+    config_of_model = model_config(given.get("model", "olmo2"))
+    model = config_of_model.build(init_device="cpu")
     dp_config = None
     if dp is not None:
         kwargs = {"param_dtype": DType.float32} if dp == "fsdp" else {}
@@ -164,7 +166,9 @@ def build_trainer(folder: Path, given: dict[str, Any]) -> Any:
         config = config.with_callback("injection", Injection(callbacks=given["callbacks"]))
     for name, callback in given.get("more", {}).items():
         config = config.with_callback(name, callback)
-    return config.build(train, loader)
+    trainer = config.with_callback("config_saver", ConfigSaverCallback()).build(train, loader)
+    trainer.callbacks["config_saver"].config = {"model": config_of_model.as_config_dict()}
+    return trainer
 
 
 def digest(model: Any) -> str:

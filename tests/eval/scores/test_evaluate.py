@@ -514,5 +514,11 @@ def test_a_checkpoint_of_olmo_core_2_is_told_from_a_damaged_one(run: Path, tmp_p
     message = refused(core, "--plan", run)
     for words in ("OLMo-core 2 or later", "convert_checkpoint_to_hf"):
         assert words in message
+    model = {"vocab_size": tasks_of_run(run).vocab_size, "_CLASS_": "os.system"}
+    (core / "config.json").write_text(json.dumps({"model": model}))
+    assert "asks for os.system, which is not OLMo-core's" in refused(core, "--plan", run)
+    model["_CLASS_"] = "olmo_core.nn.transformer.config.TransformerConfig"
+    (core / "config.json").write_text(json.dumps({"model": model}))
+    assert "read where ai2-olmo-core 3 is installed" in refused(core, "--plan", run)
     (core / "config.json").unlink()
     assert "has no config.yaml" in refused(core, "--plan", run)

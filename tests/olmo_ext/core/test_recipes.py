@@ -34,6 +34,15 @@ def test_a_rung_has_the_shape_and_the_parameters_of_its_config(rung: str) -> Non
     assert config.num_params == total
 
 
+def test_a_rung_takes_dotted_overrides_and_refuses_unknown_ones() -> None:
+    config = ladder("4M", "n_layers=3", "block.feed_forward.hidden_size=128")
+    assert (config.n_layers, config.block.feed_forward.hidden_size) == (3, 128)
+    assert (config.d_model, ladder("4M").n_layers) == (64, 8)
+    for wrong in ("bock.x=1", "block.nonsense=3", "n_layers=two"):
+        with pytest.raises(ConfigError, match="overrides must be dotted fields"):
+            ladder("4M", wrong)
+
+
 def test_an_unknown_rung_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="rung must be one of 4M, 20M"):
         ladder("5M")

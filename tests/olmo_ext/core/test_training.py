@@ -179,12 +179,41 @@ def test_what_cannot_be_measured_is_refused_by_name(
     assert not (tmp_path / "run" / "ledger").exists()
 
 
-def test_schedulers_of_batch_and_length_are_refused_by_name(tmp_path: Path) -> None:
-    from core_micro import build_trainer
-    from olmo_core.train.callbacks import BatchSizeSchedulerCallback
+REFUSED: list[tuple[str, str]] = [
+    ("sizes", r"trainer\.callbacks\.sizes must be left out"),
+    ("lengths", r"trainer\.callbacks\.lengths must be left out"),
+    ("pp", "train_module must be TransformerTrainModule: no pipeline parallelism"),
+    ("cp", r"train_module\.cp_config must be None"),
+    ("tp", r"train_module\.tp_config must be None"),
+    ("ep", r"train_module\.ep_config must be None"),
+    ("moe", r"model\.feed_forward_moe must be off for callbacks\.interference: auxiliary losses"),
+    ("float8", r"train_module\.float8_config must be off for callbacks\.interference"),
+]
 
-    trainer = build_trainer(tmp_path, {"callbacks": {}})
-    scheduler = BatchSizeSchedulerCallback.__new__(BatchSizeSchedulerCallback)
-    trainer.callbacks["sizes"] = scheduler
-    with pytest.raises(ConfigError, match=r"trainer\.callbacks\.sizes must be left out"):
+
+@pytest.mark.parametrize(("what", "said"), REFUSED)
+def test_what_would_train_something_else_than_the_plan_is_refused_by_name(
+    what: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core_micro import build_trainer
+    from olmo_core.train import callbacks, train_module
+
+    trainer = build_trainer(tmp_path, {"callbacks": {"interference": {"every": 4}}})
+    schedulers = {
+        "sizes": callbacks.BatchSizeSchedulerCallback,
+        "lengths": callbacks.SequenceLengthSchedulerCallback,
+    }
+    if kind := schedulers.get(what):
+        trainer.callbacks[what] = kind.__new__(kind)
+    elif what == "pp":
+        kind = train_module.TransformerPipelineTrainModule
+        trainer.train_module = kind.__new__(kind)
+    elif what == "moe":
+        monkeypatch.setattr(type(trainer.train_module.model), "is_moe", True)
+    elif what == "float8":
+        trainer.train_module.model._fp8_enabled = True
+    else:
+        monkeypatch.setattr(type(trainer.train_module), f"{what}_enabled", True)
+    with pytest.raises(ConfigError, match=said):
         trainer.callbacks["injection"].pre_train()
+    assert not (tmp_path / "run" / "ledger").exists()

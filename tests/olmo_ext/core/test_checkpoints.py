@@ -1,0 +1,117 @@
+"""`olmo-ext eval` asks OLMo-core's checkpoints, and transformers answers as OLMo-core does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from eval.records import read_records
+from eval.scores.evaluate import evaluate, tasks_of_run
+from olmo_ext.core import compat
+
+pytestmark = pytest.mark.skipif(bool(compat.MISSING), reason="needs ai2-olmo-core 3: test-core")
+
+AT = ["step", "task", "split", "subset", "metric"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight steps of the micro OLMo-2, with a task of sequences; checkpoints of steps 4 and 8."""
+    from core_micro import SECTION, build_trainer
+
+    folder = tmp_path_factory.mktemp("core")
+    rows = [
+        {"tokens": [20 + i, 30 + i, 40 + i, 50], "copies": copies, "twin": copies is None}
+        for i, copies in enumerate([4, 4, 0, None, None])
+    ]
+    texts = [json.dumps({key: value for key, value in row.items() if value is not None})
+             for row in rows]  # fmt: skip
+    (folder / "seq.jsonl").write_text("\n".join(texts))
+    sequences = {
+        "name": "seq",
+        "family": "sequences",
+        "params": {"file": str(folder / "seq.jsonl")},
+    }
+    section = SECTION | {"tasks": [*SECTION["tasks"], sequences]}
+    callbacks = {"task_eval": {"every": 4, "prefix": 2}}
+    build_trainer(folder, {"section": section, "callbacks": callbacks, "save": 4}).fit()
+    (folder / "seq.jsonl").unlink()  # what is evaluated later needs the run's folder alone
+    return folder / "run"
+
+
+def measured_again(run: Path, to: Path) -> pd.DataFrame:
+    """What `olmo-ext eval` records of a run that had recorded nothing."""
+    shutil.copytree(run, to)
+    (to / "records.jsonl").unlink()
+    assert [done.source.step for done in evaluate(to) if done.rows] == [0, 4, 8]
+    return read_records(to)
+
+
+def indexed(table: pd.DataFrame) -> pd.Series:
+    return table.fillna({"subset": "all"}).set_index(AT).value.sort_index()
+
+
+def test_a_checkpoint_scores_as_the_run_did(run: Path, tmp_path: Path) -> None:
+    again = indexed(measured_again(run, tmp_path / "again"))
+    recorded = read_records(run)
+    recorded = indexed(recorded[recorded.task != ""])
+    metrics = set(recorded.index.get_level_values("metric"))
+    assert {"score", "choice_loss", "sequence_loss", "extraction", "membership_auc"} <= metrics
+    shared = recorded.index.intersection(again.index)
+    assert len(shared) == len(recorded) > 40
+    # Other rows stand beside one another in a batch, which moves a logit's last digits.
+    np.testing.assert_allclose(again[shared], recorded, atol=1e-6)
+    shares = recorded.index.get_level_values("metric").isin(["score", "extraction", "exposure"])
+    assert (again[shared][shares] == recorded[shares]).all()
+
+
+def write_tokenizer(folder: Path) -> None:
+    """One of 256 bytes: the converter must be given some tokenizer of the model's size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ends = [chr(256), chr(257)]  # bytes 0 and 1: EOS and padding
+    rest = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(ends))
+    vocab = {one: index for index, one in enumerate(ends + rest)}
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    names = dict(zip(("eos_token", "pad_token"), ends, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+
+
+def test_transformers_answers_as_olmo_core_does(run: Path, tmp_path: Path) -> None:
+    """Through OLMo-core's own converter, of a checkpoint outside of any run."""
+    from core_micro import EOS, PAD, VOCAB
+    from olmo_core.nn.hf import convert_checkpoint_to_hf
+
+    write_tokenizer(tmp_path / "bytes")
+    shutil.copytree(run / "step8", tmp_path / "step8")
+    convert_checkpoint_to_hf(
+        tmp_path / "step8",
+        tmp_path / "hf",
+        json.loads((tmp_path / "step8" / "config.json").read_text())["model"],
+        {"vocab_size": VOCAB, "eos_token_id": EOS, "pad_token_id": PAD},
+        tokenizer_id=str(tmp_path / "bytes"),
+        max_sequence_length=16,
+    )
+    asked = tasks_of_run(run)
+    ours, theirs = (
+        indexed(
+            pd.DataFrame(
+                [row for done in evaluate(tmp_path / name, asked=asked) for row in done.rows]
+            )
+        )
+        for name in ("step8", "hf")
+    )
+    ours, theirs = ours.droplevel("step"), theirs.droplevel("step")
+    assert len(ours) > 40
+    # Measured: 0. Where weights lie in memory may choose another kernel.
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    shares = ours.index.get_level_values("metric").isin(["score", "accuracy", "label_accuracy"])
+    assert (ours[shares] == theirs[shares]).all()
