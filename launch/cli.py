@@ -29,7 +29,7 @@ from launch.slurm import verbs as slurm
 from launch.sweep import verbs as sweep
 from launch.terminal import DEBUG, check_typed, console, exits, say
 from launch.train import train
-from launch.verify import verify
+from launch.verify import bench, verify
 
 app = typer.Typer(
     help="Rare-task injection for OLMo pretraining: what larger models learn and smaller do not.",
@@ -57,6 +57,7 @@ VERBS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
     "Cluster": {
         "doctor": (doctor, ""),
         "verify": (verify, "--json verify.json"),
+        "bench": (bench, "configs/olmo_4M_to_4B/ladder/4M.yaml --json bench.json"),
         "submit": (slurm.submit, "mine/sweep.yaml --site my-site.yaml --dry-run"),
         "status": (slurm.status, "runs/mine"),
     },

@@ -1,7 +1,8 @@
-"""verify: does what this project promises hold on this machine? To be run first on a new one.
+"""verify and bench: does what this project promises hold on this machine, and how fast is it?
 
 olmo-ext verify                            # CPU or GPU, no corpus needed; about a minute
 olmo-ext verify experiment.yaml --json verify.json
+olmo-ext bench ladder/4M.yaml ladder/300M.yaml --rows 16 --micro-batch 8 --json bench.json
 """
 
 from __future__ import annotations
@@ -59,3 +60,69 @@ def verify(
     console.print(f"{len(failed)} failed: {'; '.join(failed)}" if failed else "all checks passed")
     if failed:
         raise typer.Exit(1)
+
+
+def bench(
+    experiments: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Whose models to time; by default one that fits anywhere."),
+    ] = None,
+    rows: Annotated[
+        int, typer.Option(min=1, help="Rows a step; tokens/s hardly depend on their number.")
+    ] = 8,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Rows of a micro-batch.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each, at most.")] = 40,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="Of each model, at most.")] = 25,
+    precision: Annotated[str, typer.Option(help="On a GPU; a CPU computes in fp32.")] = "amp_bf16",
+    peak_tflops: Annotated[
+        float, typer.Option(min=0.001, help="Of the device: 989 is an H100 SXM in dense bf16.")
+    ] = 989.0,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Also write the table's rows there.")
+    ] = None,
+) -> None:
+    """Time stock ai2-olmo's trainer and ours in turns: tokens/s, MFU, memory, ours over stock's."""
+    with Beat(to_stderr) as beat, interruptible("nothing was left behind"):
+        beat.then("importing the engine")
+        import torch
+        import torch.distributed as dist
+
+        from data_injection.errors import ConfigError
+        from eval.text import check_target, new_table, print_table
+        from olmo_ext.build import keep_memory
+        from olmo_ext.verify.bench import bench as timed
+        from olmo_ext.verify.runs import Runs
+
+        check_target(json_path, "--json")
+        if rows % micro_batch:
+            rule = f"must divide --rows, {rows}"
+            raise ConfigError(key="--micro-batch", value=micro_batch, rule=rule)
+        logging.basicConfig(level=logging.ERROR)
+        keep_memory()
+        if not experiments:
+            torch.set_num_threads(1)  # as in verify
+        found = []
+        for path in experiments or [None]:
+            name = "the smallest" if path is None else path.stem
+            beat.then(f"timing {name}")
+            with tempfile.TemporaryDirectory(prefix="olmo-ext-bench-") as folder:
+                told = timed(
+                    Runs(Path(folder), experiment=path), steps=steps, seconds=seconds,
+                    peak_tflops=peak_tflops, precision=precision,
+                    train__global_train_batch_size=rows,
+                    train__device_train_microbatch_size=micro_batch,
+                )  # fmt: skip
+            found.append({"model": name, "rows": rows, "micro_batch": micro_batch, **told})
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    table = new_table("model", "tokens/s", "stock's", "s a step", "ours / stock", "MFU", "peak GB")
+    for told in found:
+        columns = [f"{told[key]:,.0f}" for key in ("ours_tok_s", "stock_tok_s")]
+        columns += [f"{told['ours_s']:.3g}", f"{told['ratio']:.3f}"]
+        memory = told["peak_gb_both"]
+        on_card = (f"{told['ours_mfu']:.2%}", f"{memory:.1f}") if memory else ("-", "-")
+        table.add_row(told["model"], *columns, *on_card)
+    print_table(table, console)
+    console.print(f"MFU: of {peak_tflops:g} TFLOP/s, on a card; peak GB: of both trainers together")
+    if json_path is not None:
+        write_json(json_path, found)

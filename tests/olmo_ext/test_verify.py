@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import olmo_ext.verify.bench
 import olmo_ext.verify.checks
 import olmo_ext.verify.split
+from data_injection.errors import ConfigError
 from launch.cli import app
 from olmo_ext.verify.checks import LOOKS, same_weights, verify
 from olmo_ext.verify.runs import Check, Runs
@@ -96,3 +99,48 @@ def test_an_experiments_own_model_is_taken(write_experiment: Any, tmp_path: Path
     model = runs.experiment("one", steps=1, rate=1).train.model
     assert model.d_model == runs.experiment("two", steps=1).train.model.d_model
     assert passed(LOOKS["memory"](runs)) == {"peak memory of a step by plan --cost": True}
+
+
+class ToldSteps:
+    """A stepper whose seconds are told: stock's .2 and .4 in turns, ours half as long again."""
+
+    taken: ClassVar[list[str]] = []
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.seconds, self.losses = trainer, [], []
+
+    def step(self, *, timed: bool = True) -> None:
+        self.losses.append(float(len(self.losses)))
+        if timed:
+            self.taken.append(self.trainer.name)
+            self.seconds.append((0.2, 0.4)[len(self.seconds) % 2] * self.trainer.slower)
+
+
+def test_bench_takes_turns_and_divides_by_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(olmo_ext.verify.bench, "Stepper", ToldSteps)
+    model = SimpleNamespace(max_sequence_length=100, num_fwd_flops=1e9, num_bck_flops=2e9)
+    cfg = SimpleNamespace(global_train_batch_size=3, model=model)
+    a, b = (
+        SimpleNamespace(name=name, slower=slower, model=model, cfg=cfg)
+        for name, slower in (("stock", 1.0), ("ours", 1.5))
+    )
+    told = olmo_ext.verify.bench.turns(a, b, steps=10, seconds=1e9, peak_tflops=10)
+    blocks = [ToldSteps.taken[at : at + 5] for at in range(0, 20, 5)]
+    assert blocks == [[name] * 5 for name in ("ours", "stock", "stock", "ours")]
+    assert told["steps"] == 10
+    assert told["ratio"] == pytest.approx(1.5)
+    assert told["ours_tok_s"] == pytest.approx(300 / 0.45)
+    assert told["ours_mfu"] == pytest.approx(3e9 * 300 / 0.45 / 10e12)
+
+
+def test_the_bench_verb_times_both_trainers_and_writes_what_it_shows(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    done = CliRunner().invoke(app, ["bench", "--steps", "1", "--json", str(path)])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(path.read_text())
+    assert row["steps"] == 1
+    assert row["ours_s"] > 0 < row["stock_s"]
+    assert f"{row['ratio']:.3f}" in done.output
+    refused = CliRunner().invoke(app, ["bench", "--rows", "7"])
+    assert isinstance(refused.exception, ConfigError)
+    assert refused.exception.key == "--micro-batch"

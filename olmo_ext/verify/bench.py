@@ -1,0 +1,79 @@
+"""How fast is this machine: stock's trainer and ours in turns, on an experiment's own model.
+
+    told = bench(Runs(folder, experiment=path), steps=40, seconds=60)
+
+Turns of a few steps share the card's clocks and whatever else the machine does, so that the ratio
+says more than either time.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from statistics import median
+from typing import Any
+
+import torch
+
+from olmo_ext.verify.runs import Runs, Stepper, free, ours, stock
+
+BLOCK = 5
+"""Steps of one trainer before the other's turn."""
+
+WARM = 3
+"""Steps of each before the clock counts: kernels are chosen, memory is taken."""
+
+
+def bench(
+    runs: Runs, *, steps: int, seconds: float, peak_tflops: float, **settings: Any
+) -> dict[str, Any]:
+    """Steps of both in turns, at most `steps` each and about `seconds` in all; see `turns`.
+
+    settings: of `Runs.experiment`, such as train__global_train_batch_size. One task of one instance
+    a step is spliced into our batches and none into stock's.
+    """
+    with ExitStack() as stack:
+        free()
+        both = [stock(runs.experiment("stock", steps=10 * steps, **settings))]
+        both.append(ours(runs.experiment("ours", steps=10 * steps, rate=1, **settings), stack))
+        return turns(*both, steps=steps, seconds=seconds, peak_tflops=peak_tflops)
+
+
+def turns(
+    a: Any, b: Any, *, steps: int, seconds: float, peak_tflops: float
+) -> dict[str, float | int]:
+    """Medians of the steps of stock's trainer `a` and ours `b`.
+
+    Returns: steps of each; stock_s, ours_s a step; ratio, the median over pairs of ours over
+    stock's; tokens/s of each; FLOPs a token as the engine counts, forward and backward; our MFU of
+    `peak_tflops`; peak memory of both together on the card, GB (0 without one); last losses.
+    """
+    steppers = Stepper(a), Stepper(b)
+    for stepper in steppers:
+        for _ in range(WARM):
+            stepper.step(timed=False)
+    free()
+    until = time.monotonic() + seconds
+    for number in range(max(steps // BLOCK, 1)):
+        for stepper in steppers if number % 2 else steppers[::-1]:
+            for _ in range(min(BLOCK, steps)):
+                stepper.step()
+        if time.monotonic() > until:
+            break
+    times = [stepper.seconds for stepper in steppers]
+    tokens = b.cfg.global_train_batch_size * b.cfg.model.max_sequence_length
+    flops = float(b.model.num_fwd_flops + b.model.num_bck_flops)
+    cuda = torch.cuda.is_available()
+    return {
+        "steps": len(times[0]),
+        "stock_s": median(times[0]),
+        "ours_s": median(times[1]),
+        "ratio": median(y / x for x, y in zip(*times, strict=True)),
+        "stock_tok_s": tokens / median(times[0]),
+        "ours_tok_s": tokens / median(times[1]),
+        "flops_per_token": flops,
+        "ours_mfu": flops * tokens / median(times[1]) / (peak_tflops * 1e12),
+        "peak_gb_both": torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0,
+        "loss_stock": steppers[0].losses[-1],
+        "loss_ours": steppers[1].losses[-1],
+    }
