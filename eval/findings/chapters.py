@@ -55,7 +55,7 @@ def _of(sweep: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.Data
 CHAPTERS = {
     "controls": Chapter(findings.SWEEPS, findings.thin, findings.TABLES, findings_figures.FIGURES),
     "mechanism": Chapter(
-        ("mechanism", "matched_frequency"),
+        ("mechanism", "matched_frequency", "shuffled"),
         mechanism.thin,
         mechanism.TABLES,
         {

@@ -38,7 +38,7 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
     """The records that the chapter stands on; the rest is in the runs' own files."""
     sweep = sweep_of(frame)
     whole = frame.subset.fillna("all") == "all"
-    inside = (sweep == "mechanism") & (frame.task != "")
+    inside = sweep.isin(["mechanism", "shuffled"]) & (frame.task != "")
     cosines = frame.metric.isin(COSINES) & frame.group.isin(GROUPS)
     scores = frame.metric.isin(["score", "label_loss"]) & (frame.split == "test") & whole
     last = frame.step == frame.groupby("run").step.transform("max")
@@ -79,6 +79,31 @@ def interference(rows: pd.DataFrame, every: pd.DataFrame) -> str:
         body.append([f"`{group}`", between, "", "", "", sizes, in_units, "", ""])
     head = ["neurons", "size", "cos(g_nt, g_r)", "labels permuted", "perp", "mean abs. perp"]
     return markdown([*head, "of a random one's", "perp part of g_r", "perp of g_t_label"], body)
+
+
+def shuffled(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Mean |perp| and order R^2 of the task beside a task whose labels were dealt out anew."""
+    last, body = every[every.step == every.step.max()], []
+    for rung in ("w16", "w64"):
+        pairs = {}
+        for group in GROUPS:
+            where = (rung, group, "cos_g_nt", "abs_perp")
+            own, null = (_over_steps(every, *where, sweep=name) for name in REAL_AND_SHUFFLED)
+            pairs[f"mean abs. perp, `{group}`"] = own, null, _three
+        own, null = (
+            _metric(last[last.sweep == name], rung, "order_r2", 1) for name in REAL_AND_SHUFFLED
+        )
+        pairs["order R^2, after block 1"] = own, null, lambda found: found.text
+        own, null = (_metric(last[last.sweep == name], rung, "score") for name in REAL_AND_SHUFFLED)
+        pairs["score"] = own, null, lambda found: found.text
+        for what, (own, null, text) in pairs.items():
+            apart = difference(own, null)
+            told = _three_signed(apart) if text is _three else verdict(apart)
+            body.append([what, rung, text(estimate(own)), text(estimate(null)), told])
+    return markdown(["", "size", "the task", "labels dealt out anew", "difference"], body)
+
+
+REAL_AND_SHUFFLED = ("mechanism", "shuffled")
 
 
 def inner_products(rows: pd.DataFrame, every: pd.DataFrame) -> str:
@@ -174,6 +199,7 @@ def retained(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 TABLES: dict[str, Table] = {
     "interference": interference,
     "inner_products": inner_products,
+    "shuffled": shuffled,
     "features": features,
     "gaps": gaps,
     "retained": retained,
@@ -204,10 +230,12 @@ def rank_correlation(
     return rho, float((np.sum(drawn >= abs(rho) - 1e-12) + 1) / (permutations + 1))
 
 
-def _over_steps(every: pd.DataFrame, rung: str, group: str, metric: str, name: str) -> pd.Series:
+def _over_steps(
+    every: pd.DataFrame, rung: str, group: str, metric: str, name: str, sweep: str = "mechanism"
+) -> pd.Series:
     """A field's mean over the measured steps of the second half, one value a seed."""
     chosen = every[
-        (every.sweep == "mechanism")
+        (every.sweep == sweep)
         & (every.rung == rung)
         & (every.group == group)
         & (every.metric == metric)
