@@ -57,3 +57,15 @@ def check_totals(schedules: Sequence[Schedule], num_steps: int) -> None:
                 rule=f"must have all {promised} instances within {num_steps} steps",
                 remedy="end its window by then, make it denser, or train longer",
             )
+
+
+def check_beginning(schedules: Sequence[Schedule], step: int) -> None:
+    """Raise ConfigError if an instance comes before a step that was reached without a plan."""
+    for index, schedule in enumerate(schedules):
+        if placed := schedule.before(step):
+            raise ConfigError(
+                key=f"injection.tasks[{index}].schedule",
+                value=f"{placed} instances before it",
+                rule=f"must begin at step {step} or later: the steps before had no plan",
+                remedy=f"give kind: window with start: {step}",
+            )

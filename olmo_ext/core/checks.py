@@ -30,6 +30,12 @@ def check_run(trainer: Any, callbacks: Collection[str]) -> None:
     if not isinstance(loader, Injected):
         rule = "must carry a plan: call olmo_ext.core.loader.inject before the trainer is built"
         raise ConfigError(key="data_loader", value=type(loader).__name__, rule=rule)
+    at = (trainer.epoch - 1) * loader.total_batches + loader.batches_processed
+    if at != trainer.global_step:
+        rule = f"must stand at step {trainer.global_step} of the checkpoint: its batches had "
+        rule += "another size, or other rows, so that the order cannot be taken up"
+        remedy = "start from its weights alone, by load_trainer_state=False"
+        raise ConfigError(key="data_loader", value=at, rule=rule, remedy=remedy)
     if unserved := sorted(set(callbacks) - set(SERVED)):
         rule = f"must be of {', '.join(SERVED)} under OLMo-core"
         raise ConfigError(key="callbacks", value=unserved, rule=rule, remedy="leave them out")

@@ -16,6 +16,7 @@ from data_injection.config import InjectionConfig
 from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
+from data_injection.schedules.fits import check_beginning
 from data_injection.splice import splice_batch
 from data_injection.tasks.sequence_file import Encode
 from eval.run import differences
@@ -68,10 +69,8 @@ class Injected:
     def load_state_dict(self: Any, state: dict[str, Any]) -> None:
         before = state.get(STATE)
         if before is None:
-            raise ConfigError(
-                "the checkpoint was trained without a plan, so that what stood in its rows is not "
-                "this plan's; start from its weights alone, by load_trainer_state=False"
-            )
+            self._continue_unplanned(state)
+            return
         if before["plan_hash"] != self.plan.hash:
             found = differences(self.plan.canonical, before["plan"])
             raise ConfigError(
@@ -79,6 +78,17 @@ class Injected:
                 + "\n  ".join(f"{k}: {now!r} now, {then!r} before" for k, now, then in found)
             )
         super().load_state_dict({k: v for k, v in state.items() if k != STATE})  # type: ignore[misc]
+
+    def _continue_unplanned(self: Any, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint of anybody's, whose rows so far were the corpus's own."""
+        data = getattr(self, "dataset", None)  # of a composable loader OLMo-core itself compares
+        if data is not None and state["dataset_fingerprint"] != data.fingerprint:
+            raise ConfigError(
+                "the checkpoint was trained on another corpus (dataset_fingerprint): its order of "
+                "rows cannot be taken up; start from its weights alone, by load_trainer_state=False"
+            )
+        super().load_state_dict(state)  # type: ignore[misc]
+        check_beginning(self.plan.schedules, self.step)
 
     # -- the rows without the plan, for the batch check -------------------------------------------
 

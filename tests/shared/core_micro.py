@@ -126,10 +126,11 @@ def model_config(kind: str = "olmo2") -> Any:
 def build_trainer(folder: Path, given: dict[str, Any]) -> Any:
     seed_all(11)
     dp, world = given.get("dp"), get_world_size()
-    loader = build_loader(folder, given.get("kind", "fsl"), world=world, rank=get_rank())
-    loader = inject(
-        loader, injection_config(given.get("section", SECTION)), num_steps=given.get("steps", 8)
-    )
+    sizes = {name: given[name] for name in ("global_batch_size",) if name in given}
+    loader = build_loader(folder, given.get("kind", "fsl"), world=world, rank=get_rank(), **sizes)
+    if given.get("plan", True):
+        section = injection_config(given.get("section", SECTION))
+        loader = inject(loader, section, num_steps=given.get("steps", 8))
     config_of_model = model_config(given.get("model", "olmo2"))
     model = config_of_model.build(init_device="cpu")
     dp_config = None
@@ -154,6 +155,7 @@ def build_trainer(folder: Path, given: dict[str, Any]) -> Any:
         save_folder=str(folder / given.get("run", "run")),
         work_dir=str(folder / "trainer"),
         save_overwrite=True,
+        load_path=given.get("load_path"),
         max_duration=Duration.steps(given.get("steps", 8)),
         metrics_collect_interval=1,
         hard_stop=None if "stop" not in given else Duration.steps(given["stop"]),

@@ -86,7 +86,7 @@ def test_a_restart_in_mid_epoch_at_another_world_size_goes_on_in_the_stream(tmp_
         assert steps == [8, 9, 10, 11]  # epoch 2 begins at step 6, of which two are done
 
 
-def test_another_plan_and_a_checkpoint_without_one_are_refused(tmp_path: Path) -> None:
+def test_another_plan_and_one_that_begins_too_early_are_refused(tmp_path: Path) -> None:
     from core_micro import SECTION, build_loader
 
     loader = loader_of(tmp_path, "fsl")
@@ -96,8 +96,11 @@ def test_another_plan_and_a_checkpoint_without_one_are_refused(tmp_path: Path) -
         other.load_state_dict(loader.state_dict())
     plain = build_loader(tmp_path, "fsl")
     plain.reshuffle(1)
-    with pytest.raises(ConfigError, match="without a plan"):
+    plain.batches_processed, plain.tokens_processed = 3, 3 * plain.global_batch_size
+    with pytest.raises(ConfigError, match=r"tasks\[0\]\.schedule must begin at step 3 or later"):
         other.load_state_dict(plain.state_dict())
+    with pytest.raises(ConfigError, match="trained on another corpus"):
+        other.load_state_dict(plain.state_dict() | {"dataset_fingerprint": "another"})
 
 
 @pytest.mark.parametrize(

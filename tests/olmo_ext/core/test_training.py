@@ -144,6 +144,27 @@ def test_a_resumed_run_ends_in_the_same_weights_and_one_lineage(tmp_path: Path) 
     assert steps == [row[0] for row in planned(tmp_path, 8)]
 
 
+def test_anybodys_checkpoint_goes_on_with_a_plan_that_begins_there(tmp_path: Path) -> None:
+    from core_micro import BATCH, SECTION, SEQ_LEN, build_trainer
+
+    build_trainer(tmp_path, {"plan": False, "steps": 3, "run": "plain"}).fit()
+    window = {"kind": "window", "rate": "3/2", "start": 3}
+    section = SECTION | {"tasks": [SECTION["tasks"][0] | {"schedule": window}]}
+    given = {"section": section, "callbacks": {}, "load_path": str(tmp_path / "plain" / "step3")}
+    half = {"global_batch_size": BATCH // 2 * SEQ_LEN, "run": "half", "section": {"tasks": []}}
+    other = build_trainer(tmp_path, given | half)
+    with pytest.raises(ConfigError, match="must stand at step 3 of the checkpoint"):
+        other.fit()
+    trainer = build_trainer(tmp_path, given)
+    trainer.fit()  # each batch is compared with the corpus and the plan
+    rows, plan = ledger_rows(tmp_path / "run"), trainer.data_loader.plan
+    (segment,) = read_segments(tmp_path / "run" / "ledger").values()
+    assert segment.start_step == 3
+    expected = [(step, slot) for step in range(3, 8) for slot in plan.at(step).slots]
+    assert list(zip(rows["step"], rows["slot"], strict=True)) == expected
+    assert len(expected) == 7
+
+
 def test_steps_that_move_no_weight_are_marked_in_the_ledger(tmp_path: Path) -> None:
     [run] = train(tmp_path, {"callbacks": CALLBACKS, "sigma": 0, "steps": 12})
     (segment,) = read_segments(run / "ledger").values()
