@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 UNUSED = {
     "dry_run": "pass --dry-run",
-    "load_path": "pass --resume to go on with a run",
     "try_load_latest_save": "pass --resume to go on with a run",
     "reset_optimizer_state": "start a new run",
     "reset_trainer_state": "start a new run",

@@ -244,6 +244,11 @@ def find_ledger_start(
     return replace(start, parent=None, lost=tuple(problems))
 
 
+def begin_ledger_at(checkpoint: Path) -> LedgerStart:
+    """Where the first segment begins that goes on from a checkpoint of another run."""
+    return LedgerStart(step=_step(checkpoint), parent=None, above=-1, digest=None)
+
+
 def start_ledger(prepared: Prepared, start: LedgerStart, checkpoint: Path | None) -> LedgerWriter:
     """The new segment."""
     train, plan = prepared.experiment.train, prepared.stream.plan

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -27,6 +27,7 @@ from data_injection.extensions import remembering
 from data_injection.files import explain_disk
 from data_injection.ledger import LedgerWriter
 from data_injection.lock import lock_folder
+from eval.checkpoints.checkpoint import find_checkpoints
 from eval.checkpoints.sharded import first_line
 from eval.run import DIVERGED, FAILED, extensions_of
 from olmo_ext.build import init_process_group, keep_memory
@@ -34,10 +35,12 @@ from olmo_ext.callbacks.divergence import check_divergence, note_divergence
 from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.engines.ending import noting_failure, write_marker
+from olmo_ext.engines.origin import check_taken_up, find_origin, stock_state
 from olmo_ext.engines.ranks import get_global_rank, get_world_size
 from olmo_ext.numerics.deterministic import deterministic
 from olmo_ext.prepare import build_trainer, prepare
 from olmo_ext.run_folder import (
+    begin_ledger_at,
     check_folder,
     clear_unfinished,
     find_ledger_start,
@@ -106,6 +109,8 @@ def train(
         def claim_folder() -> Path | None:
             check_folder(folder, resume=resume, identity=identity)
             check_divergence(folder, despite=despite_divergence)
+            known = find_checkpoints(folder) or experiment.train.load_path is None
+            origin = None if known else find_origin(experiment.train, prepared.stream)
             if dry_run:
                 return None
             stack.enter_context(lock_folder(folder, patience=ORPHANS))
@@ -115,7 +120,10 @@ def train(
             checkpoint = clear_unfinished(folder, identity)
             for name in (DIVERGED, FAILED):
                 (folder / name).unlink(missing_ok=True)
-            start = find_ledger_start(folder, checkpoint, new_ledger=new_ledger)
+            if checkpoint is None and origin is not None:
+                checkpoint, start = origin, begin_ledger_at(origin)
+            else:
+                start = find_ledger_start(folder, checkpoint, new_ledger=new_ledger)
             write_run_files(prepared, resumed_from=checkpoint)
             ledger = start_ledger(prepared, start, checkpoint)
             ledgers.append((stack.enter_context(ledger), start.digest))
@@ -177,12 +185,16 @@ def _leave_marker(trainer: ExperimentTrainer) -> None:
 
 
 def _restore(trainer: ExperimentTrainer, checkpoint: Path) -> None:
+    foreign = checkpoint.parent.absolute() != Path(trainer.cfg.save_folder).absolute()
     try:
-        trainer.restore_checkpoint(checkpoint)
+        with stock_state() if foreign else nullcontext():
+            trainer.restore_checkpoint(checkpoint)
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
         rule = f"cannot be read ({first_line(error)})"
         remedy = "move it away and resume again: the run goes on from the checkpoint before it"
         raise ConfigError(key=str(checkpoint), rule=rule, remedy=remedy) from error
+    if foreign:
+        check_taken_up(trainer)
 
 
 def _agree(decide: Callable[[], Path | None]) -> Path | None:

@@ -30,7 +30,8 @@ def check_run(trainer: Any, callbacks: Collection[str]) -> None:
     if not isinstance(loader, Injected):
         rule = "must carry a plan: call olmo_ext.core.loader.inject before the trainer is built"
         raise ConfigError(key="data_loader", value=type(loader).__name__, rule=rule)
-    at = (trainer.epoch - 1) * loader.total_batches + loader.batches_processed
+    data: Any = loader
+    at = (trainer.epoch - 1) * data.total_batches + data.batches_processed
     if at != trainer.global_step:
         rule = f"must stand at step {trainer.global_step} of the checkpoint: its batches had "
         rule += "another size, or other rows, so that the order cannot be taken up"

@@ -23,6 +23,7 @@ from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan,
 from eval.records import read_records
 from eval.run import FAILED
 from eval.scores.evaluate import evaluate
+from olmo_ext.compat import stock_trainer_state
 from olmo_ext.config import load_experiment
 from olmo_ext.engines.tracking import has_wandb_key
 from olmo_ext.train import train
@@ -237,6 +238,40 @@ def test_a_run_from_before_the_ledger_goes_on_bit_for_bit(
         make_old(checkpoint.path)
     train(load_experiment(write_experiment(), [f"train.save_folder={old}"]), resume=True)
     assert_bit_equal(state(one_rank, 12), state(old, 12))
+
+
+def test_anybodys_checkpoint_goes_on_with_a_plan_that_begins_there(
+    write_experiment: Write, tmp_path: Path
+) -> None:
+    """As if the plan, which places nothing before, had been there from the beginning."""
+
+    def go(name: str, *settings: str, tasks: str = "[]") -> Path:
+        chosen = [f"train.save_folder={tmp_path / name}", f"injection.tasks={tasks}"]
+        return train(load_experiment(write_experiment(), [*chosen, *settings]))
+
+    window = "[{name: cmp, num_symbols: 10, schedule: {kind: window, rate: 2, start: %d}}]"
+    plain, whole = go("plain"), go("whole", tasks=window % 6)
+    stock = plain / "step6-unsharded"
+    for name in ("olmo_ext.json", "SHA256SUMS"):  # as the engine alone writes it
+        (stock / name).unlink()
+    saved = stock_trainer_state(torch.load(stock / "train.pt", weights_only=True))
+    del saved["callbacks"]
+    torch.save(saved, stock / "train.pt")
+    origin = f"train.load_path={stock}"
+    part = go("part", origin, tasks=window % 6)
+    assert_bit_equal(state(whole, 12), state(part, 12))
+    (segment,) = read_segments(part / "ledger").values()
+    assert segment.start_step == 6
+    for settings, start, said in [
+        ([origin], 5, r"tasks\[0\]\.schedule must begin at step 6 or later"),
+        ([origin, "train.data.seed=8"], 6, "another order .data.seed: 8 now, 7 then"),
+        ([origin, "train.global_train_batch_size=2"], 6, "global_train_batch_size: 2 now, 8 then"),
+        ([f"train.load_path={tmp_path}"], 6, "must be a folder stepN-unsharded"),
+        ([f"train.load_path={whole}/step6-unsharded"], 6, "was trained with a plan of its own"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            go("refused", *settings, tasks=window % start)
+        assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.parametrize("damage", ["no sums", "empty sums", "identity", "identity's bytes"])

@@ -1,0 +1,94 @@
+"""A checkpoint of ai2-olmo, anybody's, to go on from: `train.load_path: .../step1000-unsharded`.
+
+    path = find_origin(experiment.train, stream)     # before anything is written
+
+Its rows so far must be those of this run's stream, and the plan must begin there.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractContextManager
+from pathlib import Path, PosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from data_injection.errors import ConfigError
+from data_injection.schedules.fits import check_beginning
+from eval.checkpoints.checkpoint import by_step, read_identity, verify_checkpoint
+from eval.run import differences, load_config
+
+if TYPE_CHECKING:
+    from olmo.config import TrainConfig
+
+    from olmo_ext.build import Stream
+    from olmo_ext.trainer import ExperimentTrainer
+
+KEY = "train.load_path"
+FILES = ("model.pt", "optim.pt", "train.pt", "config.yaml")
+
+
+def find_origin(train: TrainConfig, stream: Stream) -> Path:
+    """The checkpoint that a run without one of its own begins with.
+
+    Raises ConfigError: not a whole one, of another order of rows, or the plan begins before it.
+    """
+    assert train.load_path is not None
+    path = by_step(Path(train.load_path))
+    named = re.fullmatch(r"step(\d+)-unsharded", path.name)
+    if named is None or not all((path / name).is_file() for name in FILES):
+        rule = f"must be a folder stepN-unsharded with {', '.join(FILES)}"
+        remedy = "unshard others with AI2's scripts/unshard.py"
+        raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy=remedy)
+    if problems := verify_checkpoint(path):
+        raise ConfigError(key=KEY, value=train.load_path, rule=f"is damaged: {'; '.join(problems)}")
+    if read_identity(path).get("plan", {}).get("tasks"):
+        rule = "was trained with a plan of its own"
+        remedy = "resume that run in its own folder"
+        raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy=remedy)
+    found = differences(
+        _rows_of(OmegaConf.structured(train)), _rows_of(load_config(path / "config.yaml"))
+    )
+    if found:
+        told = "; ".join(f"{key}: {ours!r} now, {theirs!r} then" for key, ours, theirs in found)
+        rule = f"was trained on rows in another order ({told})"
+        raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy="take those settings")
+    check_beginning(stream.plan.schedules, int(named[1]))
+    return path
+
+
+def _rows_of(config: Any) -> dict[str, Any]:
+    """What fixes which row stands at which position, by the engine's keys."""
+    keys = ("global_train_batch_size", "model.max_sequence_length", "data.memmap_dtype")
+    rows = {key: OmegaConf.select(config, key) for key in (*keys, "data.instance_filter")}
+    seed = OmegaConf.select(config, "data.seed")
+    rows["data.seed"] = OmegaConf.select(config, "seed") if seed is None else seed
+    for key in ("data.paths", "data.label_mask_paths"):
+        # A copy of the corpus lies elsewhere; its files keep their names and order.
+        paths = OmegaConf.select(config, key) or ()
+        rows[key] = [str(path).rsplit("/", 1)[-1] for path in paths]
+    return rows
+
+
+def stock_state() -> AbstractContextManager[Any]:
+    """Let torch.load read a train.pt as the engine writes it: paths, and NumPy's generator.
+
+    Wart: the engine reads it without an allow-list (checkpoint.py:316), which torch refuses since
+    2.6; see `olmo_ext.compat.plain_trainer_state`.
+    """
+    made = np.core.multiarray._reconstruct  # type: ignore[attr-defined]
+    names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+    known = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), PosixPath]
+    return torch.serialization.safe_globals([*known, *((made, name) for name in names)])
+
+
+def check_taken_up(trainer: ExperimentTrainer) -> None:
+    """Raise ConfigError if a checkpoint's rows were not the first of the order, once it is read."""
+    seen = trainer.global_train_examples_seen_this_epoch
+    if seen != trainer.global_step * trainer.cfg.global_train_batch_size:
+        rule = f"must have read {trainer.global_step} batches in order, not {seen} rows: it began "
+        rule += "another epoch, or left some out"
+        raise ConfigError(key=KEY, value=trainer.cfg.load_path, rule=rule)
