@@ -189,6 +189,7 @@ def test_a_file_in_the_working_folder_is_enough(write_experiment: Callable[..., 
     [
         ("plain_pytorch", "960 rows, 150 injected, 0 differences"),
         ("huggingface_trainer", "640 rows, 100 injected, 0 differences"),
+        ("datasets_streaming", "640 rows, 100 injected, 0 differences"),
     ],
 )
 def test_the_plan_serves_a_loop_of_another_make(example: str, last: str, tmp_path: Path) -> None:

@@ -54,16 +54,18 @@ def find_origin(train: TrainConfig, stream: Stream) -> Path:
     )
     if found:
         told = "; ".join(f"{key}: {ours!r} now, {theirs!r} then" for key, ours, theirs in found)
-        rule = f"was trained on rows in another order ({told})"
+        rule = f"was trained on other rows, or otherwise ({told})"
         raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy="take those settings")
     check_beginning(stream.plan.schedules, int(named[1]))
     return path
 
 
 def _rows_of(config: Any) -> dict[str, Any]:
-    """What fixes which row stands at which position, by the engine's keys."""
+    """What fixes which row stands at which position, by the engine's keys; and the strategy: the
+    optimizer's state of another loads without an error, into other parameters."""
     keys = ("global_train_batch_size", "model.max_sequence_length", "data.memmap_dtype")
-    rows = {key: OmegaConf.select(config, key) for key in (*keys, "data.instance_filter")}
+    keys += ("data.instance_filter", "distributed_strategy", "optimizer.name")
+    rows = {key: OmegaConf.select(config, key) for key in keys}
     seed = OmegaConf.select(config, "data.seed")
     rows["data.seed"] = OmegaConf.select(config, "seed") if seed is None else seed
     for key in ("data.paths", "data.label_mask_paths"):

@@ -264,7 +264,8 @@ def test_anybodys_checkpoint_goes_on_with_a_plan_that_begins_there(
     assert segment.start_step == 6
     for settings, start, said in [
         ([origin], 5, r"tasks\[0\]\.schedule must begin at step 6 or later"),
-        ([origin, "train.data.seed=8"], 6, "another order .data.seed: 8 now, 7 then"),
+        ([origin, "train.data.seed=8"], 6, "other rows, or otherwise .data.seed: 8 now, 7 then"),
+        ([origin, "train.distributed_strategy=fsdp"], 6, "strategy: 'fsdp' now, 'ddp' then"),
         ([origin, "train.global_train_batch_size=2"], 6, "global_train_batch_size: 2 now, 8 then"),
         ([f"train.load_path={tmp_path}"], 6, "must be a folder stepN-unsharded"),
         ([f"train.load_path={whole}/step6-unsharded"], 6, "was trained with a plan of its own"),
