@@ -63,9 +63,12 @@ def with_interval(value: float, low: float, high: float, *, digits: int = 2) -> 
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; no text is escaped."""
-    lines = [head, ["---"] * len(head), *rows]
+def markdown_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False
+) -> str:
+    """A table in Markdown, all but the first column to the right if they are numbers; no text is
+    escaped."""
+    lines = [head, ["---"] + ["---:" if numbers else "---"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -141,13 +144,15 @@ def _fits(table: Table, console: Console, *, name: int = LEAST_NAME) -> bool:
     return Measurement.get(console, options, least).maximum <= console.width
 
 
-def template(package: str, name: str, **filters: Callable[[Any], Any]) -> Template:
-    """PACKAGE/templates/NAME, of jinja2: every value is escaped, an unknown one is an error."""
+def template(
+    package: str, name: str, *, escape: bool = True, **filters: Callable[[Any], Any]
+) -> Template:
+    """PACKAGE/templates/NAME, of jinja2: values are escaped, an unknown one is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader(package),
-        autoescape=True,
+        autoescape=escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -50,13 +50,11 @@ def bursts(
     *,
     gap: int,
     cycles: int,
-    warm_up: int = 0,
     length: int | None = None,
 ) -> Phases:
     """Cycles of `gap` steps, the last L of which bring `task` alone and the others never.
 
-    So its long-run frequency is the mixture's, up to the rounding of L. `warm_up` steps without the
-    task come first.
+    So its long-run frequency is the mixture's, up to the rounding of L.
 
     Args:
         length: L; default `burst_length`, batches all of the task. Another L weighs each of its
@@ -75,8 +73,7 @@ def bursts(
     alone[task] = weight
     cycle = np.zeros(gap, dtype=np.int64)
     cycle[gap - length :] = 1
-    kinds = np.concatenate([np.zeros(warm_up, dtype=np.int64), np.tile(cycle, cycles)])
-    return Phases(np.stack([mixture.without(task), alone]), kinds)
+    return Phases(np.stack([mixture.without(task), alone]), np.tile(cycle, cycles))
 
 
 def draw_tasks(phases: Phases, *, batch_size: int, seed: int) -> Iterator[Ints]:

@@ -117,6 +117,13 @@ def verify_checkpoint(path: Path, *, names: Collection[str] | None = None) -> li
     return problems
 
 
+def check_whole(path: Path, *names: str) -> None:
+    """Raise ConfigError if one of a checkpoint's files is not what was written."""
+    if problems := verify_checkpoint(path, names=names):
+        rule, remedy = f"is damaged: {'; '.join(problems)}", "use another checkpoint of the run"
+        raise ConfigError(key=str(path), rule=rule, remedy=remedy)
+
+
 def _had_checksums(path: Path) -> bool:
     """Whether a checkpoint was written with them: with a place in the ledger, or no one can say."""
     try:
@@ -157,10 +164,7 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
             f"{path} holds no model.pt with its config.yaml; give an unsharded checkpoint, a "
             "folder step*-unsharded, or a sharded one of torch_new or olmo_core"
         )
-    if problems := verify_checkpoint(path, names=("model.pt", "config.yaml")):
-        raise ConfigError(
-            f"{path} is damaged: {'; '.join(problems)}; use another checkpoint of the run"
-        )
+    check_whole(path, "model.pt", "config.yaml")
     if kind not in READABLE:
         read_sharded(path, kind, {})  # says why not
     model = OLMo(_model_config(path, "meta"), init_params=False)

@@ -25,9 +25,9 @@ from data_injection.errors import ConfigError, DivergedError
 from data_injection.files import replaced
 from eval.checkpoints.checkpoint import (
     IDENTITY_FILE,
+    check_whole,
     read_identity,
     read_weights,
-    verify_checkpoint,
     write_checksums,
 )
 from eval.checkpoints.sharded import RESTORE, first_line
@@ -205,10 +205,7 @@ def check_finite(provenance: Provenance, state: dict[str, torch.Tensor]) -> None
 
 
 def _read_whole(path: Path) -> dict[str, torch.Tensor]:
-    if problems := verify_checkpoint(path, names=("model.pt",)):
-        raise ConfigError(
-            f"{path} is damaged: {'; '.join(problems)}; use another checkpoint of the run"
-        )
+    check_whole(path, "model.pt")
     return read_weights(path / "model.pt")
 
 

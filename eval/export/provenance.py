@@ -23,11 +23,11 @@ from data_injection.plan import InjectionPlan
 from eval.checkpoints.checkpoint import (
     IDENTITY_FILE,
     by_step,
+    check_whole,
     find_checkpoints,
     load_model_config,
     load_plan,
     read_identity,
-    verify_checkpoint,
 )
 from eval.records import records_of
 from eval.run import PLAN, load_config, read_run
@@ -101,10 +101,7 @@ def find_provenance(source: str | Path, *, step: int | None = None) -> Provenanc
         ConfigError: no such step, a damaged file, or a run that is not the checkpoint's.
     """
     path = _find_checkpoint(Path(source), step)
-    if problems := verify_checkpoint(path, names=("config.yaml", IDENTITY_FILE)):
-        raise ConfigError(
-            f"{path} is damaged: {'; '.join(problems)}; use another checkpoint of the run"
-        )
+    check_whole(path, "config.yaml", IDENTITY_FILE)
     named = re.match(r"step(\d+)", path.name)
     number = int(named[1]) if named else None
     identity = read_identity(path)

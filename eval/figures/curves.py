@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from data_injection.errors import ConfigError
 from eval.figures import style
-from eval.scores.cells import CELL, LEARNED_SCORE, groups
-from eval.scores.rows import task_rows
+from eval.scores.cells import CELL, LEARNED_SCORE, groups, measured_rows
 from eval.statistics import MIN_SEEDS
 from eval.text import number
 
@@ -34,16 +32,12 @@ def curves(
     frame: records, as read. dashed: a further (metric, split), drawn so in the same colours. A line
     shows only steps that all its seeds measured. Raises ConfigError if one was not measured.
     """
-    every = task_rows(frame)
     lines = {"-": (metric, split)} | ({"--": dashed} if dashed else {})
-    parts = {}
-    for line, (name, side) in lines.items():
-        parts[line] = every[(every.metric == name) & (every.split == side)]
-        if parts[line].empty:
-            raise ConfigError(
-                f"records hold no {side} {name!r} of a task; run the accuracy measure"
-            )
-    rows = pd.concat([part.assign(line=line) for line, part in parts.items()])
+    parts = [
+        measured_rows(frame, metric=name, split=side).assign(line=line)
+        for line, (name, side) in lines.items()
+    ]
+    rows = pd.concat(parts)
     shown = [(p, f, list(group.groupby(["params", "rung"]))) for p, f, group in groups(rows)]
     abreast = max(style.abreast(len(panels)) for *_, panels in shown)
     down = [math.ceil(len(panels) / abreast) for *_, panels in shown]

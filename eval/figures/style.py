@@ -46,11 +46,11 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG; the same records give the same bytes."""
+def png(figure: Figure, *, dpi: int = 180, **said: str) -> bytes:
+    """A figure as the bytes of a PNG, with text chunks; the same records give the same bytes."""
     data = io.BytesIO()
     # No Software entry, which would name matplotlib's version.
-    figure.savefig(data, format="png", dpi=180, metadata={"Software": None})
+    figure.savefig(data, format="png", dpi=dpi, metadata={"Software": None, **said})
     return data.getvalue()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from eval.figures import style
-from eval.findings.contrasts import Estimate, estimate
+from eval.findings.contrasts import estimate
 from eval.findings.controls import Table, markdown, mean
 from eval.findings.hosts import (
     AFTER,
@@ -252,10 +252,7 @@ TABLES: dict[str, Table] = {"chain": chain, "predicted": predicted}
 
 
 def _small(values: pd.Series, digits: int = 3) -> str:
-    if values.empty:
-        return "not measured"
-    found: Estimate = estimate(values)
-    return f"{found.mean:.{digits}f} ± {(found.high - found.low) / 2:.{digits}f}"
+    return "not measured" if values.empty else estimate(values).to(digits)
 
 
 LINKS = {

@@ -32,7 +32,15 @@ class Estimate:
 
     @property
     def text(self) -> str:
-        return f"{_two(self.mean)} ± {(self.high - self.low) / 2:.2f}"
+        return self.to(2)
+
+    def to(self, digits: int) -> str:
+        """With so many digits: 0.12 ± 0.09."""
+        if math.isnan(self.mean):
+            return f"not measured ± {math.nan}"
+        zero = f"{0:.{digits}f}"
+        mean = f"{self.mean:.{digits}f}".replace(f"-{zero}", zero)
+        return f"{mean} ± {(self.high - self.low) / 2:.{digits}f}"
 
     @property
     def signed(self) -> str:
@@ -102,7 +110,3 @@ def difference(a: pd.Series, b: pd.Series) -> Estimate:
             f"seeds {sorted(a.index)} and {sorted(b.index)} cannot be paired; run the missing ones"
         )
     return estimate(a - b.reindex(a.index))
-
-
-def _two(value: float) -> str:
-    return "not measured" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")

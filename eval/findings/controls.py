@@ -9,7 +9,8 @@ what TABLES[NAME] makes of the records, so that no number of a table is typed by
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -19,7 +20,7 @@ from eval.findings.contrasts import Estimate, difference, estimate, final, over_
 from eval.report.tables import markdown_cells
 from eval.scores.cells import LEARNED_SCORE, cells
 from eval.statistics import share
-from eval.text import number, with_interval
+from eval.text import markdown_table, number, with_interval
 
 SWEEPS = (
     *("mixture", "complexity", "single", "withdrawn", "learning_rate", "unlike", "one_format"),
@@ -39,6 +40,7 @@ WITHDRAWN_AT = 600
 Table = Callable[[pd.DataFrame, pd.DataFrame], str]
 """From every run's last step, and from all its steps, to Markdown."""
 
+markdown = partial(markdown_table, numbers=True)
 _MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -291,10 +293,3 @@ def verdict(found: Estimate) -> str:
 def change(a: pd.Series, b: pd.Series) -> str:
     """`verdict` on a - b, seed by seed."""
     return verdict(difference(a, b))
-
-
-def markdown(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
-    """A table, the first column to the left and the others to the right."""
-    head = list(head)
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -70,7 +70,7 @@ def interference(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             spread = _over_steps(every, rung, group, "cos_g_nt", "random_spread")
             # The mean size of a cosine with a random direction, not its standard deviation.
             units[rung] = found["abs_perp"] / (spread * np.sqrt(2 / np.pi))
-            texts = [_three(estimate(values)) for values in found.values()]
+            texts = [estimate(values).to(3) for values in found.values()]
             texts += map(mean, (units[rung], share, own))
             body.append([f"`{group}`", rung, *texts])
         between = f"{RUNGS[-1]} - {RUNGS[0]}"
@@ -118,7 +118,7 @@ def inner_products(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             norms = rest.loc[(group, rung)].norm * own.loc[(group, rung)].value
             both = [rest.loc[(group, rung)][name] * norms for name in ("value", "null_labels")]
             found[rung], permuted = (values.groupby("seed").mean() for values in both)
-            texts = [_three(estimate(values)) for values in (found[rung], permuted)]
+            texts = [estimate(values).to(3) for values in (found[rung], permuted)]
             body.append([f"`{group}`", rung, *texts])
         widest = _three_signed(difference(found[RUNGS[-1]], found[RUNGS[0]]))
         body.append([f"`{group}`", f"{RUNGS[-1]} - {RUNGS[0]}", widest, ""])
@@ -252,12 +252,8 @@ def _metric(inside: pd.DataFrame, rung: str, metric: str, layer: int | None = No
     return chosen.set_index("seed").value
 
 
-def _three(found: Estimate) -> str:
-    return f"{found.mean:.3f} ± {(found.high - found.low) / 2:.3f}".replace("-0.000", "0.000")
-
-
 def _three_signed(found: Estimate) -> str:
-    return ("+" if found.mean > 0 else "") + f"{_three(found)}, {found.verdict}"
+    return ("+" if found.mean > 0 else "") + f"{found.to(3)}, {found.verdict}"
 
 
 def _effect(cell: pd.Series, sign: int) -> str:

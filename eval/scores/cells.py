@@ -54,14 +54,7 @@ def cells(
     was not measured is NaN. Raises ConfigError if nothing was measured.
     """
     rows = task_rows(frame)
-    measured = rows[(rows.metric == metric) & (rows.split == split)]
-    if measured.empty:
-        seen = sorted({f"{s} {m}" for s, m in zip(rows.split, rows.metric, strict=True)})
-        raise ConfigError(
-            f"records hold no {split} {metric!r} of a task, only {seen or 'no task rows at all'}; "
-            "run the accuracy measure, or ask for another metric or split"
-        )
-    rows = _at_step(rows, measured, step)
+    rows = _at_step(rows, measured_rows(frame, metric=metric, split=split), step)
     chosen = (rows.metric == metric) & (rows.split == split)
     rows = rows[chosen.groupby([rows[name] for name in CELL]).transform("any")]
     table = pd.DataFrame(per_group(rows, CELL, lambda group: _cell(group, metric, split)))
@@ -77,11 +70,21 @@ def run_rows(
 
     For what is fitted to runs and not to cells. Raises ConfigError if nothing was measured.
     """
+    measured = measured_rows(frame, metric=metric, split=split)
+    return _at_step(measured, measured, step).reset_index(drop=True)
+
+
+def measured_rows(frame: pd.DataFrame, *, metric: str, split: str) -> pd.DataFrame:
+    """The measurements of one kind. Raises ConfigError if there are none."""
     rows = task_rows(frame)
     measured = rows[(rows.metric == metric) & (rows.split == split)]
     if measured.empty:
-        raise ConfigError(f"records hold no {split} {metric!r} of a task; run the accuracy measure")
-    return _at_step(measured, measured, step).reset_index(drop=True)
+        seen = sorted({f"{s} {m}" for s, m in zip(rows.split, rows.metric, strict=True)})
+        raise ConfigError(
+            f"records hold no {split} {metric!r} of a task, only {seen or 'no task rows at all'}; "
+            "run the accuracy measure, or ask for another metric or split"
+        )
+    return measured
 
 
 def groups(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:

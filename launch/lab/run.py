@@ -10,7 +10,6 @@ and PNGs whose text chunks and footers say seeds, settings, interval, command an
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import textwrap
 import time
@@ -25,6 +24,7 @@ from rich.console import Console
 
 from data_injection.errors import ConfigError
 from data_injection.files import check_folder, replace_file
+from eval.figures import style
 from eval.run import read_if_whole
 from eval.text import print_table, write_table
 from launch.lab.cells import run_cells
@@ -176,14 +176,5 @@ def png(figure: Figure, caption: str, settings: Any, origin: Mapping[str, Any]) 
     wrapped = "\n".join(textwrap.wrap(caption, width))
     footer = f"seeds {seeds}; bands: 95% (Student's t) over seeds; {origin['command']}; {short}"
     figure.supxlabel(f"{wrapped}\n{footer}", fontsize=7, color="#6b6b6b", x=0.01, ha="left")
-    metadata = {
-        "Software": None,
-        "Description": caption,
-        "Seeds": seeds,
-        "Settings": json.dumps(origin["settings"]),
-        "Command": origin["command"],
-        "Commit": commit,
-    }
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=130, metadata=metadata)
-    return data.getvalue()
+    told = {"Settings": json.dumps(origin["settings"]), "Command": origin["command"]}
+    return style.png(figure, dpi=130, Description=caption, Seeds=seeds, **told, Commit=commit)

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from data_injection.errors import ConfigError
+from eval.text import template
 from launch.runs import Run
 from launch.slurm.lead import Lead
 from launch.slurm.site import Site
@@ -129,9 +131,8 @@ def render_train(
         directives="\n".join(lines),
         environment=_environment(site, where),
         select=select,
-        rendezvous=_rendezvous(site),
+        site=site,
         srun=_srun(site, shutdown_timeout=lead.seconds),
-        max_stalled=str(site.max_stalled_requeues),
     )
 
 
@@ -185,14 +186,8 @@ def ranges(numbers: Sequence[int]) -> str:
     return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
 
 
-def _fill(template: str, where: Where, **values: str) -> str:
-    """A template with its fields; one that nobody gives is an error. No value is read as one."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("launch.slurm"), undefined=StrictUndefined, keep_trailing_newline=True
-    )
-    return environment.get_template(template).render(
+def _fill(name: str, where: Where, **values: Any) -> str:
+    return template("launch.slurm", name, escape=False).render(
         command=check_line(where.command, what="command"),
         cwd=shlex.quote(check_line(str(where.cwd), what="working directory")),
         cwd_comment=str(where.cwd),
@@ -235,17 +230,6 @@ def _environment(site: Site, where: Where) -> str:
 
 def _has_container(site: Site) -> bool:
     return bool(site.container) or any("container" in option for option in site.srun_options)
-
-
-def _rendezvous(site: Site) -> str:
-    if site.nodes == 1:
-        return "# One node: its agent needs no other to meet."
-    port = str(site.rdzv_port) if site.rdzv_port else "$((20000 + SLURM_JOB_ID % 20000))"
-    return (
-        "# The agents meet at the first node (c10d); the port is the job's own.\n"
-        'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n'
-        f"port={port}"
-    )
 
 
 def _srun(site: Site, *, shutdown_timeout: int) -> str:

@@ -17,7 +17,8 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from data_injection.plan import InjectionPlan
     from data_injection.tasks.base import Task
     from olmo_ext.engines.host import Host
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -78,6 +81,18 @@ def check_least(name: str, settings: Callback, **least: int) -> None:
             raise ConfigError(key=key, value=value, rule=rule)
 
 
+def check_measured(name: str, settings: Any, plan: InjectionPlan) -> None:
+    """For `check` of what takes `tasks`, a `split` and a number of `instances` of each."""
+    check_tasks(name, settings.tasks, plan)
+    for task in chosen_tasks(settings.tasks, plan):
+        if settings.instances > (most := len(task.split(settings.split))):
+            key, rule = f"callbacks.{name}.instances", f"must be at most {most}, the examples of "
+            rule += f"{task.name!r} (split {settings.split})"
+            raise ConfigError(key=key, value=settings.instances, rule=rule, remedy="0 takes all")
+    if not plan.tasks:
+        log.warning("callbacks.%s measures nothing: the plan has no tasks", name)
+
+
 def check_tasks(name: str, chosen: Collection[str], plan: InjectionPlan) -> None:
     """For `check`: raise ConfigError for a name that no task of the run has."""
     names = [task.name for task in plan.labelled]
@@ -89,15 +104,6 @@ def check_tasks(name: str, chosen: Collection[str], plan: InjectionPlan) -> None
 def chosen_tasks(chosen: Collection[str], plan: InjectionPlan) -> list[Task]:
     """The plan's tasks of these names; all that have a label if there are none."""
     return [task for task in plan.labelled if not chosen or task.name in chosen]
-
-
-def check_instances(name: str, num: int, *, split: str, tasks: Iterable[Task]) -> None:
-    """For `check`: raise ConfigError for more instances than a task has examples in the split."""
-    for task in tasks:
-        if num > (most := len(task.split(split))):
-            key, rule = f"callbacks.{name}.instances", f"must be at most {most}, the examples of "
-            rule += f"{task.name!r} (split {split})"
-            raise ConfigError(key=key, value=num, rule=rule, remedy="0 takes all")
 
 
 def due(step: int, *, every: int, last_step: int) -> bool:

@@ -38,9 +38,8 @@ from eval.interference.measure import (
 )
 from olmo_ext.callbacks.base import (
     Callback,
-    check_instances,
     check_least,
-    check_tasks,
+    check_measured,
     chosen_tasks,
 )
 from olmo_ext.gradients.passes import (
@@ -151,17 +150,13 @@ class Interference(Callback):
 
     def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
         check_exact(train, key=KEY)
-        check_tasks("interference", self.tasks, plan)
+        check_measured("interference", self, plan)
         if not 0 <= self.layer < train.model.n_layers:
             rule = f"must be in [0, {train.model.n_layers - 1}], the layers of the model"
             raise ConfigError(key=f"{KEY}.layer", value=self.layer, rule=rule)
         if "mlp_top" in self.groups and self.top_k > (most := num_neurons(train.model)):
             rule = f"must be at most {most}, the neurons of layer {self.layer}'s MLP"
             raise ConfigError(key=f"{KEY}.top_k", value=self.top_k, rule=rule)
-        tasks = chosen_tasks(self.tasks, plan)
-        check_instances("interference", self.instances, split=self.split, tasks=tasks)
-        if not plan.tasks:
-            log.warning("%s measures nothing: the plan has no tasks", KEY)
 
     # -- hooks -----------------------------------------------------------------------------------
 

@@ -23,9 +23,8 @@ from eval.interference.gradients import RandomDirection, Vector, sum_over_ranks
 from eval.interference.measure import instances_of, permuted_labels
 from olmo_ext.callbacks.base import (
     Callback,
-    check_instances,
     check_least,
-    check_tasks,
+    check_measured,
     chosen_tasks,
     due,
 )
@@ -139,11 +138,7 @@ class LossBudget(Callback):
         if self.exact and train.distributed_strategy == "fsdp":
             rule = "must be 0 under FSDP, whose parameters cannot be set in mid-run"
             raise ConfigError(key=f"{key}.exact", value=self.exact, rule=rule)
-        check_tasks("loss_budget", self.tasks, plan)
-        tasks = chosen_tasks(self.tasks, plan)
-        check_instances("loss_budget", self.instances, split=self.split, tasks=tasks)
-        if not plan.tasks:
-            log.warning("%s measures nothing: the plan has no tasks", key)
+        check_measured("loss_budget", self, plan)
 
     # -- hooks -----------------------------------------------------------------------------------
 

@@ -99,17 +99,16 @@ def fit_surface(
     *,
     covariates: Sequence[str] = ("params", "frequency"),
     response: Literal["learned", "score"] = "learned",
-    cluster: str = "run",
 ) -> Surface:
     """The surface of a sweep, a row per run and task.
 
-    cells: the covariates (positive), `run` (or another column to cluster by), `learned` or else
+    cells: the covariates (positive), `run`, `learned` or else
     `score` (test score, learned from .5 on), and `seed` where known. response "score" fits the
     score itself, cut to [0, 1], as a share (Papke and Wooldridge 1996): the line is then a mean
     score of .5, and uses how far a cell is from it, at the price of a shape that may not fit
     (`misplaced`). Raises ValueError, with what to do, for what is no sweep.
     """
-    rows = _checked(cells, covariates, cluster)
+    rows = _checked(cells, covariates)
     outcome = _outcome(rows, response)
     logs = np.log(rows[list(covariates)].to_numpy(float))
     centre = logs.mean(axis=0)
@@ -120,7 +119,7 @@ def fit_surface(
             f"{' and '.join(covariates)} go together in these records, so that their effects "
             "cannot be told apart; vary one with the others held"
         )
-    runs = pd.factorize(rows[cluster])[0]
+    runs = pd.factorize(rows["run"])[0]
     beta, covariance = leave_one_out(design, outcome, runs)
     scale = np.concatenate([[1.0], 1 / spread])
     num_runs = int(runs.max()) + 1
@@ -175,10 +174,10 @@ def misplaced(
     return table.loc[apart, [*names, "fitted", "measured", "num_runs"]].reset_index(drop=True)
 
 
-def _checked(cells: pd.DataFrame, covariates: Sequence[str], cluster: str) -> pd.DataFrame:
+def _checked(cells: pd.DataFrame, covariates: Sequence[str]) -> pd.DataFrame:
     if not covariates or not set(covariates) <= set(RISES):
         raise ValueError(f"covariates must be of {', '.join(RISES)}, got {list(covariates)}")
-    if missing := [name for name in (*covariates, cluster) if name not in cells]:
+    if missing := [name for name in (*covariates, "run") if name not in cells]:
         raise ValueError(f"cells lack {', '.join(missing)}; a row is one run's task at one step")
     if cells.empty:
         raise ValueError("there are no cells; give the records of a sweep")

@@ -13,7 +13,6 @@ S: resamples, the first being the runs themselves. G: groups. R: rows of a group
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,13 +81,7 @@ class Frontier:
     """Share of the resamples with enough points; the others are left out."""
 
 
-def fit_frontier(
-    runs: Runs,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Frontier:
+def fit_frontier(runs: Runs, *, resamples: int = 1000, seed: int = 0) -> Frontier:
     """Find the frontier's points and fit them.
 
     Raises ValueError where the runs have no frontier to be found: too few of them at one compute,
@@ -107,10 +100,7 @@ def fit_frontier(
         runs.num_runs, np.full(runs.num_runs, 1 / runs.num_runs), size=resamples
     )
     weight_SR = np.concatenate([np.ones((1, len(runs))), drawn[:, runs.group]])
-    points = []
-    for number, rows in enumerate(groups, start=1):
-        points.append(_minimum(runs, rows, weight_SR[:, rows]))
-        progress(number)
+    points = [_minimum(runs, rows, weight_SR[:, rows]) for rows in groups]
     centre_G = np.array([_centre(runs, rows) for rows in groups])
     size_SG, loss_SG = (np.stack(one, axis=1) for one in zip(*points, strict=True))
     there_SG = np.isfinite(size_SG)
