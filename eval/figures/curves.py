@@ -13,6 +13,7 @@ import pandas as pd
 
 from eval.figures import style
 from eval.scores.cells import CELL, LEARNED_SCORE, groups, measured_rows
+from eval.scores.rows import task_rows
 from eval.statistics import MIN_SEEDS
 from eval.text import number
 
@@ -44,7 +45,7 @@ def curves(
     figure = style.new_figure(style.WIDTHS[abreast - 1], 2.4 * sum(down) + 1.2)
     grid = figure.subplots(sum(down), abreast, sharex=True, sharey=True, squeeze=False)
     looks = _rate_looks(rows)
-    null = _null(every, metric)
+    null = _null(task_rows(frame), metric)
     for number_of, (protocol, family, panels) in enumerate(shown):
         axes = grid[sum(down[:number_of]) : sum(down[: number_of + 1])].ravel()
         for axis in axes[len(panels) :]:

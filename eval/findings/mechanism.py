@@ -89,17 +89,17 @@ def shuffled(rows: pd.DataFrame, every: pd.DataFrame) -> str:
         for group in GROUPS:
             where = (rung, group, "cos_g_nt", "abs_perp")
             own, null = (_over_steps(every, *where, sweep=name) for name in REAL_AND_SHUFFLED)
-            pairs[f"mean abs. perp, `{group}`"] = own, null, _three
+            pairs[f"mean abs. perp, `{group}`"] = own, null, 3
         own, null = (
             _metric(last[last.sweep == name], rung, "order_r2", 1) for name in REAL_AND_SHUFFLED
         )
-        pairs["order R^2, after block 1"] = own, null, lambda found: found.text
+        pairs["order R^2, after block 1"] = own, null, 2
         own, null = (_metric(last[last.sweep == name], rung, "score") for name in REAL_AND_SHUFFLED)
-        pairs["score"] = own, null, lambda found: found.text
-        for what, (own, null, text) in pairs.items():
+        pairs["score"] = own, null, 2
+        for what, (own, null, digits) in pairs.items():
             apart = difference(own, null)
-            told = _three_signed(apart) if text is _three else verdict(apart)
-            body.append([what, rung, text(estimate(own)), text(estimate(null)), told])
+            told = _three_signed(apart) if digits == 3 else verdict(apart)
+            body.append([what, rung, estimate(own).to(digits), estimate(null).to(digits), told])
     return markdown(["", "size", "the task", "labels dealt out anew", "difference"], body)
 
 
