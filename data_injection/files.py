@@ -104,13 +104,22 @@ def check_folder(folder: Path, key: str) -> None:
     """Raise ConfigError, before any work, for a folder that cannot be made: what is in its way."""
     for place in (folder, *folder.parents):
         if os.path.isdir(place):
-            return
+            return check_writable(place, key)
         if os.path.lexists(place):
             what = "a link that leads nowhere" if place.is_symlink() else "a file"
             raise ConfigError(
                 key=key, value=str(folder), rule="must be a folder, or the name of a new one",
                 remedy=f"{place} is {what}: remove it or choose another",
             )  # fmt: skip
+
+
+def check_writable(path: Path, key: str) -> None:
+    """Raise ConfigError, before any work, where this user may not write a file or into a folder."""
+    place = path if os.path.exists(path) else path.parent
+    if not os.access(place, os.W_OK | (os.X_OK if os.path.isdir(place) else 0)):
+        rule = "must be where you may write"
+        remedy = f"{place} belongs to another user, or is read-only: choose another place"
+        raise ConfigError(key=key, value=str(path), rule=rule, remedy=remedy)
 
 
 def linked_folders(top: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_injection.errors import ConfigError
-from data_injection.files import replace_file
+from data_injection.files import check_writable, replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,6 +179,7 @@ def check_target(path: Path | None, option: str, *, suffixes: Sequence[str] = ()
         remedy = "make it first"
     if rule:
         raise ConfigError(key=option, value=str(path), rule=rule, remedy=remedy)
+    check_writable(path.parent, option)  # a file is replaced, whosever it is
 
 
 def spreadsheet_safe(table: pd.DataFrame) -> pd.DataFrame:

@@ -24,11 +24,12 @@ from olmo.config import CheckpointType
 from data_injection.beat import Beat
 from data_injection.errors import ConfigError, DivergedError
 from data_injection.extensions import remembering
-from data_injection.files import explain_disk
+from data_injection.files import check_writable, explain_disk
 from data_injection.ledger import LedgerWriter
 from data_injection.lock import lock_folder
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.checkpoints.sharded import first_line
+from eval.records import FILE_NAME
 from eval.run import DIVERGED, FAILED, extensions_of
 from olmo_ext.build import init_process_group, keep_memory
 from olmo_ext.callbacks.divergence import check_divergence, note_divergence
@@ -109,6 +110,9 @@ def train(
         def claim_folder() -> Path | None:
             check_folder(folder, resume=resume, identity=identity)
             check_divergence(folder, despite=despite_divergence)
+            place = next(one for one in (folder, *folder.parents) if one.exists())
+            for path in (place, place / FILE_NAME):
+                check_writable(path, "train.save_folder")
             known = find_checkpoints(folder) or experiment.train.load_path is None
             origin = None if known else find_origin(experiment.train, prepared.stream)
             if dry_run:

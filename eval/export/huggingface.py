@@ -22,7 +22,7 @@ import yaml
 
 from data_injection.corpus.encoder import parse_tokenizer, tokenizer_path
 from data_injection.errors import ConfigError, DivergedError
-from data_injection.files import replaced
+from data_injection.files import check_folder, replaced
 from eval.checkpoints.checkpoint import (
     IDENTITY_FILE,
     check_whole,
@@ -252,6 +252,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     out = out.resolve() if out.is_symlink() else out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is there already and not empty; choose another folder")
+    check_folder(out.parent, "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with replaced(out) as temporary:
         temporary.mkdir()

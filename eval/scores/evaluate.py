@@ -21,6 +21,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from data_injection.errors import ConfigError
+from data_injection.files import check_writable
 from data_injection.lock import lock_folder
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
@@ -158,6 +159,7 @@ def evaluate(
     problems = []
     with ExitStack() as stack:
         for run in sorted({source.run for source, _ in work if source.run}):
+            check_writable(run / FILE_NAME, "the run's records")
             stack.enter_context(lock_folder(run))
             runs[run].there = _there(run)  # another evaluation may have just ended
         preload = ("eval.scores.evaluate", "olmo.model")
@@ -258,8 +260,7 @@ _KEY = ("task", "split", "subset", "metric")
 
 
 def _there(folder: Path) -> set[tuple[int, str, str, str, str]]:
-    rows = records_of(folder, "subset")
-    rows = rows[rows.task != ""].fillna({"subset": "all"})
+    rows = records_of(folder, "subset").query("task != ''").fillna({"subset": "all"})
     return set(rows[["step", *_KEY]].itertuples(index=False, name=None))
 
 

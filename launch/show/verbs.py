@@ -181,19 +181,17 @@ def audit(
         return
     check_target(json, "--json")
     target = export_path(run, export) if export is not None else None
+    check_target(target, "--export")
     with interruptible("nothing was written"), progress_bar(errors) as progress:
         found = audit_run(
             run, step=step, corpus=corpus, full=full, sample=sample, progress=progress
         )
     show_audit(found, console)
-    try:
-        if json is not None:
-            write_json(json, found.as_json())
-        if target is not None:
-            export_ledger(run, target, checkpoint=step, command=typed_command())
-            say(console, str(target))
-    except OSError as error:
-        raise ConfigError(f"{error}; give --json and --export files that can be written") from None
+    if json is not None:
+        write_json(json, found.as_json())
+    if target is not None:
+        export_ledger(run, target, checkpoint=step, command=typed_command())
+        say(console, str(target))
     if found.status:
         raise typer.Exit(found.status)
 

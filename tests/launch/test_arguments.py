@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -70,6 +71,51 @@ def test_a_folder_that_cannot_be_made_is_refused_before_any_work(
     status, _, said = typed(verb + " --out {file}/below", **places)
     assert status == 2
     assert f"{places['file']} is a file" in said, said
+
+
+LOCKED = [
+    "prepare {docs} --out {locked}/new",
+    "report {records} --out {locked}",
+    "report {run}",
+    "scaling advise {records} --size w32 --out {locked}/new",
+    "scaling advise {records} --size w32 --json {locked}/new.json",
+    "theory phase --out {locked}/new",
+    "export {run} --to hf --no-tokenizer --out {locked}/new",
+    "eval {run}",
+    "eval {run} --export {locked}/new.csv",
+    "audit {run} --json {locked}/new.json",
+    "audit {run} --export {locked}/new.csv",
+    "status {run} --json {locked}/new.json",
+    "plan {experiment} --export {locked}/new.parquet",
+    "train {experiment} --dry-run -o train.save_folder={locked}/new/run",
+    "train {experiment} --resume --dry-run -o train.save_folder={run} -o train.max_duration=13",
+]
+
+
+def test_a_place_where_one_may_not_write_is_refused_before_any_work(
+    typed: Typed,
+    places: dict[str, Path],
+    write_experiment: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A folder or a file of somebody else, told by a fake: root may write anywhere."""
+    experiment = write_experiment()
+    run = train(load_experiment(experiment))
+    (run / "records.jsonl").write_text("")  # so that there is something to score
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    closed = {str(locked), str(run), str(run / "records.jsonl")}
+    asks = os.W_OK  # typer asks whether what was typed can be read
+    monkeypatch.setattr("os.access", lambda place, mode: not (mode & asks and str(place) in closed))
+    places |= {"run": run, "locked": locked, "experiment": experiment}
+    before = sorted(path for path in tmp_path.rglob("*"))
+    for line in LOCKED:
+        status, _, said = typed(line, **places)
+        assert status == 2, (line, said)
+        assert "must be where you may write" in said, (line, said)
+        assert "belongs to another user, or is read-only" in said
+        assert sorted(path for path in tmp_path.rglob("*")) == before, line
 
 
 @pytest.mark.parametrize("line", ["prepare {docs} --out ''", "prepare '' --out {new}", "report ''"])
