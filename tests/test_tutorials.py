@@ -1,0 +1,88 @@
+"""The tutorials, as they stand there: every command runs, in order, and prints what the page shows.
+
+The pages after the first go on in its folder, so that one run serves them all.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pages
+import pytest
+
+from data_injection.corpus.prepare import prepare_embedded
+
+ROOT = Path(__file__).parents[1]
+TUTORIALS = ROOT / "docs" / "tutorials"
+PREPARE = "olmo-ext prepare embedded --out corpus"
+"""Half a minute, which tests/data_injection/corpus has already: here a few documents do."""
+
+
+def follow(page: Path, *, folder: Path, exactly: bool = False) -> list[str]:
+    """Do in a folder what a page says; the commands that ended or printed otherwise."""
+    text, wrong = page.read_text(), []
+    for name, content in pages.files(text).items():
+        (folder / name).write_text(content)
+    for line, shown in pages.commands(text):
+        if line == PREPARE:
+            continue
+        status, printed = pages.run(line)
+        expected = 2 if shown.startswith("error: ") else int("\ndiffers: " in shown)
+        if status != expected or not pages.same(shown, printed, exactly=exactly):
+            wrong.append(f"$ {line}\n{printed}\nstatus {status}; the page has\n{shown}")
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the first tutorial was followed."""
+    desk = tmp_path_factory.mktemp("desk")
+    prepare_embedded(desk / "corpus", vocab_size=2048, max_documents=60)
+    here = Path.cwd()
+    os.chdir(desk)
+    try:
+        wrong = follow(TUTORIALS / "first-injection.md", folder=desk)
+    finally:
+        os.chdir(here)
+    assert not wrong, "\n".join(wrong)
+    return desk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["own-task", "own-callback", "slurm-sweep", "audit-a-claim", "memorization"]
+)
+def test_a_tutorial_prints_what_it_shows(
+    name: str, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(desk)
+    monkeypatch.syspath_prepend(desk)
+    assert "\n".join(follow(TUTORIALS / f"{name}.md", folder=desk)) == ""
+
+
+def test_the_tutorial_on_budgets_shows_the_committed_records(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert "\n".join(follow(TUTORIALS / "loss-budget.md", folder=tmp_path, exactly=True)) == ""
+
+
+def test_a_page_that_shows_something_else_is_found() -> None:
+    for shown, printed in (
+        ("3,200 rows", "3,201 rows"),
+        ("rows ... a", "rows b"),
+        ("score 0.5", "score none"),
+        ("a ...", "b c"),
+        ("rare", "rare 1"),
+    ):
+        assert not pages.same(shown, printed)
+    assert not pages.same("score 0.5", "score 0.6", exactly=True)
+    assert pages.same("score 0.5\n...\nend", "score  -0.61\nmore\nend")
+
+
+def test_every_tutorial_is_short_and_on_the_site() -> None:
+    site = (ROOT / "mkdocs.yml").read_text()
+    for page in sorted(TUTORIALS.glob("*.md")):
+        assert f"tutorials/{page.name}" in site
+        assert len(page.read_text().splitlines()) <= 120, page.name
