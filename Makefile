@@ -22,7 +22,7 @@ PROMISES := tests/data_injection tests/test_architecture.py tests/test_readme.py
 # OLMo-core's own environment: its version excludes ai2-olmo's.
 CORE ?= .venv-core
 
-.PHONY: test-core quickstart smoke confirm mechanism faults test test-all lint install clean
+.PHONY: test-core quickstart smoke confirm mechanism faults docs test test-all lint install clean
 
 quickstart: install
 	$(BIN)/olmo-ext quickstart
@@ -38,6 +38,10 @@ mechanism: install
 
 faults: install
 	FAULTS=24 FAULTS_OUT=runs/faults.jsonl $(BIN)/pytest tests/olmo_ext/test_faults.py -k killed
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html"
 
 test: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow" $(PROMISES)

@@ -91,6 +91,7 @@ class TaskConfig:
     """Parameters of the family (see its class); every family with labels has `shuffle_labels`."""
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """How often, and when."""
 
 
 @dataclass
@@ -107,10 +108,11 @@ class InjectionConfig:
     """Token ids never drawn as symbols, besides EOS, padding, special and byte tokens."""
 
     tasks: list[TaskConfig] = field(default_factory=list)
+    """The tasks; with none the batches are byte for byte the engine's."""
 
 
 def injection_config(values: dict[str, Any]) -> InjectionConfig:
-    """The section from plain values, as of YAML or JSON, where no OmegaConf is at hand."""
+    """The section from plain YAML or JSON, without OmegaConf; ConfigError for an unknown key."""
     try:
         tasks = [
             TaskConfig(**task | {"schedule": ScheduleConfig(**task.get("schedule", {}))})

@@ -39,8 +39,8 @@ REQUIRED = (
     "rate_per_step",  # mean instances per step over the schedule, a float
     "exposures_per_example",  # instances seen by this step / train examples
     "split",  # "train" or "test"; empty for a measure of all symbols
-    "metric",
-    "value",
+    "metric",  # name of what was measured
+    "value",  # what it gave; null where it is undefined
 )
 """Fields that every record has. A metric adds its own: outcomes, or coordinates of any name."""
 

@@ -59,6 +59,7 @@ class Task(ABC):
     """Label tokens the family needs besides its symbols."""
 
     min_symbols: ClassVar[int] = 2
+    """Fewest symbols that make a task of it."""
 
     has_label: ClassVar[bool] = True
     """Whether an example ends in a label that can be asked for; a sequence of text has none."""

@@ -109,30 +109,36 @@ class Host(Protocol):
     """The ten names."""
 
     @property
-    def plan(self) -> InjectionPlan: ...
+    def plan(self) -> InjectionPlan:
+        """What is injected: the tasks, their schedules and the rows of any step."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """This rank's."""
 
     @property
-    def dist_model(self) -> Any: ...
+    def dist_model(self) -> Any:
+        """The model as its parallel wrapper (DDP, FSDP) holds it; its parameters are `engine`'s."""
 
     @property
-    def beat(self) -> Beat: ...
+    def beat(self) -> Beat:
+        """Says what is at work: `beat.at("features at step 200", done, parts)`."""
 
     @property
     def global_step(self) -> int:
         """Steps begun: s + 1 while step s of the plan is trained and when it is taken."""
 
     @property
-    def max_steps(self) -> int: ...
+    def max_steps(self) -> int:
+        """Steps of the whole run."""
 
     @property
     def last_step(self) -> int:
         """The step after which this process stops."""
 
     @property
-    def engine(self) -> Engine: ...
+    def engine(self) -> Engine:
+        """Its own ways: parameters, logits, losses, shards."""
 
     def measuring(self) -> AbstractContextManager[None]:
         """Evaluation mode without gradients; the training mode is put back."""
