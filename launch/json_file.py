@@ -1,12 +1,15 @@
-"""The file that `--json` asks for; `eval.text.check_target` says before whether it can be written.
+"""What `--json` asks for; `eval.text.check_target` says before whether the file can be written.
 
 write_json(path, {"low": float("nan")})
+write_rows(path, table)                 # the rows of a verb's table; nothing where path is None
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,26 @@ from data_injection.files import replace_file
 
 
 def write_json(path: Path, value: Any, *, infinity: bool = False) -> Path:
-    """JSON has neither NaN nor infinity: they become null, or "inf" with `infinity`."""
-    return replace_file(path, json.dumps(_plain(value, infinity), indent=1, allow_nan=False) + "\n")
+    """JSON has neither NaN nor infinity: they become null, or "inf" with `infinity`.
+
+    The path "-" is standard output, where `launch.terminal.tables` then shows nothing.
+    """
+    text = json.dumps(_plain(value, infinity), indent=1, allow_nan=False) + "\n"
+    if str(path) == "-":
+        sys.stdout.write(text)
+        return path
+    return replace_file(path, text)
+
+
+def write_rows(path: Path | None, rows: Any) -> None:
+    """A list of objects, one a row of the verb's table: numbers as numbers, by the field's name.
+
+    rows: a pandas table, or mappings or dataclasses.
+    """
+    if path is None:
+        return
+    found: Iterable[Any] = rows.to_dict("records") if hasattr(rows, "to_dict") else rows
+    write_json(path, [one if isinstance(one, dict) else vars(one) for one in found])
 
 
 def _plain(value: Any, infinity: bool) -> Any:

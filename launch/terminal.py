@@ -54,12 +54,21 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--override", "-o", help="Dotted setting, e.g. train.seed=1; repeatable."),
 ]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", help="Also write what the table says to a file; -: to stdout alone."),
+]
 ExperimentFile = Annotated[Path, typer.Argument(help="Experiment YAML.")]
 
 
 def typed_command() -> str:
     """The command line of this process, as a shell takes it."""
     return shlex.join(["olmo-ext", *sys.argv[1:]])
+
+
+def tables(json: Path | None) -> Console:
+    """Where a verb's tables go: beside JSON on standard output to the other stream."""
+    return errors if str(json) == "-" else console
 
 
 def check_typed(words: Sequence[str]) -> None:

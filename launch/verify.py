@@ -15,17 +15,15 @@ from typing import Annotated
 import typer
 
 from data_injection.beat import Beat, to_stderr
-from launch.json_file import write_json
-from launch.terminal import console, interruptible
+from launch.json_file import write_rows
+from launch.terminal import JsonFile, interruptible, tables
 
 
 def verify(
     experiment: Annotated[
         Path | None, typer.Argument(help="Whose model to take; by default one that fits anywhere.")
     ] = None,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Also write the table's rows there.")
-    ] = None,
+    json: JsonFile = None,
 ) -> None:
     """Check, in a few steps each, what results rest on; status 1 if any of it does not hold."""
     with Beat(to_stderr) as beat, interruptible("nothing was left behind"):
@@ -39,7 +37,7 @@ def verify(
         from olmo_ext.verify.checks import verify as checks
         from olmo_ext.verify.runs import Runs
 
-        check_target(json_path, "--json")
+        check_target(json, "--json")
         logging.basicConfig(level=logging.ERROR)
         keep_memory()
         if experiment is None:  # too small for threads, which on a busy machine wait for each other
@@ -53,9 +51,9 @@ def verify(
     for check in found:
         told = [f"{v:.3g}" if isinstance(v, float) else v for v in (check.value, check.bound)]
         table.add_row(marks[check.passed], check.name, *told, check.note)
+    console = tables(json)
     print_table(table, console)
-    if json_path is not None:
-        write_json(json_path, [vars(check) for check in found])
+    write_rows(json, found)
     failed = [check.name for check in found if check.passed is False]
     console.print(f"{len(failed)} failed: {'; '.join(failed)}" if failed else "all checks passed")
     if failed:

@@ -26,7 +26,8 @@ from data_injection.errors import ConfigError
 from data_injection.files import check_folder, replace_file
 from eval.figures import style
 from eval.run import read_if_whole
-from eval.text import print_table, write_table
+from eval.text import check_target, print_table, write_table
+from launch.json_file import write_rows
 from launch.lab.cells import run_cells
 from launch.lab.tables import (
     Result,
@@ -92,14 +93,20 @@ def run_experiments(
     out: Path,
     seeds: list[int] | None,
     jobs: int,
+    json: Path | None = None,
     console: Console,
 ) -> None:
     """Run experiments one after the other; all settings are checked before the first begins."""
     check_folder(out, "--out")
+    check_target(json, "--json")
     settings = {name: load_settings(name, config, seeds=seeds) for name in names}
     started = time.monotonic()
+    rows: list[dict[str, Any]] = []
     for name, one in settings.items():
-        run_experiment(name, one, out / name, jobs=jobs, console=console)
+        result = run_experiment(name, one, out / name, jobs=jobs, console=console)
+        for title, frame in result.tables.items():
+            rows += frame.assign(experiment=name, table=title).to_dict("records")
+    write_rows(json, rows)
     say(console, f"\n{out}: {time.monotonic() - started:.0f} s")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from launch.terminal import console, interruptible
+from launch.terminal import JsonFile, interruptible, tables
 
 
 class Experiment(StrEnum):
@@ -37,6 +37,7 @@ def theory(
         list[int] | None, typer.Option(help="Seeds in place of the settings'; repeatable.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes side by side, one thread each.")] = 2,
+    json: JsonFile = None,
 ) -> None:
     """The synthetic lab: predictions drawn before the runs, then met by them.
 
@@ -55,4 +56,6 @@ def theory(
     names = [one for one in Experiment if one != Experiment.all]
     chosen = names if experiment == Experiment.all else [experiment]
     with interruptible("the same command goes on from the finished cells"):
-        run_experiments(chosen, config=config, out=out, seeds=seeds, jobs=jobs, console=console)
+        run_experiments(
+            chosen, config=config, out=out, seeds=seeds, jobs=jobs, json=json, console=tables(json)
+        )

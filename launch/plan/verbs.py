@@ -13,6 +13,7 @@ import typer
 
 from data_injection.errors import ConfigError
 from launch.terminal import (
+    JsonFile,
     Overrides,
     at_work,
     console,
@@ -20,6 +21,7 @@ from launch.terminal import (
     interruptible,
     refuse_idle,
     say,
+    tables,
 )
 
 if TYPE_CHECKING:
@@ -130,7 +132,7 @@ def plan(
         float, typer.Option(help="Peak of one GPU; 989 is an H100 SXM in dense bf16.")
     ] = 989.0,
     mfu: Annotated[float, typer.Option(help="Share of the peak that the model uses.")] = 0.4,
-    json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
+    json: JsonFile = None,
     export: Annotated[
         Path | None,
         typer.Option(help="Write every instance (step, slot, offset, tokens): .parquet, .jsonl."),
@@ -145,7 +147,9 @@ def plan(
         if export is not None:
             raise ConfigError("--export writes the rows of one experiment's plan; leave out --cost")
         gpus = 8 if gpus is None else gpus
-        plan_cost(experiments, override or [], gpus=gpus, **device, json_path=json, console=console)
+        plan_cost(
+            experiments, override or [], gpus=gpus, **device, json_path=json, console=tables(json)
+        )
         return
     if not scan:
         refuse_idle(context, ("scan_tokens",), "with --no-scan")
@@ -164,9 +168,9 @@ def plan(
     gpus = 1 if gpus is None else gpus
     with interruptible("--no-scan or --scan-tokens takes less time"):
         found = preflight(config, scan=scan, scan_tokens=scan_tokens, gpus=gpus, **device)
-    show(found, console)
+    show(found, tables(json))
     if json is not None:
         write_json(json, as_json(found))
     if export is not None:
         num = write_rows(export, found.stream.plan, num_steps=found.stream.num_steps)
-        console.print(f"{export}: {num:,} rows")
+        tables(json).print(f"{export}: {num:,} rows")

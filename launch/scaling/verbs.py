@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from launch.terminal import console, errors, refuse_idle, typed_command
+from launch.terminal import JsonFile, errors, refuse_idle, tables, typed_command
 
 app = typer.Typer(
     help="Scaling laws and what they advise on size and mixture.", no_args_is_help=True
@@ -41,15 +41,20 @@ def fit(
         str | None, typer.Option(help="Name of a column of FLOPs C, in place of tokens: D = C/6N.")
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Name of the column loss.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Fit L(N, D) = L0 + A/N^alpha + B/D^beta: constants, exponents, frontier, Defs. 1 and 2.
 
     Writes fit.json, CSV tables and scaling.png, the study's Fig. 1.
     """
+    from data_injection.files import read_json
+    from eval.text import check_target
+    from launch.json_file import write_json
     from launch.scaling.fit import fit_source
 
+    check_target(json, "--json")
     columns = {"params": params, "tokens": tokens, "flops": flops, "loss": loss}
-    fit_source(
+    path = fit_source(
         source,
         out=out,
         large=large,
@@ -57,9 +62,11 @@ def fit(
         resamples=resamples,
         seed=seed,
         names={name: column for name, column in columns.items() if column is not None},
-        console=console,
+        console=tables(json),
         errors=errors,
     )
+    if json is not None:
+        write_json(json, read_json(path))
 
 
 @app.command()
@@ -85,7 +92,7 @@ def advise(
         str, typer.Option(help="Fit learned (score >= .5, per run) or the score itself.")
     ] = "learned",
     out: Annotated[Path | None, typer.Option(help="Folder of advice.png; default: RUNS.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Say which size a frequency needs, and which frequency a size needs; or why not."""
     from eval.advice.groups import Question
@@ -96,7 +103,12 @@ def advise(
         protocol=protocol, run=run, response=response,  # type: ignore[arg-type]
     )  # fmt: skip
     run_advise(
-        runs, question=question, out=out, as_json=json, command=typed_command(), console=console
+        runs,
+        question=question,
+        out=out,
+        as_json=json,
+        command=typed_command(),
+        console=tables(json),
     )
 
 
@@ -113,7 +125,7 @@ def mixture(
     protocol: Annotated[str | None, typer.Option(help="Of the runs to calibrate on.")] = None,
     run: Annotated[str | None, typer.Option(help="Name or glob of those runs.")] = None,
     response: Annotated[str, typer.Option(help="learned or score, of those runs.")] = "learned",
-    json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Say which tasks of a mixture fit at which size, and the cheapest way to bring one in."""
     from eval.advice.groups import Question
@@ -128,7 +140,7 @@ def mixture(
     )  # fmt: skip
     run_mixture(
         tasks, target=target, rung=rung, sweep=calibrate, question=question, as_json=json,
-        command=typed_command(), console=console,
+        command=typed_command(), console=tables(json),
     )  # fmt: skip
 
 
@@ -137,9 +149,9 @@ def predict(
     ceiling: Annotated[
         float, typer.Option(help="The most that a task's score comes to, above 0.5.")
     ] = 0.9,
-    json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Say which rate each size needs, from two short runs of it: a burst and its twin."""
     from launch.scaling.predict import predict as run_predict
 
-    run_predict(runs, ceiling=ceiling, out=json, command=typed_command(), console=console)
+    run_predict(runs, ceiling=ceiling, out=json, command=typed_command(), console=tables(json))

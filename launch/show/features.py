@@ -27,6 +27,7 @@ from eval.text import (
     with_interval,
     write_table,
 )
+from launch.json_file import write_rows
 from launch.terminal import progress_bar, say
 
 CONTROLS = {
@@ -45,12 +46,14 @@ def measure_features(
     search_steps: int = STEPS,
     device: str = "cpu",
     export: Path | None = None,
+    json: Path | None = None,
     console: Console,
     errors: Console,
 ) -> None:
     """Measure what is missing under a bar on stderr, then show and export what is there."""
     if export is not None:
         check_target(export, "--export", suffixes=TABLE_SUFFIXES)
+    check_target(json, "--json")
     jobs = [job for source in sources for job in find_jobs(source, steps=steps, tasks=tasks)]
     pieces, written = num_missing(jobs, das=das, rank=rank), 0
     if pieces:
@@ -69,6 +72,7 @@ def measure_features(
     for table in _tables(rows):
         print_table(table, console)
     console.print(f"{written:,} records written" if written else "everything was already there")
+    write_rows(json, rows)
     if export is not None:
         write_table(export, rows)
         say(console, str(export))

@@ -16,7 +16,8 @@ from data_injection.reference.grammar import TASKS
 from eval.reference.evaluate import Found, evaluate_reference, find_reference
 from eval.reference.tasks import natural_rates
 from eval.run import run_folders
-from eval.text import new_table, number, print_table
+from eval.text import check_target, new_table, number, print_table
+from launch.json_file import write_rows
 from launch.terminal import progress_bar, say
 
 EXAMPLES = 5
@@ -29,24 +30,29 @@ def reference(
     most: int,
     seed: int = 0,
     device: str = "cpu",
+    json: Path | None = None,
     console: Console,
     errors: Console,
 ) -> None:
     """Scan, print and measure; see `find_reference` and `evaluate_reference`."""
+    check_target(json, "--json")
     shown: set[object] = set()
+    rows: list[dict[str, Any]] = []
     for folder in [folder for source in sources for folder in run_folders(source)]:
         with progress_bar(errors) as bar:
             found = find_reference(folder, progress=partial(bar, "scanning"), **scan)
         if (found.name, found.geometry) not in shown:
             shown.add((found.name, found.geometry))
-            show_frequencies(found, console)
+            rows += show_frequencies(found, console)
+            write_rows(json, rows)
         for checkpoint, num in evaluate_reference(found, most=most, seed=seed, device=device):
             done = f"{num} records" if num else "already there"
             console.print(f"{folder.name} step {checkpoint.step}: {done}")
 
 
-def show_frequencies(found: Found, console: Console) -> None:
-    """The frequency of either task in all units, and what is commonest."""
+def show_frequencies(found: Found, console: Console) -> list[dict[str, Any]]:
+    """The frequency of either task in all units, and what is commonest; returns the rows."""
+    rows: list[dict[str, Any]] = []
     scan, geometry = found.scan, found.geometry
     sample = "" if scan.num_scanned == scan.num_tokens else f" of {scan.num_tokens:,}, a sample"
     console.print(
@@ -60,6 +66,7 @@ def show_frequencies(found: Found, console: Console) -> None:
             found.true_places(task), num_scanned=scan.num_scanned, geometry=geometry
         )
         false = sum(p.statement.task == task and not p.statement.correct for p in scan.places)
+        rows.append({"corpus": found.name, "task": task, "false": false, **rates})
         table.add_row(
             task,
             f"{rates['num']:,}\n({rates['distinct']:,})",
@@ -76,3 +83,4 @@ def show_frequencies(found: Found, console: Console) -> None:
         common = Counter(place.statement.text for place in found.true_places(task))
         said = ", ".join(f"{text!r} {num}" for text, num in common.most_common(EXAMPLES))
         say(console, f"{task}: {said or 'none'}")
+    return rows

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data_injection.errors import ConfigError
+from launch.json_file import write_json, write_rows
 from launch.terminal import (
+    JsonFile,
     at_work,
     console,
     errors,
@@ -20,6 +22,7 @@ from launch.terminal import (
     progress_bar,
     refuse_idle,
     say,
+    tables,
     typed_command,
 )
 
@@ -42,6 +45,7 @@ def evaluate(
     jobs: Annotated[int, typer.Option(min=1, help="Checkpoints side by side.")] = 1,
     export: Annotated[Path | None, typer.Option(help="Table of all rows: .csv, .parquet.")] = None,
     out: Annotated[Path | None, typer.Option(hidden=True, help="--export, before 0.1.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Score every checkpoint on every task and split; what is in the records is skipped."""
     with at_work("starting"):
@@ -52,6 +56,7 @@ def evaluate(
 
         option, target = ("--out", out) if export is None else ("--export", export)
         check_target(target, option, suffixes=TABLE_SUFFIXES)
+        check_target(json, "--json")
         _check_device(device)
         choice = Choice(task, split or ("train", "test"), step)
         found = chosen_sources(sources, choice)
@@ -70,10 +75,11 @@ def evaluate(
             say(errors, line)
             bar("checkpoints", len(done), len(found))
     table = results(found, done, choice)
-    print_scores(table, console)
+    print_scores(table, tables(json))
+    write_rows(json, table)
     if target is not None:
         write_table(target, table)
-        say(console, f"{target}: {len(table):,} rows")
+        say(tables(json), f"{target}: {len(table):,} rows")
 
 
 def features(
@@ -90,6 +96,7 @@ def features(
     search_steps: Annotated[int, typer.Option(min=1, help="Of a subspace's search.")] = 200,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     export: Annotated[Path | None, typer.Option(help="Table of all rows: .csv, .parquet.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """What the tasks' symbols hide, and which layer uses it; what is in the records is skipped."""
     if not das:
@@ -99,7 +106,7 @@ def features(
 
     measure_features(
         sources, das=das, tasks=task or (), steps=step or (), rank=rank, search_steps=search_steps,
-        device=device, export=export, console=console, errors=errors,
+        device=device, export=export, json=json, console=tables(json), errors=errors,
     )  # fmt: skip
 
 
@@ -111,18 +118,26 @@ def reference(
     ] = None,
     most: Annotated[int, typer.Option(min=2, help="Distinct statements measured a task.")] = 500,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json: JsonFile = None,
 ) -> None:
     """Natural comparisons and additions of the corpus: their frequency, and loss by checkpoint."""
     with at_work("starting"):
         from launch.show.reference import reference as run
 
     scan = {"corpus": corpus, "sample_tokens": sample_tokens}
-    run(sources, scan=scan, most=most, device=device, console=console, errors=errors)
+    run(
+        sources, scan=scan, most=most, device=device, json=json, console=tables(json), errors=errors
+    )
 
 
 def report(
     source: Annotated[Path, typer.Argument(help="A run's folder, or a folder of runs.")],
     out: Annotated[Path | None, typer.Option(help="Where to write; default: the source.")] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(min=1, help="Write it again every so many seconds, while a run lives."),
+    ] = None,
+    json: JsonFile = None,
 ) -> None:
     """Write the figures the records hold, CSV tables and one self-contained report.html."""
     with at_work("drawing the report"):
@@ -130,13 +145,21 @@ def report(
         from eval.report.write import load_runs, write_report
         from eval.run import left_out
         from eval.scores.cells import cells
+        from eval.text import check_target
+        from launch.show.watch import watch_report
 
+        check_target(json, "--json")
+    if watch is not None:
+        with interruptible("the last report stays"):
+            watch_report(source, out, every=watch, command=typed_command(), errors=errors)
+    with at_work("drawing the report"):
         path = write_report(source, out, command=typed_command())
         found = cells(load_runs(source)[0])
-    print_cells(found, console)
+    print_cells(found, tables(json))
+    write_rows(json, found)
     for line in left_out(source):
         say(errors, f"left out: {line}")
-    console.print(str(path))
+    say(tables(json), str(path))
 
 
 def audit(
@@ -160,7 +183,7 @@ def audit(
     export: Annotated[
         str | None, typer.Option(help="Write the ledger: parquet, csv, or a file of that ending.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write all that was found to a file.")] = None,
+    json: JsonFile = None,
 ) -> None:
     """Hold plan, checkpoints, ledger and text of a run against each other; status 1 if one differs.
 
@@ -170,7 +193,6 @@ def audit(
     from eval.audit.explain import explain_step
     from eval.audit.ledger import export_ledger, export_path
     from eval.text import check_target
-    from launch.json_file import write_json
     from launch.show.audit import show_audit, show_explanation
 
     idle = ("rows",) if explain is None else ("full", "sample", "export", "json")
@@ -186,12 +208,12 @@ def audit(
         found = audit_run(
             run, step=step, corpus=corpus, full=full, sample=sample, progress=progress
         )
-    show_audit(found, console)
+    show_audit(found, tables(json))
     if json is not None:
         write_json(json, found.as_json())
     if target is not None:
         export_ledger(run, target, checkpoint=step, command=typed_command())
-        say(console, str(target))
+        say(tables(json), str(target))
     if found.status:
         raise typer.Exit(found.status)
 

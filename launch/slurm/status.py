@@ -9,7 +9,6 @@ lock of its folder.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Container, Sequence
@@ -37,6 +36,7 @@ from eval.run import (
     whole,
 )
 from eval.text import new_table, print_table
+from launch.json_file import write_json
 from launch.slurm.jobs import EVENTS_FILE, Job, Queue, ask_slurm, read_events
 from launch.terminal import say
 
@@ -244,17 +244,17 @@ def _error(folder: Path, events: Sequence[dict[str, Any]]) -> str:
 # -- for people and programs ---------------------------------------------------------------------
 
 
-def show_status(sources: Sequence[Path], *, as_json: bool, console: Console) -> None:
-    """Print a table, or JSON."""
+def show_status(sources: Sequence[Path], *, json: Path | None, console: Console) -> None:
+    """Print a table, or write all that was found."""
     runs, problem = find_status(sources)
     missed = [line for source in sources for line in left_out(source)]
-    if as_json:
+    if json is not None:
         told = {
             "slurm": problem or "asked",
             "left_out": missed,
             "runs": [asdict(run) for run in runs],
         }
-        console.file.write(json.dumps(told, indent=1) + "\n")
+        write_json(json, told)
         return
     numbers = ("step", "saved", "job", "requeues", "record", "exposures")
     table = new_table("run", "state", numbers=numbers)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from launch.terminal import ExperimentFile, Overrides, console, errors
+from launch.terminal import ExperimentFile, JsonFile, Overrides, console, errors
 
 launch = typer.Typer(help="Start a run on several ranks.", no_args_is_help=True)
 
@@ -71,20 +71,11 @@ def submit(
 
 def status(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of runs.")],
-    json: Annotated[
-        Path | None, typer.Option(help="Write all that was found to a file; - is standard output.")
-    ] = None,
+    json: JsonFile = None,
 ) -> None:
     """What runs are at, what SLURM says of their jobs, and why a failed one failed."""
-    from rich.console import Console
-
-    from data_injection.files import replaced
     from eval.text import check_target
     from launch.slurm.status import show_status
 
-    if json is None or str(json) == "-":
-        show_status(runs, as_json=json is not None, console=console)
-        return
     check_target(json, "--json")
-    with replaced(json) as temporary, temporary.open("w") as file:
-        show_status(runs, as_json=True, console=Console(file=file))
+    show_status(runs, json=json, console=console)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from data_injection.errors import ConfigError
 from launch.grid import Sweep
+from launch.json_file import write_rows
 from launch.runs import plan_runs
 from launch.sweep.executor import train_all
 from launch.terminal import typed_command
@@ -69,6 +70,7 @@ def quickstart(
     jobs: int = 2,
     smoke: bool = False,
     corpus: Path | None = None,
+    json: Path | None = None,
     console: Console,
 ) -> bool:
     """Prepare the corpus, train the grid, write the report; True if learning rises with size.
@@ -84,7 +86,9 @@ def quickstart(
     from eval.report.write import load_runs, write_report
     from eval.scores.cells import cells
     from eval.scores.staircase import learned_per_rung
+    from eval.text import check_target
 
+    check_target(json, "--json")
     started = time.monotonic()
     widths = widths or (SMOKE_WIDTHS if smoke else WIDTHS)
     # load_experiment would say so too, but after the corpus is made.
@@ -99,6 +103,7 @@ def quickstart(
     table = cells(load_runs(out)[0])
     console.print()
     print_cells(table, console)
+    write_rows(json, table)
     console.print(
         f"\n{report}\n{report.with_name('heatmap.png')}\nrecords: {out}/*/records.jsonl"
         f"\n{time.monotonic() - started:.0f} s"

@@ -10,11 +10,14 @@ trained again. What a sweep's YAML says: launch/grid.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from eval.text import count, new_table, number, print_table
+from launch.json_file import write_rows
 from launch.runs import Run
 from launch.sweep.executor import (
     Failure,
@@ -73,7 +76,9 @@ def train_sweeps(
     return left
 
 
-def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu: float) -> None:
+def show_runs(
+    runs: Sequence[Run], console: Console, *, json: Path | None, peak_tflops: float, mfu: float
+) -> None:
     """Every cell with its tokens, GPU hours and storage, and the sums."""
     from launch.reckon import Reckoner, size
 
@@ -81,10 +86,15 @@ def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu:
     numbers = ("steps", "tokens", "GPU hours", "checkpoints", "storage")
     table = new_table("run", numbers=numbers, beside=("folder",))
     hours, kept = 0.0, 0
+    rows: list[dict[str, Any]] = []
     for run in runs:
         assert run.experiment is not None
         row = reckoner.row(run.experiment)
         hours, kept = hours + row.cost.gpu_hours, kept + row.storage
+        told = {"run": run.name, "steps": run.num_steps, "tokens": run.num_tokens}
+        told |= {"gpu_hours": row.cost.gpu_hours, "checkpoints": row.num_checkpoints}
+        told |= {"storage": row.storage, "folder": str(run.folder), "finished": run.finished}
+        rows.append(told)
         table.add_row(
             run.name,
             f"{run.num_steps:,}",
@@ -95,6 +105,7 @@ def show_runs(runs: Sequence[Run], console: Console, *, peak_tflops: float, mfu:
             str(run.folder) + (" (finished)" if run.finished else ""),
         )
     print_table(table, console)
+    write_rows(json, rows)
     console.print(
         f"{len(runs)} runs, {count(sum(run.num_tokens for run in runs))} tokens, {number(hours)} "
         f"GPU hours (at {peak_tflops:g} TFLOP/s and MFU {mfu:g}), {size(kept)} of checkpoints; "

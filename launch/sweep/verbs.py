@@ -14,7 +14,16 @@ from typing import Annotated
 import typer
 
 from data_injection.errors import ConfigError
-from launch.terminal import Overrides, console, errors, interruptible, say
+from launch.terminal import (
+    JsonFile,
+    Overrides,
+    at_work,
+    console,
+    errors,
+    interruptible,
+    say,
+    tables,
+)
 
 
 def quickstart(
@@ -31,6 +40,7 @@ def quickstart(
     check: Annotated[
         bool, typer.Option(help="Status 1 if the learned cells do not rise with size.")
     ] = False,
+    json: JsonFile = None,
 ) -> None:
     """Train the grid of sizes and frequencies on the embedded corpus and report what is learned."""
     from launch.sweep.quickstart import quickstart as run
@@ -44,10 +54,21 @@ def quickstart(
             jobs=jobs,
             smoke=smoke,
             corpus=corpus,
-            console=console,
+            json=json,
+            console=tables(json),
         )
     if check and not rises:
         raise typer.Exit(1)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of its corpus and run.")] = Path("runs/demo"),
+) -> None:
+    """Half a minute on a CPU: inject a task into text, train a tiny model, say what happened."""
+    with interruptible("the same command begins again"):
+        with at_work("starting"):
+            from launch.sweep.demo import demo as run
+        run(out, console=console, errors=errors)
 
 
 def sweep(
@@ -75,6 +96,7 @@ def sweep(
     ] = None,
     peak_tflops: Annotated[float, typer.Option(help="Peak of one GPU, for GPU hours.")] = 989.0,
     mfu: Annotated[float, typer.Option(help="Share of the peak that the model uses.")] = 0.4,
+    json: JsonFile = None,
 ) -> None:
     """Train every run of one or more sweeps on this machine; what is finished is skipped."""
     from launch.grid import load_sweep
@@ -83,7 +105,10 @@ def sweep(
     from launch.sweep.sweep import show_runs, train_sweeps
 
     plan = plan or dry_run
-    console.print("checking every run ...")
+    if json is not None and (screen is not None or not plan):
+        why = "has an effect with --dry-run alone"
+        raise ConfigError(key="--json", value=str(json), rule=why, remedy="leave it out")
+    tables(json).print("checking every run ...")
     loaded = [load_sweep(path) for path in sweeps]
     if not plan:
         start_server()  # imports the engine for the runs while they are checked here
@@ -104,7 +129,7 @@ def sweep(
             )  # fmt: skip
         return
     if plan:
-        show_runs(runs, console, **device)
+        show_runs(runs, tables(json), json=json, **device)
         return
     with _training():
         left = train_sweeps(runs, jobs=jobs, retries=retries, minutes=minutes, console=console)

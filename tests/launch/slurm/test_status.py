@@ -128,7 +128,7 @@ def test_files_that_hold_something_else_hide_no_run(other: str, tmp_path: Path) 
     events_file(run).write_text("\n".join(rows) + "\n")
     (found,), _ = find_status([run])
     assert (found.state, found.step, found.checkpoint) == ("saved", 20, 20)
-    show_status([run], as_json=False, console=Console(file=io.StringIO(), width=100))
+    show_status([run], json=None, console=Console(file=io.StringIO(), width=100))
     (folder,) = {status(run, "failed", Job("FAILED")).folder}
     assert folder == str(run)
 
@@ -222,10 +222,10 @@ def test_a_linked_run_is_found_once_and_what_a_link_misses_is_named(tmp_path: Pa
     found = find_status([runs, tmp_path / "scratch"])[0]
     assert [Path(run.folder).name for run in found] == ["back", "here"]
     out = io.StringIO()
-    show_status([runs], as_json=False, console=Console(file=out, width=100))
+    show_status([runs], json=None, console=Console(file=out, width=100))
     assert f"left out: {runs}/gone: a link to {tmp_path}/nowhere" in out.getvalue()
-    show_status([runs], as_json=True, console=Console(file=(out := io.StringIO())))
-    assert len(json.loads(out.getvalue())["left_out"]) == 1
+    show_status([runs], json=tmp_path / "told.json", console=Console(quiet=True))
+    assert len(json.loads((tmp_path / "told.json").read_text())["left_out"]) == 1
 
 
 def test_a_torn_line_of_the_jobs_is_left_out(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_names_are_printed_as_they_are(tmp_path: Path) -> None:
     run = make_run(tmp_path / "[red]run")
     (run / "run.json").write_text(json.dumps({"run": "[bold]x[/]", "num_steps": 40}))
     out = io.StringIO()
-    show_status([run], as_json=False, console=Console(file=out, width=100))
+    show_status([run], json=None, console=Console(file=out, width=100))
     assert "[bold]x[/]" in out.getvalue()
 
 
