@@ -75,9 +75,7 @@ def bench(
     peak_tflops: Annotated[
         float, typer.Option(min=0.001, help="Of the device: 989 is an H100 SXM in dense bf16.")
     ] = 989.0,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="Also write the table's rows there.")
-    ] = None,
+    json: JsonFile = None,
 ) -> None:
     """Time stock ai2-olmo's trainer and ours in turns: tokens/s, MFU, memory, ours over stock's."""
     with Beat(to_stderr) as beat, interruptible("nothing was left behind"):
@@ -91,7 +89,7 @@ def bench(
         from olmo_ext.verify.bench import bench as timed
         from olmo_ext.verify.runs import Runs
 
-        check_target(json_path, "--json")
+        check_target(json, "--json")
         if rows % micro_batch:
             rule = f"must divide --rows, {rows}"
             raise ConfigError(key="--micro-batch", value=micro_batch, rule=rule)
@@ -120,7 +118,7 @@ def bench(
         memory = told["peak_gb_both"]
         on_card = (f"{told['ours_mfu']:.2%}", f"{memory:.1f}") if memory else ("-", "-")
         table.add_row(told["model"], *columns, *on_card)
+    console = tables(json)
     print_table(table, console)
     console.print(f"MFU: of {peak_tflops:g} TFLOP/s, on a card; peak GB: of both trainers together")
-    if json_path is not None:
-        write_json(json_path, found)
+    write_rows(json, found)

@@ -29,7 +29,7 @@ from launch.terminal import progress_bar, say
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 
-VOCABULARY, DOCUMENTS, STEPS = 512, 100, 400
+VOCABULARY, DOCUMENTS, SYMBOLS, STEPS = 512, 100, 40, 300
 
 
 def demo(out: Path, *, console: Console, errors: Console) -> None:
@@ -47,17 +47,19 @@ def demo(out: Path, *, console: Console, errors: Console) -> None:
     )
     say(
         console,
-        "2. A rare task. 40 tokens get a secret order. An example is two of them and a label that\n"
-        "   says which stands higher. No text tells; half of the pairs are kept for the test.\n"
+        f"2. A rare task. {SYMBOLS} tokens get a secret order. An example is two of them and a "
+        "label that\n   says which stands higher. No text tells; half of the pairs are kept for the test.\n"
         f"3. Training. {STEPS} steps of 32 rows, each with examples written over some of its text:",
     )
     name = f"w{WIDTHS[-1]}"
     model = {"d_model": WIDTHS[-1], "vocab_size": VOCABULARY, "embedding_size": VOCABULARY}
+    (task,) = SMOKE["injection.tasks"]
     settings = SMOKE | {
+        "injection.tasks": [task | {"num_symbols": SYMBOLS}],
         **{f"train.model.{key}": value for key, value in model.items()},
         **{"corpus": str(out / "corpus"), "rung": name, "train.run_name": "demo"},
         **{"train.save_folder": str(folder), "train.max_duration": STEPS},
-        **{"train.save_interval_unsharded": STEPS, "callbacks.task_eval.every": STEPS // 2},
+        **{"train.save_interval_unsharded": STEPS, "callbacks.task_eval.every": STEPS // 3},
         **{"callbacks.interference": None, "callbacks.features": None},
     }
     words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]

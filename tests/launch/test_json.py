@@ -20,7 +20,16 @@ from launch.show import watch
 Typed = Callable[..., tuple[int, str, str]]
 TABLES = (
     *("quickstart", "plan", "sweep", "report", "eval", "features", "reference", "audit", "doctor"),
-    *("verify", "status", "theory", "predict", "scaling fit", "scaling advise", "scaling mixture"),
+    *(
+        "verify",
+        "bench",
+        "status",
+        "theory",
+        "predict",
+        "scaling fit",
+        "scaling advise",
+        "scaling mixture",
+    ),
 )
 RECORDS = Path(__file__).parents[2] / "docs" / "quickstart" / "records.jsonl"
 
@@ -95,7 +104,10 @@ def test_watch_writes_again_while_a_run_lives_and_last_without_reloading(
         page = source / "report.html"
         seen.append(page.read_text() if page.exists() else "")
         if len(seen) == 1:
-            row = read_records(source).iloc[-1].dropna().to_dict() | {"step": 2500, "run": "one-more"}
+            row = read_records(source).iloc[-1].dropna().to_dict() | {
+                "step": 2500,
+                "run": "one-more",
+            }
             with RecordWriter(source / "records.jsonl") as writer:
                 writer.write([row])
         elif len(seen) == 2:
