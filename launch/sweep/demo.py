@@ -48,8 +48,9 @@ def demo(out: Path, *, console: Console, errors: Console) -> None:
     say(
         console,
         f"2. A rare task. {SYMBOLS} tokens get a secret order. An example is two of them and a "
-        "label that\n   says which stands higher. No text tells; half of the pairs are kept for the test.\n"
-        f"3. Training. {STEPS} steps of 32 rows, each with examples written over some of its text:",
+        "label that\n   says which stands higher. No text tells; half of the pairs are kept for "
+        "the test.\n"
+        f"3. Training. {STEPS} steps of 32 rows, each with examples written over its text:",
     )
     name = f"w{WIDTHS[-1]}"
     model = {"d_model": WIDTHS[-1], "vocab_size": VOCABULARY, "embedding_size": VOCABULARY}
