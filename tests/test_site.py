@@ -45,6 +45,7 @@ def test_the_site_builds_strictly_and_its_references_are_whole(tmp_path: Path) -
         for field in dataclasses.fields(section):
             assert re.search(rf"<code>injection[\w.\[\]]*\.{field.name}</code>", pages["config"])
     assert "must be in [0, 4294967295]" in pages["config"]
+    assert "<code>str or None</code>" in pages["config"]
     assert "exposures_per_example" in pages["records"]
     assert "Read an experiment from YAML" in pages["api"]
     assert (tmp_path / "source/olmo_ext/config.py.html").is_file()

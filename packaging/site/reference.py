@@ -158,10 +158,9 @@ def code(text: str) -> str:
 
 
 def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join(
-        f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |\n" for row in lines
-    )
+    """As Markdown; a bar in a type would end its cell, within backticks too."""
+    lines = ([c.replace(" | ", " or ") for c in row] for row in [head, ("---",) * len(head), *rows])
+    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
 
 
 PAGES = {"cli": cli, "config": config, "records": records}
