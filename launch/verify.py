@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -98,7 +99,8 @@ def bench(
         if not experiments:
             torch.set_num_threads(1)  # as in verify
         found = []
-        for path in experiments or [None]:
+        asked: Sequence[Path | None] = experiments or (None,)
+        for path in asked:
             name = "the smallest" if path is None else path.stem
             beat.then(f"timing {name}")
             with tempfile.TemporaryDirectory(prefix="olmo-ext-bench-") as folder:

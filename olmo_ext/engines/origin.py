@@ -63,8 +63,8 @@ def find_origin(train: TrainConfig, stream: Stream) -> Path:
 def _rows_of(config: Any) -> dict[str, Any]:
     """What fixes which row stands at which position, by the engine's keys; and the strategy: the
     optimizer's state of another loads without an error, into other parameters."""
-    keys = ("global_train_batch_size", "model.max_sequence_length", "data.memmap_dtype")
-    keys += ("data.instance_filter", "distributed_strategy", "optimizer.name")
+    keys = ["global_train_batch_size", "model.max_sequence_length", "data.memmap_dtype"]
+    keys += ["data.instance_filter", "distributed_strategy", "optimizer.name"]
     rows = {key: OmegaConf.select(config, key) for key in keys}
     seed = OmegaConf.select(config, "data.seed")
     rows["data.seed"] = OmegaConf.select(config, "seed") if seed is None else seed
