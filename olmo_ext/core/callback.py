@@ -84,6 +84,8 @@ class Injection(Callback):
             self._ledger = self._stack.enter_context(self._open_ledger(folder))
             writer = RecordWriter(folder / FILE_NAME)
         self._host = CoreHost(trainer, run_fields=self._fields(), writer=writer)
+        if "loss_budget" in self._ours:
+            self._stack.callback(self._host.engine.watch_clipping().remove)
         self._witness = Witness(
             plan,
             trainer.data_loader.order(),

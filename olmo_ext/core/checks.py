@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW
 
 from data_injection.errors import ConfigError
 from olmo_ext.core.compat import (
@@ -16,12 +18,11 @@ from olmo_ext.core.compat import (
 )
 from olmo_ext.core.loader import Injected
 
-SERVED = ("interference", "task_eval", "retention", "features")
-"""Callbacks that run on both engines. loss_budget's split is derived for ai2-olmo's AdamW, and
-OLMo-core has its own progress line."""
+SERVED = ("interference", "task_eval", "retention", "features", "loss_budget")
+"""Callbacks that run on both engines. OLMo-core has its own progress line."""
 
-GRADIENTS = "interference"
-"""Needs that a row's first tokens give its loss: nothing in the model may look further."""
+GRADIENTS = ("interference", "loss_budget")
+"""Need that a row's first tokens give its loss: nothing in the model may look further."""
 
 
 def check_run(trainer: Any, callbacks: Collection[str]) -> None:
@@ -56,11 +57,15 @@ def check_run(trainer: Any, callbacks: Collection[str]) -> None:
         if used:
             rule = "must be None: ranks that share a row see parts of it only"
             raise ConfigError(key=f"train_module.{name}_config", value="set", rule=rule)
-    if GRADIENTS in callbacks:
-        _check_exact(train, loader)
+    for name in sorted({*GRADIENTS} & {*callbacks}):
+        _check_exact(train, loader, name)
+    if "loss_budget" in callbacks and type(train.optim) is not AdamW:
+        rule = "must be AdamW for callbacks.loss_budget, whose split of an update is derived for it"
+        kind, remedy = type(train.optim).__name__, "change it or remove callbacks.loss_budget"
+        raise ConfigError(key="train_module.optim", value=kind, rule=rule, remedy=remedy)
 
 
-def _check_exact(train: Any, loader: Any) -> None:
+def _check_exact(train: Any, loader: Any, callback: str) -> None:
     """Raise ConfigError where short rows do not give a task's gradient."""
     model = train.model
     dropout = any(isinstance(one, nn.Dropout) and one.p > 0 for one in model.modules())
@@ -82,8 +87,8 @@ def _check_exact(train: Any, loader: Any) -> None:
     }
     for key, (used, why) in unfit.items():
         if used:
-            rule = f"must be off for callbacks.{GRADIENTS}: {why}"
-            raise ConfigError(key=key, rule=rule, remedy=f"or remove callbacks.{GRADIENTS}")
+            rule = f"must be off for callbacks.{callback}: {why}"
+            raise ConfigError(key=key, rule=rule, remedy=f"or remove callbacks.{callback}")
 
 
 def settings_for_checks(train_module: Any) -> Any:
@@ -103,4 +108,13 @@ def settings_for_checks(train_module: Any) -> Any:
         embedding_dropout=0.0,
     )
     data = SimpleNamespace(generate_doc_lengths=False)
-    return SimpleNamespace(model=model, data=data, distributed_strategy="ddp", fsdp=None)
+    sharded = any(isinstance(one, DTensor) for one in train_module.model.parameters())
+    return SimpleNamespace(
+        model=model,
+        data=data,
+        distributed_strategy="fsdp" if sharded else "ddp",
+        fsdp=None,
+        # What loss_budget asks for; `check_run` has seen to it.
+        optimizer=SimpleNamespace(name="adamw", selective_updates=False),
+        max_grad_norm_ratio=None,
+    )

@@ -16,7 +16,8 @@ from torch.nn import Parameter
 from data_injection.beat import Beat
 from eval.records import RecordWriter
 from olmo_ext.core.compat import get_labels, plain_name, resharded
-from olmo_ext.engines.host import Layout, MLPWeights, evaluating, measurement
+from olmo_ext.engines.host import Layout, MLPWeights, evaluating, local, measurement
+from olmo_ext.gradients.moments import norm_of
 
 
 class CoreEngine:
@@ -27,12 +28,23 @@ class CoreEngine:
         self.precision = str(train_module.autocast_precision or self.model.dtype)
         self.sharded = any(isinstance(one, DTensor) for one in self.model.parameters())
         self.num_layers = len(self.model.blocks)
+        self.taken_norm: float | None = None
         self.microbatch_tokens = train_module.rank_microbatch_size
         self.microbatch_rows = self.microbatch_tokens // train_module.max_sequence_length
 
     @property
     def optim(self) -> torch.optim.Optimizer:
         return self.train.optim
+
+    def watch_clipping(self) -> Any:
+        """Note `taken_norm` at each step; returns the handle. The Trainer clips inside the
+        optimizer's step and has no gradient left when a callback's turn comes."""
+
+        def note(*_: Any) -> None:
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self.taken_norm = norm_of([local(one).flatten().float() for one in grads])
+
+        return self.optim.register_step_pre_hook(note)
 
     def mlp(self, layer: int) -> MLPWeights:
         # SwiGLU: w2(silu(w1 x) * w3 x), each a tensor of its own.

@@ -64,6 +64,10 @@ class Engine(Protocol):
     def precision(self) -> str:
         """As the engine names it: fp32, amp_bf16, ..."""
 
+    taken_norm: float | None
+    """Of this rank's part of the gradient as the optimizer took it, clipped, where `.grad` does not
+    say so any more after the step; None where it does."""
+
     @property
     def num_layers(self) -> int: ...
 

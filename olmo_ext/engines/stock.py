@@ -28,7 +28,7 @@ class StockEngine:
 
     def __init__(self, trainer: ExperimentTrainer) -> None:
         self.trainer, self.cfg = trainer, trainer.cfg
-        self.precision = str(self.cfg.precision)
+        self.precision, self.taken_norm = str(self.cfg.precision), None
         self.sharded = self.cfg.distributed_strategy == "fsdp"
         self.num_layers = self.cfg.model.n_layers
         self.microbatch_rows = self.cfg.device_train_microbatch_size

@@ -66,7 +66,9 @@ class Moments:
             norm: `norm_of` the whole gradient before clipping, of this rank's shards: all of them
                 are clipped by one factor.
         """
-        clipped = norm_of(self.parameters(trainer).gradient())
+        clipped = trainer.engine.taken_norm
+        if clipped is None:
+            clipped = norm_of(self.parameters(trainer).gradient())
         factor, beta = clipped / norm if norm > 0 else 1.0, _beta(trainer)
         for name, first in self.firsts.items():
             torch._foreach_mul_(list(first), beta)

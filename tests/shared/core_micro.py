@@ -148,7 +148,7 @@ def build_trainer(folder: Path, given: dict[str, Any]) -> Any:
         max_sequence_length=SEQ_LEN,
         dp_config=dp_config,
         z_loss_multiplier=1e-5,
-        max_grad_norm=1.0,
+        max_grad_norm=given.get("clip", 1.0),
         device=torch.device("cpu"),
     )
     config = TrainerConfig(

@@ -28,6 +28,7 @@ CALLBACKS = {
     "interference": {"every": 4, "groups": ["mlp_top", "layers", "model"], "top_k": 5},
     "features": {"every": 8},
     "retention": {"min_gap": 2},
+    "loss_budget": {"every": 1, "record": 4, "instances": 0},
 }
 
 
@@ -130,6 +131,31 @@ def test_what_is_measured_is_recorded(runs: dict[str, Path]) -> None:
     assert len(table[table.metric.str.startswith("probe") | table.metric.str.contains("fourier")])
 
 
+@pytest.mark.parametrize("way", ["one", "ddp", "fsdp"])
+def test_what_moved_a_tasks_loss_adds_up(way: str, runs: dict[str, Path]) -> None:
+    table = read_records(runs[way])
+    for task in ("cmp", "add"):
+        rows = table[table.task == task]
+        actual = rows[rows.metric == "budget_actual"].set_index("step")
+        assert list(actual.index) == [4, 8]
+        choice = rows[(rows.metric == "choice_loss") & (rows.split == "test")]
+        change = choice[choice.subset == "all"].set_index("step").value.diff().dropna()
+        np.testing.assert_allclose(actual.value, change, atol=2e-6)
+        # Steps are large here, and under FSDP2 their middle cannot be looked at.
+        assert (actual.closure < (0.15 if way == "fsdp" else 0.05)).all()
+        assert {"host", "task", "decay"} < set(rows[rows.metric == "budget"].source)
+
+
+def test_a_tasks_moment_follows_the_gradient_as_it_was_clipped(tmp_path: Path) -> None:
+    from core_micro import build_trainer
+
+    budget = {"loss_budget": {"every": 2, "record": 2, "instances": 0}}
+    trainer = build_trainer(tmp_path, {"callbacks": budget, "steps": 2, "clip": 0.1})
+    trainer.fit()
+    assert trainer.callbacks["injection"]._host.engine.taken_norm == pytest.approx(0.1, rel=1e-3)
+    assert not trainer.train_module.optim._optimizer_step_pre_hooks
+
+
 def test_a_resumed_run_ends_in_the_same_weights_and_one_lineage(tmp_path: Path) -> None:
     given: dict[str, Any] = {"callbacks": CALLBACKS, "save": 3}
     starts = {"run": "whole"}, {"run": "parts", "stop": 3}, {"run": "parts"}
@@ -166,7 +192,8 @@ def test_anybodys_checkpoint_goes_on_with_a_plan_that_begins_there(tmp_path: Pat
 
 
 def test_steps_that_move_no_weight_are_marked_in_the_ledger(tmp_path: Path) -> None:
-    [run] = train(tmp_path, {"callbacks": CALLBACKS, "sigma": 0, "steps": 12})
+    callbacks = CALLBACKS | {"loss_budget": None}  # needs AdamW itself
+    [run] = train(tmp_path, {"callbacks": callbacks, "sigma": 0, "steps": 12})
     (segment,) = read_segments(run / "ledger").values()
     assert len(segment.skipped) >= 1
     assert not set(segment.skipped) & set(segment.rows["step"].tolist())
@@ -179,7 +206,8 @@ def test_steps_that_move_no_weight_are_marked_in_the_ledger(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"callbacks": {"loss_budget": {}}}, "callbacks must be of interference"),
+        ({"callbacks": {"progress": {}}}, "callbacks must be of interference"),
+        ({"callbacks": {"loss_budget": {}}, "sigma": 4}, "train_module.optim must be AdamW"),
         ({"callbacks": CALLBACKS, "kind": "lengths"}, "data_loader.generate_doc_lengths"),
         ({"callbacks": CALLBACKS, "dropout": True}, "model.dropout must be off"),
         ({"callbacks": {"interference": {"layer": 9}}}, "callbacks.interference.layer must be in"),
