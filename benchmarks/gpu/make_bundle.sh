@@ -10,16 +10,14 @@ LIMIT=$((64 * 1024 * 1024))
 "$PY" -c 'import olmo' 2> /dev/null || { echo "make_bundle: $PY has no olmo; run 'make install' first" >&2; exit 2; }
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$OUT"
+rm -rf "$OUT/corpus" # of earlier bundles; no stage reads it
 rm -rf "$OUT/site.new"
 mkdir "$OUT/site.new"
 "$PY" "$HERE/bundle_site.py" "$OUT/site.new"
 rm -rf "$OUT/site"
 mv "$OUT/site.new" "$OUT/site"
 
-# The stand-in text, in two vocabularies. Kept from an earlier call where it is whole.
-if [ ! -f "$OUT/corpus/manifest.json" ]; then
-  "$PY" -m launch.cli prepare embedded --out "$OUT/corpus" > /dev/null
-fi
+# The stand-in text, in the ladder's vocabulary. Kept from an earlier call where it is whole.
 if [ ! -f "$OUT/dolma/manifest.json" ]; then
   TMP=$(mktemp -d)
   trap 'rm -rf "$TMP"' EXIT
@@ -38,7 +36,7 @@ find "$OUT" -name __pycache__ -prune -exec rm -rf {} +
 
 tree=$({ git ls-files -z; git ls-files -z --others --exclude-standard; } | xargs -0 -r du -cb 2> /dev/null | awk '$2 == "total" {s += $1} END {print s + 0}')
 mine=$(du -sb "$OUT" | cut -f1)
-printf 'site %s  dolma %s  corpus %s\n' $(du -sh "$OUT/site" "$OUT/dolma" "$OUT/corpus" | cut -f1)
+printf 'site %s  dolma %s\n' $(du -sh "$OUT/site" "$OUT/dolma" | cut -f1)
 awk -v tree="$tree" -v mine="$mine" -v limit=$LIMIT \
   'BEGIN {printf "tree %.1f MB + .gpu %.1f MB = %.1f MB of %.1f MB\n", tree / 1e6, mine / 1e6, (tree + mine) / 1e6, limit / 1e6}'
 [ $((tree + mine)) -lt $LIMIT ] || { echo "make_bundle: too large to travel" >&2; exit 1; }

@@ -1,9 +1,11 @@
-"""A real SLURM on this machine beside whatever is set up: one node, two CPUs, gone afterwards.
+"""A real SLURM on this machine beside whatever is set up, gone afterwards: one node of two CPUs, or
+several, each in a network namespace with an address and a host name of its own.
 
     python tests/launch/slurm/one_node_slurm.py bash  # a shell where sbatch, squeue, scancel work
 
-Debian's `slurm-wlm` and `munge` are needed. Everything (key, sockets, state, spool, logs) is in one
-temporary folder, the ports are free ones, and no process outlives the `with`.
+Debian's `slurm-wlm` and `munge` are needed, for several nodes `iproute2` as well. Everything (key,
+sockets, state, spool, logs) is in one temporary folder, the ports are free ones, and no process
+outlives the `with`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import ctypes
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -28,7 +31,7 @@ DAEMONS = ("munged", "slurmctld", "slurmd")
 
 CONF = """\
 ClusterName=one-node
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 SlurmUser=root
@@ -37,11 +40,11 @@ AuthType=auth/munge
 # A requeued job waits until its old credentials are no longer valid: by default 120 seconds.
 AuthInfo=socket={folder}/munge.socket,cred_expire=6
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 PlugStackConfig={folder}/plugstack.conf
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -56,10 +59,24 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=40
 ReturnToService=2
-NodeName={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} RealMemory=1000 State=UNKNOWN
-PartitionName=cpu Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1
-PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
+{nodes}
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
 """
+
+NODE = "NodeName={name} NodeHostname={name} NodeAddr={address} CPUs={cpus} RealMemory=1000"
+SUBNET = "10.77.{part}."
+"""Of the nodes' bridge, the controller at 254; `part` keeps two of them apart."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """Where a slurmd runs."""
+
+    name: str
+    address: str = "127.0.0.1"
+    inside: tuple[str, ...] = ()
+    """A command's prefix that puts it there."""
 
 
 def missing() -> list[str]:
@@ -69,6 +86,18 @@ def missing() -> list[str]:
     if absent:
         return [f"{', '.join(absent)} not installed (apt-get install slurm-wlm munge)"]
     return [] if os.geteuid() == 0 else ["the daemons are started as root only"]
+
+
+def no_network() -> list[str]:
+    """What stands in the way of several nodes here, in words; empty if nothing."""
+    if shutil.which("ip") is None:
+        return ["no several nodes: iproute2 is not installed"]
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        try:
+            _network(stack, Path(folder), 1)
+        except subprocess.CalledProcessError as error:
+            return [f"no several nodes: {shlex.join(error.cmd)} says {error.stderr.strip()}"]
+    return []
 
 
 @dataclass
@@ -108,22 +137,28 @@ class Slurm:
 
 
 @contextmanager
-def one_node_slurm(*, cpus: int = 2) -> Iterator[Slurm]:
-    """Start munged, slurmctld and slurmd; on leaving, end all jobs and the three."""
+def one_node_slurm(*, cpus: int = 2, num_nodes: int = 1) -> Iterator[Slurm]:
+    """Start munged, slurmctld and the slurmds; on leaving, end all jobs and all of them."""
     with ExitStack() as stack:
         # Not pytest's tmp_path: a socket's path has at most 108 characters, and munge wants every
         # folder above it to belong to root and to be writable by nobody else (or sticky, as /tmp).
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp")))
         folder.chmod(0o711)
-        for name in ("state", "spool"):
-            (folder / name).mkdir()
+        (folder / "state").mkdir()
         (folder / "plugstack.conf").touch()
         (folder / "munge.key").touch(mode=0o600)
         (folder / "munge.key").write_bytes(secrets.token_bytes(128))
         controller_port, node_port = _free_ports(2)
         host = socket.gethostname().split(".")[0]
-        settings = {"controller_port": controller_port, "node_port": node_port, "cpus": cpus}
-        (folder / "slurm.conf").write_text(CONF.format(host=host, folder=folder, **settings))
+        nodes, address = [Node(host)], "127.0.0.1"
+        if num_nodes > 1:
+            nodes, address = _network(stack, folder, num_nodes)
+        for node in nodes:
+            (folder / f"spool-{node.name}").mkdir()
+        lines = [NODE.format(name=node.name, address=node.address, cpus=cpus) for node in nodes]
+        settings = {"controller_port": controller_port, "node_port": node_port, "address": address}
+        conf_text = CONF.format(host=host, folder=folder, nodes="\n".join(lines), **settings)
+        (folder / "slurm.conf").write_text(conf_text)
         slurm = Slurm(folder)
         conf = str(folder / "slurm.conf")
         stack.callback(_kill_left, slurm)
@@ -134,10 +169,50 @@ def one_node_slurm(*, cpus: int = 2) -> Iterator[Slurm]:
         )  # fmt: skip
         _wait(lambda: (folder / "munge.socket").exists(), folder, "munged")
         _daemon(stack, folder, "slurmctld", "-D", "-f", conf)
-        _daemon(stack, folder, "slurmd", "-D", "-f", conf, "-N", host)
+        for node in nodes:
+            arguments = ("-D", "-f", conf, "-N", node.name)
+            _daemon(stack, folder, "slurmd", *arguments, inside=node.inside)
         stack.callback(_cancel_jobs, slurm)
-        _wait(lambda: "idle" in slurm.run("sinfo", "-h", check=False), folder, "slurmd")
+
+        def all_idle() -> bool:
+            states = slurm.run("sinfo", "-h", "-N", "-p", "cpu", "-o", "%T", check=False).split()
+            return states == ["idle"] * num_nodes
+
+        _wait(all_idle, folder, "slurmd")
         yield slurm
+
+
+def _network(stack: ExitStack, folder: Path, num: int) -> tuple[list[Node], str]:
+    """A bridge and `num` namespaces on it, which find one another by name; the bridge's address."""
+    part = os.getpid() % 250
+    subnet, bridge = SUBNET.format(part=part), f"olx{part}"
+    nodes = [f"olx{part}-node{number}" for number in range(1, num + 1)]
+    lines = [f"{subnet}{number} {name}\n" for number, name in enumerate(nodes, start=1)]
+    hosts = folder / "hosts"
+    hosts.write_text("".join(["127.0.0.1 localhost\n", *lines]))
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+    ip("link", "add", bridge, "type", "bridge")
+    stack.callback(ip, "link", "del", bridge)
+    ip("addr", "add", f"{subnet}254/24", "dev", bridge)
+    ip("link", "set", bridge, "up")
+    made = []
+    for number, name in enumerate(nodes, start=1):
+        ip("netns", "add", name)
+        stack.callback(ip, "netns", "del", name)
+        ends = f"v{part}-{number}", f"w{part}-{number}"
+        ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1], "netns", name)
+        ip("link", "set", ends[0], "master", bridge, "up")
+        ip("-n", name, "addr", "add", f"{subnet}{number}/24", "dev", ends[1])
+        ip("-n", name, "link", "set", ends[1], "up")
+        ip("-n", name, "link", "set", "lo", "up")
+        # Not `ip netns exec`, which mounts another /sys, without the cgroups that slurmd wants.
+        told = f'mount --bind {hosts} /etc/hosts && hostname {name} && exec "$@"'
+        inside = ("nsenter", f"--net=/run/netns/{name}", "unshare", "--mount", "--uts")
+        made.append(Node(name, f"{subnet}{number}", (*inside, "sh", "-c", told, "sh")))
+    return made, f"{subnet}254"
 
 
 def _free_ports(num: int) -> list[int]:
@@ -148,7 +223,9 @@ def _free_ports(num: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _daemon(stack: ExitStack, folder: Path, name: str, *arguments: str) -> None:
+def _daemon(
+    stack: ExitStack, folder: Path, name: str, *arguments: str, inside: tuple[str, ...] = ()
+) -> None:
     path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     assert path is not None
     libc = ctypes.CDLL(None)
@@ -156,12 +233,12 @@ def _daemon(stack: ExitStack, folder: Path, name: str, *arguments: str) -> None:
     def die_with_parent() -> None:
         libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: whoever kills the tests kills it too
 
-    with (folder / f"{name}.out").open("w") as out:
+    with (folder / f"{name}.out").open("a") as out:
         # A job inherits slurmd's environment in part: nothing of ours must get in that way.
         clean = {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "HOME": "/root"}
         process = subprocess.Popen(
-            [path, *arguments], stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            env=clean, preexec_fn=die_with_parent,
+            [*inside, path, *arguments], env=clean, preexec_fn=die_with_parent,
+            stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     stack.callback(_end, process)
 
@@ -208,5 +285,6 @@ def _wait(happens: object, folder: Path, name: str, seconds: float = 600) -> Non
 if __name__ == "__main__":
     if why := missing():
         sys.exit("; ".join(why))
-    with one_node_slurm() as running:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with one_node_slurm(num_nodes=int(os.environ.get("NODES", "1"))) as running:
         sys.exit(subprocess.call(sys.argv[1:] or ["bash"], env=os.environ | running.environment))

@@ -30,7 +30,7 @@ from launch.slurm.status import find_status
 from launch.slurm.submit import submit
 
 sys.path.insert(0, str(Path(__file__).parent))
-from one_node_slurm import Slurm, missing, one_node_slurm  # type: ignore[import-not-found]
+from one_node_slurm import Slurm, missing, no_network, one_node_slurm  # type: ignore[import-not-found]
 
 pytestmark = [
     pytest.mark.slow,
@@ -317,3 +317,29 @@ def test_no_daemon_outlives_its_block() -> None:
     assert not folder.exists()
     left = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout
     assert left.split() == []
+
+
+def test_two_nodes_train_the_run_that_one_node_trains_and_requeue_it(
+    whole: Path,
+    write_experiment_in: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two hosts with addresses of their own: two agents meet, are signalled, and meet again."""
+    if why := no_network():
+        pytest.skip("; ".join(why))
+    run, site = tmp_path / "tiny", replace(ONE_RANK, nodes=2)
+    with one_node_slurm(cpus=1, num_nodes=2) as slurm:
+        monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+        (job,) = hand_in(write(write_experiment_in, tmp_path, "tiny"), site=site)
+        wait_for(lambda: find_checkpoints(run)[1:], "first checkpoint")
+        assert slurm.job(job)["NumNodes"] == "2"
+        slurm.run("scancel", "--signal=USR1", job)
+        wait_for(lambda: slurm.job(job)["Restarts"] == "1", "requeue")
+        finish(slurm, job, run)
+    told = json.loads((run / "run.json").read_text())
+    assert [start["world_size"] for start in told["starts"]] == [2, 2]
+    assert audit_run(run, full=True).status == 0
+    assert losses(run) == losses(whole)
+    ours, theirs = weights(run), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
