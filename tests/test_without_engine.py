@@ -28,10 +28,10 @@ OF_AI2_OLMO = {
         f"olmo_ext.{name}"
         for name in ("prepare", "run_folder", "engines.stock", "train", "trainer")
     ),
-    *(f"olmo_ext.verify.{name}" for name in ("checks", "runs", "split")),
+    *(f"olmo_ext.verify.{name}" for name in ("bench", "checks", "runs", "split")),
     "olmo_ext.numerics.deterministic",
     *("launch.grid_loader", "launch.plan.cost", "launch.plan.preflight", "launch.plan.warnings"),
-    *("launch.reckon", "launch.sweep.screen"),
+    *("launch.reckon", "launch.sweep.demo", "launch.sweep.screen"),
 }
 """What is about runs of that engine: everything else must do without."""
 
