@@ -70,7 +70,8 @@ def interference(frame: pd.DataFrame) -> Figure:
     if steps.group.isin(["mlp_top", "model"]).any():
         steps = steps[steps.group != "layers"]
     blocks = list(steps.groupby(list(PLACE), dropna=False))
-    down = [math.ceil(rows.rung.nunique() / ABREAST) + 1 for _, rows in blocks]
+    sizes = [rows.rung.nunique() for _, rows in blocks]
+    down = [math.ceil(num / style.abreast(num, ABREAST)) + 1 for num in sizes]
     figure = style.new_figure(9.3, sum(2.3 * n + 0.6 for n in down) + 0.4)
     parts = style.headed(figure, [_title(rows) for _, rows in blocks], down)
     for part, num, (key, rows) in zip(parts, down, blocks, strict=True):
@@ -82,7 +83,7 @@ def interference(frame: pd.DataFrame) -> Figure:
 def _draw_block(part: Any, down: int, rows: pd.DataFrame, cells: pd.DataFrame) -> None:
     rungs = style.sizes(rows)
     upper, lower = part.subfigures(2, 1, height_ratios=(down - 1, 1))
-    grid = style.panels(upper, len(rungs), abreast=min(len(rungs), ABREAST), sharey=True)
+    grid = style.panels(upper, len(rungs), abreast=style.abreast(len(rungs), ABREAST), sharey=True)
     for axis, (params, rung) in zip(grid.ravel(), rungs, strict=False):
         _draw_over_steps(axis, rows[rows.rung == rung])
         _say_share(axis, cells[cells.rung == rung])
