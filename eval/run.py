@@ -40,6 +40,14 @@ FAILED = "failed.json"
 """Written when an error has ended a start: rank, SLURM's job and restart, the error's class, its
 text and, of bad input, key, value, rule and remedy. The next start removes it."""
 
+KINDS = {
+    **dict.fromkeys(("plan", "train", "record_fields", "tasks"), dict),
+    **dict.fromkeys(("plan_hash", "corpus_hash", "memmap_dtype"), str),
+    **dict.fromkeys(("starts", "extensions", "reserved_tokens"), list),
+    **dict.fromkeys(("data_seed", "vocab_size", "step"), int),
+}
+"""What stands under these names, in whichever file: one of another shape is refused as a whole."""
+
 RECORDS = "records.jsonl"
 """What was measured; see `eval.records`."""
 
@@ -109,6 +117,12 @@ def read_object(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(value, dict):
         raise ConfigError(f"{path} is not a JSON object; restore or remove it")
+    for key, kind in KINDS.items():
+        found = value.get(key, kind())
+        # An export says null of what its weights do not: stock's have neither plan nor corpus.
+        if not isinstance(found, kind) and not (found is None and "stream" in value):
+            name = type(found).__name__
+            raise ConfigError(f"{path}: {key!r} is {name}, not {kind.__name__}; restore it")
     return _Object(value, path)
 
 

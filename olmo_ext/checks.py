@@ -179,6 +179,11 @@ RULES = (
         f"must be at most {MAX_ROWS} rows, which the engine numbers in 32 bits",
         "train fewer steps or longer rows",
     ),
+    Rule(
+        "train.scheduler.warmup_min_lr",
+        lambda v, t: v is None or v < t.optimizer.learning_rate,
+        "must be below train.optimizer.learning_rate", "null takes a tenth of it",
+    ),
     *(
         Rule(
             f"train.{name}",

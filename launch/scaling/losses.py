@@ -112,6 +112,9 @@ def _from_file(path: Path, names: dict[str, str]) -> LossTable:
 
 def _check_shape(path: Path) -> None:
     """Raise ConfigError for a CSV of other separators or names, which pandas would read shifted."""
+    if b"\0" in path.read_bytes():
+        rule = "holds NUL bytes, at which pandas would cut a number off, or is UTF-16"
+        raise ConfigError(key=str(path), rule=rule, remedy="save it as UTF-8 text")
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file)
         head = next(lines, [])

@@ -84,6 +84,7 @@ def test_a_byte_order_mark_changes_nothing() -> None:
         ("params,tokens,loss", "1 000 000,1e9,3.0", "thousands signs"),
         ("params,tokens,loss", '1e8,1e9,"3,02"', "a decimal comma"),
         ("params,tokens,loss", "1e8,2.5 B,3.0", "a suffix"),
+        ("params,tokens,loss", "1e8,25\x0000000000,3.0", "holds NUL bytes"),
     ],
 )
 def test_other_separators_names_and_numbers_are_named(

@@ -41,6 +41,24 @@ def test_a_missing_and_a_broken_account_are_named(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(known)) == known
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"plan_hash": null}',
+        '{"plan": []}',
+        '{"tasks": 3}',
+        '{"corpus_hash": 1}',
+        '{"starts": {}}',
+        '{"step": "x"}',
+    ],
+)
+def test_an_account_of_another_shape_is_named(text: str, tmp_path: Path) -> None:
+    key = text.split('"')[1]
+    with pytest.raises(ConfigError, match=rf"run\.json: '{key}' is \w+, not \w+; restore it"):
+        read_run(make(tmp_path, RUN, text))
+    assert read_if_whole(tmp_path / RUN) == {}
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "3", "2.5", "true"])
 def test_a_yaml_file_without_keys_is_named(text: str, tmp_path: Path) -> None:
     make(tmp_path, "config.yaml", text)
