@@ -19,7 +19,7 @@ from eval.figures import features as feature_plots
 from eval.figures import interference as interference_plots
 from eval.figures import retention as retention_plots
 from eval.figures.style import png
-from eval.findings import chain, hosts, mechanism
+from eval.findings import chain, hosts, mechanism, placement
 from eval.findings import controls as findings
 from eval.findings import figures as findings_figures
 from eval.findings.contrasts import sweep_of
@@ -71,6 +71,9 @@ CHAPTERS = {
         hosts.TABLES | chain.TABLES,
         {"course": hosts.course, "chain": chain.draw},
         closed=(1024, 4096, 16384),
+    ),
+    "placement": Chapter(
+        ("placement",), placement.thin, placement.TABLES, {"course": placement.course}
     ),
 }
 

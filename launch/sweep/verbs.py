@@ -139,7 +139,9 @@ def sweep(
 
 
 def confirm(
-    chapter: Annotated[str, typer.Option(help="controls, mechanism or hosts.")] = "controls",
+    chapter: Annotated[
+        str, typer.Option(help="controls, mechanism, hosts or placement.")
+    ] = "controls",
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/confirm"),
     out: Annotated[
         Path | None, typer.Option(help="Where findings.md goes; default: the runs' folder.")

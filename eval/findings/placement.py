@@ -1,0 +1,73 @@
+"""The table of docs/findings.md on where in a run the same instances stand: early, even or late."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from eval.figures import style
+from eval.findings.contrasts import difference
+from eval.findings.controls import Table, markdown, mean, verdict
+from eval.findings.hosts import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTHS, PLACES = ("w16", "w64"), ("early", "even", "late")
+
+
+def thin(frame: pd.DataFrame) -> pd.DataFrame:
+    """The test scores of every example, by step."""
+    whole = frame.subset.fillna("all") == "all"
+    kept = frame.metric.isin(METRICS) & (frame.split == "test") & whole
+    unread = ("folder", "params_total", "d_model", "corpus_hash", "rate_per_sequence", "gap")
+    return (
+        frame[kept]
+        .drop(columns=list(unread), errors="ignore")
+        .sort_values(["run", "step", "metric"])
+    )
+
+
+def by_seed(every: pd.DataFrame, width: str, place: str, metric: str) -> pd.Series:
+    """One value a seed, at the last step."""
+    label = every.run.str.split("-")
+    rows = every[(label.str[1] == width) & (label.str[3] == place) & (every.metric == metric)]
+    return rows[rows.step == every.step.max()].set_index("seed").value.sort_index()
+
+
+def placement(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Score and choice loss at the end by width and place, and the declared contrasts."""
+    body = []
+    for metric in METRICS:
+        at = {(w, p): by_seed(every, w, p, metric) for w in WIDTHS for p in PLACES}
+        for width in WIDTHS:
+            early, even, late = (at[width, place] for place in PLACES)
+            line = [style.plain(metric), width, *(mean(one) for one in (early, even, late))]
+            line += [verdict(difference(late, one)) for one in (even, early)]
+            body.append(line)
+        narrow, wide = (at[width, "late"] - at[width, "even"] for width in WIDTHS)
+        interaction = verdict(difference(narrow, wide))
+        body.append([style.plain(metric), "w16 - w64", "", "", "", interaction, ""])
+    return markdown(["", "width", *PLACES, "late - even", "late - early"], body)
+
+
+def course(frame: pd.DataFrame) -> Figure:
+    """Test score by step, a panel a width, a line a place."""
+    figure = style.new_figure(style.WIDTHS[1], 3.0)
+    axes = figure.subplots(1, len(WIDTHS), sharey=True)
+    scores = frame[frame.metric == "score"]
+    label = scores.run.str.split("-")
+    for axis, width in zip(axes, WIDTHS, strict=True):
+        for place, colour in zip(PLACES, style.COLOURS, strict=False):
+            chosen = scores[(label.str[1] == width) & (label.str[3] == place)]
+            lines = chosen.pivot_table("value", index="step", columns="seed")
+            style.mean_over_seeds(axis, lines, color=colour)
+        axis.axhline(0, **style.THRESHOLD)
+        style.dress(axis, width, below="step", left="test score" if axis is axes[0] else "")
+    handles = [style.handle(p, color=c) for p, c in zip(PLACES, style.COLOURS, strict=False)]
+    style.legend_below(figure, handles, len(handles))
+    return figure
+
+
+TABLES: dict[str, Table] = {"placement": placement}
