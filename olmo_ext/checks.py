@@ -71,13 +71,15 @@ NEEDED, SHARE = Range(1, needed=True), Range(0, 1, open="high")
 NUMBERS: dict[str, Range] = {
     # The generators of Python, NumPy and torch take 32 bits; the row order's takes any natural.
     **{"train.seed": Range(0, 2**32 - 1), "data.seed": NOT_NEGATIVE},
+    # Blocks are built one by one, on meta too: a slip of zeros would never end.
+    "model.n_layers": Range(1, 1000, needed=True),
     # Less than one would end in a division by zero or an endless loop.
     **dict.fromkeys(
         (
             *("train.global_train_batch_size", "train.device_train_microbatch_size"),
             *("train.device_eval_batch_size", "train.save_interval_unsharded"),
             *("train.console_log_interval", "train.canceled_check_interval", "train.eval_interval"),
-            *("model.d_model", "model.n_heads", "model.n_layers", "model.mlp_ratio"),
+            *("model.d_model", "model.n_heads", "model.mlp_ratio"),
             *("model.max_sequence_length", "model.vocab_size"),
         ),
         NEEDED,

@@ -70,10 +70,10 @@ HEAVY = (
 MOST_LINES_OF_A_FILE = 350
 MOST_MODULES_OF_A_FOLDER = 14
 MOST_LINES_OF_THE_PATH = 3_100
-MOST_LINES_OF_THE_ROOMS = 42_300
+MOST_LINES_OF_THE_ROOMS = 42_080
 """Far from the aim, 28,500: shared scaffolding is worth hundreds of lines, the rest would be
-function. Raised once, by the loss budget and by what refuses, resumes and tells of bad input; lower
-it whenever something has gone."""
+function. Raised by the loss budget, by what refuses, resumes and tells of bad input, by OLMo-core
+and by the report; lower it whenever something has gone."""
 
 
 @cache

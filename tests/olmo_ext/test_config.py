@@ -113,6 +113,7 @@ REFUSED = [
         "train.global_train_batch_size=0, train.device_train_microbatch_size=0",
         "train.save_interval_unsharded=0, train.save_interval_unsharded=null",
         "train.console_log_interval=0, train.canceled_check_interval=0, train.model.n_layers=0",
+        "train.model.n_layers=1000000",
         # Rules of several settings.
         "train.model.n_heads=3, train.model.d_model=6, train.model.n_kv_heads=3",
         "train.model.embedding_size=128, train.precision=fp8, train.precision=amp_fp16",
