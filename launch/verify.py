@@ -70,7 +70,7 @@ def bench(
         int, typer.Option(min=1, help="Rows a step; tokens/s hardly depend on their number.")
     ] = 8,
     micro_batch: Annotated[int, typer.Option(min=1, help="Rows of a micro-batch.")] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each, at most.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of each, at most.")] = 40,
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="Of each model, at most.")] = 25,
     precision: Annotated[str, typer.Option(help="On a GPU; a CPU computes in fp32.")] = "amp_bf16",
     peak_tflops: Annotated[
@@ -88,6 +88,7 @@ def bench(
         from eval.text import check_target, new_table, print_table
         from olmo_ext.build import keep_memory
         from olmo_ext.verify.bench import bench as timed
+        from olmo_ext.verify.bench import num_rows
         from olmo_ext.verify.runs import Runs
 
         check_target(json, "--json")
@@ -105,8 +106,8 @@ def bench(
             beat.then(f"timing {name}")
             with tempfile.TemporaryDirectory(prefix="olmo-ext-bench-") as folder:
                 told = timed(
-                    Runs(Path(folder), experiment=path), steps=steps, seconds=seconds,
-                    peak_tflops=peak_tflops, precision=precision,
+                    Runs(Path(folder), experiment=path, rows=num_rows(steps, rows)),
+                    steps=steps, seconds=seconds, peak_tflops=peak_tflops, precision=precision,
                     train__global_train_batch_size=rows,
                     train__device_train_microbatch_size=micro_batch,
                 )  # fmt: skip

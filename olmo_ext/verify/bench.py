@@ -1,6 +1,6 @@
 """How fast is this machine: stock's trainer and ours in turns, on an experiment's own model.
 
-    told = bench(Runs(folder, experiment=path), steps=40, seconds=60)
+    told = bench(Runs(folder, experiment=path, rows=num_rows(40, 8)), steps=40, seconds=60, ...)
 
 Turns of a few steps share the card's clocks and whatever else the machine does, so that the ratio
 says more than either time.
@@ -24,18 +24,26 @@ WARM = 3
 """Steps of each before the clock counts: kernels are chosen, memory is taken."""
 
 
+def num_rows(steps: int, batch: int) -> int:
+    """Rows that each trainer reads at most, in batches of `batch`."""
+    return (WARM + BLOCK + steps) * batch
+
+
 def bench(
     runs: Runs, *, steps: int, seconds: float, peak_tflops: float, **settings: Any
 ) -> dict[str, Any]:
     """Steps of both in turns, at most `steps` each and about `seconds` in all; see `turns`.
 
-    settings: of `Runs.experiment`, such as train__global_train_batch_size. One task of one instance
-    a step is spliced into our batches and none into stock's.
+    runs: with `num_rows` rows at least. settings: of `Runs.experiment`, such as
+    train__global_train_batch_size. One task of one instance a step is spliced into our batches and
+    none into stock's.
     """
+    task = {"name": "bench", "num_symbols": 20, "schedule": {"rate": 1}}
     with ExitStack() as stack:
         free()
         both = [stock(runs.experiment("stock", steps=10 * steps, **settings))]
-        both.append(ours(runs.experiment("ours", steps=10 * steps, rate=1, **settings), stack))
+        settings |= {"injection__tasks": [task]}
+        both.append(ours(runs.experiment("ours", steps=10 * steps, **settings), stack))
         return turns(*both, steps=steps, seconds=seconds, peak_tflops=peak_tflops)
 
 

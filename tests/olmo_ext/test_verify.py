@@ -16,6 +16,7 @@ import olmo_ext.verify.checks
 import olmo_ext.verify.split
 from data_injection.errors import ConfigError
 from launch.cli import app
+from olmo_ext.verify.bench import num_rows
 from olmo_ext.verify.checks import LOOKS, same_weights, verify
 from olmo_ext.verify.runs import Check, Runs
 from olmo_ext.verify.split import device_gap, split
@@ -135,12 +136,20 @@ def test_bench_takes_turns_and_divides_by_neighbours(monkeypatch: pytest.MonkeyP
 
 def test_the_bench_verb_times_both_trainers_and_writes_what_it_shows(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
-    done = CliRunner().invoke(app, ["bench", "--steps", "1", "--json", str(path)])
+    asked = ["--steps", "6", "--rows", "1", "--micro-batch", "1", "--json", str(path)]
+    done = CliRunner().invoke(app, ["bench", *asked])
     assert done.exit_code == 0, done.output
     (row,) = json.loads(path.read_text())
-    assert row["steps"] == 1
+    assert row["steps"] == 5  # whole turns
     assert row["ours_s"] > 0 < row["stock_s"]
     assert f"{row['ratio']:.3f}" in done.output
     refused = CliRunner().invoke(app, ["bench", "--rows", "7"])
     assert isinstance(refused.exception, ConfigError)
     assert refused.exception.key == "--micro-batch"
+
+
+def test_the_text_of_bench_lasts_for_all_steps_of_both(tmp_path: Path) -> None:
+    asked = {"train__global_train_batch_size": 2, "train__device_train_microbatch_size": 2}
+    runs = Runs(tmp_path, rows=num_rows(20, 2))
+    told = olmo_ext.verify.bench.bench(runs, steps=20, seconds=1e9, peak_tflops=1, **asked)
+    assert told["steps"] == 20
