@@ -4,9 +4,10 @@
     olmo-ext prepare facts:2048 --tokenizer runs/corpus --out runs/hosts/f2048
 
 Text has an entropy floor that nobody knows. Of `num` facts, each drawn uniformly and written as a
-document a, b, c, EOS, the floor is log(num) / 4 nats a token, plus what `noise` adds, the share of
-occurrences whose c is drawn anew: what a model's loss has beyond it is what it has not learned of
-its host. The tokens stand in the manifest among the special ones, so that no task draws them and a
+document a, b, c, EOS, the entropy is log(num) / 4 nats a token; `noise` adds to it, the share of
+occurrences whose c is drawn anew. A row's first token is never predicted: `least_loss` is what an
+all-knowing model would have, and what a loss has beyond it is what was not learned of the host. The
+tokens stand in the manifest among the special ones, so that no task draws them and a
 task that names one is refused.
 """
 
@@ -37,13 +38,21 @@ LENGTH = 4
 SEED = 0
 
 
-def floor(num: int, *, answers: int, noise: float) -> float:
-    """Entropy of a stream of facts, nats a token: of which fact, and of an answer that is noise."""
+def entropy(num: int, *, answers: int, noise: float) -> float:
+    """Of a stream of facts, nats a token: of which fact, and of an answer that is noise."""
     wrong = noise / answers
     right = 1 - noise + wrong
     parts = [right, *[wrong] * (answers - 1)]
     answer = -sum(share * math.log(share) for share in parts if share > 0)
     return (math.log(num) + answer) / LENGTH
+
+
+def least_loss(entropy: float, first: float, *, context: int) -> float:
+    """The least mean loss in rows of `context` tokens, whole facts, nats a predicted token.
+
+    first: entropy of a fact's first token, which no row's first fact pays.
+    """
+    return (context * entropy - first) / (context - 1)
 
 
 def prepare_facts(
@@ -78,7 +87,9 @@ def prepare_facts(
     recipe = digest([VERSION, "facts", num, noise, num_tokens, encoder.identity])
     tokens = free[permutation(len(free), seed=SEED, purpose="facts/tokens")][: 3 * side]
     origin = {"facts": num, "noise": noise, "answers": side}
-    origin["floor"] = floor(num, answers=side, noise=noise)
+    origin["entropy"] = entropy(num, answers=side, noise=noise)
+    shares = np.unique(_pairs(num, side) // side, return_counts=True)[1] / num
+    origin["first"] = float(-(shares * np.log(shares)).sum())
 
     def build(partial: Path, beat: Beat) -> Manifest:
         drawn = num_tokens // LENGTH
@@ -109,7 +120,7 @@ def prepare_facts(
 def _stream(num: int, drawn: int, tokens: np.ndarray, eos: int, noise: float) -> np.ndarray:
     """Facts drawn with replacement, shape (drawn, LENGTH)."""
     side = len(tokens) // 3
-    pairs = permutation(side * side, seed=SEED, purpose="facts/pairs")[:num]
+    pairs = _pairs(num, side)
     answer = _draw(num, side, "facts/answers")
     which = _draw(drawn, num, "facts/order")
     given = answer[which]
@@ -119,6 +130,11 @@ def _stream(num: int, drawn: int, tokens: np.ndarray, eos: int, noise: float) ->
     a, b = np.divmod(pairs[which], side)
     columns = tokens[a], tokens[side + b], tokens[2 * side + given]
     return np.column_stack([*columns, np.full(drawn, eos)])
+
+
+def _pairs(num: int, side: int) -> np.ndarray:
+    """Of each fact a * side + b, all different."""
+    return permutation(side * side, seed=SEED, purpose="facts/pairs")[:num]
 
 
 def _draw(num: int, below: int, purpose: str) -> np.ndarray:

@@ -74,7 +74,7 @@ def kept(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     said = ", ".join(f"of {style.plain(m)} {told(apart)}" for m, apart in contrast.items())
     columns = [f"{name} {what}" for name in ("score", "choice") for what in ("+", "left", "share")]
     head = ["host", "its loss at 800", *LEVELS, *columns]
-    n = len(shares["score"][EASY])
+    n = len(contrast["score"])
     return (
         f"{markdown(head, body)}\n\nThe declared contrasts, share left with {HOSTS[EASY]} minus "
         f"with {HOSTS[OPEN]}, {n} seeds: {said}."

@@ -82,14 +82,17 @@ def interference(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 
 def shuffled(rows: pd.DataFrame, every: pd.DataFrame) -> str:
-    """Mean |perp| and order R^2 of the task beside a task whose labels were dealt out anew."""
+    """|perp| and the part of g_r it is of, order R^2 and score: the task beside a shuffled one."""
     last, body = every[every.step == every.step.max()], []
     for rung in ("w16", "w64"):
         pairs = {}
         for group in GROUPS:
-            where = (rung, group, "cos_g_nt", "abs_perp")
-            own, null = (_over_steps(every, *where, sweep=name) for name in REAL_AND_SHUFFLED)
-            pairs[f"mean abs. perp, `{group}`"] = own, null, 3
+            for what, metric, name in PERP:
+                own, null = (
+                    _over_steps(every, rung, group, metric, name, sweep)
+                    for sweep in REAL_AND_SHUFFLED
+                )
+                pairs[f"{what}, `{group}`"] = own, null, 3
         own, null = (
             _metric(last[last.sweep == name], rung, "order_r2", 1) for name in REAL_AND_SHUFFLED
         )
@@ -104,6 +107,10 @@ def shuffled(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 
 REAL_AND_SHUFFLED = ("mechanism", "shuffled")
+PERP = (
+    ("mean abs. perp", "cos_g_nt", "abs_perp"),
+    ("perp part of g_r", "norm_g_r", "perp_share"),
+)
 
 
 def inner_products(rows: pd.DataFrame, every: pd.DataFrame) -> str:

@@ -107,7 +107,13 @@ def _prepare_facts(
         raise ConfigError(key="sources", value=sources, rule=rule, remedy=remedy) from None
     tokens = LEAST_TOKENS if max_tokens is None else max_tokens
     made = prepare_facts(count, out, tokenizer=tokenizer, noise=share, num_tokens=tokens)
-    console.print(f"entropy: {made.sources[0]['floor']:.4f} nats a token, the least loss there is")
+    entropy, first = (made.sources[0][name] for name in ("entropy", "first"))
+    console.print(
+        f"entropy: {entropy:.4f} nats a token; the least loss there is, in rows of T tokens:"
+    )
+    console.print(
+        f"({entropy:.4f} T - {first:.4f}) / (T - 1), since a row's first is not predicted"
+    )
     return made
 
 

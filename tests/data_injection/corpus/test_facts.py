@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_injection.config import InjectionConfig, TaskConfig
-from data_injection.corpus.facts import LENGTH, floor, prepare_facts
+from data_injection.corpus.facts import LENGTH, entropy, least_loss, prepare_facts
 from data_injection.corpus.manifest import Manifest, corpus_paths, verify_corpus
 from data_injection.errors import ConfigError
 from data_injection.tasks.build import build_tasks
@@ -23,7 +23,7 @@ def facts(folder: Path) -> tuple[Manifest, np.ndarray]:
     return manifest, np.fromfile(path, np.uint16).reshape(-1, LENGTH)
 
 
-def test_each_question_has_one_answer_and_the_floor_is_the_entropy_of_what_is_drawn(
+def test_each_question_has_one_answer_and_the_entropy_is_that_of_what_is_drawn(
     tmp_path: Path,
 ) -> None:
     made = prepare_facts(10, tmp_path, **SPACE)
@@ -34,12 +34,12 @@ def test_each_question_has_one_answer_and_the_floor_is_the_entropy_of_what_is_dr
     distinct, counts = np.unique(rows, axis=0, return_counts=True)
     assert len(distinct) == 10 == len(np.unique(rows[:, :2], axis=0))
     shares = counts / counts.sum()
-    assert made.sources[0]["floor"] == pytest.approx(math.log(10) / 4)
+    assert made.sources[0]["entropy"] == pytest.approx(math.log(10) / 4)
     # The plug-in entropy of 4,096 draws lies about 9 / 8,192 below the truth.
     assert -(shares * np.log(shares)).sum() / 4 == pytest.approx(math.log(10) / 4, abs=2e-3)
 
 
-def test_noise_is_that_share_of_the_answers_and_raises_the_floor(tmp_path: Path) -> None:
+def test_noise_is_that_share_of_the_answers_and_raises_the_entropy(tmp_path: Path) -> None:
     made = prepare_facts(9, tmp_path, noise=0.3, **SPACE)
     _, rows = facts(tmp_path)
     plain = facts_of(9, tmp_path / "plain")
@@ -47,7 +47,7 @@ def test_noise_is_that_share_of_the_answers_and_raises_the_floor(tmp_path: Path)
     # A spoiled answer is by chance the right one in a third of cases: .2 differ.
     assert (rows[:, 2] != plain[:, 2]).mean() == pytest.approx(0.2, abs=0.03)
     expected = (math.log(9) - 0.8 * math.log(0.8) - 0.2 * math.log(0.1)) / 4
-    assert made.sources[0]["floor"] == pytest.approx(expected)
+    assert made.sources[0]["entropy"] == pytest.approx(expected)
 
 
 def facts_of(num: int, folder: Path) -> np.ndarray:
@@ -90,5 +90,20 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not (tmp_path / "new").exists()
 
 
-def test_the_floor_of_a_fact_without_doubt_is_nothing() -> None:
-    assert floor(1, answers=1, noise=0.0) == 0
+def test_the_least_loss_is_that_of_who_knows_every_fact(tmp_path: Path) -> None:
+    (made,) = prepare_facts(10, tmp_path, **SPACE).sources
+    _, rows = facts(tmp_path)
+    distinct = np.unique(rows, axis=0)
+    of_first = dict(zip(*np.unique(distinct[:, 0], return_counts=True), strict=True))
+    # Rows of two facts: a is drawn by its share of the facts, b among those of its a, c is known.
+    pairs = rows.reshape(-1, 2, LENGTH)
+    told = [[math.log(of_first[a] / 10) for a in two[:, 0]] for two in pairs]
+    later = [[math.log(1 / of_first[a]) for a in two[:, 0]] for two in pairs]
+    losses = [-(first[1] + sum(rest)) / 7 for first, rest in zip(told, later, strict=True)]
+    least = least_loss(made["entropy"], made["first"], context=8)
+    assert np.mean(losses) == pytest.approx(least, abs=5e-3)
+    assert least < made["entropy"]
+
+
+def test_a_fact_without_doubt_has_no_entropy() -> None:
+    assert entropy(1, answers=1, noise=0.0) == 0

@@ -13,6 +13,7 @@ from eval.findings import chain
 from eval.findings.chain import held_out
 from eval.findings.chapters import CHAPTERS, as_json_lines, write_chapter
 from eval.findings.controls import fill, mean
+from eval.findings.hosts import paired, told
 from eval.findings.mechanism import rank_correlation
 from eval.records import read_records
 from launch.sweep.confirm import CONFIGS, confirm_sweeps
@@ -187,3 +188,18 @@ def test_a_share_of_no_gain_is_undefined_and_sparse_cells_are_left_out() -> None
     assert {sweep for sweep, _ in chain.measured(few)} == {chain.WIDE}
     assert "too few seeds" in chain.chain(few, few)
     assert "w16" not in chain.predicted(few, few)
+
+
+def test_the_differences_that_the_text_names_are_those_of_the_records() -> None:
+    every = FRAMES["hosts"].assign(sweep=FRAMES["hosts"].run.str.split("-").str[0])
+    cells = chain.measured(every)
+    easy = {
+        metric: told(paired(wide, cells["closed_host", "t1024"].shares[metric]))
+        for metric, wide in cells[chain.WIDE, "t1024"].shares.items()
+    }
+    assert easy == {"score": "-0.11 ± 0.27, holds 0", "choice_loss": "-0.40 ± 0.40, holds 0"}
+    assert "-.11 ± .27 of the score's share and -.40 ± .40 of the choice loss's" in SAID
+    at_400 = FRAMES["placement"].query("step == 400 and metric == 'score'")
+    early = at_400[at_400.run.str.endswith("early")].groupby("rung").value.mean()
+    assert [f"{value:.2f}" for value in early] == ["0.77", "0.80"]
+    assert "a score of .77 and .80 at step 400" in SAID
