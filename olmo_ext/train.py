@@ -196,6 +196,8 @@ def _restore(trainer: ExperimentTrainer, checkpoint: Path) -> None:
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
         rule = f"cannot be read ({first_line(error)})"
         remedy = "move it away and resume again: the run goes on from the checkpoint before it"
+        if foreign:
+            remedy = "it is left as it was: begin in another folder, with another checkpoint"
         raise ConfigError(key=str(checkpoint), rule=rule, remedy=remedy) from error
     if foreign:
         check_taken_up(trainer)

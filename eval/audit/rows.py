@@ -90,7 +90,7 @@ def check_rows(
             examples = found["example"][found["task"] == index]
             seen += np.bincount(examples[examples < len(seen)], minlength=len(seen))
     states, strays = _other_rows(subject, ledger, plan, decode)
-    notes = [*_account(ledger), *_before(start)]
+    notes = [*_account(ledger), *_before(start, subject.origin)]
     problems = []
     if total.first is not None:
         problems.append(total.first)
@@ -296,7 +296,8 @@ def _reason(ledger: RunLedger, number: int, state: str) -> str:
     return f"segment {later[0].segment} went on from step {later[0].first_step}"
 
 
-def _before(start: int) -> list[str]:
+def _before(start: int, origin: int | None) -> list[str]:
     if not start:
         return []
-    return [f"steps 0 to {start - 1} were trained before the run kept a ledger: not checked"]
+    when = "in another's run" if origin == start else "before the run kept a ledger"
+    return [f"steps 0 to {start - 1} were trained {when}: not checked"]

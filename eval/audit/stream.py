@@ -158,7 +158,10 @@ def _why_not(
     last = intervals[-1].checkpoint.step if intervals else 0
     if last < subject.step and (last == 0 or budget == subject.step):
         if all(checkpoint.digest_problem is None for checkpoint in subject.checkpoints):
-            return f"no digest of all {subject.step:,} steps: the run began before it kept a ledger"
+            why = "the run began before it kept a ledger"
+            if subject.origin is not None:
+                why = f"the run began with another's checkpoint of step {subject.origin:,}"
+            return f"no digest of all {subject.step:,} steps: {why}"
         return f"after step {last} no checkpoint holds a digest that can be read (see checkpoints)"
     least = min(len(interval.steps) for interval in intervals if interval.steps)
     return (

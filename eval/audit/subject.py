@@ -128,6 +128,15 @@ class Subject:
         return self.audited.step if self.audited is not None else 0
 
     @property
+    def origin(self) -> int | None:
+        """The step of another's checkpoint that the run began with; None if with none."""
+        first = self.segments[min(self.segments)] if self.segments else None
+        if first is None or not first.header or first.header.get("lost"):
+            return None
+        begun = first.parent is None and self.setting("train.load_path")
+        return (first.start_step or None) if begun else None
+
+    @property
     def tasks(self) -> list[str]:
         """Names of the tasks by their number in the plan."""
         tasks = self.identity["plan"]["tasks"]

@@ -45,7 +45,8 @@ def curves(
     figure = style.new_figure(style.WIDTHS[abreast - 1], 2.4 * sum(down) + 1.2)
     grid = figure.subplots(sum(down), abreast, sharex=True, sharey=True, squeeze=False)
     looks = _rate_looks(rows)
-    null = _null(task_rows(frame), metric)
+    nulls = _nulls(task_rows(frame), metric, {side for _, side in lines.values()})
+    drawn = set[float]()
     for number_of, (protocol, family, panels) in enumerate(shown):
         axes = grid[sum(down[:number_of]) : sum(down[: number_of + 1])].ravel()
         for axis in axes[len(panels) :]:
@@ -55,6 +56,8 @@ def curves(
                 style.mean_over_seeds(axis, style.by_seed(part), linestyle=line, **looks[rate])
             title = style.size_title(params, rung)
             title += f"\n{style.plain(family)}, {protocol}" if len(shown) > 1 else ""
+            null = nulls.get((protocol, family, params, rung), math.nan)
+            drawn |= {null} if null == null else set()
             _dress(axis, title, null)
     for axis in grid[:, 0]:
         axis.set_ylabel("loss, nats" if dashed else f"{split} {metric}", fontsize=9)
@@ -74,19 +77,25 @@ def curves(
     for line, (name, side) in lines.items() if dashed else ():
         label = f"{side} {style.plain(name)}"
         handles.append(style.handle(label, color=style.INK, linewidth=1.6, linestyle=line))
-    if null == null:
+    if drawn:
         threshold = f"learned: {LEARNED_SCORE:g}"
-        label = threshold if metric == "score" else f"guessing by label frequency: {null:.2f}"
+        values = " to ".join(dict.fromkeys(f"{null:.2f}" for null in (min(drawn), max(drawn))))
+        label = threshold if metric == "score" else f"guessing by label frequency: {values}"
         handles.append(style.handle(label, **style.THRESHOLD))
     style.legend_below(figure, handles, max(2, abreast))
     return figure
 
 
-def _null(rows: pd.DataFrame, metric: str) -> float:
-    """What is drawn across a panel; NaN for nothing: a format loss has no such null."""
+def _nulls(rows: pd.DataFrame, metric: str, splits: set[str]) -> dict[Any, float]:
+    """What is drawn across each (protocol, family, params, rung): families differ in their labels.
+
+    Records without label_entropy have none.
+    """
+    panel = ["protocol", "family", "params", "rung"]
     if metric == "score":
-        return LEARNED_SCORE
-    return float(rows.value[rows.metric == "label_entropy"].mean())
+        return dict.fromkeys(rows.groupby(panel).groups, LEARNED_SCORE)
+    entropy = rows[(rows.metric == "label_entropy") & rows.split.isin(splits)]
+    return dict(entropy.groupby(panel).value.mean())
 
 
 def _rate_looks(rows: pd.DataFrame) -> dict[float, dict[str, Any]]:

@@ -2,13 +2,14 @@
 
     path = find_origin(experiment.train, stream)     # before anything is written
 
-Its rows so far must be those of this run's stream, and the plan must begin there.
+Its rows so far must be those of this run's stream, its model this one, and the plan begin there.
 """
 
 from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 
 from data_injection.errors import ConfigError
 from data_injection.schedules.fits import check_beginning
-from eval.checkpoints.checkpoint import by_step, read_identity, verify_checkpoint
+from eval.checkpoints.checkpoint import by_step, load_model_config, read_identity, verify_checkpoint
 from eval.run import differences, load_config
 
 if TYPE_CHECKING:
@@ -28,13 +29,18 @@ if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer
 
 KEY = "train.load_path"
+MODEL = (
+    *("d_model", "n_layers", "n_heads", "activation_type", "block_type", "rope", "alibi"),
+    *("layer_norm_type", "layer_norm_with_affine", "attention_layer_norm", "embedding_layer_norm"),
+    *("attention_layer_norm_with_affine", "include_bias", "weight_tying"),
+)
 FILES = ("model.pt", "optim.pt", "train.pt", "config.yaml")
 
 
 def find_origin(train: TrainConfig, stream: Stream) -> Path:
     """The checkpoint that a run without one of its own begins with.
 
-    Raises ConfigError: not a whole one, of another order of rows, or the plan begins before it.
+    Raises ConfigError: not a whole one, of other rows or another model, or a plan begun before it.
     """
     assert train.load_path is not None
     path = by_step(Path(train.load_path))
@@ -56,6 +62,12 @@ def find_origin(train: TrainConfig, stream: Stream) -> Path:
         told = "; ".join(f"{key}: {ours!r} now, {theirs!r} then" for key, ours, theirs in found)
         rule = f"was trained on other rows, or otherwise ({told})"
         raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy="take those settings")
+    made = _model_of(asdict(train.model)), _model_of(load_model_config(path))
+    if found := differences(*made):
+        told = "; ".join(f"{key}: {ours!r} now, {theirs!r} then" for key, ours, theirs in found)
+        remedy = "give train.model those values, or another checkpoint"
+        rule = f"holds another model (train.model, {told})"
+        raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy=remedy)
     check_beginning(stream.plan.schedules, int(named[1]))
     return path
 
@@ -73,6 +85,18 @@ def _rows_of(config: Any) -> dict[str, Any]:
         paths = OmegaConf.select(config, key) or ()
         rows[key] = [str(path).rsplit("/", 1)[-1] for path in paths]
     return rows
+
+
+def _model_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What fixes a model's weights, by the engine's keys, with its defaults worked out."""
+    model = {key: config[key] for key in MODEL}
+    heads = 1 if config["multi_query_attention"] else config["n_heads"]
+    model["n_kv_heads"] = config["n_kv_heads"] or heads
+    model["mlp_hidden_size"] = config["mlp_hidden_size"] or config["mlp_ratio"] * config["d_model"]
+    model["embedding_size"] = config["embedding_size"] or config["vocab_size"]
+    if (bias := config["bias_for_layer_norm"]) is None:
+        bias = config["include_bias"]
+    return model | {"bias_for_layer_norm": bias}
 
 
 def stock_state() -> AbstractContextManager[Any]:

@@ -19,6 +19,7 @@ import olmo_ext.prepare
 from data_injection.errors import ConfigError
 from data_injection.ledger import read_segments
 from data_injection.lock import lock_folder
+from eval.audit.audit import audit_run
 from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan, write_checksums
 from eval.records import read_records
 from eval.run import FAILED
@@ -262,11 +263,15 @@ def test_anybodys_checkpoint_goes_on_with_a_plan_that_begins_there(
     assert_bit_equal(state(whole, 12), state(part, 12))
     (segment,) = read_segments(part / "ledger").values()
     assert segment.start_step == 6
+    told = {one.check: one for one in audit_run(part).verdicts}
+    assert "the run began with another's checkpoint of step 6" in told["stream"].said
+    assert "steps 0 to 5 were trained in another's run: not checked" in told["ledger"].notes
     for settings, start, said in [
         ([origin], 5, r"tasks\[0\]\.schedule must begin at step 6 or later"),
         ([origin, "train.data.seed=8"], 6, "other rows, or otherwise .data.seed: 8 now, 7 then"),
         ([origin, "train.distributed_strategy=fsdp"], 6, "strategy: 'fsdp' now, 'ddp' then"),
         ([origin, "train.global_train_batch_size=2"], 6, "global_train_batch_size: 2 now, 8 then"),
+        ([origin, "train.model.n_layers=3"], 6, r"another model .*n_layers: 3 now, \d then.*give"),
         ([f"train.load_path={tmp_path}"], 6, "must be a folder stepN-unsharded"),
         ([f"train.load_path={whole}/step6-unsharded"], 6, "was trained with a plan of its own"),
     ]:

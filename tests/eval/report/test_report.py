@@ -365,6 +365,20 @@ def test_curves_have_a_panel_per_rung_a_line_per_rate_and_the_threshold():
     assert all(any(set(line.get_ydata()) == {0.5} for line in axis.lines) for axis in panels)
 
 
+def test_a_panel_shows_what_guessing_costs_in_its_own_family():
+    frame = pd.concat([frame_of(1), frame_of(1).assign(family="copy")], ignore_index=True)
+    other = (frame.metric == "label_entropy") & (frame.family == "copy")
+    frame.loc[other, "value"] = 3.15
+    figure = curves(frame, metric="label_loss", dashed=("label_loss", "train"))
+    for axis in figure.axes:
+        null = 3.15 if axis.get_title().endswith("copy, mixture") else 0.8
+        assert sum(set(line.get_ydata()) == {null} for line in axis.lines) == 1
+        assert len(axis.lines) == 2 * len(RATES) + 1
+    (legend,) = figure.legends
+    told = [text.get_text() for text in legend.get_texts()]
+    assert "guessing by label frequency: 0.80 to 3.15" in told
+
+
 def test_curves_show_a_band_from_three_seeds_on():
     assert all(axis.collections for axis in curves(frame_of(3)).axes)
     assert not any(axis.collections for axis in curves(frame_of(2)).axes)

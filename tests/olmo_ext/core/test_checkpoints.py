@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -52,8 +51,24 @@ def measured_again(run: Path, to: Path) -> pd.DataFrame:
     return read_records(to)
 
 
-def indexed(table: pd.DataFrame) -> pd.Series:
-    return table.fillna({"subset": "all"}).set_index(AT).value.sort_index()
+def indexed(table: pd.DataFrame) -> pd.DataFrame:
+    return table.fillna({"subset": "all"}).set_index(AT).sort_index()
+
+
+def assert_equal_but_for_kernels(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    """Losses within 1e-5, all else within one example of each row.
+
+    Another batch or processor takes other kernels, which move a logit's last digits (one ulp of a
+    loss near 5 is 5e-7), and an arg max or a rank between near ties then falls the other way.
+    """
+    metric = ours.index.get_level_values("metric")
+    losses = metric.str.endswith(("_loss", "_entropy"))
+    one = 1 / ours.n
+    scores = metric == "score"
+    one[scores] /= 1 - ours.majority[scores]
+    bound = one.where(~losses, 0.0) + 1e-5
+    off = (ours.value - theirs.value).abs()
+    assert (off <= bound).all(), ours[~(off <= bound)]
 
 
 def test_a_checkpoint_scores_as_the_run_did(run: Path, tmp_path: Path) -> None:
@@ -64,10 +79,7 @@ def test_a_checkpoint_scores_as_the_run_did(run: Path, tmp_path: Path) -> None:
     assert {"score", "choice_loss", "sequence_loss", "extraction", "membership_auc"} <= metrics
     shared = recorded.index.intersection(again.index)
     assert len(shared) == len(recorded) > 40
-    # Other rows stand beside one another in a batch, which moves a logit's last digits.
-    np.testing.assert_allclose(again[shared], recorded, atol=1e-6)
-    shares = recorded.index.get_level_values("metric").isin(["score", "extraction", "exposure"])
-    assert (again[shared][shares] == recorded[shares]).all()
+    assert_equal_but_for_kernels(recorded, again.loc[shared].reindex(recorded.index))
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -111,7 +123,5 @@ def test_transformers_answers_as_olmo_core_does(run: Path, tmp_path: Path) -> No
     )
     ours, theirs = ours.droplevel("step"), theirs.droplevel("step")
     assert len(ours) > 40
-    # Measured: 0. Where weights lie in memory may choose another kernel.
-    np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    shares = ours.index.get_level_values("metric").isin(["score", "accuracy", "label_accuracy"])
-    assert (ours[shares] == theirs[shares]).all()
+    assert list(ours.index) == list(theirs.index)
+    assert_equal_but_for_kernels(ours, theirs)  # measured: 0
