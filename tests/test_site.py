@@ -75,7 +75,12 @@ def test_the_notebook_redraws_the_main_figure() -> None:
     path = ROOT / "docs" / "notebooks" / "main_figure.ipynb"
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
-    client = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(path.parent)}})
+    client = nbclient.NotebookClient(
+        notebook,
+        resources={"metadata": {"path": str(path.parent)}},
+        timeout=None,
+        startup_timeout=600,  # 60 by itself, which a loaded machine needs
+    )
     client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     shown = [out.data for out in outputs if "data" in out]

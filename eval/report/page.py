@@ -168,7 +168,7 @@ def _plan_rows(run: Run) -> Iterator[tuple[str, ...]]:
 
 
 def _audit_rows(run: Run) -> Iterator[tuple[str, ...]]:
-    """A row a check of the run's audit.json; one that is of another plan or step says so."""
+    """A row a check of the run's audit.json; with its step; of another plan it says so."""
     found = run.audit
     for one in found.get("verdicts", ()):
         stale = "" if found.get("plan_hash") == run.plan_hash else " (of another plan)"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
@@ -23,7 +24,7 @@ from eval.audit.explain import explain_step
 from eval.audit.subject import DIFFERS
 from eval.records import read_records
 from eval.report.write import write_report
-from eval.run import MARKER, PLAN, read_run
+from eval.run import MARKER, PLAN, load_identity, read_run
 from launch.sweep.quickstart import CONFIG, SMOKE, WIDTHS
 from launch.terminal import progress_bar, say
 from olmo_ext.config import load_experiment
@@ -36,8 +37,9 @@ def demo(out: Path, *, console: Console, errors: Console) -> None:
     """Prepare, inject, train, audit and report; OUT/run is replaced if it is an earlier demo's."""
     folder = out / "run"
     manifest = prepare_embedded(out / "corpus", vocab_size=VOCABULARY, max_documents=DOCUMENTS)
-    if folder.exists():
-        if not (folder / PLAN).is_file() or read_run(folder).get("run") != "demo":
+    # What a start leaves that was killed before its plan stood is taken over by any start.
+    if folder.exists() and any(p.name[0] != "." and p.name != "logs" for p in folder.iterdir()):
+        if not (folder / PLAN).is_file() or _run_name(folder) != "demo":
             rule = f"holds a {folder.name} that is no demo's"
             raise ConfigError(key="--out", value=str(out), rule=rule, remedy="name another folder")
         shutil.rmtree(folder)
@@ -64,8 +66,12 @@ def demo(out: Path, *, console: Console, errors: Console) -> None:
         **{"callbacks.interference": None, "callbacks.features": None},
     }
     words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    before = torch.get_num_threads()
     torch.set_num_threads(1)  # too small for threads, which on a busy machine wait for each other
-    train(load_experiment(CONFIG, words, corpus=False))
+    try:
+        train(load_experiment(CONFIG, words, corpus=False))
+    finally:
+        torch.set_num_threads(before)
     if (folder / MARKER).exists():
         raise typer.Exit(1)  # by a signal: there is nothing to tell
     _tell(folder, console)
@@ -82,6 +88,11 @@ def demo(out: Path, *, console: Console, errors: Console) -> None:
         "Next: olmo-ext quickstart   do larger models learn rarer tasks? five minutes\n"
         "      olmo-ext init mine    an experiment of your own, with a reason at every setting",
     )
+
+
+def _run_name(folder: Path) -> Any:
+    """By plan.json: a start killed after that has no run.json yet."""
+    return load_identity(folder).get("train", {}).get("run_name")
 
 
 def _tell(folder: Path, console: Console) -> None:

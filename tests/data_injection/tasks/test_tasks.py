@@ -413,6 +413,23 @@ def test_shuffled_labels_keep_tokens_split_and_marginal_and_nothing_else(family:
     assert dealt.digest() == build(task(family=family, params={"shuffle_labels": True}))[0].digest()
 
 
+def test_dealing_labels_out_leaves_what_a_family_returned() -> None:
+    plain = build(task(num_symbols=6))[0]
+    plain.tokens.flags.writeable = plain.mirror.flags.writeable = False
+
+    class Kept(Comparison):
+        def examples(self) -> IntArray:
+            return plain.tokens
+
+        def mirrors(self) -> IntArray:
+            return plain.mirror
+
+    params = {"shuffle_labels": True}
+    dealt = Kept("a", symbols=plain.symbols, labels=plain.labels, seed=1, params=params)
+    assert (dealt.tokens != plain.tokens).any()
+    assert (plain.mirror >= 0).any()
+
+
 def test_shuffle_labels_is_true_or_false() -> None:
     error = refusal(task(family="comparison", params={"shuffle_labels": "yes"}))
     assert (error.key, error.value) == ("injection.tasks[a].params.shuffle_labels", "yes")

@@ -90,7 +90,8 @@ def test_a_page_of_sixty_runs_is_small(page: Path) -> None:
 
 
 def test_figures_are_drawn_and_nothing_fails_or_acts(browser: Any) -> None:
-    assert browser.get_log("browser") == []
+    # What else a browser remarks depends on its version.
+    assert [one for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
     sizes = browser.execute_script(
         "return [...document.querySelectorAll('figure svg')].map(svg => {"
         "const box = svg.getBoundingClientRect(); return [box.width, box.height]})"

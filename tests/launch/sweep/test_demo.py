@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from data_injection.errors import ConfigError
@@ -21,11 +22,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_tells_what_it_did_and_is_a_run_like_any_other(tmp_path: Path, small: None) -> None:
-    """Twice: the second takes the first one's place."""
+    """Twice: the second takes the first one's place, which began where one had been killed."""
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    for name in (".lock", ".plan.json.1.tmp"):
+        (tmp_path / "run" / name).touch()
+    threads = torch.get_num_threads()
     for _ in range(2):
         out = io.StringIO()
         demo(tmp_path, console=Console(file=out, width=200), errors=Console(quiet=True))
     said = out.getvalue()
+    assert torch.get_num_threads() == threads
     assert "24 examples in each step's batch, exactly: 144 in all" in said
     assert "at step 0, " in said
     assert "at step 6." in said
