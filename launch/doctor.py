@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import typer
@@ -36,14 +37,11 @@ class Finding:
 def examine(folder: Path = Path()) -> Iterator[Finding]:
     """Look at Python, packages, devices, launchers and the disk of `folder`."""
     yield _python()
-    for name, needed in PACKAGES.items():
-        yield _package(name, needed)
-    yield _imports()
+    yield from _engine()
     yield from _devices()
     yield _optional("flash-attn", "flash_attn", *NO_FLASH)
     yield _program("torchrun", "it comes with torch: reinstall that", "no run on more than one GPU")
     yield _program("sbatch", *NO_SLURM)
-    yield _embedded_text()
     yield _disk(folder)
     yield _wandb()
 
@@ -58,10 +56,14 @@ PACKAGES = {
     "datasets": "<5.2",
     **dict.fromkeys(("wandb", "torchmetrics", "scikit-learn"), ""),
 }
-"""Those that a run needs, and which of their versions."""
+"""Those that a run of ai2-olmo needs, and which of their versions."""
 
 GET_ENGINE = "pip install -c constraints.txt -e '.[olmo]'"
 NOTHING = "no run works"
+CORE = (
+    f"for those, in an environment without OLMo-core: {GET_ENGINE}",
+    "runs of olmo_ext.core alone (docs/olmo_core.md): no olmo-ext train, quickstart or demo",
+)
 NO_CUDA = (
     "a GPU with its driver, and a torch with CUDA (pip install torch==2.13.0 from PyPI)",
     "micro sizes alone, on the CPU in fp32: minutes a run; the ladder from 4M up is out of reach",
@@ -79,6 +81,20 @@ def _python() -> Finding:
     if (3, 11) <= sys.version_info[:2] <= (3, 12):
         return Finding("ok", "Python", text)
     return Finding("fail", "Python", text, "use Python 3.11 or 3.12", NOTHING)
+
+
+def _engine() -> Iterator[Finding]:
+    """ai2-olmo and what its runs need; or OLMo-core, which excludes it."""
+    if find_spec("olmo") is None:
+        from olmo_ext.core.compat import MISSING
+
+        if not MISSING:
+            yield Finding("note", "OLMo-core", "imports", *CORE)
+            return
+    for name, needed in PACKAGES.items():
+        yield _package(name, needed)
+    yield _imports()
+    yield _embedded_text()
 
 
 def _package(name: str, needed: str) -> Finding:

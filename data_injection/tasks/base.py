@@ -89,10 +89,10 @@ class Task(ABC):
         """Index of each example's mirror image, or -1; shape (n,)."""
         if self.shuffled:
             dealt = permutation(len(self.tokens), seed=seed, purpose=f"labels/{name}")
-            # Copies: what a family returns may be its own, or read-only.
+            # Copies: what a family returned may be its own. What a pair says follows from nothing.
             self.tokens = np.array(self.tokens)
             self.tokens[:, -1] = self.tokens[dealt, -1]
-            self.mirror = np.full(len(self.tokens), -1, dtype=np.int64)  # what a pair says follows from nothing
+            self.mirror = np.full(len(self.tokens), -1, dtype=np.int64)
         # The decimal as written: int(100 * 0.57) is 56.
         exact = Fraction(str(train_fraction)) if 0 < train_fraction < 1 else 0
         num_train = int(exact * len(self.tokens))

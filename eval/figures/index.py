@@ -180,10 +180,11 @@ FIGURES = (
         "task, below 0 it hurts. Null: red, the same with the task's labels permuted; where blue "
         "follows red it is about how often each label comes, not about the task. perp: green, the "
         "cosine with what is left of g_r when its projection on the permuted one is taken out; "
-        "claims use its sign and its excess over the null, not its size, which does not tell a task "
-        "from a list of pairs (docs/findings.md, chapter 2), and only where it is no small part of "
-        "g_r (its share stands in the panel). Grey: a random direction, too narrow a null for gradients, which share few "
-        "directions. Lower row: the mean of the last half of each run, by size.",
+        "claims use its sign and its excess over the null, not its size, which tells no task from "
+        "a list of pairs (docs/findings.md, chapter 2), and only where it is no small part of g_r "
+        "(its share stands in the panel). Grey: a random direction, too narrow a null for "
+        "gradients, which share few directions. Lower row: the mean of the last half of each run, "
+        "by size.",
         ("cos_g_nt", "cos_g_t_label", "cos_update", "norm_g_r"),
         "Bars and bands: 95% over seeds (Student's t), from three seeds on.",
         "Nats: a cosine has no size; the loss budget has.",

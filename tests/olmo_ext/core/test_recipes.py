@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from data_injection.errors import ConfigError
+from launch.doctor import examine
 from olmo_ext.core import compat
 from olmo_ext.core.recipes import RUNGS, ladder
 
@@ -46,6 +47,12 @@ def test_a_rung_takes_dotted_overrides_and_refuses_unknown_ones() -> None:
 def test_an_unknown_rung_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="rung must be one of 4M, 20M"):
         ladder("5M")
+
+
+def test_doctor_takes_this_environment_for_what_it_is() -> None:
+    found = {one.what: one.status for one in examine()}
+    assert found["OLMo-core"] == "note"
+    assert "fail" not in found.values()
 
 
 def test_the_example_trains_the_plans_rows(tmp_path: Path) -> None:
