@@ -8,6 +8,7 @@ Runs are of two ranks under torchrun on two CPUs, as `olmo-ext submit` writes th
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -83,6 +84,15 @@ def write(write_in: Callable, folder: Path, name: str, **train: object) -> Path:
     return write_in(folder)(edit).rename(folder / f"{name}.yaml")
 
 
+def hold(source: Path, site: Site, *, lives: int) -> Site:
+    """Have the run's first lives wait for their signals (held.py); a site where that is found."""
+    edited = yaml.safe_load(source.read_text())
+    edited["callbacks"]["held:Hold"] = {"lives": lives}
+    source.write_text(yaml.safe_dump(edited))
+    here = shlex.quote(str(Path(__file__).parent))
+    return replace(site, setup=[f"export PYTHONPATH={here}:$PYTHONPATH"])
+
+
 def hand_in(source: Path, *, site: Site = SITE, **options: object) -> list[str]:
     settings = {"out": None} | options
     return submit(source, site=site, console=Console(quiet=True), **settings)  # type: ignore[arg-type]
@@ -132,7 +142,8 @@ def test_a_run_signalled_preempted_and_requeued_is_the_run_that_never_was(
 ) -> None:
     """SIGUSR1 (the script requeues), then a preemption (SLURM requeues): nothing is lost."""
     run = tmp_path / "tiny"
-    (job,) = hand_in(write(write_experiment_in, tmp_path, "tiny"))
+    source = write(write_experiment_in, tmp_path, "tiny")
+    (job,) = hand_in(source, site=hold(source, SITE, lives=2))
     wait_for(lambda: find_checkpoints(run)[1:], "first checkpoint")
     slurm.run("scancel", "--signal=USR1", job)
     wait_for(lambda: slurm.job(job)["Restarts"] == "1", "requeue")
@@ -331,7 +342,8 @@ def test_two_nodes_train_the_run_that_one_node_trains_and_requeue_it(
     run, site = tmp_path / "tiny", replace(ONE_RANK, nodes=2)
     with one_node_slurm(cpus=1, num_nodes=2) as slurm:
         monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
-        (job,) = hand_in(write(write_experiment_in, tmp_path, "tiny"), site=site)
+        source = write(write_experiment_in, tmp_path, "tiny")
+        (job,) = hand_in(source, site=hold(source, site, lives=1))
         wait_for(lambda: find_checkpoints(run)[1:], "first checkpoint")
         assert slurm.job(job)["NumNodes"] == "2"
         slurm.run("scancel", "--signal=USR1", job)
