@@ -149,7 +149,7 @@ def test_a_run_signalled_preempted_and_requeued_is_the_run_that_never_was(
     wait_for(lambda: slurm.job(job)["Restarts"] == "1", "requeue")
     saved = json.loads((run / "requeue.marker").read_text())
     assert saved["reason"] == "SIGUSR1"
-    assert 0 < saved["step"] == find_checkpoints(run)[-1].step < STEPS
+    assert 0 < saved["step"] == find_checkpoints(run)[-1].step <= 30  # where it is held
     ((status,), _) = find_status([tmp_path])
     assert (status.state, status.requeues, status.step) == ("requeued", 1, saved["step"])
     wait_for(lambda: find_checkpoints(run)[-1].step > saved["step"], "checkpoint after it")
