@@ -76,6 +76,7 @@ def load_experiment(
         FileNotFoundError: the file or the corpus is missing.
     """
     path = Path(path)
+    raw: Any = OmegaConf.create()
     try:
         raw = read_raw(path, overrides or [])
         _check_text(raw)

@@ -37,7 +37,9 @@ def override(raw: Any, word: str) -> None:
         raise ConfigError(key="override", value=word, rule=rule, remedy=remedy)
     check_environment(text, where=f"override {key}")
     try:
-        value = OmegaConf.create(f"value: {text}" if text else "value: null").value
+        # Unresolved: ${train.run_name} means the run's name, which a later override may give.
+        given = OmegaConf.create(f"value: {text}" if text else "value: null")
+        value = OmegaConf.to_container(given, resolve=False)["value"]  # type: ignore[index,call-overload]
     except YAMLError as error:
         rule = f"must be YAML ({str(error).splitlines()[-1].strip()})"
         remedy = f"put text in quotes, {key}='\"...\"'"

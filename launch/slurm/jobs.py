@@ -44,8 +44,11 @@ def read_events(run: Path) -> list[dict[str, Any]]:
             event = parse_json(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and all(isinstance(event.get(k), str) for k in ("job", "event")):
-            events.append(event)
+        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+            continue
+        job = event.get("job")  # a number where a shell wrote it
+        if isinstance(job, str) or (type(job) is int and job > 0):
+            events.append(event | {"job": str(job)})
     return events
 
 

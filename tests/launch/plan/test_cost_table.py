@@ -135,7 +135,7 @@ def test_a_plan_of_a_sweep_tells_tokens_hours_and_storage_of_every_cell(
 ) -> None:
     axes = {"steps": {"short": {}, "long": {"train.max_duration": 40}}}
     runs = plan_runs(Sweep("demo", (small(write_experiment),), axes), tmp_path / "o")
-    show_runs(runs, Console(width=200), peak_tflops=989.0, mfu=0.4)
+    show_runs(runs, Console(width=200), peak_tflops=989.0, mfu=0.4, json=None)
     said = capsys.readouterr().out
     rows = [Reckoner().row(run.experiment) for run in runs if run.experiment is not None]
     (long,) = [line for line in said.splitlines() if "demo-long" in line]
