@@ -68,8 +68,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 def extensions_of(folder: str | Path) -> list[dict[str, Any]]:
     """The families and callbacks of others that a run used, as run.json keeps them; [] if none."""
-    found = read_if_whole(Path(folder) / RUN).get("extensions")
-    return found if isinstance(found, list) else []
+    return read_if_whole(Path(folder) / RUN).get("extensions", [])
 
 
 def load_identity(folder: str | Path) -> dict[str, Any]:
@@ -94,14 +93,12 @@ def differences(
 def read_if_whole(path: Path) -> dict[str, Any]:
     """Any JSON object of a run's folder; empty where it is not there or not whole.
 
-    For those who tell of runs as they are found (status, report) and must not fail on one: they
-    look at each value's type themselves.
+    For those who tell of runs as they are found (status, report) and must not fail on one.
     """
     try:
-        value = read_json(path)
-    except (OSError, ValueError):
+        return read_object(path)
+    except (OSError, ConfigError):
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def whole(found: dict[str, Any], key: str) -> int | None:

@@ -168,7 +168,7 @@ def _state(
         return last
     if job is not None and job.state in _FAILED:
         return "failed"
-    if marker is not None:
+    if marker is not None or (folder / MARKER).is_file():  # there, but damaged: it was saved
         return "saved"
     return "new" if checkpoint is None else "interrupted"
 
