@@ -10,6 +10,7 @@ checkpoints (`eval.checkpoints`).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,11 @@ def differences(
         elif a != b:
             found.append((f"{prefix}{key}", a, b))
     return found
+
+
+def told_differences(found: Iterable[tuple[str, Any, Any]], *, then: str = "before") -> list[str]:
+    """A line for each of `differences`, in the words of every refusal."""
+    return [f"{key}: {ours!r} now, {theirs!r} {then}" for key, ours, theirs in found]
 
 
 def read_if_whole(path: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.tasks.base import Task
 from data_injection.tasks.sequence_file import Encode
-from eval.run import differences
+from eval.run import differences, told_differences
 from olmo_ext.checks import num_steps
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.data import build_host, check_memmaps, data_seed, fingerprint
@@ -261,9 +261,7 @@ def check_same_run(now: dict[str, Any], before: dict[str, Any], *, where: str) -
         found = [one for one in found if one[0] != "plan_hash"] or found
         remedy = "Restore these settings, or start a new run in another train.save_folder"
         rule = "was trained as another run; it cannot be resumed"
-        lines = "\n  ".join(
-            f"{key}: {ours!r} now, {before!r} before" for key, ours, before in found
-        )
+        lines = "\n  ".join(told_differences(found))
         message = f"{where} {rule}:\n  {lines}\n{remedy}."
         raise ConfigError(message, key=where, value=found, rule=rule, remedy=remedy)
 

@@ -21,7 +21,7 @@ from eval.checkpoints.checkpoint import (
 )
 from eval.checkpoints.core import core_config
 from eval.checkpoints.sharded import checkpoint_kind
-from eval.run import PLAN, differences, find_below, load_identity, read_object
+from eval.run import PLAN, differences, find_below, load_identity, read_object, told_differences
 
 _STEP = re.compile(r"step(\d+)(-unsharded)?")
 
@@ -115,7 +115,7 @@ def check_belongs(source: Source) -> None:
         raise ConfigError(
             f"{source.path} was trained as another run than {source.run}/plan.json says (now: the "
             "checkpoint, before: the run):\n  "
-            + "\n  ".join(f"{key}: {ours!r} now, {run!r} before" for key, ours, run in found)
+            + "\n  ".join(told_differences(found))
             + "\nMove it back to its own run's folder, or out of any and name its plan with --plan."
         )
 

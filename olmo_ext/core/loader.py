@@ -19,7 +19,7 @@ from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.schedules.fits import check_beginning
 from data_injection.splice import splice_batch
 from data_injection.tasks.sequence_file import Encode
-from eval.run import differences
+from eval.run import differences, told_differences
 from olmo_ext.core.compat import (
     ComposableDataLoader,
     NumpyFSLDataLoader,
@@ -75,7 +75,7 @@ class Injected:
             found = differences(self.plan.canonical, before["plan"])
             raise ConfigError(
                 "the checkpoint was trained by another plan; it cannot be resumed:\n  "
-                + "\n  ".join(f"{k}: {now!r} now, {then!r} before" for k, now, then in found)
+                + "\n  ".join(told_differences(found))
             )
         super().load_state_dict({k: v for k, v in state.items() if k != STATE})  # type: ignore[misc]
 

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from data_injection.errors import ConfigError
 from data_injection.schedules.fits import check_beginning
 from eval.checkpoints.checkpoint import by_step, load_model_config, read_identity, verify_checkpoint
-from eval.run import differences, load_config
+from eval.run import differences, load_config, told_differences
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
@@ -59,14 +59,15 @@ def find_origin(train: TrainConfig, stream: Stream) -> Path:
         _rows_of(OmegaConf.structured(train)), _rows_of(load_config(path / "config.yaml"))
     )
     if found:
-        told = "; ".join(f"{key}: {ours!r} now, {theirs!r} then" for key, ours, theirs in found)
+        told = "; ".join(told_differences(found, then="then"))
         rule = f"was trained on other rows, or otherwise ({told})"
         raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy="take those settings")
     made = _model_of(asdict(train.model)), _model_of(load_model_config(path))
     if found := differences(*made):
-        told = "; ".join(f"{key}: {ours!r} now, {theirs!r} then" for key, ours, theirs in found)
         remedy = "give train.model those values, or another checkpoint"
-        rule = f"holds another model (train.model, {told})"
+        rule = (
+            f"holds another model (train.model, {'; '.join(told_differences(found, then='then'))})"
+        )
         raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy=remedy)
     check_beginning(stream.plan.schedules, int(named[1]))
     return path
