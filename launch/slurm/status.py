@@ -122,7 +122,7 @@ def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> 
     measured, exposures = _exposures(folder / RECORDS, tasks if isinstance(tasks, dict) else {})
     number = events[-1]["job"] if events else None
     job = queue.jobs.get(number) if number else None
-    state = _state(folder, events, job, checkpoint, num_steps, marker, queue)
+    state = _state(folder, events, job, checkpoint, num_steps, queue)
     # Steps after the last checkpoint are lost with their process.
     reached = max(checkpoint or 0, measured, whole(progress, "step") or 0)
     return Status(
@@ -145,7 +145,7 @@ def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> 
 
 def _state(
     folder: Path, events: Sequence[dict[str, Any]], job: Job | None, checkpoint: int | None,
-    num_steps: int | None, marker: dict[str, Any] | None, queue: Queue,
+    num_steps: int | None, queue: Queue,
 ) -> str:  # fmt: skip
     last = events[-1]["event"] if events else ""
     if checkpoint is not None and num_steps is not None and checkpoint >= num_steps:
@@ -168,7 +168,7 @@ def _state(
         return last
     if job is not None and job.state in _FAILED:
         return "failed"
-    if marker is not None or (folder / MARKER).is_file():  # there, but damaged: it was saved
+    if (folder / MARKER).is_file():  # damaged or whole: it was saved
         return "saved"
     return "new" if checkpoint is None else "interrupted"
 
