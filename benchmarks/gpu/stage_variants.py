@@ -26,13 +26,12 @@ from gpu_common import (
     PEAK,
     attempt,
     experiment,
-    flops_per_token,
-    peak_gb,
     run_stage,
     say,
     stage_parser,
 )
 
+from olmo_ext.verify.bench import flops_per_token, peak_gb
 from olmo_ext.verify.runs import Stepper, free, ours
 
 VARIANTS = {

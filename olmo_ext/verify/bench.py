@@ -70,8 +70,7 @@ def turns(
             break
     times = [stepper.seconds for stepper in steppers]
     tokens = b.cfg.global_train_batch_size * b.cfg.model.max_sequence_length
-    flops = float(b.model.num_fwd_flops + b.model.num_bck_flops)
-    cuda = torch.cuda.is_available()
+    flops = flops_per_token(b)
     return {
         "steps": len(times[0]),
         "stock_s": median(times[0]),
@@ -81,7 +80,17 @@ def turns(
         "ours_tok_s": tokens / median(times[1]),
         "flops_per_token": flops,
         "ours_mfu": flops * tokens / median(times[1]) / (peak_tflops * 1e12),
-        "peak_gb_both": torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0,
+        "peak_gb_both": peak_gb(),
         "loss_stock": steppers[0].losses[-1],
         "loss_ours": steppers[1].losses[-1],
     }
+
+
+def flops_per_token(trainer: Any) -> float:
+    """The engine's own count, forward and backward."""
+    return float(trainer.model.num_fwd_flops + trainer.model.num_bck_flops)
+
+
+def peak_gb() -> float:
+    """Of this process on the card since `free`; 0 without a card."""
+    return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
