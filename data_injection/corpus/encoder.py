@@ -46,6 +46,20 @@ class Encoder:
     dtype: str
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """What a manifest says of the tokenizer and its ids."""
+        return {
+            "tokenizer": TOKENIZER,
+            "tokenizer_sha256": self.identity[0],
+            "vocab_size": self.vocab_size,
+            "eos_token_id": self.eos,
+            "pad_token_id": self.pad,
+            "special_token_ids": tuple(sorted(self.tokenizer.get_added_tokens_decoder())),
+            "byte_token_ids": byte_token_ids(self),
+            "dtype": self.dtype,
+        }
+
+    @property
     def identity(self) -> list[Any]:
         sha = hashlib.sha256(self.tokenizer_json).hexdigest()
         return [sha, self.eos, self.pad, self.dtype]

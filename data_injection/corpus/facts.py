@@ -22,7 +22,6 @@ from data_injection.beat import Beat
 from data_injection.corpus.closed import LEAST_TOKENS
 from data_injection.corpus.encoder import (
     TOKENIZER,
-    byte_token_ids,
     choose_encoder,
     tokenizer_path,
 )
@@ -70,8 +69,9 @@ def prepare_facts(
     """
     path = tokenizer_path(tokenizer)
     encoder = choose_encoder(path.read_bytes(), where=str(path))
-    added, single = set(encoder.tokenizer.get_added_tokens_decoder()), byte_token_ids(encoder)
-    taken = sorted({*added, *single, encoder.eos, encoder.pad})
+    fields = encoder.fields
+    added = fields["special_token_ids"]
+    taken = [*added, *fields["byte_token_ids"], encoder.eos, encoder.pad]
     free = np.setdiff1d(np.arange(encoder.vocab_size), taken)
     side = math.isqrt(max(num, 1) - 1) + 1  # of the a's, of the b's and of the c's
     if num < 2 or 3 * side > len(free):
@@ -98,15 +98,8 @@ def prepare_facts(
             writer.write(_stream(num, drawn, tokens, encoder.eos, noise).ravel())
         (partial / TOKENIZER).write_bytes(encoder.tokenizer_json)
         return Manifest(
+            **fields | {"special_token_ids": tuple(sorted({*added, *tokens.tolist()}))},
             name=f"{num} facts",
-            tokenizer=TOKENIZER,
-            tokenizer_sha256=encoder.identity[0],
-            vocab_size=encoder.vocab_size,
-            eos_token_id=encoder.eos,
-            pad_token_id=encoder.pad,
-            special_token_ids=tuple(sorted({*added, *tokens.tolist()})),
-            byte_token_ids=single,
-            dtype=encoder.dtype,
             num_tokens=writer.num_tokens,
             num_documents=drawn,
             files=tuple(writer.files),

@@ -27,7 +27,6 @@ from data_injection.corpus.embedded import embedded_documents, embedded_sources,
 from data_injection.corpus.encoder import (
     TOKENIZER,
     Encoder,
-    byte_token_ids,
     choose_encoder,
     parse_tokenizer,
     tokenizer_path,
@@ -231,15 +230,8 @@ def _tokenize(
         raise ConfigError(f"sources of {name!r} hold no text; check sources and text_field")
     (partial / TOKENIZER).write_bytes(encoder.tokenizer_json)
     return Manifest(
+        **encoder.fields,
         name=name,
-        tokenizer=TOKENIZER,
-        tokenizer_sha256=encoder.identity[0],
-        vocab_size=encoder.vocab_size,
-        eos_token_id=encoder.eos,
-        pad_token_id=encoder.pad,
-        special_token_ids=tuple(sorted(encoder.tokenizer.get_added_tokens_decoder())),
-        byte_token_ids=byte_token_ids(encoder),
-        dtype=encoder.dtype,
         num_tokens=writer.num_tokens,
         num_documents=num_documents,
         files=tuple(writer.files),
