@@ -210,12 +210,9 @@ def balanced(every: pd.DataFrame, sweep: str, host: str) -> Balance:
     return balance(
         [float(step) for step in gains],
         {seed: line.tolist() for seed, line in gains.iterrows()},
-        start=BURST,
-        stop=AFTER,
-        rate=BURST_RATE,
-        ceiling=CEILING,
+        start=BURST, stop=AFTER, rate=BURST_RATE, ceiling=CEILING,
         twin=twin.groupby("seed").value.mean().to_dict(),
-    )
+    )  # fmt: skip
 
 
 def held_out(every: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
@@ -235,16 +232,12 @@ def held_out(every: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
         for (name, steps, rate), cell in own.groupby(["sweep", "step", "rate_per_step"]):
             said = {"rate": rate, "gain": found.gain.value, "ceiling": CEILING}
             said["below"] = found.below
-            rows.append(
-                {
-                    **{"sweep": name, "rung": rung, "steps": steps, "rate": rate},
-                    "score": cell.value.mean(),
-                    "predicted": course(steps, **said, forgetting=found.forgetting.value),
-                    "without_forgetting": course(steps, **said, forgetting=0.0),
-                    "width_rate": int(rung[1:]) * rate,
-                    "exposures": cell.exposures_per_example.mean(),
-                }
-            )
+            row = {"sweep": name, "rung": rung, "steps": steps, "rate": rate}
+            row["score"] = cell.value.mean()
+            row["predicted"] = course(steps, **said, forgetting=found.forgetting.value)
+            row["without_forgetting"] = course(steps, **said, forgetting=0.0)
+            row["width_rate"] = int(rung[1:]) * rate
+            rows.append(row | {"exposures": cell.exposures_per_example.mean()})
     return pd.DataFrame(rows)
 
 

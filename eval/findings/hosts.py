@@ -45,16 +45,23 @@ LEVELS = {
 says nothing of whether any content is left."""
 
 
+UNREAD = ["folder", "params_total", "d_model", "corpus_hash", "rate_per_sequence"]
+"""Fields that no table reads; provenance.json keeps the corpus."""
+
+
+def test_scores(frame: pd.DataFrame) -> pd.Series:
+    """Which rows are of METRICS over all examples of the test split."""
+    whole = frame.subset.fillna("all") == "all"
+    return frame.metric.isin(METRICS) & (frame.split == "test") & whole
+
+
 def thin(frame: pd.DataFrame) -> pd.DataFrame:
     """The records that the chapter stands on; the rest is in the runs' own files."""
-    whole = frame.subset.fillna("all") == "all"
-    scores = frame.metric.isin(METRICS) & (frame.split == "test") & whole
     gradients = ["budget", "budget_actual", "cos_g_nt", "pull_g_nt"]
-    kept = scores | frame.metric.isin(["train_loss", *gradients])
+    kept = test_scores(frame) | frame.metric.isin(["train_loss", *gradients])
     kept &= frame.step >= BURST - 300
-    unread = ("folder", "params_total", "d_model", "corpus_hash", "rate_per_sequence")
     order = ["run", "step", "task", "metric", "source"]
-    return frame[kept].drop(columns=list(unread), errors="ignore").sort_values(order)
+    return frame[kept].drop(columns=UNREAD, errors="ignore").sort_values(order)
 
 
 def kept(rows: pd.DataFrame, every: pd.DataFrame) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 from eval.figures import style
 from eval.findings.contrasts import difference
 from eval.findings.controls import Table, markdown, mean, verdict
-from eval.findings.hosts import METRICS
+from eval.findings.hosts import METRICS, UNREAD, test_scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,17 +19,11 @@ WIDTHS, PLACES = ("w16", "w64"), ("early", "even", "late")
 
 def thin(frame: pd.DataFrame) -> pd.DataFrame:
     """The test scores of every example, by step."""
-    whole = frame.subset.fillna("all") == "all"
-    kept = frame.metric.isin(METRICS) & (frame.split == "test") & whole
-    unread = ("folder", "params_total", "d_model", "corpus_hash", "rate_per_sequence", "gap")
-    return (
-        frame[kept]
-        .drop(columns=list(unread), errors="ignore")
-        .sort_values(["run", "step", "metric"])
-    )
+    kept = frame[test_scores(frame)].drop(columns=[*UNREAD, "gap"], errors="ignore")
+    return kept.sort_values(["run", "step", "metric"])
 
 
-def by_seed(every: pd.DataFrame, width: str, place: str, metric: str) -> pd.Series:
+def at_the_end(every: pd.DataFrame, width: str, place: str, metric: str) -> pd.Series:
     """One value a seed, at the last step."""
     label = every.run.str.split("-")
     rows = every[(label.str[1] == width) & (label.str[3] == place) & (every.metric == metric)]
@@ -40,7 +34,7 @@ def placement(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """Score and choice loss at the end by width and place, and the declared contrasts."""
     body = []
     for metric in METRICS:
-        at = {(w, p): by_seed(every, w, p, metric) for w in WIDTHS for p in PLACES}
+        at = {(w, p): at_the_end(every, w, p, metric) for w in WIDTHS for p in PLACES}
         for width in WIDTHS:
             early, even, late = (at[width, place] for place in PLACES)
             line = [style.plain(metric), width, *(mean(one) for one in (early, even, late))]
