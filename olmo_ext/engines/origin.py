@@ -55,20 +55,16 @@ def find_origin(train: TrainConfig, stream: Stream) -> Path:
         rule = "was trained with a plan of its own"
         remedy = "resume that run in its own folder"
         raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy=remedy)
-    found = differences(
-        _rows_of(OmegaConf.structured(train)), _rows_of(load_config(path / "config.yaml"))
-    )
-    if found:
-        told = "; ".join(told_differences(found, then="then"))
-        rule = f"was trained on other rows, or otherwise ({told})"
-        raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy="take those settings")
-    made = _model_of(asdict(train.model)), _model_of(load_model_config(path))
-    if found := differences(*made):
-        remedy = "give train.model those values, or another checkpoint"
-        rule = (
-            f"holds another model (train.model, {'; '.join(told_differences(found, then='then'))})"
-        )
-        raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy=remedy)
+    rows = _rows_of(OmegaConf.structured(train)), _rows_of(load_config(path / "config.yaml"))
+    model = _model_of(asdict(train.model)), _model_of(load_model_config(path))
+    another = "give train.model those values, or another checkpoint"
+    for rule, both, remedy in (
+        ("was trained on other rows, or otherwise (", rows, "take those settings"),
+        ("holds another model (train.model, ", model, another),
+    ):
+        if found := differences(*both):
+            rule += "; ".join(told_differences(found, then="then")) + ")"
+            raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy=remedy)
     check_beginning(stream.plan.schedules, int(named[1]))
     return path
 
