@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from launch.cli import main
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 
@@ -25,16 +23,11 @@ MIXTURE = Path("docs/advice/quickstart_tasks.yaml").resolve()
 
 
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Typed:
-    """Status, standard output and standard error of an `olmo-ext` line."""
+def typed(typed: Typed) -> Typed:
+    """Of a whole line, with places by name."""
 
     def run(line: str, **places: Path) -> tuple[int, str, str]:
-        words = shlex.split(line.format(**{name: f"'{path}'" for name, path in places.items()}))
-        monkeypatch.setattr(sys, "argv", ["olmo-ext", *words])
-        with pytest.raises(SystemExit) as done:
-            main()
-        said = capfd.readouterr()
-        return int(done.value.code or 0), said.out, said.err
+        return typed(*shlex.split(line.format(**{n: f"'{p}'" for n, p in places.items()})))
 
     return run
 

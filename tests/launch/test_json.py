@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typer.main import get_command
 
 from data_injection.lock import lock_folder
 from eval.records import RecordWriter, read_records
-from launch.cli import app, main
+from launch.cli import app
 from launch.show import watch
 
 Typed = Callable[..., tuple[int, str, str]]
@@ -40,20 +39,6 @@ def test_a_verb_with_a_table_has_json(verb: str) -> None:
     for word in verb.split():
         command = command.commands[word]
     assert "--json" in {option for one in command.params for option in one.opts}
-
-
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Typed:
-    """Status, standard output and standard error of an `olmo-ext` line."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["olmo-ext", *words])
-        with pytest.raises(SystemExit) as done:
-            main()
-        said = capfd.readouterr()
-        return int(done.value.code or 0), said.out, said.err
-
-    return run
 
 
 @pytest.fixture
