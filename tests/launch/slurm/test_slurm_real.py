@@ -31,7 +31,7 @@ from launch.slurm.status import find_status
 from launch.slurm.submit import submit
 
 sys.path.insert(0, str(Path(__file__).parent))
-from one_node_slurm import Slurm, missing, no_network, one_node_slurm  # type: ignore[import-not-found]
+from real_slurm import Slurm, missing, no_network, real_slurm  # type: ignore[import-not-found]
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,7 +47,7 @@ STEPS = 160
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
-    with one_node_slurm() as slurm, pytest.MonkeyPatch.context() as patch:
+    with real_slurm() as slurm, pytest.MonkeyPatch.context() as patch:
         for name, value in slurm.environment.items():
             patch.setenv(name, value)
         patch.setenv("WANDB_MODE", "offline")
@@ -321,7 +321,7 @@ def test_what_sbatch_refuses_is_told_in_its_words(
 
 def test_no_daemon_outlives_its_block() -> None:
     """The last test: the module's own SLURM is another one, and undisturbed."""
-    with one_node_slurm() as other:
+    with real_slurm() as other:
         folder = other.folder
         job = other.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 600").strip()
         wait_for(other.processes, f"process of job {job}")
@@ -340,7 +340,7 @@ def test_two_nodes_train_the_run_that_one_node_trains_and_requeue_it(
     if why := no_network():
         pytest.skip("; ".join(why))
     run, site = tmp_path / "tiny", replace(ONE_RANK, nodes=2)
-    with one_node_slurm(cpus=1, num_nodes=2) as slurm:
+    with real_slurm(cpus=1, num_nodes=2) as slurm:
         monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
         source = write(write_experiment_in, tmp_path, "tiny")
         (job,) = hand_in(source, site=hold(source, site, lives=1))

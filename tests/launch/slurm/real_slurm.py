@@ -1,7 +1,7 @@
 """A real SLURM on this machine beside whatever is set up, gone afterwards: one node of two CPUs, or
 several, each in a network namespace with an address and a host name of its own.
 
-    python tests/launch/slurm/one_node_slurm.py bash  # a shell where sbatch, squeue, scancel work
+    python tests/launch/slurm/real_slurm.py bash  # a shell where sbatch, squeue, scancel work
 
 Debian's `slurm-wlm` and `munge` are needed, for several nodes `iproute2` as well. Everything (key,
 sockets, state, spool, logs) is in one temporary folder, the ports are free ones, and no process
@@ -137,7 +137,7 @@ class Slurm:
 
 
 @contextmanager
-def one_node_slurm(*, cpus: int = 2, num_nodes: int = 1) -> Iterator[Slurm]:
+def real_slurm(*, cpus: int = 2, num_nodes: int = 1) -> Iterator[Slurm]:
     """Start munged, slurmctld and the slurmds; on leaving, end all jobs and all of them."""
     with ExitStack() as stack:
         # Not pytest's tmp_path: a socket's path has at most 108 characters, and munge wants every
@@ -286,5 +286,5 @@ if __name__ == "__main__":
     if why := missing():
         sys.exit("; ".join(why))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with one_node_slurm(num_nodes=int(os.environ.get("NODES", "1"))) as running:
+    with real_slurm(num_nodes=int(os.environ.get("NODES", "1"))) as running:
         sys.exit(subprocess.call(sys.argv[1:] or ["bash"], env=os.environ | running.environment))
