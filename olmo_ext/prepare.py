@@ -118,10 +118,7 @@ def build_on_meta(train: TrainConfig, *, num_steps: int) -> dict[str, int]:
             "train.model, train.optimizer or train.scheduler: the engine cannot build them "
             f"({str(error) or type(error).__name__}); correct the setting that it names"
         ) from error
-    return {
-        "params": model.num_params(include_embedding=False),
-        "params_total": model.num_params(),
-    }
+    return {"params": model.num_params(include_embedding=False), "params_total": model.num_params()}
 
 
 def _fields(experiment: ExperimentConfig, stream: Stream, sizes: dict[str, int]) -> dict[str, Any]:

@@ -45,12 +45,7 @@ def burst_length(mixture: Mixture, task: int, gap: int) -> int:
 
 
 def bursts(
-    mixture: Mixture,
-    task: int,
-    *,
-    gap: int,
-    cycles: int,
-    length: int | None = None,
+    mixture: Mixture, task: int, *, gap: int, cycles: int, length: int | None = None
 ) -> Phases:
     """Cycles of `gap` steps, the last L of which bring `task` alone and the others never.
 

@@ -20,11 +20,7 @@ import numpy as np
 
 from data_injection.beat import Beat
 from data_injection.corpus.closed import LEAST_TOKENS
-from data_injection.corpus.encoder import (
-    TOKENIZER,
-    choose_encoder,
-    tokenizer_path,
-)
+from data_injection.corpus.encoder import TOKENIZER, choose_encoder, tokenizer_path
 from data_injection.corpus.folder import prepared
 from data_injection.corpus.manifest import VERSION, Manifest, digest
 from data_injection.corpus.shards import ShardWriter

@@ -22,26 +22,14 @@ import torch
 from data_injection.philox import permutation
 from data_injection.tasks.base import FloatArray, IntArray, Task
 from eval.alignment.counterfactuals import Pairs, draw_pairs, operands, token_of
-from eval.alignment.interventions import (
-    COMPONENTS,
-    Site,
-    answers,
-    frozen,
-    num_blocks,
-    states_at,
-)
+from eval.alignment.interventions import COMPONENTS, Site, answers, frozen, num_blocks, states_at
 from eval.statistics import ratio_fields, share_of
 
 NUM_PAIRS = 510
 NUM_ABLATED = 1000
 
 
-def causal_effects(
-    model: torch.nn.Module,
-    task: Task,
-    *,
-    seed: int,
-) -> list[dict[str, Any]]:
+def causal_effects(model: torch.nn.Module, task: Task, *, seed: int) -> list[dict[str, Any]]:
     """All measures of one model and task on its test split, as the fields of records.
 
     Returns:

@@ -23,13 +23,7 @@ from numpy.typing import NDArray
 
 from data_injection.errors import ConfigError
 from data_injection.files import replaced
-from data_injection.ledger import (
-    LEDGER_FOLDER,
-    Position,
-    Segment,
-    position_from,
-    read_segments,
-)
+from data_injection.ledger import LEDGER_FOLDER, Position, Segment, position_from, read_segments
 from data_injection.lineage import Lineage, is_effective, lineage
 from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints
 from eval.run import RUN, load_identity, read_if_whole, read_object

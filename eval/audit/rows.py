@@ -21,14 +21,7 @@ from data_injection.lineage import Stretch, is_effective
 from data_injection.plan import InjectionPlan
 from eval.audit.exposures import check_exposures
 from eval.audit.ledger import EFFECTIVE, STATES, RunLedger
-from eval.audit.subject import (
-    NOT_CHECKED,
-    Progress,
-    Subject,
-    Verdict,
-    judge,
-    no_progress,
-)
+from eval.audit.subject import NOT_CHECKED, Progress, Subject, Verdict, judge, no_progress
 from eval.text import plural
 
 BLOCK_STEPS = 256

@@ -19,15 +19,7 @@ from data_injection.digest import rows_digest
 from data_injection.plan import InjectionPlan
 from eval.audit.host import HostRows, natural_examples, splice
 from eval.audit.ledger import SavedCheckpoint
-from eval.audit.subject import (
-    NOT_CHECKED,
-    Progress,
-    Subject,
-    Verdict,
-    judge,
-    listing,
-    no_progress,
-)
+from eval.audit.subject import NOT_CHECKED, Progress, Subject, Verdict, judge, listing, no_progress
 from eval.text import plural
 
 SAMPLE_TOKENS = 2**28

@@ -78,10 +78,7 @@ LAYER: dict[str, Module] = {
         "width",
     ),
     "attn_out": ({"self_attn.o_proj": "width"}, "width"),
-    "ff_proj": (
-        {"mlp.up_proj": "mlp", "mlp.gate_proj": "mlp"},
-        "width",
-    ),  # silu of gate [363]
+    "ff_proj": ({"mlp.up_proj": "mlp", "mlp.gate_proj": "mlp"}, "width"),  # silu of gate [363]
     "ff_out": ({"mlp.down_proj": "width"}, "mlp"),
     "attn_norm": ({"input_layernorm": "width"}, ""),
     "ff_norm": ({"post_attention_layernorm": "width"}, ""),

@@ -20,13 +20,7 @@ import pandas as pd
 from data_injection.errors import ConfigError
 from eval.figures import style
 from eval.retention.matched_frequency import GROUP, matched_frequency
-from eval.retention.retained import (
-    SPLITS,
-    half_life_text,
-    half_lives,
-    loss_metric,
-    retention,
-)
+from eval.retention.retained import SPLITS, half_life_text, half_lives, loss_metric, retention
 from eval.scores.cells import LEARNED_SCORE
 from eval.text import number
 

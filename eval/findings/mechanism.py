@@ -107,10 +107,7 @@ def shuffled(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 
 REAL_AND_SHUFFLED = ("mechanism", "shuffled")
-PERP = (
-    ("mean abs. perp", "cos_g_nt", "abs_perp"),
-    ("perp part of g_r", "norm_g_r", "perp_share"),
-)
+PERP = (("mean abs. perp", "cos_g_nt", "abs_perp"), ("perp part of g_r", "norm_g_r", "perp_share"))
 
 
 def inner_products(rows: pd.DataFrame, every: pd.DataFrame) -> str:

@@ -131,11 +131,7 @@ def _with_controls(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
 
 
 def retention(
-    frame: pd.DataFrame,
-    *,
-    metric: str | None = None,
-    split: str = "test",
-    gain_lag: int = 0,
+    frame: pd.DataFrame, *, metric: str | None = None, split: str = "test", gain_lag: int = 0
 ) -> pd.DataFrame:
     """Retained shares: one row per cell, kind and lag.
 
@@ -180,10 +176,7 @@ def _shares(group: pd.DataFrame, controlled: bool) -> Iterator[dict[str, object]
     gain = group.before - group.after
     kinds = {"retained": (group.before - group.value, gain)}
     if controlled:
-        kinds["net"] = (
-            group.value_control - group.value,
-            group.after_control - group.after,
-        )
+        kinds["net"] = (group.value_control - group.value, group.after_control - group.after)
         kinds["control"] = (group.before - group.value_control, gain)
     for kind, (part, whole) in kinds.items():
         # A seed is one draw, however many bursts it was measured at.

@@ -30,12 +30,7 @@ from eval.checkpoints.core import core_logits
 from eval.checkpoints.sharded import first_line
 from eval.checkpoints.sources import Source, check_belongs, check_vocabulary, find_sources
 from eval.processes import in_processes
-from eval.records import (
-    FILE_NAME,
-    RecordWriter,
-    records_of,
-    task_fields,
-)
+from eval.records import FILE_NAME, RecordWriter, records_of, task_fields
 from eval.run import EXPERIMENT, load_config, load_identity, read_run
 from eval.scores.accuracy import answer, score_answers
 from eval.scores.breakdown import SPLITS, breakdown

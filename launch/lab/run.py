@@ -118,11 +118,7 @@ def run_experiment(
 
     experiment = EXPERIMENTS[name]
     folder.mkdir(parents=True, exist_ok=True)
-    origin = {
-        "command": typed_command(),
-        "commit": git_commit(),
-        "settings": asdict(settings),
-    }
+    origin = {"command": typed_command(), "commit": git_commit(), "settings": asdict(settings)}
     predicted = write_predictions(folder, experiment.predictions(settings), origin)
     cells = experiment.cells(settings)
     whole = sum(cell.cost for cell in cells)

@@ -25,9 +25,7 @@ from launch.json_file import write_json
 from launch.reckon import Reckoner, Row, size
 from launch.yaml_file import read_yaml
 from olmo_ext.config import ExperimentConfig
-from olmo_ext.cost import (
-    PEAK_TFLOPS,
-)
+from olmo_ext.cost import PEAK_TFLOPS
 from olmo_ext.shipped import locate
 
 
@@ -164,10 +162,7 @@ def _memory_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         memory = row.cost.memory
         sizes = [getattr(memory, part) for part in (*parts, "start")]
-        table.add_row(
-            row.rung,
-            *(number(value / 1e9) for value in sizes),
-        )
+        table.add_row(row.rung, *(number(value / 1e9) for value in sizes))
     return table
 
 

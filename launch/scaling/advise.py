@@ -17,13 +17,7 @@ from typing import TYPE_CHECKING, Any
 from data_injection.errors import ConfigError
 from data_injection.files import check_folder, replace_file
 from data_injection.schedules.base import parse_rate
-from eval.advice.groups import (
-    Group,
-    Question,
-    load_groups,
-    parse_size,
-    records_hash,
-)
+from eval.advice.groups import Group, Question, load_groups, parse_size, records_hash
 from eval.text import check_target, count, number
 from launch.json_file import write_json
 from launch.terminal import say

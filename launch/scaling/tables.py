@@ -33,11 +33,7 @@ DERIVED = {
 
 
 def show(
-    table: LossTable,
-    fitted: Fit,
-    frontier: Frontier | str,
-    answers: Learnability,
-    console: Console,
+    table: LossTable, fitted: Fit, frontier: Frontier | str, answers: Learnability, console: Console
 ) -> None:
     runs = fitted.runs
     say(

@@ -132,10 +132,7 @@ def _effects(rows: pd.DataFrame, title: str) -> Table:
     for key, part in both.groupby(["variable", "component", "layer", "position"]):
         by_metric = part.set_index("metric")[["value", "low", "high"]]
         metrics = ("causal_recovered", "causal_share")
-        table.add_row(
-            *_text(key),
-            *(with_interval(*by_metric.loc[name]) for name in metrics),
-        )
+        table.add_row(*_text(key), *(with_interval(*by_metric.loc[name]) for name in metrics))
     table.caption = (
         "of pairs that the model answers rightly: share of the logit difference that the patch "
         "brings, and of pairs whose answer becomes the target's, with 95% intervals"

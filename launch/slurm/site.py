@@ -38,7 +38,7 @@ OURS = {
 """sbatch options that olmo-ext writes itself; `directives` may not name them."""
 
 OURS_OF_SRUN = {
-    *("nodes", "ntasks", "ntasks-per-node", "kill-on-bad-exit", "wait", "cpus-per-task"),
+    *("nodes", "ntasks", "ntasks-per-node", "kill-on-bad-exit", "wait", "cpus-per-task")
 }
 """As OURS, for `srun_options`."""
 

@@ -113,11 +113,7 @@ def choose_cells(cells_: Sequence[Cell], *, budget: Budget, spent: float) -> Cho
 
 
 def single_cells(
-    runs: Sequence[Run],
-    frontiers: Mapping[Kind, Frontier],
-    *,
-    unit: str,
-    reckoner: Reckoner,
+    runs: Sequence[Run], frontiers: Mapping[Kind, Frontier], *, unit: str, reckoner: Reckoner
 ) -> list[Cell]:
     """The cells of single-task runs, with their price and their distance from the frontier."""
     grouped: dict[tuple[Kind, float], list[Run]] = {}

@@ -19,13 +19,7 @@ from rich.table import Table
 from eval.text import count, new_table, number, print_table
 from launch.json_file import write_rows
 from launch.runs import Run
-from launch.sweep.executor import (
-    Failure,
-    RunFailed,
-    default_jobs,
-    train_all,
-    visible_gpus,
-)
+from launch.sweep.executor import Failure, RunFailed, default_jobs, train_all, visible_gpus
 
 
 def train_sweeps(

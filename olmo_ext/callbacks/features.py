@@ -12,13 +12,7 @@ from data_injection.plan import InjectionPlan
 from data_injection.tasks.base import Task
 from eval.features.presence import score_features
 from eval.features.probes import MIN_PERMUTATIONS, check_target
-from olmo_ext.callbacks.base import (
-    Callback,
-    check_least,
-    check_tasks,
-    chosen_tasks,
-    due,
-)
+from olmo_ext.callbacks.base import Callback, check_least, check_tasks, chosen_tasks, due
 from olmo_ext.engines.ranks import get_global_rank
 
 if TYPE_CHECKING:

@@ -36,12 +36,7 @@ from eval.interference.measure import (
     step_rows,
     update_rows,
 )
-from olmo_ext.callbacks.base import (
-    Callback,
-    check_least,
-    check_measured,
-    chosen_tasks,
-)
+from olmo_ext.callbacks.base import Callback, check_least, check_measured, chosen_tasks
 from olmo_ext.gradients.passes import (
     Parameters,
     beside_the_step,
@@ -324,14 +319,7 @@ class Interference(Callback):
         return {place: t.cpu().numpy() for place, t in zip(tables, summed, strict=True)}
 
     def _write(
-        self,
-        trainer: Host,
-        task: str,
-        place: Place,
-        *,
-        metric: str,
-        value: float,
-        **fields: Any,
+        self, trainer: Host, task: str, place: Place, *, metric: str, value: float, **fields: Any
     ) -> None:
         group, layer, _ = place
         of_split = trainer.plan.tasks[trainer.plan.task_index(task)].split(self.split)

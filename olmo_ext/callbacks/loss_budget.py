@@ -21,13 +21,7 @@ from data_injection.philox import raw_words
 from eval.interference.budget import HOST, LOBATTO, OWN, closure, products, update_parts
 from eval.interference.gradients import RandomDirection, Vector, sum_over_ranks
 from eval.interference.measure import instances_of, permuted_labels
-from olmo_ext.callbacks.base import (
-    Callback,
-    check_least,
-    check_measured,
-    chosen_tasks,
-    due,
-)
+from olmo_ext.callbacks.base import Callback, check_least, check_measured, chosen_tasks, due
 from olmo_ext.gradients.moments import Moments, adam_steps, norm_of
 from olmo_ext.gradients.passes import (
     Parameters,

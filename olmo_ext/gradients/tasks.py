@@ -34,11 +34,7 @@ if TYPE_CHECKING:
 
 
 def step_parts(
-    trainer: Host,
-    params: Parameters,
-    batch: dict[str, Any],
-    *,
-    measured: Collection[str],
+    trainer: Host, params: Parameters, batch: dict[str, Any], *, measured: Collection[str]
 ) -> dict[str, Vector]:
     """t/TASK of every task with rows in the batch, and label/TASK of those that are `measured`."""
     vectors = {}
@@ -55,10 +51,7 @@ def step_parts(
 
 
 def split_error(
-    trainer: Host,
-    params: Parameters,
-    batch: dict[str, Any],
-    parts: Mapping[str, Vector],
+    trainer: Host, params: Parameters, batch: dict[str, Any], parts: Mapping[str, Vector]
 ) -> float | None:
     """How far the tasks' parts by short rows are from those of whole rows, as a share of these.
 
@@ -117,13 +110,7 @@ def rest_of_half(
 
 
 def reference_of(
-    trainer: Host,
-    params: Parameters,
-    mlp: MLP,
-    task: Task,
-    instances: IntArray,
-    *,
-    seed: int,
+    trainer: Host, params: Parameters, mlp: MLP, task: Task, instances: IntArray, *, seed: int
 ) -> Reference:
     """A task's label gradients over its instances, with the labels as they are and permuted."""
     r: list[Vector] = []
@@ -208,11 +195,7 @@ def step_losses(
 
 
 def label_losses(
-    trainer: Host,
-    tokens_NL: IntArray,
-    labels_N: IntArray,
-    *,
-    choices_C: IntArray | None = None,
+    trainer: Host, tokens_NL: IntArray, labels_N: IntArray, *, choices_C: IntArray | None = None
 ) -> list[Loss]:
     """The mean cross-entropy of labels after the examples' other tokens, split over ranks.
 

@@ -14,12 +14,7 @@ import torch.nn.functional as F
 from eval.interference.gradients import Vector
 from olmo_ext.build import build_model
 from olmo_ext.callbacks.base import Callback
-from olmo_ext.gradients.passes import (
-    Loss,
-    beside_the_step,
-    gradient_of,
-    measured_parameters,
-)
+from olmo_ext.gradients.passes import Loss, beside_the_step, gradient_of, measured_parameters
 from olmo_ext.gradients.tasks import rows_of_task, split_error, step_parts
 from olmo_ext.verify.runs import MICRO, Check, Runs, Stepper, computing_in, most, ours
 

@@ -89,11 +89,7 @@ def leave_one_out(
 
 
 def ratio_interval(
-    numerator: float,
-    denominator: float,
-    *,
-    variances: tuple[float, float, float],
-    quantile: float,
+    numerator: float, denominator: float, *, variances: tuple[float, float, float], quantile: float
 ) -> tuple[float, float] | None:
     """Fieller's interval of numerator / denominator; None where it is unbounded.
 
