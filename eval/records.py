@@ -15,6 +15,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,14 @@ def coordinates(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, value in sorted(row.items())
-        if is_coordinate(name, metric=row["metric"])
-        and value is not None
-        and value == value  # NaN: a frame's word for absent
+        for name in _coordinate_names(row["metric"], *row)
+        if (value := row[name]) is not None and value == value  # NaN: a frame's word for absent
     }
+
+
+@cache
+def _coordinate_names(metric: str, *fields: str) -> list[str]:
+    return [name for name in sorted(fields) if is_coordinate(name, metric=metric)]
 
 
 def is_coordinate(name: str, *, metric: str) -> bool:
@@ -116,7 +120,7 @@ def is_coordinate(name: str, *, metric: str) -> bool:
 
 def identity(row: Mapping[str, Any]) -> str:
     """`coordinates` as a string: of two rows with the same one the later replaces the earlier."""
-    return json.dumps(coordinates(row), sort_keys=True)
+    return json.dumps(coordinates(row))
 
 
 OF_THE_RUN = ("run", "rung", "params", "seed", "plan_hash", "corpus_hash", "protocol")

@@ -187,12 +187,13 @@ def spreadsheet_safe(table: pd.DataFrame) -> pd.DataFrame:
 
     import pandas as pd
 
-    def safe(value: Any) -> Any:
-        formula = isinstance(value, str) and value[:1] in {*"=+-@\t\r"}
-        return f"'{value}" if formula else value
+    def formula(value: Any) -> bool:
+        return isinstance(value, str) and value[:1] in {*"=+-@\t\r"}
 
     words = [name for name, kind in table.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
-    return table.assign(**{str(name): table[name].map(safe) for name in words})
+    unsafe = {str(name): table[name] for name in words if any(map(formula, table[name]))}
+    quoted = {name: [f"'{v}" if formula(v) else v for v in unsafe[name]] for name in unsafe}
+    return table.assign(**quoted)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:

@@ -6,6 +6,7 @@ The pages after the first go on in its folder, so that one run serves them all.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pages
@@ -15,6 +16,7 @@ from data_injection.corpus.prepare import prepare_embedded
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"
+FOLDERS = ("docs", "configs", "benchmarks", "examples", "packaging", ".gitlab", ".github")
 PREPARE = "olmo-ext prepare embedded --out corpus"
 """Half a minute, which tests/data_injection/corpus has already: here a few documents do."""
 
@@ -79,6 +81,39 @@ def test_a_page_that_shows_something_else_is_found() -> None:
         assert not pages.same(shown, printed)
     assert not pages.same("score 0.5", "score 0.6", exactly=True)
     assert pages.same("score 0.5\n...\nend", "score  -0.61\nmore\nend")
+
+
+PROGRAMS = re.compile(r"(olmo-ext|make|python3?) [^=]")
+
+
+def test_every_command_of_every_page_can_be_typed() -> None:
+    """Verbs, options, their values, settings, files, targets: nothing runs, so that pages on SLURM
+    and GPUs are held to it too."""
+    pages_of = (path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.md")))
+    wrong, num = [], 0
+    for page in (*sorted(ROOT.glob("*.md")), *pages_of):
+        for line, mentioned in pages.typed(page.read_text()):
+            if PROGRAMS.match(line):
+                num += 1
+                told = pages.problem(line, mentioned=mentioned)
+                wrong += [f"{page.relative_to(ROOT)}: {line}: {told}"] if told else []
+    assert wrong == []
+    assert num > 150
+
+
+def test_a_command_that_cannot_be_typed_is_found() -> None:
+    for line, said in {
+        "olmo-ext paint": "no verb",
+        "olmo-ext report runs --loud": "--loud",
+        "olmo-ext report": "Missing",
+        "olmo-ext report runs --watch soon": "watch",
+        "olmo-ext plan configs/none.yaml": "there is no",
+        "olmo-ext train a.yaml -o train.sed=1": "train.seed",
+        "make tea": "target",
+        "python benchmarks/loader.py --tea": "--tea",
+    }.items():
+        assert said in pages.problem(line, mentioned=False), line
+    assert pages.problem("olmo-ext report RUN; echo status $?", mentioned=False) == ""
 
 
 def test_every_tutorial_is_short_and_on_the_site() -> None:

@@ -37,7 +37,7 @@ def budget(frame: pd.DataFrame) -> Figure:
     rows = frame[frame.metric.isin(["budget", "budget_actual"])]
     if rows.empty:
         raise ConfigError("records hold no loss budget; add `loss_budget: {}` to the callbacks")
-    rows = task_rows(rows.reindex(columns=[*rows, *({"layer"} - {*rows})]))
+    rows = task_rows(rows)
     rows = rows[rows.layer.isna()]
     line = rows.source.where(rows.source.isin([HOST, OWN, DECAY]), "others")
     rows = rows.assign(line=line.where(rows.metric == "budget", "actual"))

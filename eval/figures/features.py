@@ -20,7 +20,7 @@ from eval.features.presence import COUNTS
 from eval.features.probes import planted_r2
 from eval.figures import style
 from eval.scores.cells import groups
-from eval.scores.rows import task_rows
+from eval.scores.rows import once, task_rows
 from eval.text import number
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def features(frame: pd.DataFrame, *, layer: int = LAYER) -> Figure:
     return figure
 
 
+@once
 def presence(frame: pd.DataFrame, *, layer: int = LAYER) -> pd.DataFrame:
     """One row per run, step, task and target: what the figure shows, for tables and rank tests.
 

@@ -32,7 +32,7 @@ import torch
 from data_injection.errors import ConfigError
 from eval.interference.gradients import Vector, gram
 from eval.scores.cells import CELL
-from eval.scores.rows import run_names, task_rows
+from eval.scores.rows import once, run_names, task_rows
 from eval.statistics import seed_fields, share
 
 HOST, DECAY, OWN = "host", "decay", "task"
@@ -119,6 +119,7 @@ def closure(parts: Sequence[float], actual: float) -> float:
     return abs(sum(parts) - actual) / turnover if turnover else float("nan")
 
 
+@once
 def budgets(frame: pd.DataFrame, *, since: float = 0.5) -> pd.DataFrame:
     """One row per cell: the budget of its runs' steps after `since`, means over seeds in nats.
 
@@ -132,7 +133,7 @@ def budgets(frame: pd.DataFrame, *, since: float = 0.5) -> pd.DataFrame:
         raise ConfigError(
             "records hold no loss budget; add `loss_budget: {}` to the callbacks of a run"
         )
-    told = task_rows(frame.reindex(columns=[*frame, *({"layer"} - {*frame})]))
+    told = task_rows(frame)
     told = told.assign(of=run_names(told))
     last = told.groupby("of").step.max()
     whole = told[told.metric.isin(["budget", "budget_actual"]) & told.layer.isna()]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from data_injection.errors import ConfigError
-from eval.scores.rows import task_rows
+from eval.scores.rows import once, task_rows
 from eval.statistics import MIN_SEEDS, per_group, seed_fields
 
 COSINES = ("cos_g_nt", "cos_g_t_all", "cos_g_t_label", "cos_update")
@@ -34,6 +34,7 @@ SINCE = 0.5
 """Cells are read after this share of a run: past warm-up, when most of what is learned is."""
 
 
+@once
 def interference_table(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per protocol, family, task rate, place and rung: the mean of a run's later steps.
 
@@ -58,6 +59,7 @@ def interference_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values([*PLACE, "params", "rung"], ignore_index=True)
 
 
+@once
 def measured_steps(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per run, task, place and measured step: what `interference_table` averages.
 

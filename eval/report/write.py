@@ -26,6 +26,7 @@ from eval.report.page import Run, render
 from eval.report.tables import markdown_cells
 from eval.run import AUDIT, PLAN, RUN, SPEED, find_below, read_if_whole, read_run
 from eval.scores.cells import cells
+from eval.scores.rows import each_once
 from eval.text import write_table
 
 NO_TASK = {
@@ -51,21 +52,33 @@ def write_report(
     seconds after which the page loads itself again, where more is to come.
     Raises FileNotFoundError or ConfigError, with what to do, if there is nothing to report.
     """
+    return report_cells(source_folder, out_folder, command=command, refresh=refresh)[0]
+
+
+def report_cells(
+    source_folder: str | Path,
+    out_folder: str | Path | None = None,
+    *,
+    command: str | None = None,
+    refresh: float | None = None,
+) -> tuple[Path, pd.DataFrame]:
+    """`write_report`, and its table of `cells`, for who shows it too."""
     source = Path(source_folder)
     default = source.parent if source.is_file() else source
     out = Path(out_folder) if out_folder is not None else default
     check_folder(out, "--out")
     frame, runs = load_runs(source)
-    table = cells(frame)
-    out.mkdir(parents=True, exist_ok=True)
-    figures = draw_figures(frame)
+    with each_once():
+        table = cells(frame)
+        out.mkdir(parents=True, exist_ok=True)
+        figures = draw_figures(frame)
     page = render(str(source), table, runs, figures, command, refresh=refresh)
     for figure in figures:
         replace_file(out / figure.name, figure.png)
         write_table(out / figure.csv, figure.data)
     replace_file(out / "cells.md", markdown_cells(table))
     write_table(out / "records.csv", frame)
-    return replace_file(out / "report.html", page)
+    return replace_file(out / "report.html", page), table
 
 
 def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[Run]]:

@@ -17,13 +17,14 @@ import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.retention.retained import loss_metric
-from eval.scores.rows import setting
+from eval.scores.rows import once, setting
 from eval.statistics import MIN_SEEDS, seed_fields
 
 GROUP = ("protocol", "family", "setting", "rate_per_step", "end")
 """What one panel may show."""
 
 
+@once
 def matched_frequency(
     frame: pd.DataFrame,
     *,

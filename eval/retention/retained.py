@@ -33,6 +33,7 @@ import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.scores.cells import CELL
+from eval.scores.rows import once
 from eval.statistics import MIN_SEEDS, per_group, seed_fields, share
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def loss_metric(frame: pd.DataFrame) -> str:
     return "choice_loss" if choice >= max(label, 1) else "label_loss"
 
 
+@once
 def bursts(frame: pd.DataFrame, *, metric: str | None = None, gain_lag: int = 0) -> pd.DataFrame:
     """One row per run, task, split, burst and lag, with the losses of the control run if there is.
 
@@ -130,6 +132,7 @@ def _with_controls(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     return table.join(found)
 
 
+@once
 def retention(
     frame: pd.DataFrame, *, metric: str | None = None, split: str = "test", gain_lag: int = 0
 ) -> pd.DataFrame:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.records import OF_THE_RUN, is_coordinate
-from eval.scores.rows import task_rows
+from eval.scores.rows import once, task_rows
 from eval.statistics import MIN_SEEDS, per_group, seed_fields, seed_interval
 
 CELL = ("protocol", "family", "rung", "params", "rate_per_step")
@@ -33,6 +33,7 @@ BESIDE = (
 """Metrics that stand beside the chosen one: a score alone hides whether the format was learned."""
 
 
+@once
 def cells(
     frame: pd.DataFrame,
     *,

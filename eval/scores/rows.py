@@ -5,15 +5,52 @@ rows = task_rows(read_records("runs/quickstart"))
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
+
 import pandas as pd
 
 FOUND = (
     *("subset", "variant", "schedule", "timing", "gap", "bits", "learning_rate", "d_model"),
-    *("batch_size", "rate_per_sequence", "rate_per_token", "low", "high", "n", "majority"),
+    *("batch_size", "rate_per_sequence", "rate_per_token", "low", "high", "n", "majority", "layer"),
 )
 """Columns that `task_rows` has whether a record said them or not."""
 
+Options = ParamSpec("Options")
+Table = Callable[Concatenate[pd.DataFrame, Options], pd.DataFrame]
+_KEPT: ContextVar[dict[Any, Any] | None] = ContextVar("kept", default=None)
 
+
+@contextmanager
+def each_once() -> Iterator[None]:
+    """Inside, what is marked `once` is worked out once a frame, which nobody may change meanwhile:
+    a report's figures and tables ask for the same ones many times."""
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+def once(function: Table[Options]) -> Table[Options]:
+    """Mark a table that is made of a frame and of options alone."""
+
+    @wraps(function)
+    def found(frame: pd.DataFrame, *args: Options.args, **options: Options.kwargs) -> pd.DataFrame:
+        if (kept := _KEPT.get()) is None:
+            return function(frame, *args, **options)
+        key = (function, id(frame), *args, *options.items())
+        if key not in kept:  # with the frame, or another could come to have its id
+            kept[key] = (frame, function(frame, *args, **options))
+        return kept[key][1].copy(deep=False)
+
+    return found
+
+
+@once
 def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """The defined measurements of tasks over all their pairs: no step losses, no mirror subsets.
 
@@ -23,23 +60,26 @@ def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
     where a rung has several: such cells never merge. Columns of FOUND that no record has are NaN;
     rates in the other units, and the timing, are worked out where older records do not say them.
     """
-    rows = frame[(frame.task != "") & (frame.family != "") & frame.value.notna()]
+    chosen = (frame.task != "") & (frame.family != "") & frame.value.notna()
+    if "subset" in frame:
+        chosen &= frame.subset.isna() | (frame.subset == "all")
+    rows = frame[chosen]
     rows = rows.reindex(columns=[*rows, *(name for name in FOUND if name not in rows)])
-    rows = rows[rows.subset.fillna("all") == "all"]
-    rate = pd.Series([float(f"{value:.4g}") for value in rows.rate_per_step], index=rows.index)
+    rates = {value: float(f"{value:.4g}") for value in rows.rate_per_step.unique()}
+    rate = rows.rate_per_step.map(rates).astype(float)
     variant = rows.variant.fillna("")
     family = rows.family.where(variant == "", rows.family + ", " + variant)
     # Along the ladder it goes with the size; where one size has several, they are a control.
     several = rows.groupby(["family", "rung", "params"]).learning_rate.transform("nunique") > 1
     # As text even where there is no row to map.
-    text = ", learning rate " + rows.learning_rate.map("{:g}".format).astype(str)
+    text = ", learning rate " + rows.learning_rate[several].map("{:g}".format).astype(str)
     tokens_per_step = rows.tokens / rows.step.where(rows.step > 0)
     return rows.assign(
         rate_per_step=rate,
         rate_per_sequence=rows.rate_per_sequence.astype(float).fillna(rate / rows.batch_size),
         rate_per_token=rows.rate_per_token.astype(float).fillna(rate / tokens_per_step),
         timing=timing(rows),
-        family=family.where(~several, family + text),
+        family=family.where(~several, family + text.reindex(rows.index)),
     )
 
 

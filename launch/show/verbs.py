@@ -142,9 +142,8 @@ def report(
     """Write the figures the records hold, CSV tables and one self-contained report.html."""
     with at_work("drawing the report"):
         from eval.report.tables import print_cells
-        from eval.report.write import load_runs, write_report
+        from eval.report.write import report_cells
         from eval.run import left_out
-        from eval.scores.cells import cells
         from eval.text import check_target
         from launch.show.watch import watch_report
 
@@ -153,8 +152,7 @@ def report(
         with interruptible("the last report stays"):
             watch_report(source, out, every=watch, command=typed_command(), errors=errors)
     with at_work("drawing the report"):
-        path = write_report(source, out, command=typed_command())
-        found = cells(load_runs(source)[0])
+        path, found = report_cells(source, out, command=typed_command())
     print_cells(found, tables(json))
     write_rows(json, found)
     for line in left_out(source):

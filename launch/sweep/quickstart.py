@@ -83,8 +83,7 @@ def quickstart(
         at the smallest size, in every block of the grid.
     """
     from eval.report.tables import print_cells
-    from eval.report.write import load_runs, write_report
-    from eval.scores.cells import cells
+    from eval.report.write import report_cells
     from eval.scores.staircase import learned_per_rung
     from eval.text import check_target
 
@@ -99,8 +98,7 @@ def quickstart(
     sweep = quickstart_sweep(widths=widths, seeds=seeds, smoke=smoke)
     runs = plan_runs(sweep, out, overrides=[f"corpus={corpus}"])
     train_all(runs, jobs=jobs, console=console)
-    report = write_report(out, command=typed_command())
-    table = cells(load_runs(out)[0])
+    report, table = report_cells(out, command=typed_command())
     console.print()
     print_cells(table, console)
     write_rows(json, table)

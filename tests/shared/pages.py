@@ -10,13 +10,19 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from data_injection.errors import ConfigError
 from launch.terminal import BAD_INPUT
+
+ROOT = Path(__file__).parents[2]
 
 MEASURED = re.compile(r"(?<![\w.])[-+]?\d*\.\d+(?:e[-+]?\d+)?|\b[0-9a-f]{12,}\b")
 """Decimals, which may differ on another machine, and digests, which depend on the text."""
@@ -87,3 +93,72 @@ def same(shown: str, printed: str, *, exactly: bool = False) -> bool:
 
     pattern = ".*?".join(re.escape(part.strip()) for part in plain(shown).split("..."))
     return re.fullmatch(pattern.replace(".*?", r"\s?.*?\s?"), plain(printed)) is not None
+
+
+def typed(text: str) -> Iterator[tuple[str, bool]]:
+    """Every command line that a page tells its reader, and whether it is only mentioned.
+
+    In a block, in lines set in by four spaces, or (mentioned) within a sentence.
+    """
+    fence = r"^```\w*\n(.*?)^```"
+    prose = re.sub(fence, "", text, flags=re.DOTALL | re.MULTILINE)
+    told = re.findall(fence, text, re.DOTALL | re.MULTILINE)
+    told += re.findall(r"(?:^ {4}.*\n)+", prose, re.MULTILINE)
+    for block in told:
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            yield line.strip().removeprefix("$ "), False
+    for span in re.findall(r"`([^`]+)`", prose):
+        yield " ".join(span.split()), True
+
+
+def problem(line: str, *, mentioned: bool) -> str:
+    """Why a command line cannot be typed as it stands, nothing being run; "" if it can."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=";|&<>()")
+    lexer.whitespace_split = True
+    words = list(takewhile(lambda word: word[0] not in ";|&<>", lexer))
+    gone = [w for w in words if re.match(r"(configs|docs|benchmarks|examples|tests)/[^*]+$", w)]
+    if gone := [word for word in gone if not (ROOT / word).exists()]:
+        return f"there is no {gone}"
+    if words[0] == "olmo-ext":
+        return _of_verb(words[1:], mentioned=mentioned)
+    if words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return "" if {*words[1:2]} <= {*targets} else "no such target"
+    script = (ROOT / words[1]).read_text() if words[1].endswith(".py") else " ".join(words)
+    options = [word.split("=")[0] for word in words[2:] if word.startswith("--")]
+    return "".join(f"{option} is unknown" for option in options if option not in script)
+
+
+def _of_verb(words: Sequence[str], *, mentioned: bool) -> str:
+    """What the verb's own parser, and its experiment's schema, say of the words."""
+    from launch.cli import app
+
+    command: Any = get_command(app)
+    context = command.context_class(command, info_name="olmo-ext")
+    rest = [word for word in words if word not in ("--help", "--version")]
+    while hasattr(command, "get_command") and rest:
+        name, *rest = rest
+        command = command.get_command(context, name)
+        if command is None:
+            return f"no verb {name}"
+    if not rest and mentioned:
+        return ""
+    try:
+        found = command.make_context(command.name, list(rest), parent=context)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        lacks = type(error).__name__ == "MissingParameter"
+        return "" if mentioned and lacks else str(error.format_message())
+    return _of_overrides(tuple(found.params.get("override") or ()))
+
+
+@cache
+def _of_overrides(words: Sequence[str]) -> str:
+    from olmo_ext.config import load_experiment
+
+    try:
+        load_experiment(ROOT / "configs/quickstart.yaml", list(words), corpus=False)
+    except ConfigError as error:
+        return str(error)
+    return ""
