@@ -102,7 +102,7 @@ def coordinates(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name in _coordinate_names(row["metric"], *row)
+        for name in _coordinate_names(row["metric"], *row.keys())
         if (value := row[name]) is not None and value == value  # NaN: a frame's word for absent
     }
 

@@ -47,10 +47,16 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def png(figure: Figure, *, dpi: int = 180, **said: str) -> bytes:
-    """A figure as the bytes of a PNG, with text chunks; the same records give the same bytes."""
+    """A figure as the bytes of a PNG, with text chunks; the same records give the same bytes.
+
+    Not by `savefig`, which draws twice for what no figure of ours needs.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     data = io.BytesIO()
+    figure.set_dpi(dpi)
     # No Software entry, which would name matplotlib's version.
-    figure.savefig(data, format="png", dpi=dpi, metadata={"Software": None, **said})
+    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None, **said})
     return data.getvalue()
 
 
@@ -61,13 +67,14 @@ def svg(figure: Figure, name: str) -> str:
     To be called after `png`, whose layout is kept: reckoning one is most of the time of drawing.
     """
     from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     figure.set_layout_engine("none")
+    for part in (figure, *figure.subfigs, *figure.axes):
+        part.patch.set_visible(False)
     data = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(
-            data, format="svg", metadata=dict.fromkeys(("Date", "Creator")), transparent=True
-        )
+        FigureCanvasSVG(figure).print_svg(data, metadata=dict.fromkeys(("Date", "Creator")))
     text = data.getvalue()
     # Comments repeat every text, and groups are numbered alike in all figures of a page.
     text = re.sub(r"<!--.*?-->\n?|<metadata>.*?</metadata>\n?", "", text, flags=re.DOTALL)
