@@ -102,16 +102,14 @@ def coordinates(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name in _coordinate_names(row["metric"], *row.keys())
-        if (value := row[name]) is not None and value == value  # NaN: a frame's word for absent
+        for name, value in sorted(row.items())
+        if is_coordinate(name, metric=row["metric"])
+        and value is not None
+        and value == value  # NaN: a frame's word for absent
     }
 
 
 @cache
-def _coordinate_names(metric: str, *fields: str) -> list[str]:
-    return [name for name in sorted(fields) if is_coordinate(name, metric=metric)]
-
-
 def is_coordinate(name: str, *, metric: str) -> bool:
     """Whether a field of a metric's records is one of its `coordinates`."""
     left_out = name in OUTCOMES or name in FOLLOWING or name in OUTCOMES_OF.get(metric, ())

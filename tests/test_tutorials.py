@@ -16,7 +16,7 @@ from data_injection.corpus.prepare import prepare_embedded
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"
-FOLDERS = ("docs", "configs", "benchmarks", "examples", "packaging", ".gitlab", ".github")
+FOLDERS = ("docs", "configs", "benchmarks", "examples", "packaging", ".github")
 PREPARE = "olmo-ext prepare embedded --out corpus"
 """Half a minute, which tests/data_injection/corpus has already: here a few documents do."""
 
@@ -108,7 +108,7 @@ def test_a_command_that_cannot_be_typed_is_found() -> None:
         "olmo-ext report": "Missing",
         "olmo-ext report runs --watch soon": "watch",
         "olmo-ext plan configs/none.yaml": "there is no",
-        "olmo-ext train a.yaml -o train.sed=1": "train.seed",
+        "olmo-ext train a.yaml -o train.sed=1": "Did you mean: 'seed'",
         "make tea": "target",
         "python benchmarks/loader.py --tea": "--tea",
     }.items():

@@ -70,7 +70,8 @@ def svg(figure: Figure, name: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     figure.set_layout_engine("none")
-    for part in (figure, *figure.subfigs, *figure.axes):
+    parts: list[Any] = [figure, *figure.subfigs, *figure.axes]
+    for part in parts:
         part.patch.set_visible(False)
     data = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):

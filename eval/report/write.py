@@ -39,20 +39,9 @@ NO_TASK = {
 """What a record of the run itself says of tasks."""
 
 
-def write_report(
-    source_folder: str | Path,
-    out_folder: str | Path | None = None,
-    *,
-    command: str | None = None,
-    refresh: float | None = None,
-) -> Path:
-    """Write the report of every run in or below a folder; returns the path of report.html.
-
-    out_folder: default the source itself. command: shown as the way to repeat the report. refresh:
-    seconds after which the page loads itself again, where more is to come.
-    Raises FileNotFoundError or ConfigError, with what to do, if there is nothing to report.
-    """
-    return report_cells(source_folder, out_folder, command=command, refresh=refresh)[0]
+def write_report(source: str | Path, out: str | Path | None = None, **options: Any) -> Path:
+    """`report_cells`, for whom the path of report.html is enough; raises as that."""
+    return report_cells(source, out, **options)[0]
 
 
 def report_cells(
@@ -62,7 +51,12 @@ def report_cells(
     command: str | None = None,
     refresh: float | None = None,
 ) -> tuple[Path, pd.DataFrame]:
-    """`write_report`, and its table of `cells`, for who shows it too."""
+    """Write the report of every run in or below a folder: the path of report.html, and its cells.
+
+    out_folder: default the source itself. command: shown as the way to repeat the report. refresh:
+    seconds after which the page loads itself again, where more is to come.
+    Raises FileNotFoundError or ConfigError, with what to do, if there is nothing to report.
+    """
     source = Path(source_folder)
     default = source.parent if source.is_file() else source
     out = Path(out_folder) if out_folder is not None else default

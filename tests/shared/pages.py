@@ -113,6 +113,8 @@ def typed(text: str) -> Iterator[tuple[str, bool]]:
 
 def problem(line: str, *, mentioned: bool) -> str:
     """Why a command line cannot be typed as it stands, nothing being run; "" if it can."""
+    if line.startswith("python -c"):  # of several lines; those of tutorials run
+        return ""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";|&<>()")
     lexer.whitespace_split = True
     words = list(takewhile(lambda word: word[0] not in ";|&<>", lexer))
@@ -124,7 +126,7 @@ def problem(line: str, *, mentioned: bool) -> str:
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return "" if {*words[1:2]} <= {*targets} else "no such target"
-    script = (ROOT / words[1]).read_text() if words[1].endswith(".py") else " ".join(words)
+    script = (ROOT / words[1]).read_text() if "/" in words[1] else " ".join(words)
     options = [word.split("=")[0] for word in words[2:] if word.startswith("--")]
     return "".join(f"{option} is unknown" for option in options if option not in script)
 
@@ -135,21 +137,22 @@ def _of_verb(words: Sequence[str], *, mentioned: bool) -> str:
 
     command: Any = get_command(app)
     context = command.context_class(command, info_name="olmo-ext")
-    rest = [word for word in words if word not in ("--help", "--version")]
-    while hasattr(command, "get_command") and rest:
+    rest = [word for word in words if word not in ("--debug", "--help", "--version")]
+    while hasattr(command, "get_command") and rest and rest != ["..."]:
         name, *rest = rest
         command = command.get_command(context, name)
         if command is None:
             return f"no verb {name}"
-    if not rest and mentioned:
+    if mentioned and rest in ([], ["..."]):
         return ""
     try:
         found = command.make_context(command.name, list(rest), parent=context)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        lacks = type(error).__name__ == "MissingParameter"
-        return "" if mentioned and lacks else str(error.format_message())
+        # A sentence may leave out values, or have a word in their place.
+        unknown = type(error).__name__ == "NoSuchOption"
+        return str(error.format_message()) if unknown or not mentioned else ""
     return _of_overrides(tuple(found.params.get("override") or ()))
 
 
