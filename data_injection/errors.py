@@ -8,6 +8,7 @@ raise ConfigError(
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 NO_VALUE: Any = ...
@@ -26,7 +27,7 @@ class ConfigError(ValueError):
 
     Args:
         message: the whole sentence, for an error that is about no single key.
-        key: the setting, as the user writes it, e.g. "train.global_train_batch_size".
+        key: the setting, as the user writes it, e.g. "train.global_train_batch_size", or the file.
         value: what it is.
         rule: what it must be, as the sentence goes on from the key: "must be at least 1".
         remedy: what to do; may be left out where the rule says it.
@@ -38,13 +39,14 @@ class ConfigError(ValueError):
         self,
         message: str = "",
         *,
-        key: str = "",
+        key: str | Path = "",
         value: Any = NO_VALUE,
         rule: str = "",
         remedy: str = "",
     ) -> None:
         # The text is made at once and kept in `args`, so that the error survives pickling by a
         # process pool, which makes it anew from `args` and `__dict__`.
+        key, value = str(key), str(value) if isinstance(value, Path) else value
         # A path is shown whole, a file's text is not.
         length = 300 if isinstance(value, str) and "\n" not in value else 160
         got = "" if value is NO_VALUE else f", got {short(value, length=length)}"
@@ -63,9 +65,18 @@ class ConfigError(ValueError):
         """
         if not self.key:
             return ConfigError(f"{prefix}.{self}")
+        return ConfigError(**self._told | {"key": f"{prefix}.{self.key}"})
+
+    def told_of(self, where: str | Path) -> ConfigError:
+        """The same error, whose text begins with the file or run that it is of."""
+        text = str(self)
         return ConfigError(
-            key=f"{prefix}.{self.key}", value=self.value, rule=self.rule, remedy=self.remedy
+            text if text.startswith(str(where)) else f"{where}: {text}", **self._told
         )
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        return {"key": self.key, "value": self.value, "rule": self.rule, "remedy": self.remedy}
 
 
 class DivergedError(ConfigError):

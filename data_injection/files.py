@@ -89,14 +89,15 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(path.read_bytes())
     except ValueError as error:  # also bytes that are no text
-        raise ConfigError(f"{path} is not JSON ({error}); restore or remove it") from None
+        rule = f"is not JSON ({error})"
+        raise ConfigError(key=path, rule=rule, remedy="restore or remove it") from None
 
 
 def inside(name: str) -> str:
     """A path from a file of others, relative to that file's folder; ConfigError if it leads out."""
     path = PurePath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ConfigError(f"the path {name!r} leads out of its folder")
+        raise ConfigError(key=f"the path {name!r}", rule="leads out of its folder")
     return name
 
 

@@ -39,8 +39,9 @@ def lock_folder(folder: Path, *, patience: float = 0.0) -> Iterator[None]:
                 except BlockingIOError:
                     if time.monotonic() > give_up:
                         raise ConfigError(
-                            f"the run's folder {folder} is being written by another process; wait "
-                            "for it or choose another folder"
+                            key=f"the run's folder {folder}",
+                            rule="is being written by another process",
+                            remedy="wait for it or choose another folder",
                         ) from None
                     time.sleep(0.2)
         except OSError as error:

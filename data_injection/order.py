@@ -37,10 +37,10 @@ class RowOrder:
         self, *, num_rows: int, batch_size: int, seed: int, folder: Path | None = None
     ) -> None:
         if num_rows < batch_size:
-            raise ConfigError(
-                f"the corpus has {num_rows} rows, less than one batch of {batch_size}; use a "
-                "larger corpus, a shorter max_sequence_length or a smaller global_train_batch_size"
-            )
+            rule = f"has {num_rows} rows, less than one batch of {batch_size}"
+            remedy = "use a larger corpus, a shorter max_sequence_length or a smaller "
+            remedy += "global_train_batch_size"
+            raise ConfigError(key="the corpus", rule=rule, remedy=remedy)
         self.num_rows, self.batch_size, self.seed, self.folder = num_rows, batch_size, seed, folder
         self.epoch_rows = batch_size * (num_rows // batch_size)
         self._epochs: dict[int, NDArray[np.uint32]] = {}

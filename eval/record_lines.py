@@ -46,14 +46,15 @@ def whole_rows(path: Path, required: Sequence[str]) -> Iterator[dict[str, Any]]:
             row = parse_json(line)
         except ValueError as error:
             if number < len(lines) and not _is_cut_off(line, error):
-                raise ConfigError(
-                    f"{path}:{number} is not JSON ({error}); mend or drop the line"
-                ) from None
+                rule = f"is not JSON ({error})"
+                remedy = "mend or drop the line"
+                raise ConfigError(key=f"{path}:{number}", rule=rule, remedy=remedy) from None
             # By a kill; in the middle of a file where an older version went on behind it.
             log.warning("%s:%d is cut off, skipped", path, number)
             continue
         if (problem := _problem(row, required)) is not None:
-            raise ConfigError(f"{path}:{number} is not a record: {problem}; mend or drop the line")
+            rule = f"is not a record: {problem}"
+            raise ConfigError(key=f"{path}:{number}", rule=rule, remedy="mend or drop the line")
         yield row
 
 

@@ -122,13 +122,14 @@ def read_object(path: Path) -> dict[str, Any]:
             f"no {path.name} in {path.parent}; is it the folder of a run?"
         ) from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} is not a JSON object; restore or remove it")
+        raise ConfigError(key=path, rule="is not a JSON object", remedy="restore or remove it")
     for key, kind in KINDS.items():
         found = value.get(key, kind())
         # An export says null of what its weights do not: stock's have neither plan nor corpus.
         if not isinstance(found, kind) and not (found is None and "stream" in value):
             name = type(found).__name__
-            raise ConfigError(f"{path}: {key!r} is {name}, not {kind.__name__}; restore it")
+            rule = f"is {name}, not {kind.__name__}"
+            raise ConfigError(key=f"{path}: {key!r}", rule=rule, remedy="restore it")
     return _Object(value, path)
 
 
@@ -143,7 +144,7 @@ class _Object(dict[str, Any]):
         return _Object, (dict(self), self.path)
 
     def __missing__(self, key: str) -> Any:
-        raise ConfigError(f"{self.path} lacks {key!r}; restore or remove it")
+        raise ConfigError(key=self.path, rule=f"lacks {key!r}", remedy="restore or remove it")
 
 
 def load_config(path: Path, *, what: str = "must hold keys with values; restore it") -> Any:
@@ -163,7 +164,7 @@ def load_config(path: Path, *, what: str = "must hold keys with values; restore 
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MOST_NESTED:
-                raise ConfigError(f"{path} is not YAML: it is nested too deeply")
+                raise ConfigError(key=path, rule="is not YAML: it is nested too deeply")
         config = OmegaConf.load(path)
     except ConfigError:
         raise
@@ -175,11 +176,10 @@ def load_config(path: Path, *, what: str = "must hold keys with values; restore 
         # YAML's own words in one line: what is wrong and where.
         mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(
-            f"{path} is not YAML: {said or (str(error).splitlines() or [''])[0]}{line}"
-        ) from None
+        rule = f"is not YAML: {said or (str(error).splitlines() or [''])[0]}{line}"
+        raise ConfigError(key=path, rule=rule) from None
     if not OmegaConf.is_dict(config):
-        raise ConfigError(f"{path} {what}")
+        raise ConfigError(key=path, rule=what)
     return config
 
 

@@ -69,10 +69,9 @@ class Run:
         told = self.log.with_name("settings.json")
         if told.exists():
             if read_json(told) != self.settings:
-                raise ConfigError(
-                    f"{self.folder} was trained with other settings than these; "
-                    "choose another --out, or remove that folder to train it again"
-                )
+                rule = "was trained with other settings than these"
+                remedy = "choose another --out, or remove that folder to train it again"
+                raise ConfigError(key=self.folder, rule=rule, remedy=remedy)
             return
         told.parent.mkdir(parents=True, exist_ok=True)
         replace_file(told, json.dumps(self.settings, indent=1), sync=True)
@@ -108,7 +107,7 @@ class Planner:
         try:
             return self._plan(point.experiment, given, point=point, own=(name, folder))
         except ConfigError as error:
-            raise ConfigError(f"sweep {sweep.name}, run {point.name}: {error}") from None
+            raise error.told_of(f"sweep {sweep.name}, run {point.name}") from None
 
     def _plan(
         self,
@@ -175,9 +174,8 @@ def plan_sweeps(sweeps: Sequence[Sweep], out: Path, *, overrides: Sequence[str] 
     """The runs of several sweeps, each in OUT/<its name>. Raises ConfigError as `plan_runs`."""
     names = [sweep.name for sweep in sweeps]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(
-            f"sweeps share the names {repeated}, so that their runs would share folders; rename one"
-        )
+        rule = f"share the names {repeated}, so that their runs would share folders"
+        raise ConfigError(key="sweeps", rule=rule, remedy="rename one")
     return [
         run for sweep in sweeps for run in plan_runs(sweep, out / sweep.name, overrides=overrides)
     ]

@@ -75,7 +75,8 @@ def check_typed(words: Sequence[str]) -> None:
     """Raise ConfigError for an empty word, which would be taken for the working directory."""
     if "" in words:
         before = words[words.index("") - 1] if words.index("") else "olmo-ext"
-        raise ConfigError(f"an empty argument stands after {before}: is a variable not set?")
+        rule = f"stands after {before}: is a variable not set?"
+        raise ConfigError(key="an empty argument", rule=rule)
 
 
 def refuse_idle(context: typer.Context, options: Sequence[str], why: str) -> None:

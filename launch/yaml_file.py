@@ -49,7 +49,8 @@ class _TextLoader(yaml.BaseLoader):
         # As text every tag would be dropped without a word, and what it asks for not done.
         if node is not None and node.tag not in YAML_TAGS:
             mark = node.start_mark
-            raise ConfigError(f"line {mark.line + 1}: {node.tag} is no tag of YAML; remove it")
+            what = f"line {mark.line + 1}: {node.tag}"
+            raise ConfigError(key=what, rule="is no tag of YAML", remedy="remove it")
         return node
 
 
@@ -63,10 +64,9 @@ def _check_keys(loader: Any, mapping: yaml.MappingNode) -> None:
         if value in seen:
             first, line = seen[value], key.start_mark.line + 1
             same = "" if first.value == key.value else f", for YAML the same as {first.value!r}"
-            raise ConfigError(
-                f"line {line}: the key {key.value!r} was there before, in line "
-                f"{first.start_mark.line + 1}{same}; rename or remove one"
-            )
+            rule = f"was there before, in line {first.start_mark.line + 1}{same}"
+            remedy = "rename or remove one"
+            raise ConfigError(key=f"line {line}: the key {key.value!r}", rule=rule, remedy=remedy)
         seen[value] = key
 
 
@@ -77,11 +77,11 @@ def read_yaml(path: Path, *, as_text: bool = False) -> Any:
         loader = _TextLoader if as_text else _Loader
         return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise error.told_of(path) from None
     except RecursionError:
-        raise ConfigError(f"{path} is not YAML: it is nested too deeply") from None
+        raise ConfigError(key=path, rule="is not YAML: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # a date that is none, bytes that are no text
-        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+        raise ConfigError(key=path, rule=f"is not YAML: {str(error).splitlines()[0]}") from None
 
 
 def read_settings(kind: type[T], path: Path, *, as_text: bool = False) -> T:
@@ -89,14 +89,7 @@ def read_settings(kind: type[T], path: Path, *, as_text: bool = False) -> T:
     try:
         return from_mapping(kind, read_yaml(path, as_text=as_text) or {}, as_text=as_text)
     except ConfigError as error:
-        raise in_file(path, error) from None
-
-
-def in_file(path: Path, error: ConfigError) -> ConfigError:
-    """The same error, told with the file that it is of."""
-    said = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
-    told = {"key": error.key, "value": error.value, "rule": error.rule, "remedy": error.remedy}
-    return ConfigError(said, **told)
+        raise error.told_of(path) from None
 
 
 def from_mapping(kind: type[T], mapping: Any, *, where: str = "", as_text: bool = False) -> T:

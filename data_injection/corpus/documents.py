@@ -59,21 +59,19 @@ def iter_documents(
                     on_bytes(raw.tell() - done)
                     done = raw.tell()
         except (EOFError, OSError, zlib.error) as error:
-            raise ConfigError(
-                f"{path} cannot be unpacked after line {number} ({error}); fetch it again"
-            ) from error
+            rule = f"cannot be unpacked after line {number} ({error})"
+            raise ConfigError(key=path, rule=rule, remedy="fetch it again") from error
 
 
 def _text(line: bytes | None, field: str, *, where: str) -> str:
     if line is None:
-        raise ConfigError(
-            f"{where} is longer than {MAX_LINE:,} bytes, the most that one document may have; "
-            "split or remove it"
-        )
+        rule = f"is longer than {MAX_LINE:,} bytes, the most that one document may have"
+        raise ConfigError(key=where, rule=rule, remedy="split or remove it")
     try:
         record = parse_json(line)
     except ValueError as error:
-        raise ConfigError(f"{where} is not JSON ({error}); repair or remove the line") from None
+        rule = f"is not JSON ({error})"
+        raise ConfigError(key=where, rule=rule, remedy="repair or remove the line") from None
     return _field(record, field, where=where)
 
 
@@ -81,18 +79,17 @@ def _field(record: Any, field: str, *, where: str) -> str:
     text = record.get(field) if isinstance(record, Mapping) else None
     if isinstance(record, Mapping) and field in record and not isinstance(text, str):
         kind = "null" if text is None else f"a {type(text).__name__}"
-        raise ConfigError(
-            f"{where} has no text in field {field!r} but {kind}; set text_field or remove the line"
-        )
+        rule = f"has no text in field {field!r} but {kind}"
+        raise ConfigError(key=where, rule=rule, remedy="set text_field or remove the line")
     if not isinstance(text, str):
         names = sorted(record)[:NAMED] if isinstance(record, Mapping) else type(record).__name__
-        raise ConfigError(
-            f"{where} has no text in field {field!r}, it has {names}; set text_field or remove it"
-        )
+        rule = f"has no text in field {field!r}, it has {names}"
+        raise ConfigError(key=where, rule=rule, remedy="set text_field or remove it")
     try:
         text.encode()
     except UnicodeEncodeError as error:  # a lone surrogate escape is valid JSON
-        raise ConfigError(f"{where} is not valid Unicode ({error}); repair or remove it") from error
+        rule = f"is not valid Unicode ({error})"
+        raise ConfigError(key=where, rule=rule, remedy="repair or remove it") from error
     return text
 
 
@@ -121,10 +118,12 @@ def _open_hf(source: str) -> Any:
     dataset = datasets.load_from_disk(path)
     if isinstance(dataset, dict):  # a DatasetDict
         if (split or "train") not in dataset:
-            raise ConfigError(f"{source} has splits {sorted(dataset)}; write hf:{path}:SPLIT")
+            rule = f"has splits {sorted(dataset)}"
+            raise ConfigError(key=source, rule=rule, remedy=f"write hf:{path}:SPLIT")
         return dataset[split or "train"]
     if config or (split and split != str(dataset.split)):
-        raise ConfigError(f"{source}: {path} holds the one split {dataset.split}; write hf:{path}")
+        rule = f"holds the one split {dataset.split}"
+        raise ConfigError(key=f"{source}: {path}", rule=rule, remedy=f"write hf:{path}")
     return dataset
 
 
@@ -159,7 +158,8 @@ def resolve_sources(sources: Sequence[str | Path], *, text_field: str) -> list[S
         for name in (str(source.record["source"]) for source in resolved)
     ]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"sources name {twice[0]} more than once; name each file once")
+        rule = f"name {twice[0]} more than once"
+        raise ConfigError(key="sources", rule=rule, remedy="name each file once")
     return resolved
 
 
@@ -167,7 +167,8 @@ def _resolve_file(path: Path, text_field: str) -> Source:
     stat = path.stat()
     if not stat.st_size and path.suffix.lower() in (".gz", ".zst"):
         # Among good shards it would be lost without a word: an empty archive has a header.
-        raise ConfigError(f"{path} has 0 bytes, which no whole .gz or .zst has; fetch it again")
+        rule = "has 0 bytes, which no whole .gz or .zst has"
+        raise ConfigError(key=path, rule=rule, remedy="fetch it again")
     record = {"source": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     return Source(
         record=record,

@@ -89,18 +89,15 @@ def choose_encoder(
     if dtype not in DTYPES:
         raise ConfigError(key="dtype", value=dtype, rule=f"must be one of {', '.join(DTYPES)}")
     if vocab_size - 1 > np.iinfo(dtype).max:
-        raise ConfigError(
-            f"dtype={dtype!r} ends at {np.iinfo(dtype).max}, the vocabulary of {where} has "
-            f"{vocab_size} ids; use dtype='uint32'"
-        )
+        rule = f"ends at {np.iinfo(dtype).max}, the vocabulary of {where} has {vocab_size} ids"
+        raise ConfigError(key="dtype", value=dtype, rule=rule, remedy="use uint32")
     eos = _token_id("eos_token_id", eos, names=EOS_NAMES, vocab=vocab, where=where)
     pad = _token_id("pad_token_id", pad, names=PAD_NAMES, vocab=vocab, where=where)
     token = tokenizer.id_to_token(eos)
     if eos in tokenizer.encode(token, add_special_tokens=False).ids:
-        raise ConfigError(
-            f"eos_token_id={eos} is {token!r}, which a document can spell, so documents would end "
-            f"where they do not; use a special token or mark it special in {where}"
-        )
+        rule = f"names {token!r}, which a document can spell, so that documents would end there"
+        remedy = f"use a special token or mark it special in {where}"
+        raise ConfigError(key="eos_token_id", value=eos, rule=rule, remedy=remedy)
     return Encoder(tokenizer, tokenizer_json, vocab_size, eos, pad, dtype)
 
 
@@ -120,10 +117,13 @@ def _token_id(
 ) -> int:
     found = [vocab[name] for name in names if name in vocab]
     if given is None and not found:
-        raise ConfigError(f"{key} is not known: {where} has none of {', '.join(names)}; set {key}")
+        rule = f"is not known: {where} has none of {', '.join(names)}"
+        raise ConfigError(key=key, rule=rule, remedy=f"set {key}")
     token_id = found[0] if given is None else given
     if token_id not in vocab.values():
-        raise ConfigError(f"{key}={token_id} is not an id of {where}; leave it out or correct it")
+        rule = f"is not an id of {where}"
+        remedy = "leave it out or correct it"
+        raise ConfigError(key=key, value=token_id, rule=rule, remedy=remedy)
     return token_id
 
 
@@ -150,7 +150,8 @@ def parse_tokenizer(tokenizer_json: bytes, *, where: str) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(tokenizer_json.decode())
     except Exception as error:  # the library raises bare Exception
-        raise ConfigError(f"{where} is no tokenizers JSON file ({error}); give another") from error
+        rule = f"is no tokenizers JSON file ({error})"
+        raise ConfigError(key=where, rule=rule, remedy="give another") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # a special token's name in a document is text

@@ -39,7 +39,7 @@ PLACE = "place.json"
 
 
 @dataclass(frozen=True)
-class Place:
+class Reached:
     """How far the finished shards of a preparation reach: where another one may go on."""
 
     recipe: str
@@ -55,7 +55,7 @@ class Place:
         replace_file(folder / PLACE, json.dumps(dataclasses.asdict(self)), sync=True)
 
 
-def read_place(folder: Path, recipe: str, *, moved: Path | None = None) -> Place | None:
+def read_place(folder: Path, recipe: str, *, moved: Path | None = None) -> Reached | None:
     """The place of an unfinished preparation whose shards are there; None without one.
 
     moved: where its last step may have put some already, which are brought back.
@@ -63,7 +63,7 @@ def read_place(folder: Path, recipe: str, *, moved: Path | None = None) -> Place
     try:
         value = read_json(folder / PLACE)
         files = tuple(CorpusFile(**file) for file in value["files"])
-        place = Place(**value | {"files": files, "sources": tuple(value["sources"])})
+        place = Reached(**value | {"files": files, "sources": tuple(value["sources"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
     if place.recipe != recipe:
@@ -85,8 +85,8 @@ def prepared(
 ) -> Manifest:
     """Build in a partial folder, move the files out, write the manifest last.
 
-    Where shards were finished before, `build` finds their Place in the folder that it is given. A
-    finished corpus with more than skip_bad lines left out is refused.
+    Where shards were finished before, `build` finds how far they reach in its folder. A finished
+    corpus with more than skip_bad lines left out is refused.
     """
     check_folder(folder, "--out")
     with Beat(to_stderr) as beat:
@@ -133,15 +133,13 @@ def _finished(folder: Path, recipe: str, skip_bad: int) -> Manifest | None:
         return None
     manifest = load_manifest(folder)
     if manifest.recipe != recipe:
-        raise ConfigError(
-            f"folder={str(folder)!r} holds the corpus {manifest.name!r} of other sources or "
-            "settings; choose another folder or delete this one"
-        )
+        rule = f"holds the corpus {manifest.name!r} of other sources or settings"
+        remedy = "choose another folder or delete this one"
+        raise ConfigError(key=folder, rule=rule, remedy=remedy)
     if (bad := num_bad(manifest.sources)) > skip_bad:
-        raise ConfigError(
-            f"folder={str(folder)!r} holds this corpus without {bad} bad lines, which its manifest "
-            f"lists; pass --skip-bad {bad} to take it as it is"
-        )
+        rule = f"holds this corpus without {bad} bad lines, which its manifest lists"
+        remedy = f"pass --skip-bad {bad} to take it as it is"
+        raise ConfigError(key=folder, rule=rule, remedy=remedy)
     return verify_corpus(folder)
 
 
@@ -150,9 +148,8 @@ def _clear_unfinished(folder: Path) -> None:
     partial = folder / PARTIAL
     left = [p for p in (*folder.glob("tokens-*.npy"), folder / TOKENIZER) if p.exists()]
     if left and not partial.exists():
-        raise ConfigError(
-            f"folder={str(folder)!r} holds {left[0].name} but no manifest; choose another folder"
-        )
+        rule = f"holds {left[0].name} but no manifest"
+        raise ConfigError(key=folder, rule=rule, remedy="choose another folder")
     for path in left:
         path.unlink()
     shutil.rmtree(partial, ignore_errors=True)

@@ -31,7 +31,7 @@ from data_injection.corpus.encoder import (
     parse_tokenizer,
     tokenizer_path,
 )
-from data_injection.corpus.folder import Place, num_bad, prepared, read_place
+from data_injection.corpus.folder import Reached, num_bad, prepared, read_place
 from data_injection.corpus.manifest import (
     VERSION,
     CorpusFile,
@@ -188,17 +188,18 @@ def _tokenize(
 ) -> Manifest:
     """Write shards and tokenizer into `partial`, a batch of documents at a time."""
     on_bytes = _bytes_teller(sources, beat, f"tokenizing {name}")
-    place = read_place(partial, recipe) or Place(recipe)
+    place = read_place(partial, recipe) or Reached(recipe)
     records = list(place.sources)
     if (bad := num_bad(records)) > skip_bad:
-        raise ConfigError(f"{bad} bad lines were left out before; pass --skip-bad {bad} or more")
+        rule = f"must be at least {bad}: so many bad lines were left out before"
+        raise ConfigError(key="--skip-bad", value=skip_bad, rule=rule)
     with ShardWriter(partial, encoder.dtype, max_shard_tokens, files=place.files) as writer:
         for source in sources[len(records) :]:
             counts = Counts(left=skip_bad - num_bad(records))
             texts = _read(source, counts, on_bytes)
             where = source.record.get("source", name)
             _skip(texts, counts, place.documents, where=where, at=partial)
-            cut, place = place.cut, Place(recipe)
+            cut, place = place.cut, Reached(recipe)
             while not _enough(start := writer.num_tokens - cut, max_tokens) and (
                 batch := _batch(texts)
             ):
@@ -210,7 +211,7 @@ def _tokenize(
                 if len(writer.files) > shards:
                     inside = len(writer.files) * max_shard_tokens - start
                     whole = int(np.searchsorted(ends, inside, side="right"))
-                    Place(
+                    Reached(
                         recipe,
                         tuple(writer.files),
                         tuple(records),
@@ -227,7 +228,9 @@ def _tokenize(
                 break
     num_documents = sum(record["documents"] for record in records)
     if not num_documents:
-        raise ConfigError(f"sources of {name!r} hold no text; check sources and text_field")
+        rule = "hold no text"
+        remedy = "check sources and text_field"
+        raise ConfigError(key=f"sources of {name!r}", rule=rule, remedy=remedy)
     (partial / TOKENIZER).write_bytes(encoder.tokenizer_json)
     return Manifest(
         **encoder.fields,
@@ -260,10 +263,9 @@ def _skip(texts: Iterator[str], counts: Counts, num: int, *, where: str, at: Pat
     """Read again as far as the last whole shard reached, which takes no encoding."""
     counts.wrote(sum(1 for _ in itertools.islice(texts, num)))
     if counts.documents < num:
-        raise ConfigError(
-            f"{where} has {counts.documents} documents, of which {num} were prepared before: it "
-            f"has changed; delete {at} and start over"
-        )
+        rule = f"has {counts.documents} documents, of which {num} were prepared before: it has "
+        rule += "changed"
+        raise ConfigError(key=where, rule=rule, remedy=f"delete {at} and start over")
 
 
 def _encode(batch: list[str], encoder: Encoder, *, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -271,10 +273,8 @@ def _encode(batch: list[str], encoder: Encoder, *, where: str) -> tuple[np.ndarr
     tokens = encoder.encode(batch)
     ends = np.flatnonzero(tokens == encoder.eos) + 1
     if len(ends) != len(batch):
-        raise ConfigError(
-            f"{where} has the EOS id {encoder.eos} inside a document; give another tokenizer or "
-            "eos_token_id"
-        )
+        rule = f"has the EOS id {encoder.eos} inside a document"
+        raise ConfigError(key=where, rule=rule, remedy="give another tokenizer or eos_token_id")
     return tokens, ends
 
 
@@ -299,9 +299,8 @@ class Counts:
 
     def leave_out(self, error: ConfigError) -> None:
         if len(self.bad) >= self.left:
-            raise ConfigError(
-                f"{error}; --skip-bad N leaves out up to N such lines and lists them"
-            ) from None
+            remedy = f"{error.remedy}; --skip-bad N leaves out up to N such lines and lists them"
+            raise ConfigError(key=error.key, rule=error.rule, remedy=remedy) from None
         log.warning("left out: %s", error)
         self.bad.append((self.read, str(error)))
 

@@ -46,10 +46,8 @@ class TokenText:
 
         spec = json.loads(tokenizer.to_str())
         if not is_byte_level(spec):
-            raise ConfigError(
-                "the reference tasks are found in the text of a byte-level BPE only, which this "
-                "tokenizer is not; leave them out"
-            )
+            rule = "are found in the text of a byte-level BPE only, which this tokenizer is not"
+            raise ConfigError(key="the reference tasks", rule=rule, remedy="leave them out")
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         added = {entry["id"]: entry["content"].encode() for entry in spec["added_tokens"]}

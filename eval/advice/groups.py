@@ -94,7 +94,8 @@ def load_groups(source: Path, question: Question) -> tuple[list[Group], list[str
             left_out.append(f"{family}, {protocol}: {error}")
     if not surfaces:
         reasons = "; ".join(left_out)
-        raise ConfigError(f"the records of {source} hold no surface to advise from: {reasons}")
+        rule = f"hold no surface to advise from: {reasons}"
+        raise ConfigError(key=f"the records of {source}", rule=rule)
     return surfaces, left_out
 
 
@@ -111,10 +112,9 @@ def check_choices(question: Question) -> None:
 def _chosen(rows: pd.DataFrame, question: Question) -> pd.DataFrame:
     """The rows of the families and protocol asked for, with the column `setting`."""
     if not (rows.rate_per_step > 0).any():
-        raise ConfigError(
-            "rate_per_step is 0 in every record of a task; a threshold needs tasks that come, at "
-            "two frequencies at least"
-        )
+        rule = "is 0 in every record of a task"
+        remedy = "a threshold needs tasks that come, at two frequencies at least"
+        raise ConfigError(key="rate_per_step", rule=rule, remedy=remedy)
     rows = rows[rows.rate_per_step > 0].copy()
     # Bursts that differ in the gap alone share a surface.
     bursts = (rows.timing == "burst") & rows.gap.notna()
@@ -124,7 +124,8 @@ def _chosen(rows: pd.DataFrame, question: Question) -> pd.DataFrame:
     ]
     if question.bits is not None:
         if rows.bits.isna().all():
-            raise ConfigError("--bits: these records hold no complexity; leave it out")
+            rule = "needs records of the complexity, which these do not hold"
+            raise ConfigError(key="--bits", rule=rule, remedy="leave it out")
         rows = rows[rows.bits.notna()].assign(setting="all families")
     rows = _fitting(rows, "protocol", question.protocol, question.protocol, option="protocol")
     if question.family in set(rows.setting):
@@ -189,7 +190,8 @@ def _unit(rates: pd.DataFrame, asked: str | None) -> tuple[str, str]:
     known = rates.per_token.notna().all()
     unit = asked or ("per_step" if same or not known else "per_token")
     if rates[unit].isna().any():
-        raise ConfigError(f"--unit {unit}: some records do not hold it; ask in another")
+        rule = "must be one that all records hold"
+        raise ConfigError(key="--unit", value=unit, rule=rule, remedy="ask in another")
     if unit == "per_step" and known and not same:
         return unit, "batches differ, so that a rate per step is not one frequency over the sizes;"
     return unit, ""

@@ -161,7 +161,8 @@ def _host(subject: Subject, corpus: Corpus) -> HostRows:
     """The run's rows. Raises ConfigError if there are more or fewer than it was trained on."""
     host, rows = host_rows(subject.identity, corpus.paths), subject.identity["plan"]["epoch_rows"]
     if host.epoch_rows != rows:
-        raise ConfigError(f"an epoch has {host.epoch_rows:,} rows, the run's had {rows:,}")
+        rule = f"has {host.epoch_rows:,} rows, the run's had {rows:,}"
+        raise ConfigError(key="an epoch", rule=rule)
     return host
 
 

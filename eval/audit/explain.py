@@ -15,7 +15,6 @@ import numpy as np
 from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from eval.audit.corpus import check_corpus, load_decoder
-from eval.audit.host import HostRows
 from eval.audit.ledger import STATES, RunLedger, trace_ledger
 from eval.audit.rows import planned_rows
 from eval.audit.subject import OK, open_run
@@ -94,11 +93,11 @@ def explain_step(
     subject = open_run(Path(run), step=checkpoint)
     plan = subject.trained_plan()
     if plan is None:
-        raise ConfigError(
-            f"{run}: the plan that it was trained on cannot be recompiled; see `olmo-ext audit`"
-        )
+        rule = "cannot be recompiled to the plan that it was trained on"
+        raise ConfigError(key=run, rule=rule, remedy="see `olmo-ext audit`")
     ledger = trace_ledger(subject.segments, subject.audited) if subject.segments else None
-    last = max(_last_step(ledger), subject.step - 1)
+    kept = [segment.rows["step"] for segment in subject.segments.values()]
+    last = max([subject.step - 1, *(int(steps.max()) for steps in kept if len(steps))])
     if not 0 <= step <= last:
         rule = f"must be a step that was taken, in [0, {last}] (counted from 0)"
         raise ConfigError(key="--explain", value=step, rule=rule)
@@ -112,17 +111,16 @@ def explain_step(
     planned = planned_rows(plan, [step])
     times, offsets = _times(plan, step), plan.at(step).offsets
     rows = []
-    for number, row in enumerate(planned[:most].tolist()):
-        _, slot, example, index = row
+    for number, (_, slot, example, index) in enumerate(planned[:most].tolist()):
         task = plan.tasks[index]
         tokens = task.written(np.array([example]), eos_token_id=plan.eos_token_id)[0].tolist()
         first = int(offsets[number])
         replaced = following = file = offset = None
         if host is not None:
-            ids = _host_row(host, step, slot)
-            end = first + len(tokens)
+            place = host.rows_of_step(step)[slot : slot + 1]
+            ids, end = host.tokens(place)[0].tolist(), first + len(tokens)
             replaced, following = text(ids[first:end]), text(ids[end : end + CONTEXT])
-            path, offset = host.place(int(host.rows_of_step(step)[slot]))
+            path, offset = host.place(int(place[0]))
             file = str(path)
         rows.append(
             ExplainedRow(
@@ -151,11 +149,6 @@ def explain_step(
     )
 
 
-def _last_step(ledger: RunLedger | None) -> int:
-    segments = ledger.segments.values() if ledger is not None else ()
-    return max((int(s.rows["step"].max()) for s in segments if len(s.rows)), default=-1)
-
-
 def _times(plan: InjectionPlan, step: int) -> list[int]:
     """For each instance of a step in plan order: which exposure of its example it is, from 1."""
     times = []
@@ -171,19 +164,17 @@ def _times(plan: InjectionPlan, step: int) -> list[int]:
     return times
 
 
-def _host_row(host: HostRows, step: int, slot: int) -> list[int]:
-    return host.tokens(host.rows_of_step(step)[slot : slot + 1])[0].tolist()
-
-
 def _entries(ledger: RunLedger | None, step: int) -> dict[tuple[int, int, int], list[str]]:
     """Where the ledger has rows of a step, by (slot, task, example)."""
     entries: dict[tuple[int, int, int], list[str]] = {}
-    for number, segment in (ledger.segments if ledger is not None else {}).items():
-        assert ledger is not None
+    if ledger is None:
+        return entries
+    for number, segment in ledger.segments.items():
         mine = np.flatnonzero(segment.rows["step"] == step)
         states = ledger.states(segment)[mine].tolist()
-        for row, state in zip(segment.rows[mine].tolist(), states, strict=True):
-            _, slot, example, index = row
+        for (_, slot, example, index), state in zip(
+            segment.rows[mine].tolist(), states, strict=True
+        ):
             said = f"{STATES[state]} in segment {number}"
             entries.setdefault((slot, index, example), []).append(said)
     return entries

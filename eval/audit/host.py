@@ -49,9 +49,8 @@ class HostRows:
         self.num_rows = int(self._first[-1])
         self.epoch_rows = self.num_rows // batch_size * batch_size
         if not self.epoch_rows:
-            raise ConfigError(
-                f"the corpus has {self.num_rows} rows, less than one batch of {batch_size}"
-            )
+            rule = f"has {self.num_rows} rows, less than one batch of {batch_size}"
+            raise ConfigError(key="the corpus", rule=rule)
         self._map = lru_cache(OPEN_FILES)(self._open)
         self._order: tuple[int, NDArray[np.uint32]] = (-1, np.zeros(0, np.uint32))
 

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from data_injection.corpus.manifest import digest
 from eval.audit.ledger import SavedCheckpoint
 from eval.audit.subject import (
     NOT_CHECKED,
@@ -18,7 +19,6 @@ from eval.audit.subject import (
     judge,
     listing,
     no_progress,
-    plan_digest,
     value_at,
 )
 from eval.checkpoints.checkpoint import CHECKSUMS, FILES, verify_checkpoint
@@ -34,35 +34,31 @@ SETTINGS = {
 }
 """What experiment.yaml says of the stream beside the injection, and where plan.json has it."""
 
-
 REMOVED = "a later one is whole: a run that keeps its last ones removes it, or died as it did"
 
 
 def check_plan(subject: Subject) -> Verdict:
     """Every witness of the plan names the same one, and experiment.yaml still compiles to it."""
     problems = [subject.identity_problem] if subject.identity_problem else []
-    if subject.plan_problem:
-        problems.append(subject.plan_problem)
-    witnesses = _witnesses(subject)
+    problems += [subject.plan_problem] if subject.plan_problem else []
     by_hash: dict[str, list[str]] = {}
     canonical: dict[str, dict[str, Any]] = {}
-    for name, said, plan in witnesses:
+    for name, said, plan in _witnesses(subject):
         by_hash.setdefault(said, []).append(name)
         if plan is None:
             continue
-        if (found := plan_digest(plan)) != said:
+        if (found := digest(plan)) != said:
             problems.append(f"{name}: its plan has the hash {found[:12]}, but it says {said[:12]}")
         canonical.setdefault(found, plan)
     # The odd one out is what was changed; of two alike, the one that is not the compiled plan.
     compiled = subject.plan.hash if subject.plan is not None else ""
     votes = Counter({said: len(names) for said, names in by_hash.items()})
     common = max(by_hash, key=lambda said: (votes[said], said == compiled))
-    for said, names in by_hash.items():
-        if said == common:
-            continue
-        problems.append(
-            f"{listing(names)}: plan {said[:12]}; {listing(by_hash[common])}: {common[:12]}"
-        )
+    problems += [
+        f"{listing(names)}: plan {said[:12]}; {listing(by_hash[common])}: {common[:12]}"
+        for said, names in by_hash.items()
+        if said != common
+    ]
     for found, plan in canonical.items():
         if found != common and common in canonical:
             where = listing(by_hash.get(found, ["one of them"]))
@@ -74,12 +70,9 @@ def check_plan(subject: Subject) -> Verdict:
     if subject.unknown_family is not None and not problems:
         said = f"unknown family {subject.unknown_family}"
         return Verdict("plan", NOT_CHECKED, said, numbers={"witnesses": by_hash})
-    if not subject.plan_problem:
-        what = f"{subject.identity['plan_hash'][:12]}: experiment.yaml recompiled, plan.json"
-    else:
-        what = "plan.json"
     agreed = (
-        f"{what}, {plural(len(subject.checkpoints), 'checkpoint')} and "
+        f"{subject.identity['plan_hash'][:12]}: experiment.yaml recompiled, plan.json, "
+        f"{plural(len(subject.checkpoints), 'checkpoint')} and "
         f"{plural(len(subject.segments), 'ledger segment')} agree"
     )
     return judge("plan", problems, agreed, numbers={"witnesses": by_hash})

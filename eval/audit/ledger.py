@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,7 @@ def saved_checkpoint(path: Path, step: int, identity: dict[str, Any] | None) -> 
     place, where = identity["ledger"], f"{path.name}/{IDENTITY_FILE}"
     try:
         if place is None:
-            raise ConfigError(f"{where} holds no place in the ledger: null")
+            raise ConfigError(key=where, rule="holds no place in the ledger: null")
         found = replace(found, position=position_from(place, where=where))
     except ConfigError as error:
         found = replace(found, place_problem=str(error))
@@ -114,9 +114,8 @@ def choose_checkpoint(
     """
     readable = {c.step: c for c in checkpoints if c.identity is not None}
     if step is not None and step not in readable:
-        raise ConfigError(
-            f"{run} has no checkpoint after step {step} that can be read; it has {list(readable)}"
-        )
+        rule = f"has no checkpoint after step {step} that can be read"
+        raise ConfigError(key=run, rule=rule, remedy=f"it has {list(readable)}")
     return readable.get(max(readable, default=0) if step is None else step)
 
 
@@ -193,32 +192,23 @@ def ledger_table(ledger: RunLedger, plan: Mapping[str, Any]) -> pd.DataFrame:
     names = sorted(plan["tasks"], key=lambda name: plan["tasks"][name]["index"])
     segments = list(ledger.segments.values())
 
-    def column(dtype: type, values: Callable[[Segment], Any]) -> NDArray:
-        # Segment by segment into place: no second copy of the whole ledger.
-        filled: NDArray = np.empty(sum(len(segment.rows) for segment in segments), dtype=dtype)
-        end = 0
-        for segment in segments:
-            end += len(segment.rows)
-            filled[end - len(segment.rows) : end] = values(segment)
-        return filled
+    def column(name: str) -> NDArray:
+        return np.concatenate([segment.rows[name] for segment in segments])
 
-    def code(segment: Segment) -> NDArray[np.int64]:
-        # A task that the plan has not is missing (NaN): `olmo-ext audit` says more.
-        tasks = segment.rows["task"].astype(np.int64)
-        return np.where(tasks < len(names), tasks, -1)
-
-    steps = column(np.uint32, lambda segment: segment.rows["step"])
-    slots = column(np.uint32, lambda segment: segment.rows["slot"])
-    states = column(np.int8, ledger.states)
+    steps, slots, tasks = (column(name) for name in ("step", "slot", "task"))
+    states = np.concatenate([ledger.states(segment) for segment in segments]).astype(np.int8)
+    # A task that the plan has not is missing (NaN): `olmo-ext audit` says more.
+    codes = np.where(tasks < len(names), tasks.astype(np.int32), -1)
+    numbers = np.array([segment.number for segment in segments], dtype=np.uint32)
     return pd.DataFrame(
         {
             "step": steps,
             "slot": slots,
             "position": steps.astype(np.int64) * plan["batch_size"] + slots,
-            "task": pd.Categorical.from_codes(column(np.int16, code), categories=names),
-            "task_index": column(np.uint16, lambda segment: segment.rows["task"]),
-            "example": column(np.uint32, lambda segment: segment.rows["example"]),
-            "segment": column(np.uint32, lambda segment: segment.number),
+            "task": pd.Categorical.from_codes(codes, categories=names),
+            "task_index": tasks,
+            "example": column("example"),
+            "segment": np.repeat(numbers, [len(segment.rows) for segment in segments]),
             "effective": states == EFFECTIVE,
             "state": pd.Categorical.from_codes(states, categories=list(STATES)),
         },

@@ -9,8 +9,6 @@ in the ledger that a checkpoint names is then on the disk.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,11 +67,8 @@ def judge(
     numbers: dict[str, Any] | None = None,
 ) -> Verdict:
     """DIFFERS with the first problem, or OK where there is none."""
-    if problems:
-        return Verdict(
-            check, DIFFERS, problems[0], tuple(problems[1:]), tuple(notes), numbers or {}
-        )
-    return Verdict(check, OK, agreed, (), tuple(notes), numbers or {})
+    status, said = (DIFFERS, problems[0]) if problems else (OK, agreed)
+    return Verdict(check, status, said, tuple(problems[1:]), tuple(notes), numbers or {})
 
 
 @dataclass(frozen=True)
@@ -190,12 +185,6 @@ def open_run(folder: Path, *, step: int | None = None) -> Subject:
     )
 
 
-def plan_digest(canonical: Any) -> str:
-    """The hash that a canonical plan has (data_injection.plan.InjectionPlan.hash)."""
-    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _read_identity(
     folder: Path, audited: SavedCheckpoint | None
 ) -> tuple[dict[str, Any], str | None]:
@@ -207,13 +196,13 @@ def _read_identity(
         if not (missing := [key for key in IDENTITY_KEYS if key not in identity]):
             return identity, None
         if identity.get("engine") == "olmo_core":
-            raise ConfigError(
-                f"{folder} is a run of OLMo-core, whose batches are checked as they are trained on "
-                "and not audited later (docs/olmo_core.md); give a run of ai2-olmo"
-            )
+            rule = "is a run of OLMo-core, whose batches are checked as they are trained on and "
+            rule += "not audited later (docs/olmo_core.md)"
+            raise ConfigError(key=folder, rule=rule, remedy="give a run of ai2-olmo")
         problem = f"plan.json cannot be read (it lacks {', '.join(missing)})"
     if audited is None or audited.identity is None:
-        raise ConfigError(f"{folder}: {problem}, and no checkpoint says what it held; restore it")
+        rule = f"cannot be audited: {problem}, and no checkpoint says what it held"
+        raise ConfigError(key=folder, rule=rule, remedy="restore it")
     return audited.identity, problem
 
 

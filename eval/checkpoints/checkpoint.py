@@ -179,10 +179,9 @@ def load_model(path: str | Path, *, device: str = "cpu") -> torch.nn.Module:
         model.load_state_dict(state, strict=True, assign=True)
     except Exception as error:
         said = " ".join(str(error).split())[:400]
-        raise ConfigError(
-            f"{path}: the weights are not those of the model in config.yaml ({said}); give the "
-            "config.yaml that was saved with them"
-        ) from error
+        rule = f"are not those of the model in config.yaml ({said})"
+        remedy = "give the config.yaml that was saved with them"
+        raise ConfigError(key=f"{path}: the weights", rule=rule, remedy=remedy) from error
     return model.requires_grad_(False).to(device).eval()
 
 
@@ -197,10 +196,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         mapped = zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
-        raise ConfigError(
-            f"{path} cannot be read as tensors alone (cut off, or it holds code, which is not "
-            f"run): {first_line(error)}; {RESTORE}"
-        ) from error
+        rule = "cannot be read as tensors alone (cut off, or it holds code, which is not run): "
+        rule += f"{first_line(error)}"
+        raise ConfigError(key=path, rule=rule, remedy=RESTORE) from error
 
 
 def load_model_config(path: str | Path) -> dict[str, Any]:
@@ -250,9 +248,8 @@ def _read_model_config(path: Path) -> Any:
     try:
         return ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)
     except Exception as error:  # the engine's and YAML's own, of many kinds
-        raise ConfigError(
-            f"{path}/config.yaml holds no model of OLMo: {first_line(error)}; {RESTORE}"
-        ) from error
+        rule = f"holds no model of OLMo: {first_line(error)}"
+        raise ConfigError(key=f"{path}/config.yaml", rule=rule, remedy=RESTORE) from error
 
 
 def load_plan(folder: str | Path) -> InjectionPlan:
@@ -264,10 +261,10 @@ def load_plan(folder: str | Path) -> InjectionPlan:
     identity = load_identity(folder)
     plan = compile_saved_plan(folder, identity)
     if plan.hash != identity["plan_hash"]:
-        raise ConfigError(
-            f"{folder}: the saved experiment compiles to plan {plan.hash[:12]}, but the run was "
-            f"trained on {identity['plan_hash'][:12]}; use the olmo-ext version in run.json"
-        )
+        rule = f"compiles to plan {plan.hash[:12]}, but the run was trained on "
+        rule += f"{identity['plan_hash'][:12]}"
+        remedy = "use the olmo-ext version in run.json"
+        raise ConfigError(key=f"{folder}: the saved experiment", rule=rule, remedy=remedy)
     return plan
 
 

@@ -29,14 +29,14 @@ def core_config(path: Path) -> dict[str, Any]:
     """The model in a checkpoint's config.json; ConfigError if it has none, or asks for code."""
     model = dict(read_object(path / CONFIG)).get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab_size"), int):
-        raise ConfigError(
-            f"{path}/{CONFIG} has no model; it is of OLMo-core 2 or later where its "
-            f'ConfigSaverCallback was given {{"model": config.as_config_dict()}}; otherwise {HF}'
-        )
+        rule = "has no model; it is of OLMo-core 2 or later where its ConfigSaverCallback was "
+        rule += 'given {"model": config.as_config_dict()}'
+        raise ConfigError(key=f"{path}/{CONFIG}", rule=rule, remedy=f"otherwise {HF}")
     # OLMo-core imports what stands there.
     named = re.findall(r'"_CLASS_": "([^"]*)"', json.dumps(model))
     if foreign := [name for name in named if not name.startswith("olmo_core.")]:
-        raise ConfigError(f"{path}/{CONFIG} asks for {foreign[0]}, which is not OLMo-core's; {HF}")
+        rule = f"asks for {foreign[0]}, which is not OLMo-core's"
+        raise ConfigError(key=f"{path}/{CONFIG}", rule=rule, remedy=HF)
     return model
 
 
@@ -50,10 +50,9 @@ def core_logits(path: Path, *, device: str = "cpu") -> Callable[..., torch.Tenso
         from olmo_core.nn.attention import AttentionBackendName
         from olmo_core.nn.transformer import TransformerConfig
     except ImportError:
-        raise ConfigError(
-            f"{path} is a checkpoint of OLMo-core 2 or later; it is read where ai2-olmo-core 3 is "
-            f"installed, which excludes ai2-olmo (docs/olmo_core.md); here {HF}"
-        ) from None
+        rule = "is a checkpoint of OLMo-core 2 or later; it is read where ai2-olmo-core 3 is "
+        rule += "installed, which excludes ai2-olmo (docs/olmo_core.md)"
+        raise ConfigError(key=path, rule=rule, remedy=f"here {HF}") from None
 
     def in_fp32(part: Any) -> None:
         if hasattr(part, "dtype"):

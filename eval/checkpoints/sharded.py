@@ -69,7 +69,8 @@ def read_sharded(path: Path, kind: str, shapes: Shapes) -> dict[str, torch.Tenso
         ConfigError: not readable safely, damaged, incomplete, or of another model.
     """
     if kind not in READABLE:
-        raise ConfigError(f"{path} is a sharded checkpoint of the kind {kind!r}: it {UNSAFE}")
+        rule = f"is a sharded checkpoint of the kind {kind!r}: it {UNSAFE}"
+        raise ConfigError(key=path, rule=rule)
     state = {}
     try:
         parts = {"torch_new": _open_torch_new, "olmo_core": _open_olmo_core}[kind](path)
@@ -90,7 +91,8 @@ def read_sharded(path: Path, kind: str, shapes: Shapes) -> dict[str, torch.Tenso
     except ConfigError:
         raise
     except Exception as error:  # whatever a file that is not what it should be leads to
-        raise ConfigError(f"{path} cannot be read: {first_line(error)}; {RESTORE}") from error
+        rule = f"cannot be read: {first_line(error)}"
+        raise ConfigError(key=path, rule=rule, remedy=RESTORE) from error
     return state
 
 
@@ -182,10 +184,8 @@ def _open_torch_new(path: Path) -> Parts:
             raise ConfigError(_other_shape(what, found, shape))
         for index, info in stored[key]:
             if transforms := getattr(info, "transform_descriptors", None):
-                raise ConfigError(
-                    f"{what} is stored compressed ({transforms}), which is not read here; save it "
-                    "again without"
-                )
+                rule = f"is stored compressed ({transforms}), which is not read here"
+                raise ConfigError(key=what, rule=rule, remedy="save it again without")
             part = _torch_tensor(path / "model_and_optim", info)
             yield _place(tuple(index.offset), tuple(part.shape), shape, what=what), part
 
@@ -196,12 +196,13 @@ def _torch_tensor(folder: Path, info: Any) -> torch.Tensor:
     """The tensor that torch.save wrote at an offset of a .distcp file."""
     file_name = str(info.relative_path)
     if Path(file_name).name != file_name:
-        raise ConfigError(f"{folder}/.metadata leads out of the checkpoint, to {file_name!r}")
+        rule = f"leads out of the checkpoint, to {file_name!r}"
+        raise ConfigError(key=f"{folder}/.metadata", rule=rule)
     with (folder / file_name).open("rb") as file:
         file.seek(info.offset)
         data = file.read(info.length)
     if len(data) < info.length:
-        raise ConfigError(f"{folder / file_name} ends too early; {RESTORE}")
+        raise ConfigError(key=folder / file_name, rule="ends too early", remedy=RESTORE)
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -209,10 +210,12 @@ def _place(
     offset: tuple[int, ...], size: tuple[int, ...], shape: tuple[int, ...], *, what: str
 ) -> tuple[slice, ...]:
     if len(offset) != len(shape) or len(size) != len(shape):
-        raise ConfigError(f"{what} has a part of {size} at {offset}, of {shape}; {RESTORE}")
+        rule = f"has a part of {size} at {offset}, of {shape}"
+        raise ConfigError(key=what, rule=rule, remedy=RESTORE)
     place = tuple(slice(o, o + n) for o, n in zip(offset, size, strict=True))
     if any(s.start < 0 or s.stop > n for s, n in zip(place, shape, strict=True)):
-        raise ConfigError(f"{what} has a part of {size} at {offset}, outside {shape}; {RESTORE}")
+        rule = f"has a part of {size} at {offset}, outside {shape}"
+        raise ConfigError(key=what, rule=rule, remedy=RESTORE)
     return place
 
 
@@ -232,15 +235,14 @@ def _open_olmo_core(path: Path) -> Parts:
             raise ConfigError(_other_shape(what, found, shape))
         for file_name, spec in described["shard_spec_per_file"].items():
             if spec["flattened_offsets"] is None:
-                raise ConfigError(
-                    f"{what} is stored by blocks (a DTensor's), which is not read here; unshard it "
-                    "with AI2's scripts/unshard.py and give the result"
-                )
+                rule = "is stored by blocks (a DTensor's), which is not read here"
+                remedy = "unshard it with AI2's scripts/unshard.py and give the result"
+                raise ConfigError(key=what, rule=rule, remedy=remedy)
             spans = [(start, stop) for start, stop in spec["flattened_offsets"] if stop > start]
             if not spans:
                 continue
             if Path(file_name).name != file_name:
-                raise ConfigError(f"{what} leads out of the checkpoint, to {file_name!r}")
+                raise ConfigError(key=what, rule=f"leads out of the checkpoint, to {file_name!r}")
             with safe_open(folder / file_name, framework="pt") as file:
                 data = file.get_tensor(name)
             first = 0

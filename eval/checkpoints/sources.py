@@ -128,14 +128,16 @@ def check_vocabulary(source: Source, *, vocab_size: int) -> None:
         try:
             rows = int(model["vocab_size"])
         except (ValueError, KeyError, TypeError):
-            raise ConfigError(f"{config} has no vocab_size; is it transformers' own?") from None
+            rule = "has no vocab_size"
+            raise ConfigError(key=config, rule=rule, remedy="is it transformers' own?") from None
         fits, what = vocab_size <= rows < vocab_size + PADDING, f"vocab_size {rows}"
     else:
         size = load_model_config(source.path)["vocab_size"]
         fits, what = size == vocab_size, f"model.vocab_size {size}"
     if not fits:
-        raise ConfigError(
-            f"{source.path} has {what}, but the tasks of the plan are drawn from a vocabulary of "
-            f"{vocab_size}: the same ids would be other tokens; give the plan of a run with this "
-            "model's tokenizer"
+        rule = (
+            f"has {what}, but the tasks of the plan are drawn from a vocabulary of {vocab_size}: "
         )
+        rule += "the same ids would be other tokens"
+        remedy = "give the plan of a run with this model's tokenizer"
+        raise ConfigError(key=source.path, rule=rule, remedy=remedy)

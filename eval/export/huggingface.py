@@ -90,7 +90,8 @@ def export_hf(
         rule = f"must be one of {', '.join(DTYPES)}"
         raise ConfigError(key="--dtype", value=dtype, rule=rule)
     if tokenizer is not None and no_tokenizer:
-        raise ConfigError("--tokenizer and --no-tokenizer exclude each other; leave one out")
+        rule = "exclude each other"
+        raise ConfigError(key="--tokenizer and --no-tokenizer", rule=rule, remedy="leave one out")
     provenance = find_provenance(source, step=step)
     model = provenance.model
     check_llama_shaped(model)
@@ -149,14 +150,14 @@ def import_hf(source: str | Path, out: str | Path) -> Path:
     try:
         tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{source} cannot be read: {first_line(error)}; {RESTORE}") from error
+        rule = f"cannot be read: {first_line(error)}"
+        raise ConfigError(key=source, rule=rule, remedy=RESTORE) from error
     if model["weight_tying"]:  # some writers repeat it
         head = tensors.pop("lm_head.weight", None)
         if head is not None and not torch.equal(head, tensors["model.embed_tokens.weight"]):
-            raise ConfigError(
-                f"{source}: tie_word_embeddings is true, but lm_head is not the embedding; set it "
-                "to false in config.json"
-            )
+            rule = "is true, but lm_head is not the embedding"
+            remedy = "set it to false in config.json"
+            raise ConfigError(key=f"{source}: tie_word_embeddings", rule=rule, remedy=remedy)
     state = olmo_weights(model, tensors)
     with _new_folder(Path(out)) as folder:
         text = yaml.safe_dump({"model": model}, sort_keys=False)
@@ -182,7 +183,8 @@ def load_hf(path: str | Path, *, device: str = "cpu") -> Callable[[torch.Tensor]
             path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # theirs and safetensors' own, of many kinds
-        raise ConfigError(f"{path} is no model for transformers: {first_line(error)}") from error
+        rule = f"is no model for transformers: {first_line(error)}"
+        raise ConfigError(key=path, rule=rule) from error
     model.to(device).eval()
 
     def last_logits(ids_BT: torch.Tensor) -> torch.Tensor:
@@ -231,10 +233,9 @@ def _write_tokenizer(folder: Path, path: Path, model: dict[str, Any], rows: int)
     tokenizer = parse_tokenizer(data, where=str(path))
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     if size > rows:
-        raise ConfigError(
-            f"{path} has ids up to {size - 1} but the model's embedding {rows} rows; pass "
-            "--tokenizer with the one it was trained on, or --no-tokenizer"
-        )
+        rule = f"has ids up to {size - 1} but the model's embedding {rows} rows"
+        remedy = "pass --tokenizer with the one it was trained on, or --no-tokenizer"
+        raise ConfigError(key=path, rule=rule, remedy=remedy)
     (folder / "tokenizer.json").write_bytes(data)
     special = {"eos_token": model["eos_token_id"], "pad_token": model["pad_token_id"]}
     names = {key: tokenizer.id_to_token(token) for key, token in special.items()}
@@ -251,7 +252,8 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill; ConfigError if `out` is there and not empty. A link is followed."""
     out = out.resolve() if out.is_symlink() else out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} is there already and not empty; choose another folder")
+        rule = "is there already and not empty"
+        raise ConfigError(key="--out", value=out, rule=rule, remedy="choose another folder")
     check_folder(out.parent, "--out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with replaced(out) as temporary:

@@ -96,6 +96,12 @@ LLAMA_REQUIRED: dict[str, tuple[Any, tuple[Any, ...], str]] = {
 }
 """Key of config.json: its value where it is absent, the values OLMo can compute, and why."""
 
+LLAMA_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    "vocab_size",
+)
+"""Keys of config.json without which nobody knows the model."""
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -119,12 +125,14 @@ def check_llama_shaped(model: Mapping[str, Any]) -> None:
         elif name not in TRANSLATED and name not in WITHOUT_EFFECT:
             problems.append(f"model.{name} is {value!r}: a field this release does not know")
     if problems:
-        raise ConfigError(
-            "not LLaMA-shaped, so no stock architecture of transformers would compute the same:\n  "
-            + "\n  ".join(problems)
-            + "\nEvaluate it with `olmo-ext eval`, or train a model of that shape "
-            "(configs/olmo_4M_to_4B)."
+        rule = (
+            "is not LLaMA-shaped, so no stock architecture of transformers would compute the same:"
         )
+        rule = "\n  ".join([rule, *problems])
+        remedy = (
+            "evaluate it with `olmo-ext eval`, or train one of that shape (configs/olmo_4M_to_4B)"
+        )
+        raise ConfigError(key="the model", rule=rule, remedy=remedy)
 
 
 def llama_config(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,27 +213,21 @@ def _read_llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if config.get(key, default) not in allowed
     ]
     if problems:
-        raise ConfigError(
-            "config.json is of no LLaMA that OLMo computes:\n  " + "\n  ".join(problems)
-        )
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    if missing := [key for key in (*sizes, "vocab_size") if key not in config]:
-        raise ConfigError(f"config.json lacks {', '.join(missing)}; is it of a LLaMA?")
+        rule = "\n  ".join(["is of no LLaMA that OLMo computes:", *problems])
+        raise ConfigError(key="config.json", rule=rule)
+    if missing := [key for key in LLAMA_SIZES if key not in config]:
+        rule = f"lacks {', '.join(missing)}"
+        raise ConfigError(key="config.json", rule=rule, remedy="is it of a LLaMA?")
     rope = config.get("rope_parameters") or {}
     theta = float(rope.get("rope_theta", config.get("rope_theta", 10_000.0)))
     width, heads = config["hidden_size"], config["num_attention_heads"]
-    found = {
-        "hidden_size": width,
-        "intermediate_size": config["intermediate_size"],
-        "num_hidden_layers": config["num_hidden_layers"],
-        "num_attention_heads": heads,
+    found = {key: config[key] for key in LLAMA_SIZES} | {
         "num_key_value_heads": config.get("num_key_value_heads") or heads,
         "head_dim": config.get("head_dim") or width // heads,
         "max_position_embeddings": config.get("max_position_embeddings", 2048),
         "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
         "rope_theta": theta,
         "tie_word_embeddings": config.get("tie_word_embeddings", False),
-        "vocab_size": config["vocab_size"],
         "eos_token_id": config.get("eos_token_id", 2),
     }
     for wrong, what in (
@@ -235,7 +237,7 @@ def _read_llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
         (isinstance(found["eos_token_id"], list), "eos_token_id is a list"),
     ):
         if wrong:
-            raise ConfigError(f"config.json is of no LLaMA that OLMo computes: {what}")
+            raise ConfigError(key="config.json", rule=f"is of no LLaMA that OLMo computes: {what}")
     return found
 
 
@@ -304,10 +306,8 @@ def _check(tensors: Tensors, expected: dict[str, tuple[int, ...]], *, what: str)
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise ConfigError(
-            f"{what} does not fit its configuration: {'; '.join(problems[:3])}{more}; take both "
-            "from one checkpoint"
-        )
+        rule = f"does not fit its configuration: {'; '.join(problems[:3])}{more}"
+        raise ConfigError(key=what, rule=rule, remedy="take both from one checkpoint")
 
 
 def _embeddings(model: Mapping[str, Any]) -> int:

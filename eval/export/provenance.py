@@ -110,10 +110,9 @@ def find_provenance(source: str | Path, *, step: int | None = None) -> Provenanc
     if identity and (folder / PLAN).is_file():
         plan = load_plan(folder)
         if plan.hash != identity["plan_hash"]:
-            raise ConfigError(
-                f"{path} was trained on plan {identity['plan_hash'][:12]}, but the run it lies in "
-                f"has {plan.hash[:12]}; move it back to its own run's folder"
-            )
+            rule = f"was trained on plan {identity['plan_hash'][:12]}, but the run it lies in has "
+            rule += f"{plan.hash[:12]}"
+            raise ConfigError(key=path, rule=rule, remedy="move it back to its own run's folder")
         run = read_run(folder)
         scores = _scores(folder, number)
     return Provenance(path, number, load_model_config(path), identity, run, plan, scores)
@@ -130,23 +129,22 @@ def find_tokenizer(provenance: Provenance) -> Path:
     try:
         path = tokenizer_path(name)
     except FileNotFoundError:
-        raise ConfigError(
-            f"train.tokenizer.identifier is {name!r}, which is no file here; {remedy}"
-        ) from None
+        rule = f"is {name!r}, which is no file here"
+        raise ConfigError(key="train.tokenizer.identifier", rule=rule, remedy=remedy) from None
     if (path.parent / MANIFEST).is_file():
         ours, theirs = load_manifest(path.parent).hash, provenance.identity.get("corpus_hash")
         if theirs is not None and ours != theirs:
-            raise ConfigError(
-                f"train.tokenizer.identifier is {name!r}, but the corpus there ({ours[:12]}) is "
-                f"not the one the run was trained on ({theirs[:12]}); {remedy}"
-            )
+            rule = f"is {name!r}, but the corpus there ({ours[:12]}) is not the one the run was "
+            rule += f"trained on ({theirs[:12]})"
+            raise ConfigError(key="train.tokenizer.identifier", rule=rule, remedy=remedy)
     return path
 
 
 def _find_checkpoint(source: Path, step: int | None) -> Path:
     if (source / "model.pt").is_file():
         if step is not None:
-            raise ConfigError(f"--step {step} chooses in a run, but {source} is a checkpoint")
+            rule = f"chooses in a run, but {source} is a checkpoint"
+            raise ConfigError(key="--step", value=step, rule=rule)
         return by_step(source)
     found = {checkpoint.step: checkpoint.path for checkpoint in find_checkpoints(source)}
     if not found:
@@ -156,7 +154,8 @@ def _find_checkpoint(source: Path, step: int | None) -> Path:
         )
     if step is not None and step not in found:
         steps = ", ".join(map(str, found))
-        raise ConfigError(f"--step {step} is no checkpoint of {source}; it has {steps}")
+        rule = f"must be a checkpoint of {source}, which has {steps}"
+        raise ConfigError(key="--step", value=step, rule=rule)
     return by_step(found[max(found) if step is None else step])
 
 

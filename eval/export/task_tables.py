@@ -70,7 +70,6 @@ def _task(name: str, table: dict[str, Any], *, where: str) -> Task:
     task.train = np.array(table["train"], dtype=np.int64)
     task.test = np.setdiff1d(np.arange(len(task.tokens)), task.train)
     if task.digest() != table["digest"]:
-        raise ConfigError(
-            f"{where}: the table of {name!r} is not the one that was written; export again"
-        )
+        rule = "is not the one that was written"
+        raise ConfigError(key=f"{where}: the table of {name!r}", rule=rule, remedy="export again")
     return task

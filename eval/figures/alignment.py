@@ -85,7 +85,8 @@ def _groups(frame: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFram
     """Title and rows of each protocol, family and rung: its most frequent task at the last step."""
     chosen = frame[frame.metric == metric]
     if chosen.empty:
-        raise ConfigError("records hold no alignment search; run `olmo-ext features RUN --das`")
+        rule = "hold no alignment search"
+        raise ConfigError(key="records", rule=rule, remedy="run `olmo-ext features RUN --das`")
     # Of the subsets of pairs, not of the task's examples, which task_rows would keep whole.
     rows = task_rows(chosen[chosen.subset == "answered"].assign(subset="all"))
     if rows.empty:

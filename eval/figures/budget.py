@@ -36,7 +36,8 @@ def budget(frame: pd.DataFrame) -> Figure:
     """
     rows = frame[frame.metric.isin(["budget", "budget_actual"])]
     if rows.empty:
-        raise ConfigError("records hold no loss budget; add `loss_budget: {}` to the callbacks")
+        rule = "hold no loss budget"
+        raise ConfigError(key="records", rule=rule, remedy="add `loss_budget: {}` to the callbacks")
     rows = task_rows(rows)
     rows = rows[rows.layer.isna()]
     line = rows.source.where(rows.source.isin([HOST, OWN, DECAY]), "others")

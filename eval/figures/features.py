@@ -61,7 +61,8 @@ def presence(frame: pd.DataFrame, *, layer: int = LAYER) -> pd.DataFrame:
     rows = task_rows(frame)
     counted = rows.metric.isin(["probe_count", *COUNTS.values()])
     if not counted.any():
-        raise ConfigError("records hold no features; train with `callbacks.features` set")
+        rule = "hold no features"
+        raise ConfigError(key="records", rule=rule, remedy="train with `callbacks.features` set")
     task = ["protocol", "family", "rung", "params", "run", "plan_hash", "seed"]
     task += ["rate_per_step", "task", "step"]
     key = [*task, "group"]
@@ -96,7 +97,8 @@ def _blocks(frame: pd.DataFrame, layer: int) -> list[tuple[str, str, pd.DataFram
             title = f"{style.plain(family)}, {protocol} protocol: {seeds}"
             blocks.append((title, label, of_target))
     if not blocks:
-        raise ConfigError(f"records hold no features at layer {layer}; measure it or name another")
+        rule = f"hold no features at layer {layer}"
+        raise ConfigError(key="records", rule=rule, remedy="measure it or name another")
     return blocks
 
 

@@ -97,7 +97,8 @@ def _grid(frame: pd.DataFrame) -> Figure:
 def _gaps(frame: pd.DataFrame) -> Figure:
     """A task at a rate of 1 a step or more also has a gap, 1: one gap alone compares nothing."""
     if matched_frequency(frame).groupby(list(GROUP)).gap.nunique().max() < 2:
-        raise ConfigError("records hold one gap only; train a sweep over bursts")
+        rule = "hold one gap only"
+        raise ConfigError(key="records", rule=rule, remedy="train a sweep over bursts")
     return gaps(frame)
 
 

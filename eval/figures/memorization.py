@@ -33,7 +33,8 @@ def memorization(frame: pd.DataFrame) -> Figure:
     """
     rows = frame[frame.metric.isin(METRICS)] if "copies" in frame else frame[:0]
     if rows.empty:
-        raise ConfigError("records hold no memorization; inject a task of family sequences")
+        rule = "hold no memorization"
+        raise ConfigError(key="records", rule=rule, remedy="inject a task of family sequences")
     rows = rows[rows.step == rows.groupby("run").step.transform("max")]
     levels = sorted(rows.copies[rows.subset != TWINS].unique().tolist())
     shown = [metric for metric in METRICS if (rows.metric == metric).any()]

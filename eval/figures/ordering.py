@@ -23,7 +23,7 @@ from eval.figures import style
 from eval.scores.cells import LEARNED_SCORE, run_rows
 from eval.scores.rows import run_names
 from eval.statistics import MIN_SEEDS
-from theory.advice.ordering import Comparison, compare, utility_margins
+from theory.advice.ordering import Ordering, compare, utility_margins
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +69,7 @@ def ordering(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _sets(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, Comparison]]:
+def _sets(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, Ordering]]:
     rows = _predicted(run_rows(frame))
     found = 0
     rows["several"] = rows.groupby(["rung", "params"]).learning_rate.transform("nunique") > 1
@@ -87,10 +87,8 @@ def _sets(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, Compari
         setting += f", learning rate {rate:g}" if rate else ""
         yield str(protocol), setting, group, compared
     if not found:
-        raise ConfigError(
-            "records hold no two sizes whose cells the theory could order; train a sweep over "
-            "size and frequency"
-        )
+        rule = "hold no two sizes whose cells the theory could order"
+        raise ConfigError(key="records", rule=rule, remedy="train a sweep over size and frequency")
 
 
 def _predicted(rows: pd.DataFrame) -> pd.DataFrame:
@@ -114,7 +112,8 @@ def _predicted(rows: pd.DataFrame) -> pd.DataFrame:
     steady = ~rows.timing.isin(TIMED) & (rows.rate_per_step > 0)
     rows = rows[known & steady & (load < rows.batch_size)].copy()
     if rows.empty:
-        raise ConfigError("records hold no task whose place in the theory's order is known")
+        rule = "hold no task whose place in the theory's order is known"
+        raise ConfigError(key="records", rule=rule)
     rows["theory"] = 0.0
     for _, run in rows.groupby("cluster"):
         margins = utility_margins(
@@ -127,11 +126,11 @@ def _predicted(rows: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _claimed(rows: pd.DataFrame, found: Comparison) -> bool:
+def _claimed(rows: pd.DataFrame, found: Ordering) -> bool:
     return found.claim and rows.seed.nunique() >= MIN_SEEDS
 
 
-def _as_row(rows: pd.DataFrame, found: Comparison) -> dict[str, Any]:
+def _as_row(rows: pd.DataFrame, found: Ordering) -> dict[str, Any]:
     counts = {"rows": len(rows), "runs": found.num_runs, "seeds": int(rows.seed.nunique())}
     measured = {name: v for name, v in asdict(found).items() if not name.startswith("num_")}
     return counts | measured | {"claim": _claimed(rows, found)}

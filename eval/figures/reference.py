@@ -37,7 +37,8 @@ def natural_frequencies(frame: pd.DataFrame) -> pd.DataFrame:
     rows = task_rows(frame)
     rows = rows[rows.metric == "natural_count"]
     if rows.empty:
-        raise ConfigError("records hold no reference task; run `olmo-ext reference` on the runs")
+        rule = "hold no reference task"
+        raise ConfigError(key="records", rule=rule, remedy="run `olmo-ext reference` on the runs")
     per_token = rows.rate_per_token / rows.rate_per_step.where(rows.rate_per_step > 0)
     per_token = per_token.fillna(1 / (rows.batch_size * rows.seq_len))
     rows = rows.assign(low=rows.rate_low * per_token, high=rows.rate_high * per_token)

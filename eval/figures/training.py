@@ -30,7 +30,8 @@ def training(frame: pd.DataFrame) -> Figure:
     # One point is no course: a run of before that was evaluated at its end alone.
     rows = rows[rows.groupby("metric").step.transform("nunique") > 1]
     if rows.empty:
-        raise ConfigError("records hold no training loss; train with the task_eval callback")
+        rule = "hold no training loss"
+        raise ConfigError(key="records", rule=rule, remedy="train with the task_eval callback")
     shown = [metric for metric in SHOWN if (rows.metric == metric).any()]
     figure = style.new_figure(style.WIDTHS[len(shown) - 1], 3.3)
     looks = {rung: {"color": look["color"]} for rung, look in style.rung_looks(rows).items()}

@@ -92,9 +92,12 @@ def per_seed(
         chosen = chosen[chosen[name] == value]
     what = f"{sweep} {split} {metric} {where}"
     if chosen.empty:
-        raise ConfigError(f"the records hold no {what}; run the sweep configs/confirm/{sweep}.yaml")
+        rule = f"hold no {what}"
+        remedy = f"run the sweep configs/confirm/{sweep}.yaml"
+        raise ConfigError(key="the records", rule=rule, remedy=remedy)
     if chosen.seed.duplicated().any():
-        raise ConfigError(f"the records hold several values a seed of {what}; say which")
+        rule = f"hold several values a seed of {what}"
+        raise ConfigError(key="the records", rule=rule, remedy="say which")
     return chosen.set_index("seed").value.sort_index()
 
 
@@ -106,7 +109,9 @@ def estimate(values: pd.Series) -> Estimate:
 def difference(a: pd.Series, b: pd.Series) -> Estimate:
     """a - b, seed by seed. Raises ConfigError unless both have the same seeds."""
     if set(a.index) != set(b.index):
+        rule = "cannot be paired"
+        remedy = "run the missing ones"
         raise ConfigError(
-            f"seeds {sorted(a.index)} and {sorted(b.index)} cannot be paired; run the missing ones"
+            key=f"seeds {sorted(a.index)} and {sorted(b.index)}", rule=rule, remedy=remedy
         )
     return estimate(a - b.reindex(a.index))

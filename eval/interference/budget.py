@@ -130,9 +130,9 @@ def budgets(frame: pd.DataFrame, *, since: float = 0.5) -> pd.DataFrame:
     largest of any record), n_seeds. Raises ConfigError if the callback measured nothing.
     """
     if not frame.metric.isin(["budget", "budget_actual"]).any():
-        raise ConfigError(
-            "records hold no loss budget; add `loss_budget: {}` to the callbacks of a run"
-        )
+        rule = "hold no loss budget"
+        remedy = "add `loss_budget: {}` to the callbacks of a run"
+        raise ConfigError(key="records", rule=rule, remedy=remedy)
     told = task_rows(frame)
     told = told.assign(of=run_names(told))
     last = told.groupby("of").step.max()

@@ -50,10 +50,9 @@ def interference_table(frame: pd.DataFrame) -> pd.DataFrame:
     steps = measured_steps(frame)
     late = steps[steps.step > SINCE * steps.last_step]
     if late.empty:
-        raise ConfigError(
-            f"records hold no interference after {SINCE:g} of a run's steps; let the runs go on, "
-            "or measure more often (callbacks.interference.every)"
-        )
+        rule = f"hold no interference after {SINCE:g} of a run's steps"
+        remedy = "let the runs go on, or measure more often (callbacks.interference.every)"
+        raise ConfigError(key="records", rule=rule, remedy=remedy)
     cell = [*PLACE, "rung", "params"]
     rows = per_group(late, cell, _cell)
     return pd.DataFrame(rows).sort_values([*PLACE, "params", "rung"], ignore_index=True)
@@ -70,7 +69,9 @@ def measured_steps(frame: pd.DataFrame) -> pd.DataFrame:
     run = [name for name in ("folder", "run", "seed", "plan_hash") if name in frame]
     rows = task_rows(frame.assign(last_step=frame.groupby(run).step.transform("max")))
     if not (rows.metric == "cos_g_nt").any():
-        raise ConfigError("records hold no interference; train with `callbacks.interference` set")
+        rule = "hold no interference"
+        remedy = "train with `callbacks.interference` set"
+        raise ConfigError(key="records", rule=rule, remedy=remedy)
     rows = rows.assign(layer=rows.layer.fillna(LAYERLESS).astype(int))
     key = [*PLACE, "rung", "params", *run, "task", "step", "last_step"]
     of_metric = {

@@ -52,7 +52,7 @@ Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
-class Found:
+class ReferenceRun:
     """A run with the statements of its corpus."""
 
     subject: Subject
@@ -81,7 +81,7 @@ def find_reference(
     corpus: Path | None = None,
     sample_tokens: int | None = None,
     progress: Progress = lambda done, total: None,
-) -> Found:
+) -> ReferenceRun:
     """The statements of a run's corpus, scanned or read from beside it.
 
     The list is kept in `reference/` beside a prepared corpus; beside the run, if the corpus has no
@@ -101,7 +101,8 @@ def find_reference(
         raise FileNotFoundError(f"{folder}: {where}")
     identity = subject.identity
     if where.folder is not None and load_manifest(where.folder).hash != identity["corpus_hash"]:
-        raise ConfigError(f"{where.folder} is not the corpus of {folder}; name it with --corpus")
+        rule = f"is not the corpus of {folder}"
+        raise ConfigError(key=where.folder, rule=rule, remedy="name it with --corpus")
     path = tokenizer_file(subject, corpus)
     if path is None:
         raise FileNotFoundError(
@@ -129,7 +130,9 @@ def find_reference(
         )  # fmt: skip
         _keep(scan, homes)
     plan = identity["plan"]
-    return Found(subject, where, text, scan, name, Geometry(plan["batch_size"], plan["seq_len"]))
+    return ReferenceRun(
+        subject, where, text, scan, name, Geometry(plan["batch_size"], plan["seq_len"])
+    )
 
 
 def _keep(scan: ReferenceScan, homes: Sequence[Path]) -> None:
@@ -144,7 +147,7 @@ def _keep(scan: ReferenceScan, homes: Sequence[Path]) -> None:
 
 
 def evaluate_reference(
-    found: Found, *, most: int = MOST, seed: int = 0, device: str = "cpu"
+    found: ReferenceRun, *, most: int = MOST, seed: int = 0, device: str = "cpu"
 ) -> Iterator[tuple[Checkpoint, int]]:
     """Measure every checkpoint; yields each with the number of records written.
 
@@ -196,7 +199,7 @@ def _rows_read(host: HostRows, step: int) -> np.ndarray:
     return read
 
 
-def _fields(found: Found, task: str, step: int) -> dict[str, Any]:
+def _fields(found: ReferenceRun, task: str, step: int) -> dict[str, Any]:
     """What a record says of a reference task; exposures are expected ones, not counted."""
     rates, geometry = found.rates(task), found.geometry
     return {
@@ -209,7 +212,7 @@ def _fields(found: Found, task: str, step: int) -> dict[str, Any]:
     } | {k: v for k, v in rates.items() if k.startswith(("rate", "task_tokens"))}
 
 
-def _counts(found: Found, task: str) -> Iterator[dict[str, Any]]:
+def _counts(found: ReferenceRun, task: str) -> Iterator[dict[str, Any]]:
     rates = found.rates(task)
     false = sum(p.statement.task == task and not p.statement.correct for p in found.scan.places)
     said = {k: rates[k] for k in ("num_scanned", "distinct", "documents")}
@@ -220,7 +223,7 @@ def _counts(found: Found, task: str) -> Iterator[dict[str, Any]]:
 
 
 def _items(
-    found: Found, task: str, host: HostRows, seen: np.ndarray, *, most: int, seed: int
+    found: ReferenceRun, task: str, host: HostRows, seen: np.ndarray, *, most: int, seed: int
 ) -> dict[str, list[Item]]:
     eos = found.subject.identity["plan"]["eos_token_id"]
     shared: dict[str, Any] = {"text": found.text, "eos_token_id": eos, "seed": seed}

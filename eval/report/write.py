@@ -99,10 +99,9 @@ def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[Run]]:
         if len(part)
     ]
     if not any((part.task != "").any() for part in tables):
-        raise ConfigError(
-            f"the records below {source.resolve()} hold no measurement of a task; let the run "
-            "reach its first evaluation, or evaluate its checkpoints"
-        )
+        rule = "hold no measurement of a task"
+        remedy = "let the run reach its first evaluation, or evaluate its checkpoints"
+        raise ConfigError(key=f"the records below {source.resolve()}", rule=rule, remedy=remedy)
     return pd.concat(tables, ignore_index=True), _mark_unfinished(runs)
 
 

@@ -44,10 +44,9 @@ def matched_frequency(
     metric = metric or loss_metric(frame)
     rows = _rows(frame, metric=metric, split=split, when=when)
     if rows.empty:
-        raise ConfigError(
-            f"records hold no {split} {metric!r} of a task with one gap all through; train a sweep "
-            "over bursts such as configs/confirm/matched_frequency.yaml"
-        )
+        rule = f"hold no {split} {metric!r} of a task with one gap all through"
+        remedy = "train a sweep over bursts such as configs/confirm/matched_frequency.yaml"
+        raise ConfigError(key="records", rule=rule, remedy=remedy)
     null = _rows(frame, metric="label_entropy", split=split, when="end").value.mean()
     table: list[dict[str, object]] = []
     for key, group in rows.groupby([*GROUP, "rung", "params"], sort=True):

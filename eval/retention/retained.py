@@ -98,10 +98,9 @@ def bursts(frame: pd.DataFrame, *, metric: str | None = None, gain_lag: int = 0)
     """
     metric = metric or loss_metric(frame)
     if "burst" not in frame or frame[frame.metric == f"{metric}_before"].empty:
-        raise ConfigError(
-            f"records hold no {metric} around bursts; add `retention: {{}}` to the callbacks of a "
-            "run whose task comes in bursts"
-        )
+        rule = f"hold no {metric} around bursts"
+        remedy = "add `retention: {}` to the callbacks of a run whose task comes in bursts"
+        raise ConfigError(key="records", rule=rule, remedy=remedy)
     key = [name for name in RUN if name in frame] + ["burst", "burst_step", "instances"]
     lags = frame[frame.metric == f"{metric}_lag"][[*key, "lag", "value"]]
     before = frame[frame.metric == f"{metric}_before"][[*key, "value"]]
@@ -153,10 +152,9 @@ def retention(
     last = frame.groupby("run").step.max()
     table = table[table.split == split].assign(last=table.run.map(last))
     if table.empty:
-        raise ConfigError(
-            f"records hold no bursts of the {split!r} split with lag {gain_lag}; the split is test "
-            "or train, and lag 0 is always there"
-        )
+        rule = f"hold no bursts of the {split!r} split with lag {gain_lag}"
+        remedy = "the split is test or train, and lag 0 is always there"
+        raise ConfigError(key="records", rule=rule, remedy=remedy)
     cell = [name for name in (*CELL, "variant", "gap", "subset") if name in table]
     rows: list[dict[str, object]] = []
     for key, group in table.groupby(cell, sort=True, dropna=False):
@@ -167,10 +165,9 @@ def retention(
         common |= {"controlled": controlled}
         rows += [common | row for row in _shares(chosen, controlled)]
     if not rows:
-        raise ConfigError(
-            f"records hold no burst after {SINCE:g} of a run's steps, and no control; let the runs "
-            "go on, or ask for earlier bursts"
-        )
+        rule = f"hold no burst after {SINCE:g} of a run's steps, and no control"
+        remedy = "let the runs go on, or ask for earlier bursts"
+        raise ConfigError(key="records", rule=rule, remedy=remedy)
     return pd.DataFrame(rows)
 
 

@@ -81,10 +81,9 @@ def measured_rows(frame: pd.DataFrame, *, metric: str, split: str) -> pd.DataFra
     measured = rows[(rows.metric == metric) & (rows.split == split)]
     if measured.empty:
         seen = sorted({f"{s} {m}" for s, m in zip(rows.split, rows.metric, strict=True)})
-        raise ConfigError(
-            f"records hold no {split} {metric!r} of a task, only {seen or 'no task rows at all'}; "
-            "run the accuracy measure, or ask for another metric or split"
-        )
+        rule = f"hold no {split} {metric!r} of a task, only {seen or 'no task rows at all'}"
+        remedy = "run the accuracy measure, or ask for another metric or split"
+        raise ConfigError(key="records", rule=rule, remedy=remedy)
     return measured
 
 
@@ -100,7 +99,8 @@ def _at_step(
     """The rows of each run at the step its rung is read at."""
     if isinstance(step, int):
         if not (measured.step == step).any():
-            raise ConfigError(f"no run was measured at step {step}, only at {_some(measured.step)}")
+            rule = f"must be one at which runs were measured: {_some(measured.step)}"
+            raise ConfigError(key="step", value=step, rule=rule)
         return rows[rows.step == step]
     rung = ["protocol", "family", "rung", "params"]
     run = [*rung, "run", "seed"]
@@ -124,10 +124,8 @@ def _cell(group: pd.DataFrame, metric: str, split: str) -> dict[str, object]:
     """Everything one cell says, from its rows of all metrics and splits at one step."""
     chosen = group[(group.metric == metric) & (group.split == split)]
     if several := _several(chosen, metric):
-        raise ConfigError(
-            f"{split} {metric!r} was measured at several values of {', '.join(several)}, which a "
-            "cell would average; choose one of them first"
-        )
+        rule = f"was measured at several values of {', '.join(several)}, which a cell would average"
+        raise ConfigError(key=f"{split} {metric!r}", rule=rule, remedy="choose one of them first")
     # A seed is one draw, however many runs or like tasks of a mixture it was measured in.
     fields = seed_fields(_per_seed(group, metric, split))
     n_seeds = int(chosen.seed.nunique())

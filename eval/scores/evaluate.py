@@ -131,10 +131,9 @@ def evaluate(
     sources = chosen_sources(paths, choice)
     outside = [source for source in sources if source.run is None]
     if outside and asked is None:
-        raise ConfigError(
-            f"{outside[0].path} is not in a run's folder, so that no plan says what to ask it; "
-            "name a run's folder or an experiment.yaml with --plan"
-        )
+        rule = "is not in a run's folder, so that no plan says what to ask it"
+        remedy = "name a run's folder or an experiment.yaml with --plan"
+        raise ConfigError(key=outside[0].path, rule=rule, remedy=remedy)
     runs = {run: _Run.load(run, choice) for run in sorted({s.run for s in sources if s.run})}
     for source in sources:
         if source.run is not None:
@@ -302,11 +301,10 @@ def _load_hf(path: Path, device: str) -> Any:
     try:
         return load_hf(path, device=device)
     except Exception as error:  # transformers' own, of many kinds
-        raise ConfigError(
-            f"{path} cannot be read by transformers as tensors alone (cut off, of another "
-            f"architecture, or it holds code, which is not run): {first_line(error)}; restore it "
-            "or save it again as safetensors"
-        ) from error
+        rule = "cannot be read by transformers as tensors alone (cut off, of another architecture, "
+        rule += f"or it holds code, which is not run): {first_line(error)}"
+        remedy = "restore it or save it again as safetensors"
+        raise ConfigError(key=path, rule=rule, remedy=remedy) from error
 
 
 def _outcome(one: tuple[Source, list[Task]], *, device: str) -> tuple[list[dict[str, Any]], str]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -49,26 +50,21 @@ CONFIGS = shipped("configs/theory")
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Parts:
     """What an experiment is made of; to add one: a file in theory/, a report, a line below."""
 
+    lab: ModuleType
+    """Of theory/lab, with `predictions` and `cells` of settings."""
+
     settings: type
-    predictions: Callable[[Any], list[Row]]
-    cells: Callable[[Any], list[Cell]]
     report: Callable[[Any, pd.DataFrame, pd.DataFrame], Result]
 
 
-EXPERIMENTS: dict[str, Experiment] = {
-    "phase": Experiment(phase.PhaseSettings, phase.predictions, phase.cells, report_phase),
-    "complexity": Experiment(
-        complexity.ComplexitySettings, complexity.predictions, complexity.cells, report_complexity
-    ),
-    "injection": Experiment(
-        injection.InjectionSettings, injection.predictions, injection.cells, report_injection
-    ),
-    "gradients": Experiment(
-        gradients.GradientSettings, gradients.predictions, gradients.cells, report_gradients
-    ),
+EXPERIMENTS: dict[str, Parts] = {
+    "phase": Parts(phase, phase.PhaseSettings, report_phase),
+    "complexity": Parts(complexity, complexity.ComplexitySettings, report_complexity),
+    "injection": Parts(injection, injection.InjectionSettings, report_injection),
+    "gradients": Parts(gradients, gradients.GradientSettings, report_gradients),
 }
 
 
@@ -76,12 +72,15 @@ def load_settings(name: str, path: Path | None, *, seeds: list[int] | None) -> A
     """The settings from an experiment's YAML; raises ConfigError naming file, key and remedy."""
     path = path or CONFIGS / f"{name}.yaml"
     if not path.is_file():
-        raise ConfigError(f"--config {path} is no file; the defaults are in {CONFIGS}")
+        remedy = f"the defaults are in {CONFIGS}"
+        raise ConfigError(key="--config", value=path, rule="must be a file", remedy=remedy)
     mapping = read_yaml(path) or {}
     if seeds is not None and isinstance(mapping, Mapping):
         mapping = {**mapping, "seeds": list(seeds)}
     try:
         return from_mapping(EXPERIMENTS[name].settings, mapping)
+    except ConfigError as error:
+        raise error.told_of(path) from None
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -119,8 +118,8 @@ def run_experiment(
     experiment = EXPERIMENTS[name]
     folder.mkdir(parents=True, exist_ok=True)
     origin = {"command": typed_command(), "commit": git_commit(), "settings": asdict(settings)}
-    predicted = write_predictions(folder, experiment.predictions(settings), origin)
-    cells = experiment.cells(settings)
+    predicted = write_predictions(folder, experiment.lab.predictions(settings), origin)
+    cells: list[Cell] = experiment.lab.cells(settings)
     whole = sum(cell.cost for cell in cells)
     there = sum(cell.cost for cell in cells if (folder / "cells" / cell.name).is_file())
     price = timedelta(seconds=round((whole - there) / jobs))
@@ -132,11 +131,9 @@ def run_experiment(
         with progress_bar(errors) as bar:
             bar(name, int(there), int(whole))
             rows = run_cells(
-                cells,
-                folder / "cells",
-                jobs=jobs,
+                cells, folder / "cells", jobs=jobs,
                 progress=lambda cell, done, total: bar(name, done, total),
-            )
+            )  # fmt: skip
     except FloatingPointError as error:
         raise ConfigError(str(error)) from None
     table = pd.DataFrame(rows)

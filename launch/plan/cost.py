@@ -42,7 +42,7 @@ def read_experiments(
     for path, given in _files(paths):
         experiment = loader.load(path, [*given, *overrides])
         if experiment.train.distributed_strategy is None:
-            raise ConfigError(f"{path}: train.distributed_strategy must be ddp or fsdp")
+            raise ConfigError(key=f"{path}: train.distributed_strategy", rule="must be ddp or fsdp")
         found.append(experiment)
     return found
 
@@ -52,7 +52,8 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
         if path.is_dir():
             inside = [file for file in path.glob("*.yaml") if not is_sweep(file)]
             if not inside:
-                raise ConfigError(f"{path} holds no experiment *.yaml; name files or their folder")
+                rule = "holds no experiment *.yaml"
+                raise ConfigError(key=path, rule=rule, remedy="name files or their folder")
             for file in sorted(inside, key=_size):
                 yield file, []
         elif is_sweep(path):
@@ -63,14 +64,10 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
             yield path, []
 
 
-def _read(path: Path) -> dict[str, Any]:
-    raw = read_yaml(path) if path.is_file() else None
-    return raw if isinstance(raw, dict) else {}
-
-
 def _size(path: Path) -> tuple[int, int, str]:
     """Smaller models first, as far as the file says."""
-    model = (_read(path).get("train") or {}).get("model") or {}
+    read = read_yaml(path) if path.is_file() else None
+    model = ((read if isinstance(read, dict) else {}).get("train") or {}).get("model") or {}
     return int(model.get("d_model") or 0), int(model.get("n_layers") or 0), path.name
 
 
@@ -100,28 +97,14 @@ def _run_table(rows: Sequence[Row]) -> Table:
     table = new_table("rung", numbers=titles)
     for row in rows:
         cost, runs = row.cost, row.num_runs
-        table.add_row(
-            row.rung,
-            f"{runs:,}",
-            count(cost.num_params),
-            f"{row.num_steps:,}",
-            count(cost.num_tokens),
-            f"{cost.flops:.3g}",
-            number(cost.hours),
-            number(cost.gpu_hours * runs),
-        )
+        counts = (f"{runs:,}", count(cost.num_params), f"{row.num_steps:,}", count(cost.num_tokens))
+        hours = (number(cost.hours), number(cost.gpu_hours * runs))
+        table.add_row(row.rung, *counts, f"{cost.flops:.3g}", *hours)
     if len(rows) > 1:
         table.add_section()
         sums = totals(rows)
-        table.add_row(
-            "all",
-            f"{sums['runs']:,}",
-            *("", ""),
-            count(sums["tokens"]),
-            f"{sums['flops']:.3g}",
-            "",
-            number(sums["gpu_hours"]),
-        )
+        counts = (f"{sums['runs']:,}", "", "", count(sums["tokens"]))
+        table.add_row("all", *counts, f"{sums['flops']:.3g}", "", number(sums["gpu_hours"]))
     return table
 
 
@@ -129,15 +112,9 @@ def _needs_table(rows: Sequence[Row]) -> Table:
     numbers = ("rows", "GPU memory", "checkpoint", "kept", "storage")
     table = new_table("rung", "strategy", numbers=numbers)
     for row in rows:
-        table.add_row(
-            row.rung,
-            row.strategy,
-            str(row.cost.microbatch),
-            size(row.cost.memory.total),
-            size(row.checkpoint),
-            f"{row.num_checkpoints:,}",
-            size(row.storage * row.num_runs),
-        )
+        needs = (str(row.cost.microbatch), size(row.cost.memory.total), size(row.checkpoint))
+        kept = (f"{row.num_checkpoints:,}", size(row.storage * row.num_runs))
+        table.add_row(row.rung, row.strategy, *needs, *kept)
     if len(rows) > 1:
         table.add_section()
         sums = totals(rows)

@@ -73,9 +73,11 @@ def prepare(
         from data_injection.corpus.closed import prepare_closed
 
         if len(sources) > 1 or max_tokens is None:
-            raise ConfigError("closed:CORPUS stands alone, and --max-tokens says how much of it")
+            rule = "stands alone, and --max-tokens says how much of it"
+            raise ConfigError(key="closed:CORPUS", rule=rule)
         if not (source := sources[0].removeprefix("closed:")):
-            raise ConfigError("closed:CORPUS needs the folder of a corpus, got 'closed:'")
+            rule = "needs the folder of a corpus, got 'closed:'"
+            raise ConfigError(key="closed:CORPUS", rule=rule)
         manifest = prepare_closed(source, out, num_tokens=max_tokens)
     elif kind == "facts":
         manifest = _prepare_facts(sources, out, tokenizer, max_tokens)
@@ -151,7 +153,8 @@ def plan(
         from launch.plan.cost import plan_cost
 
         if export is not None:
-            raise ConfigError("--export writes the rows of one experiment's plan; leave out --cost")
+            rule = "writes the rows of one experiment's plan"
+            raise ConfigError(key="--export", rule=rule, remedy="leave out --cost")
         gpus = 8 if gpus is None else gpus
         plan_cost(
             experiments, override or [], gpus=gpus, **device, json_path=json, console=tables(json)
@@ -160,7 +163,8 @@ def plan(
     if not scan:
         refuse_idle(context, ("scan_tokens",), "with --no-scan")
     if len(experiments) != 1:
-        raise ConfigError(f"plan takes one experiment, got {len(experiments)}; --cost takes more")
+        rule = f"takes one experiment, got {len(experiments)}"
+        raise ConfigError(key="plan", rule=rule, remedy="--cost takes more")
     with at_work("starting"):
         from eval.text import check_target
         from launch.json_file import write_json

@@ -61,7 +61,9 @@ def advise(
 
     Raises ConfigError or FileNotFoundError, with what to do, where the records hold no surface.
     """
+    from eval.advice.figure import thresholds
     from eval.commit import git_commit
+    from eval.figures.style import png
 
     if question.frequency is None and question.size is None:
         raise ConfigError("give --frequency, --size or both; there is nothing to advise on")
@@ -87,24 +89,9 @@ def advise(
     if left_out:
         more = "; ..." if len(left_out) > 1 else ""
         say(console, f"({len(left_out)} other groups of tasks left out: {left_out[0]}{more})")
-    _write(source, out, as_json, found, told, console)
-
-
-def _write(
-    source: Path,
-    out: Path | None,
-    as_json: Path | None,
-    found: list[Group],
-    told: dict[str, Any],
-    console: Console,
-) -> None:
-    from eval.advice.figure import thresholds
-    from eval.figures.style import png
-
     folder = out or (source if source.is_dir() else source.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = replace_file(folder / "advice.png", png(thresholds(found, told)))
-    say(console, str(drawn))
+    say(console, str(replace_file(folder / "advice.png", png(thresholds(found, told)))))
     if as_json is not None:
         say(console, str(write_json(as_json, told)))
 
@@ -120,13 +107,11 @@ def answer(group: Group, question: Question) -> None:
     if question.frequency is not None:
         frequency = float(parse_rate(question.frequency, key="--frequency"))
         if frequency == 0:
-            raise ConfigError("--frequency must be above 0; a task that never comes is not learned")
+            rule = "must be above 0: a task that never comes is not learned"
+            raise ConfigError(key="--frequency", rule=rule)
     fixed = _fixed(group, question)
-    group.asked = {
-        name: value
-        for name, value in (("params", size), ("frequency", frequency))
-        if value is not None
-    } | fixed
+    asked = {"params": size, "frequency": frequency}
+    group.asked = {name: value for name, value in asked.items() if value is not None} | fixed
     group.lines.append(_head(group, question))
     if size is not None and "frequency" not in surface.covariates:
         group.lines.append("  f*(N) is not said: the records have one frequency only")
@@ -150,9 +135,8 @@ def _fixed(group: Group, question: Question) -> dict[str, float]:
     if "gap" in group.surface.covariates:
         fixed["gap"] = question.gap or group.surface.ranges["gap"][1]
     elif question.gap is not None:
-        group.note = "; ".join(
-            filter(None, [group.note, "--gap has no effect: each frequency was measured at one"])
-        )
+        idle = "--gap has no effect: each frequency was measured at one"
+        group.note = f"{group.note}; {idle}" if group.note else idle
     if question.bits is not None:
         fixed["bits"] = question.bits
     return fixed
@@ -225,7 +209,7 @@ def _unsaid(group: Group, found: Threshold, words: Mapping[str, str], edge: str)
     """What is said in place of a number inside the data, with the reason."""
     if not (found.near or found.beyond):
         return f"no advice: {found.reason}"
-    end = _one_end(group, found) if found.near else ""
+    end = _interval(group, found) if found.near else ""
     case = f"near {found.near}" if found.near else f"beyond {found.beyond}"
     if not found.near and not 0 < group.surface.num_learned < group.surface.num_cells:
         # No cell was learned, or every one: then what was measured is all that is said.
@@ -284,27 +268,17 @@ def _rate(group: Group, value: float) -> str:
 
 
 def _interval(group: Group, found: Threshold) -> str:
-    """The interval in words; an end outside the data is said as such, not as a number."""
-    if math.isnan(found.low):
-        return f", provisional: {found.reason}"
+    """The interval in words; an end outside the data is said as such, not as a number, and of one
+    about a line beyond the data there is the end on the data's side alone."""
     write = count if found.of == "params" else number
     low_edge, high_edge = group.surface.ranges[found.of]
     low = write(found.low) if found.low >= low_edge else f"below {write(low_edge)}"
     high = write(found.high) if found.high <= high_edge else f"above {write(high_edge)}"
-    return f", 95% [{low}, {high}]"
-
-
-def _one_end(group: Group, found: Threshold) -> str:
-    """The interval's end on the data's side, where the other is outside the data."""
     if math.isnan(found.low) and math.isnan(found.high):
-        return ""
-    write = count if found.of == "params" else number
-    low_edge, high_edge = group.surface.ranges[found.of]
-    if found.near == "above":
-        said = write(found.low) if found.low >= low_edge else f"below {write(low_edge)}"
-        return f", 95% from {said} on"
-    said = write(found.high) if found.high <= high_edge else f"above {write(high_edge)}"
-    return f", 95% up to {said}"
+        return "" if found.near else f", provisional: {found.reason}"
+    if found.near:
+        return f", 95% from {low} on" if found.near == "above" else f", 95% up to {high}"
+    return f", 95% [{low}, {high}]"
 
 
 def _told(found: Threshold) -> dict[str, Any]:

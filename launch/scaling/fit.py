@@ -30,7 +30,7 @@ from launch.terminal import progress_bar, say, typed_command
 from theory.scaling.fit import Fit, fit_law
 from theory.scaling.frontier import Frontier, fit_frontier
 from theory.scaling.law import CONSTANTS, PAPER_GAMMA
-from theory.scaling.learnability import Estimate, Learnability, learnability
+from theory.scaling.learnability import LawEstimate, Learnability, learnability
 from theory.scaling.runs import Runs
 
 
@@ -183,12 +183,12 @@ def _residuals(fitted: Fit) -> pd.DataFrame:
 
 
 def _flat(items: Iterable[Any]) -> pd.DataFrame:
-    """One row each; an Estimate becomes three columns."""
+    """One row each; an estimate becomes three columns."""
     rows = []
     for item in items:
         row: dict[str, Any] = {}
         for name, value in vars(item).items():
-            if isinstance(value, Estimate):
+            if isinstance(value, LawEstimate):
                 row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
             else:
                 row[name] = "; ".join(value) if isinstance(value, tuple) else value

@@ -88,9 +88,10 @@ def mixture(
         table = learned_by_rung(plan)
         where = rung or min(plan.rungs, key=lambda one: one.params).name
         ways = ways_in(plan, target=target, rung=where) if target is not None else None
+    except ConfigError as error:
+        raise error.told_of(path) from None
     except ValueError as error:
-        said = str(error)
-        raise ConfigError(said if said.startswith(f"{path}") else f"{path}: {said}") from None
+        raise ConfigError(f"{path}: {error}") from None
     _show(plan, console)
     if ways is not None and target is not None:
         _show_ways(plan, ways, target, where, console)
@@ -114,10 +115,10 @@ def load_plan(path: Path) -> MixturePlan:
     """The plan of a YAML file. Raises ConfigError or ValueError with key, value and remedy."""
     read = read_yaml(path)
     if not isinstance(read, dict):
-        raise ConfigError(f"{path} must hold keys with values: tasks, rungs, host, ...")
+        raise ConfigError(key=path, rule="must hold keys with values: tasks, rungs, host, ...")
     rungs, tasks = read.get("rungs"), read.get("tasks")
     if not isinstance(rungs, list) or not isinstance(tasks, list):
-        raise ConfigError(f"{path} must hold the lists `tasks` and `rungs`")
+        raise ConfigError(key=path, rule="must hold the lists `tasks` and `rungs`")
     for key in ("tokens", "features_per_d_model", "eta"):
         if isinstance(read.get(key), str):  # YAML reads 1e9 as text
             read[key] = float(parse_rate(read[key], key=key))
@@ -133,17 +134,17 @@ def load_plan(path: Path) -> MixturePlan:
 
 def _lacks_none(given: Any, where: str, needed: tuple[str, ...]) -> None:
     if isinstance(given, dict) and (missing := [key for key in needed if key not in given]):
-        raise ConfigError(f"{where} lacks {', '.join(missing)}; there is no default for it")
+        rule = f"lacks {', '.join(missing)}"
+        raise ConfigError(key=where, rule=rule, remedy="there is no default for it")
 
 
 def _rung(given: Any) -> Any:
     if not isinstance(given, str):
         return given
     if given not in LADDER:
-        raise ConfigError(
-            f"rungs: {given!r} is no rung of the ladder ({', '.join(LADDER)}); give name, d_model "
-            "and params"
-        )
+        rule = f"is no rung of the ladder ({', '.join(LADDER)})"
+        remedy = "give name, d_model and params"
+        raise ConfigError(key=f"rungs: {given!r}", rule=rule, remedy=remedy)
     d_model, params = LADDER[given]
     return {"name": given, "d_model": d_model, "params": params}
 
@@ -169,16 +170,16 @@ def calibrate(plan: MixturePlan, sweep: Path, question: Question) -> list[Calibr
     groups, _ = load_groups(sweep, replace(question, unit="per_token"))
     if len(groups) > 1:
         names = "; ".join(f"{group.family}, {group.protocol}" for group in groups)
-        raise ConfigError(
-            f"--calibrate needs one family; choose by --family and --protocol: {names}"
-        )
+        rule = "needs one family"
+        remedy = f"choose by --family and --protocol: {names}"
+        raise ConfigError(key="--calibrate", rule=rule, remedy=remedy)
     (group,) = groups
     if set(group.surface.covariates) != {"params", "frequency"}:
-        raise ConfigError("--calibrate needs a sweep over size and frequency alone")
+        raise ConfigError(key="--calibrate", rule="needs a sweep over size and frequency alone")
     d_models = {rung.name: rung.d_model for rung in plan.rungs}
     sizes = group.rows[["rung", "params"]].drop_duplicates().sort_values("params")
     if missing := [name for name in sizes.rung if name not in d_models]:
-        raise ConfigError(f"rungs: the sweep's {', '.join(missing)} must be among them")
+        raise ConfigError(key=f"rungs: the sweep's {', '.join(missing)}", rule="must be among them")
     log_params = np.log(sizes.params.to_numpy(float))
     log_d = np.log([d_models[name] for name in sizes.rung])
 
@@ -203,7 +204,8 @@ def calibrate(plan: MixturePlan, sweep: Path, question: Question) -> list[Calibr
         found.append(one)
     if all(math.isnan(one.factor) for one in found):
         reasons = "; ".join(f"{one.task}: {one.reason}" for one in found)
-        raise ConfigError(f"--calibrate: the sweep has a line for none of the tasks: {reasons}")
+        rule = f"has a line for none of the tasks: {reasons}"
+        raise ConfigError(key="--calibrate: the sweep", rule=rule)
     return found
 
 

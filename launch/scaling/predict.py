@@ -148,7 +148,9 @@ def predicted(cell: tuple[Any, ...], pairs: list[dict[str, Any]], ceiling: float
     key = dict(zip(CELL, cell, strict=True))
     start, stop, rate = (pairs[0][name] for name in ("start", "stop", "rate"))
     if len({(one["start"], one["stop"], one["rate"]) for one in pairs}) > 1:
-        raise ConfigError(f"{key['rung']}: the seeds' bursts differ; predict from one sweep")
+        what = f"the bursts of {key['rung']}"
+        rule = "must be the same for all seeds"
+        raise ConfigError(key=what, rule=rule, remedy="predict from one sweep")
     table = pd.DataFrame({one["seed"]: one["scores"] - one["twin"] for one in pairs}).dropna()
     table = table[(table.index > start) & (table.index < min(one["last"] for one in pairs))]
     if stop not in table.index or not (table.index > stop).any():

@@ -17,7 +17,7 @@ from launch.terminal import say
 from theory.scaling.fit import FAR, Fit
 from theory.scaling.frontier import Frontier
 from theory.scaling.law import CONSTANTS, PAPER_GAMMA
-from theory.scaling.learnability import Estimate, Learnability
+from theory.scaling.learnability import LawEstimate, Learnability
 
 MARK = "*"
 MOST_SIZES = 12
@@ -93,10 +93,10 @@ def _frontier_table(frontier: Frontier) -> Table:
     for name, letter in (("params", "N"), ("compute", "C")):
         for what, laws in (("floor + K", frontier.with_floor), ("K", frontier.without_floor)):
             law = laws[name]
-            exponent = Estimate(law.exponent, *law.exponent_interval)
+            exponent = LawEstimate(law.exponent, *law.exponent_interval)
             floor = f"{law.floor:.3g}" if what != "K" else "-"
             table.add_row(f"L = {what} {letter}^-g", *_cells(exponent), floor)
-    slope = Estimate(frontier.size_exponent, *frontier.size_exponent_interval)
+    slope = LawEstimate(frontier.size_exponent, *frontier.size_exponent_interval)
     table.add_row("N = K C^g", *_cells(slope), "-")
     return table
 
@@ -131,19 +131,19 @@ def _show_answers(answers: Learnability, console: Console) -> None:
         console.print(f"[yellow]{MARK} outside the data:[/] {said}", highlight=False)
 
 
-def estimate(fitted: Fit, name: str) -> Estimate:
-    return Estimate(float(getattr(fitted.law, name)), *fitted.interval(name))
+def estimate(fitted: Fit, name: str) -> LawEstimate:
+    return LawEstimate(float(getattr(fitted.law, name)), *fitted.interval(name))
 
 
 def _span(values: Any) -> str:
     return f"{count(values.min())} to {count(values.max())}"
 
 
-def _cells(one: Estimate) -> tuple[str, str]:
+def _cells(one: LawEstimate) -> tuple[str, str]:
     return _short(one.value), f"{_short(one.low)} to {_short(one.high)}"
 
 
-def _text(one: Estimate) -> str:
+def _text(one: LawEstimate) -> str:
     return f"{_short(one.value)} [{_short(one.low)}, {_short(one.high)}]"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from data_injection.reference.grammar import TASKS
-from eval.reference.evaluate import Found, evaluate_reference, find_reference
+from eval.reference.evaluate import ReferenceRun, evaluate_reference, find_reference
 from eval.reference.tasks import natural_rates
 from eval.run import run_folders
 from eval.text import check_target, new_table, number, print_table
@@ -50,7 +50,7 @@ def reference(
             console.print(f"{folder.name} step {checkpoint.step}: {done}")
 
 
-def show_frequencies(found: Found, console: Console) -> list[dict[str, Any]]:
+def show_frequencies(found: ReferenceRun, console: Console) -> list[dict[str, Any]]:
     """The frequency of either task in all units, and what is commonest; returns the rows."""
     rows: list[dict[str, Any]] = []
     scan, geometry = found.scan, found.geometry

@@ -25,8 +25,12 @@ _TIMES = (
     re.compile(r"(?P<d>\d+)-(?P<h>\d+)(?::(?P<m>[0-5]?\d)(?::(?P<s>[0-5]?\d))?)?", re.ASCII),
 )
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_WORD = re.compile(r"[A-Za-z0-9_.,:@+/=-]+")
-_MEMORY = re.compile(r"\d+[KMGT]?")
+_FORMS = (
+    (("partition", "account", "qos", "gpu_type", "prepare_partition"), r"[A-Za-z0-9_.,:@+/=-]+",
+     "must be letters, digits and _.,:@+/=-, as the cluster names it"),
+    (("memory", "prepare_memory"), r"\d+[KMGT]?", "must be like 900G, or 0 for all of a node"),
+    (("gpu_option",), "gpus-per-node|gres", "must be gpus-per-node or gres"),
+)  # fmt: skip
 _ONE_LINE = "must have no control characters"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -104,19 +108,11 @@ class Site:
     def __post_init__(self) -> None:
         for key in ("time", "prepare_time"):
             parse_time(getattr(self, key), key=key)
-        for key in ("partition", "account", "qos", "gpu_type", "prepare_partition"):
-            value = getattr(self, key)
-            if value is not None and not _WORD.fullmatch(value):
-                rule = "must be letters, digits and _.,:@+/=-, as the cluster names it"
-                raise ConfigError(key=key, value=value, rule=rule)
-        for key in ("memory", "prepare_memory"):
-            value = getattr(self, key)
-            if value is not None and not _MEMORY.fullmatch(value):
-                rule = "must be like 900G, or 0 for all of a node"
-                raise ConfigError(key=key, value=value, rule=rule)
-        if self.gpu_option not in ("gpus-per-node", "gres"):
-            rule = "must be gpus-per-node or gres"
-            raise ConfigError(key="gpu_option", value=self.gpu_option, rule=rule)
+        for keys, form, rule in _FORMS:
+            for key in keys:
+                value = getattr(self, key)
+                if value is not None and not re.fullmatch(form, value):
+                    raise ConfigError(key=key, value=value, rule=rule)
         self._check_numbers()
         self._check_lists()
 

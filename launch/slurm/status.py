@@ -95,7 +95,8 @@ def find_status(sources: Sequence[Path]) -> tuple[list[Status], str]:
         if not source.is_dir():
             raise FileNotFoundError(f"no folder {source}")
         if not (found := _run_folders(source)):
-            raise ConfigError(f"{source} holds no run: no {RUN}, no logs/{EVENTS_FILE} below it")
+            rule = f"holds no run: no {RUN}, no logs/{EVENTS_FILE} below it"
+            raise ConfigError(key=source, rule=rule)
         # A run that is given by its own name and by a link to it is one run.
         seen = {folder.resolve() for folder in folders}
         folders += [folder for folder in found if folder.resolve() not in seen]

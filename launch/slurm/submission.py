@@ -42,10 +42,9 @@ def plan_submission(
         raise FileNotFoundError(f"no experiment or sweep file {source}")
     if not is_sweep(source):
         if out is not None:
-            raise ConfigError(
-                "--out is for sweeps; a run goes to its train.save_folder: "
-                f"-o train.save_folder={out}"
-            )
+            rule = "is for sweeps"
+            remedy = f"a run goes to its train.save_folder: -o train.save_folder={out}"
+            raise ConfigError(key="--out", rule=rule, remedy=remedy)
         run = with_corpus(Planner(corpus_comes_later=corpus_comes_later).run(source, overrides))
         return Plan(run.name, run.folder / "logs", {1: run}, is_sweep=False)
     sweep = load_sweep(source)

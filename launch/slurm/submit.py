@@ -110,15 +110,15 @@ def _check_ranks(site: Site, run: Run) -> None:
     train = run.experiment.train
     ranks, batch = site.nodes * site.ranks, train.global_train_batch_size
     if batch % ranks:
+        rule = f"is {ranks}, which does not divide train.global_train_batch_size {batch}"
+        remedy = "choose other numbers of them"
         raise ConfigError(
-            f"run {run.name}: nodes x ranks of the site profile is {ranks}, which does not divide "
-            f"train.global_train_batch_size {batch}; choose other numbers of them"
+            key=f"run {run.name}: nodes x ranks of the site profile", rule=rule, remedy=remedy
         )
     if site.gpus_per_node == 0 and train.precision != "fp32":
-        raise ConfigError(
-            f"run {run.name}: train.precision is {train.precision} but the site profile asks for "
-            "no GPU; set gpus_per_node, or -o train.precision=fp32"
-        )
+        rule = f"is {train.precision} but the site profile asks for no GPU"
+        remedy = "set gpus_per_node, or -o train.precision=fp32"
+        raise ConfigError(key=f"run {run.name}: train.precision", rule=rule, remedy=remedy)
 
 
 def _open_tasks(plan: Plan, console: Console, *, dry_run: bool) -> dict[int, Run]:
@@ -173,13 +173,13 @@ def _prepare_words(prepare: str | None) -> list[str] | None:
     try:
         words = shlex.split(prepare)
     except ValueError as error:
-        raise ConfigError(f"--prepare {prepare!r} is not a command line: {error}") from None
+        rule = f"must be a command line ({error})"
+        raise ConfigError(key="--prepare", value=prepare, rule=rule) from None
     if not words or any(word == "--out" or word.startswith("--out=") for word in words):
-        raise ConfigError(
-            "--prepare takes the words of `olmo-ext prepare` without --out, for example "
-            "--prepare \"'TEXT/*.json.gz' --tokenizer dolma2\"; the corpus goes where the runs "
-            f"look for it. Got {prepare!r}"
-        )
+        rule = "takes the words of `olmo-ext prepare` without --out, for example --prepare "
+        rule += """"'TEXT/*.json.gz' --tokenizer dolma2\""""
+        remedy = "the corpus goes where the runs look for it"
+        raise ConfigError(key="--prepare", value=prepare, rule=rule, remedy=remedy)
     return words
 
 
@@ -248,7 +248,7 @@ def _sbatch(script: Path, needed: str | None) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip() or f"status {done.returncode}"
-        raise ConfigError(f"{shlex.join(command)} was refused: {said}")
+        raise ConfigError(key=shlex.join(command), rule=f"was refused: {said}")
     return done.stdout.strip().split(";")[0]  # with a cluster's name behind it
 
 

@@ -74,9 +74,9 @@ def torchrun_command(
         remedy = "give one of the nodes and a free port, for example node01:29400"
         raise ConfigError(key=f"--nnodes {nnodes}", rule=rule, remedy=remedy)
     if nnodes == 1 and (rdzv_endpoint is not None or rdzv_id is not None):
-        raise ConfigError(
-            "--rdzv-endpoint and --rdzv-id are for several nodes; leave them out or set --nnodes"
-        )
+        rule = "are for several nodes"
+        remedy = "leave them out or set --nnodes"
+        raise ConfigError(key="--rdzv-endpoint and --rdzv-id", rule=rule, remedy=remedy)
     if not _MODULE.fullmatch(driver):
         rule = "must be a module that Python can run with -m"
         remedy = "for example mypkg.driver, with its folder on PYTHONPATH"
@@ -116,10 +116,9 @@ def check_world(config: Path, overrides: Sequence[str], *, world_size: int) -> N
     batch = load_experiment(config, list(overrides)).train.global_train_batch_size
     if world_size > 0 and batch % world_size:
         fitting = max(n for n in range(1, min(world_size, batch) + 1) if batch % n == 0)
-        raise ConfigError(
-            f"--nproc x --nnodes is {world_size} ranks, which do not divide "
-            f"train.global_train_batch_size {batch}; the next smaller number that does is {fitting}"
-        )
+        rule = f"is {world_size} ranks, which do not divide train.global_train_batch_size {batch}"
+        remedy = f"the next smaller number that does is {fitting}"
+        raise ConfigError(key="--nproc x --nnodes", rule=rule, remedy=remedy)
 
 
 def launch_torchrun(

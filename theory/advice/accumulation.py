@@ -31,7 +31,7 @@ LEAST, MOST = 1e-8, 1.0
 
 
 @dataclass(frozen=True)
-class Found:
+class Quantity:
     """A value with its 95% interval (NaN for fewer than two seeds)."""
 
     value: float
@@ -43,13 +43,13 @@ class Found:
 class Balance:
     """What a burst and its twin say of a size in its host."""
 
-    gain: Found
+    gain: Quantity
     """g, an instance at a rate of one a step."""
 
-    forgetting: Found
+    forgetting: Quantity
     """lambda, a step."""
 
-    threshold: Found
+    threshold: Quantity
     """rate*, instances a step; a value at which the score settles at LEARNED."""
 
     below: float
@@ -139,7 +139,7 @@ def balance(
 
     whole, n = fitted(seeds), len(seeds)
     if n < 2:
-        g, lam, rate_star = (Found(float(value), math.nan, math.nan) for value in whole)
+        g, lam, rate_star = (Quantity(float(value), math.nan, math.nan) for value in whole)
         return Balance(g, lam, rate_star, rests(seeds))
     from scipy.stats import t
 
@@ -148,7 +148,7 @@ def balance(
     pseudo = n * whole - (n - 1) * left_out
     half = t.ppf(0.975, n - 1) * pseudo.std(axis=0, ddof=1) / math.sqrt(n)
     g, lam, rate_star = (
-        Found(float(value), max(float(value - by), 0.0), float(value + by))
+        Quantity(float(value), max(float(value - by), 0.0), float(value + by))
         for value, by in zip(whole, half, strict=True)
     )
     return Balance(g, lam, rate_star, rests(seeds))

@@ -50,7 +50,7 @@ class PlannedTask:
 
 
 @dataclass(frozen=True)
-class Host:
+class HostText:
     """The text that takes what the tasks leave: one or more common tasks of power-law spectrum."""
 
     exponent: float
@@ -81,7 +81,7 @@ class MixturePlan:
 
     tasks: tuple[PlannedTask, ...]
     rungs: tuple[Rung, ...]
-    host: Host | None = None
+    host: HostText | None = None
     features_per_d_model: float | None = None
     """Room for features, per unit of d_model. No default: the theory does not say it."""
 
@@ -122,12 +122,12 @@ class MixturePlan:
         return given(np.array(frequencies) / math.fsum(frequencies), [list(s) for s in spectra])
 
     def task(self, name: str) -> PlannedTask:
-        if (found := {task.name: task for task in self.tasks}).get(name) is None:
+        if name not in (found := {task.name: task for task in self.tasks}):
             raise ValueError(f"target {name!r} is no task; the tasks are {', '.join(found)}")
         return found[name]
 
     def rung(self, name: str) -> Rung:
-        if (found := {rung.name: rung for rung in self.rungs}).get(name) is None:
+        if name not in (found := {rung.name: rung for rung in self.rungs}):
             raise ValueError(f"rung {name!r} is not in rungs; there are {', '.join(found)}")
         return found[name]
 
@@ -168,10 +168,8 @@ def _power_law(num: int, exponent: float) -> np.ndarray:
 def _check(plan: MixturePlan) -> None:
     if not plan.tasks or not plan.rungs:
         raise ValueError("tasks and rungs must hold at least one each")
-    for what, names in (
-        ("tasks", [task.name for task in plan.tasks]),
-        ("rungs", [rung.name for rung in plan.rungs]),
-    ):
+    for what in ("tasks", "rungs"):
+        names = [one.name for one in getattr(plan, what)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{what}: the name {twice[0]!r} comes twice; names tell them apart")
     for index, task in enumerate(plan.tasks):

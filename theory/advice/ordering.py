@@ -36,7 +36,7 @@ DRAWS = 4000
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Ordering:
     """Two predictors of one outcome, by rank."""
 
     rho_theory: float
@@ -103,7 +103,7 @@ def compare(
     *,
     draws: int = DRAWS,
     seed: int = 0,
-) -> Comparison:
+) -> Ordering:
     """The two rank correlations, and the permutation interval of their difference.
 
     All (rows,). If the two predictors are equally good, which of them is called the theory does not
@@ -132,7 +132,7 @@ def compare(
     # Either order is as likely as the other, so the null is symmetric by construction.
     high = float(np.quantile(np.abs(null), 0.95))
     as_large = int((np.abs(null) >= abs(difference) - 1e-12).sum())
-    return Comparison(
+    return Ordering(
         rho_theory=rho[0],
         rho_baseline=rho[1],
         difference=difference,

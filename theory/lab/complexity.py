@@ -86,14 +86,8 @@ def predictions(settings: ComplexitySettings) -> list[Row]:
             half, first = width_for_share(mixture), critical_widths(mixture)[:, 0]
             kept = retained_signal(mixture, settings.joint_width)
             fields = {"experiment": "complexity", "seed": seed, "gap": gap}
-            rows += rows_by(
-                "task",
-                mixture.numbers,
-                fields,
-                half_width=half,
-                critical_width=first,
-                retained=kept,
-            )
+            widths = {"half_width": half, "critical_width": first}
+            rows += rows_by("task", mixture.numbers, fields, **widths, retained=kept)
     return rows
 
 

@@ -147,15 +147,13 @@ def run_trace(
     mixture = PowerLaw(**power_law).mixture()
     phases = bursts(mixture, task - 1, gap=gap, cycles=cycles)
     students = _students(mixture, phases, width, seeds, rate, batch_size)
-    fields = {"experiment": "injection", "part": "trace", "width": width, "gap": gap}
     length = burst_length(mixture, task - 1, gap)
-    fields["burst"] = length
+    fields = {"experiment": "injection", "part": "trace", "width": width, "gap": gap}
     rows: list[Row] = []
     for step, cycle, lag in read_steps(gap=gap, length=length, cycles=cycles):
         students.run(step - students.step)
-        rows += _read(
-            students, mixture, task - 1, {**fields, "step": step, "cycle": cycle, "lag": lag}
-        )
+        own = {**fields, "burst": length, "step": step, "cycle": cycle, "lag": lag}
+        rows += _read(students, mixture, task - 1, own)
     return rows
 
 

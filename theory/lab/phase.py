@@ -151,17 +151,9 @@ def sampled_groups(
 
 
 def run_joint(
-    *,
-    mixture: str,
-    power_law: dict[str, Any],
-    trainer: str,
-    mode: Any,
-    rate: float,
-    batch_size: int,
-    seeds: Sequence[int],
-    width: int,
-    steps: int,
-) -> list[Row]:
+    *, mixture: str, power_law: dict[str, Any], trainer: str, mode: Any, rate: float,
+    batch_size: int, seeds: Sequence[int], width: int, steps: int,
+) -> list[Row]:  # fmt: skip
     """Joint SGD at one width, all seeds."""
     from theory.lab.measures import leverage, population_loss
     from theory.lab.student import JointStudents
@@ -175,26 +167,17 @@ def run_joint(
     students.run(steps)
     losses = population_loss(students.U_EDN, students.V_EFN, made)
     spanned = leverage(students.U_EDN, made.num_features)
+    fields = {"experiment": "phase", "mixture": mixture, "trainer": trainer, "width": width}
     rows: list[Row] = []
     for seed, loss, of_seed in zip(seeds, losses, spanned, strict=True):
-        fields = {"experiment": "phase", "mixture": mixture, "trainer": trainer, "width": width}
-        fields |= {"seed": seed, "step": steps}
-        rows.append({**fields, "metric": "loss", "value": float(loss)})
-        rows += task_rows(fields, made, of_seed)
+        rows += _student_rows(fields | {"seed": seed, "step": steps}, made, loss, of_seed)
     return rows
 
 
 def run_orthogonal(
-    *,
-    mixture: str,
-    power_law: dict[str, Any],
-    trainer: str,
-    rate: float,
-    batch_size: int,
-    seeds: Sequence[int],
-    widths: Sequence[int],
-    steps: int,
-) -> list[Row]:
+    *, mixture: str, power_law: dict[str, Any], trainer: str, rate: float, batch_size: int,
+    seeds: Sequence[int], widths: Sequence[int], steps: int,
+) -> list[Row]:  # fmt: skip
     """Orthogonal iteration, all widths of a seed in one run."""
     from theory.lab.orthogonal import orthogonal_iteration
     from theory.stream import steady
@@ -208,19 +191,18 @@ def run_orthogonal(
         )  # fmt: skip
         for width in widths:
             fields = {"experiment": "phase", "mixture": mixture, "trainer": trainer, "width": width}
-            fields |= {"seed": seed, "step": steps}
             of_width = spanned[:, width - 1]
-            loss = float((made.utilities.ravel() * (1 - of_width)).sum())
-            rows.append({**fields, "metric": "loss", "value": loss})
-            rows += task_rows(fields, made, of_width)
+            loss = (made.utilities.ravel() * (1 - of_width)).sum()
+            rows += _student_rows(fields | {"seed": seed, "step": steps}, made, loss, of_width)
     return rows
 
 
-def task_rows(fields: Row, mixture: Mixture, leverage_F: Floats) -> list[Row]:
-    """Two rows a task: the leverage of its leading feature, and its retained signal."""
+def _student_rows(fields: Row, mixture: Mixture, loss: float, leverage_F: Floats) -> list[Row]:
+    """The loss, and two rows a task: the leverage of its leading feature, its retained signal."""
     per_task = leverage_F.reshape(mixture.spectra.shape)
     kept = (per_task * mixture.spectra).sum(axis=1) / mixture.traces
-    return rows_by("task", mixture.numbers, fields, leverage=per_task[:, 0], retained=kept)
+    rows = rows_by("task", mixture.numbers, fields, leverage=per_task[:, 0], retained=kept)
+    return [{**fields, "metric": "loss", "value": float(loss)}, *rows]
 
 
 def agreement(rows: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,7 @@
     fitted.law.alpha, fitted.interval("alpha")
 
 Hoffmann et al. 2022, approach 3: Huber loss (delta 1e-3) on log-loss, log-sum-exp of the three
-terms, from many starts; the search is scipy's least_squares. Intervals: percentiles of refits to
+terms, from many starts; the search is scipy's L-BFGS-B. Intervals: percentiles of refits to
 runs drawn with replacement.
 
 S: starts or resamples. R: rows of the table. P: the five parameters, e, a, alpha, b, beta.

@@ -45,7 +45,7 @@ PERCENT = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
-class PowerLaw:
+class FrontierLaw:
     """loss = floor + amplitude x^-exponent over the points, with 95% intervals."""
 
     exponent: float
@@ -67,10 +67,10 @@ class Frontier:
     """Shape (2, G)."""
 
     loss_interval: Array
-    with_floor: dict[str, PowerLaw]
+    with_floor: dict[str, FrontierLaw]
     """By "params" and "compute": the floor is one more constant of the fit."""
 
-    without_floor: dict[str, PowerLaw]
+    without_floor: dict[str, FrontierLaw]
     """The same with the floor at 0: the slope of log loss, a straight line on log axes."""
 
     size_exponent: float
@@ -196,12 +196,12 @@ def _slopes(x_SG: Array, y_SG: Array, weight_G: Array) -> Array:
     return _line(x, y, there * weight_G)[1]
 
 
-def _straight(x_SG: Array, loss_SG: Array) -> PowerLaw:
+def _straight(x_SG: Array, loss_SG: Array) -> FrontierLaw:
     slopes = -_slopes(x_SG, loss_SG, np.ones(x_SG.shape[1]))
-    return PowerLaw(float(slopes[0]), _interval(slopes), 0.0, (0.0, 0.0))
+    return FrontierLaw(float(slopes[0]), _interval(slopes), 0.0, (0.0, 0.0))
 
 
-def _floored(x_SG: Array, log_loss_SG: Array) -> PowerLaw:
+def _floored(x_SG: Array, log_loss_SG: Array) -> FrontierLaw:
     """loss = floor + amplitude x^-g: for each g the best floor and amplitude in closed form."""
     there = np.isfinite(log_loss_SG) & np.isfinite(x_SG)
     # Centred, so that x^-g is about 1 for every exponent tried and the sums keep their digits.
@@ -223,7 +223,7 @@ def _floored(x_SG: Array, log_loss_SG: Array) -> PowerLaw:
     each = np.arange(len(best))
     exponents = _refined(error_ES, best)
     floor_S = floor_ES[best, each]
-    return PowerLaw(
+    return FrontierLaw(
         float(exponents[0]), _interval(exponents), float(floor_S[0]), _interval(floor_S)
     )
 

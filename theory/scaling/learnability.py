@@ -25,7 +25,7 @@ EDGE = 1.01
 
 
 @dataclass(frozen=True)
-class Estimate:
+class LawEstimate:
     """A number with its 95% interval."""
 
     value: float
@@ -33,19 +33,19 @@ class Estimate:
     high: float
 
     @classmethod
-    def of(cls, fitted: Fit, say: Callable[[Law], Any]) -> Estimate:
+    def of(cls, fitted: Fit, say: Callable[[Law], Any]) -> LawEstimate:
         """What is said of the law, and of every draw of it."""
         return cls(float(say(fitted.law)), *interval(say(fitted.draws)))
 
 
 @dataclass(frozen=True)
-class Threshold:
+class LeastSize:
     """Def. 2 at one eps."""
 
     eps: float
     """Nats per token."""
 
-    params: Estimate
+    params: LawEstimate
     """N_s*(eps): any smaller model stays more than eps above L_C(N_l), whatever it reads."""
 
     outside: tuple[str, ...]
@@ -56,13 +56,13 @@ class Size:
     """Def. 1 for one smaller model."""
 
     params: float
-    optimal_gap: Estimate
+    optimal_gap: LawEstimate
     """L_C(N_s) - L_C(N_l), nats per token."""
 
-    infinite_gap: Estimate
+    infinite_gap: LawEstimate
     """L_inf(N_s) - L_C(N_l): below 0, data can close the gap; above 0, only parameters can."""
 
-    tokens: Estimate
+    tokens: LawEstimate
     """The D at which it has the large model's loss; inf where none is enough."""
 
     verdict: str
@@ -76,18 +76,18 @@ class Learnability:
     """The answers for one large model."""
 
     large: float
-    tokens: Estimate
+    tokens: LawEstimate
     """Its compute-optimal D."""
 
-    optimal_loss: Estimate
-    infinite_loss: Estimate
-    reach: Estimate
+    optimal_loss: LawEstimate
+    infinite_loss: LawEstimate
+    reach: LawEstimate
     """N_l / N_s*(0)."""
 
     outside: tuple[str, ...]
     """What of the large model itself is outside the data."""
 
-    thresholds: tuple[Threshold, ...]
+    thresholds: tuple[LeastSize, ...]
     sizes: tuple[Size, ...]
 
 
@@ -118,28 +118,28 @@ def learnability(
     if wrong := [size for size in sizes if not 0 < size < large]:
         raise ValueError(f"sizes must be positive and below large ({large:g}), got {wrong[0]:g}")
     about_large = _outside(runs, "N_l", large, "params")
-    optimal = Estimate.of(fitted, lambda law: law.optimal_tokens(large))
+    optimal = LawEstimate.of(fitted, lambda law: law.optimal_tokens(large))
     return Learnability(
         large=large,
         tokens=optimal,
-        optimal_loss=Estimate.of(fitted, lambda law: law.compute_optimal_loss(large)),
-        infinite_loss=Estimate.of(fitted, lambda law: law.infinite_data_loss(large)),
-        reach=Estimate.of(fitted, lambda law: law.reach),
+        optimal_loss=LawEstimate.of(fitted, lambda law: law.compute_optimal_loss(large)),
+        infinite_loss=LawEstimate.of(fitted, lambda law: law.infinite_data_loss(large)),
+        reach=LawEstimate.of(fitted, lambda law: law.reach),
         outside=(*about_large, *_outside(runs, "its compute-optimal D", optimal.value, "tokens")),
         thresholds=tuple(_threshold(fitted, large, one) for one in eps),
         sizes=tuple(_size(fitted, large, one) for one in sizes),
     )
 
 
-def _threshold(fitted: Fit, large: float, eps: float) -> Threshold:
-    params = Estimate.of(fitted, lambda law: law.small_below(large, eps=eps))
-    return Threshold(eps, params, _outside(fitted.runs, "N_s*", params.value, "params"))
+def _threshold(fitted: Fit, large: float, eps: float) -> LeastSize:
+    params = LawEstimate.of(fitted, lambda law: law.small_below(large, eps=eps))
+    return LeastSize(eps, params, _outside(fitted.runs, "N_s*", params.value, "params"))
 
 
 def _size(fitted: Fit, large: float, small: float) -> Size:
-    optimal = Estimate.of(fitted, lambda law: law.data_gaps(small, large)[0])
-    infinite = Estimate.of(fitted, lambda law: law.data_gaps(small, large)[1])
-    tokens = Estimate.of(fitted, lambda law: law.tokens_to_match(small, large))
+    optimal = LawEstimate.of(fitted, lambda law: law.data_gaps(small, large)[0])
+    infinite = LawEstimate.of(fitted, lambda law: law.data_gaps(small, large)[1])
+    tokens = LawEstimate.of(fitted, lambda law: law.tokens_to_match(small, large))
     verdict = "data" if infinite.high < 0 else "parameters" if infinite.low > 0 else "unclear"
     outside = _outside(fitted.runs, "N_s", small, "params")
     if np.isfinite(tokens.value):

@@ -410,11 +410,12 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_filled(tmp_path: Path) -> N
     checkpoint = write_checkpoint(tmp_path / "in" / "step1")
     (tmp_path / "hf").mkdir()
     export_hf(checkpoint, tmp_path / "hf", no_tokenizer=True)
-    in_use = r"--out .*hf is there already and not empty"
-    with pytest.raises(ConfigError, match=in_use):
+    with pytest.raises(ConfigError, match="not empty") as exported:
         export_hf(checkpoint, tmp_path / "hf", no_tokenizer=True)
-    with pytest.raises(ConfigError, match=in_use):
+    with pytest.raises(ConfigError) as imported:
         import_hf(tmp_path / "hf", tmp_path / "hf")
+    for error in (exported.value, imported.value):
+        assert (error.key, error.value) == ("--out", str(tmp_path / "hf"))
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -575,16 +576,16 @@ def test_a_checkpoint_away_from_its_run_is_exported_with_what_it_knows_itself(
 def test_bad_input_is_named_with_its_remedy(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "hf"
     last = run / "step12-unsharded"
-    with pytest.raises(ConfigError, match=r"train\.tokenizer\.identifier is 'gpt2', which is no"):
-        export_hf(run, out)
-    with pytest.raises(ConfigError, match="ids up to 50279 but the model's embedding 256 rows"):
-        export_hf(run, out, tokenizer="dolma-v1_5")
-    with pytest.raises(ConfigError, match="--tokenizer and --no-tokenizer exclude each other"):
-        export_hf(run, out, tokenizer="dolma-v1_5", no_tokenizer=True)
-    with pytest.raises(ConfigError, match=r"--step 7 is no checkpoint .* it has 0, 6, 12"):
-        export_hf(run, out, step=7)
-    with pytest.raises(ConfigError, match="--step 6 chooses in a run"):
-        export_hf(last, out, step=6)
+    for source, given, key, said in (
+        (run, {}, "train.tokenizer.identifier", "is 'gpt2', which is no file"),
+        (run, {"tokenizer": "dolma-v1_5"}, "dolma", "ids up to 50279 .* embedding 256 rows"),
+        (run, {"tokenizer": "x", "no_tokenizer": True}, "--no-tokenizer", "exclude each other"),
+        (run, {"step": 7}, "--step", "which has 0, 6, 12, got 7"),
+        (last, {"step": 6}, "--step", "chooses in a run"),
+    ):
+        with pytest.raises(ConfigError, match=said) as refused:
+            export_hf(source, out, **given)
+        assert key in refused.value.key
     with pytest.raises(FileNotFoundError, match=r"neither a checkpoint .* nor a run"):
         export_hf(tmp_path / "absent", out)
     with pytest.raises(FileNotFoundError, match=r"config\.json and \*\.safetensors"):

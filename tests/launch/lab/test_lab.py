@@ -73,8 +73,10 @@ def test_bad_settings_name_file_key_and_remedy(
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no file; the defaults are in"):
+    with pytest.raises(ConfigError, match="must be a file") as absent:
         load_settings("phase", tmp_path / "none.yaml", seeds=None)
+    assert absent.value.key == "--config"
+    assert "the defaults are in" in absent.value.remedy
     twice = tmp_path / "twice.yaml"
     twice.write_text("seeds: [0]\nseeds: [1]\n")
     with pytest.raises(ConfigError, match=r"twice\.yaml: line 2: the key 'seeds' was there before"):
@@ -118,7 +120,7 @@ def test_processes_side_by_side_give_the_same_rows(tmp_path: Path) -> None:
         seeds=(1,), widths=(2, 4), mixtures={"T": PowerLaw(4, 3, nuisance=4)},
         trainers={"joint": Trainer("exact", 0.5, 100, {}, ("T",))},
     )  # fmt: skip
-    cells = EXPERIMENTS["phase"].cells(settings)
+    cells = EXPERIMENTS["phase"].lab.cells(settings)
     seen: list[int] = []
     both = run_cells(cells, tmp_path / "two", jobs=2, progress=lambda c, d, t: seen.append(d))
     assert both == run_cells(cells, tmp_path / "one")

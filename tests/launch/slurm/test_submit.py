@@ -118,7 +118,7 @@ def test_a_corpus_that_is_still_to_be_made_is_no_error_if_a_job_makes_it(
     [
         ({"after": "$(touch x)"}, "--after must be the number of a job"),
         ({"prepare": "embedded --out x"}, "without --out"),
-        ({"prepare": "'open"}, "is not a command line"),
+        ({"prepare": "'open"}, "must be a command line"),
         ({"prepare": ""}, "without --out"),
         ({"prepare": "embedded"}, "--prepare needs runs with one `corpus:`"),
         ({"out": Path("x")}, "--out is for sweeps"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.yaml_file import from_mapping
-from theory.advice.mixture_plan import Host, MixturePlan, PlannedTask, Rung
+from theory.advice.mixture_plan import HostText, MixturePlan, PlannedTask, Rung
 from theory.advice.mixture_planner import calibrated, learned_by_rung, required_widths, ways_in
 
 RUNGS = (Rung("small", 4, 1e5), Rung("middle", 8, 4e5), Rung("large", 64, 2e7))
@@ -43,7 +43,7 @@ def test_a_complex_task_needs_more_room_at_equal_frequency() -> None:
 def test_the_least_frequency_just_outranks_and_says_whom_it_pushes_out() -> None:
     """One feature of room: the rare task is in as soon as it outranks the common one."""
     tasks = (flat("common", 0.3, 1), flat("rare", 0.1, 1))
-    host = Host(exponent=0.0, features=100)
+    host = HostText(exponent=0.0, features=100)
     one = plan(tasks=tasks, host=host, rungs=(Rung("one", 1, 1e5), Rung("two", 2, 1e6)))
     by_kind = {way.kind: way for way in ways_in(one, target="rare", rung="one")}
     more = by_kind["frequency"]
@@ -59,7 +59,9 @@ def test_the_least_frequency_just_outranks_and_says_whom_it_pushes_out() -> None
 
 def test_ways_come_cheapest_first_and_impossible_ones_last() -> None:
     tasks = (flat("common", 0.3, 1), flat("rare", 0.1, 1))
-    one = plan(tasks=tasks, host=Host(0.0, 100), rungs=(Rung("one", 1, 1e5), Rung("two", 2, 1e6)))
+    one = plan(
+        tasks=tasks, host=HostText(0.0, 100), rungs=(Rung("one", 1, 1e5), Rung("two", 2, 1e6))
+    )
     ways = ways_in(one, target="rare", rung="one")
     assert [way.kind for way in ways] == ["frequency", "width", "gap"]
     assert [way.possible for way in ways] == [True, True, False]
@@ -67,7 +69,7 @@ def test_ways_come_cheapest_first_and_impossible_ones_last() -> None:
 
 def test_a_shorter_gap_brings_a_task_in_at_no_cost() -> None:
     """Host features just below the rare task's utility outgrow it once bursts saturate."""
-    host = Host(exponent=0.0, features=50)
+    host = HostText(exponent=0.0, features=50)
     tasks = (flat("rare", 0.03, 1, gap=33),)
     rungs = (Rung("small", 8, 1e5), Rung("large", 64, 1e7))
     gapped = plan(tasks=tasks, host=host, rungs=rungs, eta=5.0)
@@ -87,7 +89,7 @@ def test_a_learned_target_needs_nothing() -> None:
 def test_what_no_change_can_do_is_said() -> None:
     """Ten equal features, half of which must fit into a room of one."""
     tasks = (flat("wide", 0.1, 10),)
-    narrow = plan(tasks=tasks, host=Host(1.0, 100), rungs=(Rung("one", 1, 1e5),))
+    narrow = plan(tasks=tasks, host=HostText(1.0, 100), rungs=(Rung("one", 1, 1e5),))
     ways = ways_in(narrow, target="wide", rung="one")
     assert [way.possible for way in ways] == [False, False, False]
     assert "no frequency" in " ".join(way.said for way in ways)
@@ -111,7 +113,7 @@ def drawn(shares: list[float]) -> MixturePlan:
         PlannedTask(f"t{i}", share, exponent=0.5 + 0.2 * i, features=6)
         for i, share in enumerate(shares)
     )
-    return plan(tasks=tasks, host=Host(1.3, 200))
+    return plan(tasks=tasks, host=HostText(1.3, 200))
 
 
 @settings(deadline=None, max_examples=25)
@@ -177,8 +179,8 @@ def test_a_raised_frequency_is_enough_and_a_little_less_is_not(shares) -> None:
         ({"tasks": (flat("a", 1.0, 2, gap=5),)}, "gaps need eta"),
         ({"tasks": ()}, "at least one each"),
         ({"rungs": (Rung("x", 0, 1e5),)}, "d_model must be above 0"),
-        ({"host": Host(1.0, 0)}, "features must be above 0"),
-        ({"host": Host(1.0, 10**9)}, "keep it to"),
+        ({"host": HostText(1.0, 0)}, "features must be above 0"),
+        ({"host": HostText(1.0, 10**9)}, "keep it to"),
         ({"learned_share": 1.5}, "learned_share"),
         ({"tokens": -1.0}, "tokens must be above 0"),
     ],
