@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_injection.errors import ConfigError
-from data_injection.files import check_writable, replace_file
+from data_injection.files import check_writable, replaced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,8 +196,19 @@ def spreadsheet_safe(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**quoted)
 
 
-def write_table(path: Path, table: pd.DataFrame) -> Path:
-    """Write a table as .csv or, under any other name, as Parquet; whole or not at all."""
-    if path.suffix == ".csv":
-        return replace_file(path, spreadsheet_safe(table).to_csv(index=False))
-    return replace_file(path, table.to_parquet(index=False))
+def write_table(
+    path: Path, table: pd.DataFrame, *, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Write a table as .csv or, under any other name, as Parquet (with metadata of its own, which
+    a .csv cannot hold); whole or not at all."""
+    with replaced(path) as temporary:
+        if path.suffix == ".csv":
+            spreadsheet_safe(table).to_csv(temporary, index=False)
+            return path
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        arrow = pa.Table.from_pandas(table, preserve_index=False)
+        told = (arrow.schema.metadata or {}) | dict(metadata or {})
+        parquet.write_table(arrow.replace_schema_metadata(told), temporary)
+    return path

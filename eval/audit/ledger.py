@@ -22,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_injection.errors import ConfigError
-from data_injection.files import replaced
 from data_injection.ledger import LEDGER_FOLDER, Position, Segment, position_from, read_segments
 from data_injection.lineage import Lineage, is_effective, lineage
 from eval.checkpoints.checkpoint import IDENTITY_FILE, find_checkpoints
 from eval.run import RUN, load_identity, read_if_whole, read_object
-from eval.text import spreadsheet_safe
+from eval.text import write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,26 +232,7 @@ def export_ledger(
 
     Parquet carries run, plan_hash, commit (that the run was trained with) and command as metadata.
     """
-    table = read_ledger(run, checkpoint=checkpoint)
-    with replaced(path) as temporary:
-        if path.suffix == ".csv":
-            spreadsheet_safe(table).to_csv(temporary, index=False)
-        else:
-            _write_parquet(table, temporary, _origin(Path(run)) | {"command": command})
-
-
-def _write_parquet(table: pd.DataFrame, path: Path, metadata: dict[str, str]) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
-    parquet.write_table(
-        arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **metadata}), path
-    )
-
-
-def _origin(run: Path) -> dict[str, str]:
-    start = read_if_whole(run / RUN)
-    values = {"run": start.get("run"), "commit": start.get("commit")}
-    values["plan_hash"] = load_identity(run)["plan_hash"]
-    return {name: str(value or "") for name, value in values.items()}
+    start, identity = read_if_whole(Path(run) / RUN), load_identity(run)
+    origin = {name: str(start.get(name) or "") for name in ("run", "commit")}
+    origin |= {"plan_hash": identity["plan_hash"], "command": command}
+    write_table(path, read_ledger(run, checkpoint=checkpoint), metadata=origin)

@@ -9,16 +9,15 @@ them is another file. Written to a temporary name and renamed.
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from data_injection.corpus.manifest import digest
-from data_injection.files import replace_file
 from data_injection.reference.grammar import GRAMMAR, Statement
 from data_injection.reference.scan import Place, ReferenceScan
+from eval.text import write_table
 
 FOLDER = "reference"
 
@@ -30,9 +29,6 @@ def list_name(corpus_hash: str, *, sample_tokens: int | None) -> str:
 
 def save_scan(scan: ReferenceScan, path: Path) -> None:
     """Write a list; readable by anything that reads parquet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows = [
         {
             **{k: v for k, v in asdict(place).items() if k != "statement"},
@@ -40,12 +36,9 @@ def save_scan(scan: ReferenceScan, path: Path) -> None:
         }
         for place in scan.places
     ]
-    table = pa.Table.from_pandas(pd.DataFrame(rows), preserve_index=False)
     counts = {"num_tokens": str(scan.num_tokens), "num_scanned": str(scan.num_scanned)}
-    data = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(counts), data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, data.getvalue())
+    write_table(path, pd.DataFrame(rows), metadata=counts)
 
 
 def load_scan(path: Path) -> ReferenceScan | None:
