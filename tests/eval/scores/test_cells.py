@@ -140,8 +140,9 @@ def test_a_step_can_be_asked_for_and_an_unmeasured_one_is_an_error():
     rows = [row(0.1, step=100), row(0.2, step=200), row(0.3, step=100, seed=1)]
     assert only(table_of(*rows, step=200)).value == 0.2
     assert only(table_of(*rows, step="final")).value == 0.25
-    with pytest.raises(ValueError, match="only at 100, 200"):
+    with pytest.raises(ConfigError, match="100, 200") as refused:
         table_of(*rows, step=300)
+    assert (refused.value.key, refused.value.value) == ("step", 300)
 
 
 def test_a_frequency_stands_in_all_units():

@@ -206,7 +206,7 @@ def test_runs_of_one_name_in_two_folders_are_two_runs(tmp_path: Path) -> None:
             "--protocol must fit one of",
         ),
         (("--size", "w32", "--run", "x*"), "--run must fit one of"),
-        (("--size", "w32", "--bits", "3"), "no complexity"),
+        (("--size", "w32", "--bits", "3"), "--bits needs records of the complexity"),
         (("--size", "w32", "--response", "loss"), "--response must be one of learned, score"),
         (("--size", "w32", "--json", "/nonexist/x.json"), "there is no folder /nonexist"),
         (("--size", "w32", "--run", "w32*"), "one params only"),
