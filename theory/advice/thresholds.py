@@ -101,13 +101,7 @@ def threshold(surface: Surface, *, of: str, at: Mapping[str, float]) -> Threshol
             why = f"the estimate is {what}, and {why}"
             return Threshold(of, at, "outside", why, near=side, edge=edge)
         return Threshold(of, at, "provisional", why, value=value)
-    bounds = ratio_interval(
-        -intercept,
-        slope,
-        variances=_variances(surface, -row, np.eye(len(row))[index]),
-        quantile=surface.quantile,
-    )
-    assert bounds is not None, "a slope whose interval leaves 0 out gives bounds"
+    bounds = _ratio_bounds(surface, -row, np.eye(len(row))[index])
     low, high = (_exp(centre + bound) for bound in bounds)
     if not outside:
         return Threshold(of, at, "inside", "", value, low, high)
@@ -137,18 +131,12 @@ def exchange(surface: Surface, *, change: str, start: float, stop: float, into: 
     if why := no_trend(surface, change) or no_trend(surface, into):
         return Exchange(*told, "no trend", why)
     unit = np.eye(len(surface.coefficients))
-    numerator, denominator = (float(surface.coefficients[i]) for i in (first, second))
-    ratio, log_change = numerator / denominator, math.log(stop / start)
+    ratio = float(surface.coefficients[first] / surface.coefficients[second])
+    log_change = math.log(stop / start)
     if surface.covariance is None:
         why = f"{surface.num_runs} runs are too few for an interval; repeat them with other seeds"
         return Exchange(*told, "provisional", why, _exp(ratio * log_change))
-    bounds = ratio_interval(
-        numerator,
-        denominator,
-        variances=_variances(surface, unit[first], unit[second]),
-        quantile=surface.quantile,
-    )
-    assert bounds is not None, "a slope whose interval leaves 0 out gives bounds"
+    bounds = _ratio_bounds(surface, unit[first], unit[second])
     low, high = sorted(_exp(bound * log_change) for bound in bounds)
     return Exchange(*told, "inside", "", _exp(ratio * log_change), low, high)
 
@@ -164,16 +152,17 @@ def _outside(surface: Surface, at: Mapping[str, float]) -> str:
     return ""
 
 
-def _variances(
-    surface: Surface, numerator: np.ndarray, denominator: np.ndarray
-) -> tuple[float, float, float]:
-    covariance = surface.covariance
+def _ratio_bounds(surface: Surface, above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
+    """The interval of a ratio of two sums of coefficients, each given by its weights."""
+    covariance, beta = surface.covariance, surface.coefficients
     assert covariance is not None
-    return (
-        float(numerator @ covariance @ numerator),
-        float(denominator @ covariance @ denominator),
-        float(numerator @ covariance @ denominator),
+    of_above, of_below = (float(one @ covariance @ one) for one in (above, below))
+    variances = (of_above, of_below, float(above @ covariance @ below))
+    bounds = ratio_interval(
+        float(beta @ above), float(beta @ below), variances=variances, quantile=surface.quantile
     )
+    assert bounds is not None, "a slope whose interval leaves 0 out gives bounds"
+    return bounds
 
 
 def _exp(value: float) -> float:
