@@ -66,7 +66,8 @@ def core_logits(path: Path, *, device: str = "cpu") -> Callable[..., torch.Tenso
         config.apply(in_fp32)
         model = config.build(init_device="meta")
     except Exception as error:  # of many kinds
-        raise ConfigError(f"{path}/{CONFIG}: {first_line(error)}; {RESTORE}") from error
+        rule = f"is no model of OLMo-core: {first_line(error)}"
+        raise ConfigError(key=f"{path}/{CONFIG}", rule=rule, remedy=RESTORE) from error
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     state = read_sharded(path, "torch_new", shapes)
     model.load_state_dict({name: one.float() for name, one in state.items()}, assign=True)

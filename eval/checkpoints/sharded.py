@@ -83,10 +83,9 @@ def read_sharded(path: Path, kind: str, shapes: Shapes) -> dict[str, torch.Tenso
                 (tensor.view(-1) if flat else tensor)[place] = part
                 (seen.view(-1) if flat else seen)[place] = True
             if tensor is None or not bool(seen.all()):
-                raise ConfigError(
-                    f"{path}: {int((~seen).sum())} of {seen.numel()} numbers of {name} are in no "
-                    "shard; a rank's file is missing or was cut off; use another checkpoint"
-                )
+                rule = f"has no shard with {int((~seen).sum())} of {seen.numel()} numbers of {name}"
+                remedy = "a rank's file is missing or was cut off: use another checkpoint"
+                raise ConfigError(key=path, rule=rule, remedy=remedy)
             state[name] = tensor
     except ConfigError:
         raise
@@ -181,7 +180,7 @@ def _open_torch_new(path: Path) -> Parts:
         described = metadata.state_dict_metadata.get(key)
         found = None if described is None else tuple(getattr(described, "size", ()))
         if found != shape:
-            raise ConfigError(_other_shape(what, found, shape))
+            raise _other_shape(what, found, shape)
         for index, info in stored[key]:
             if transforms := getattr(info, "transform_descriptors", None):
                 rule = f"is stored compressed ({transforms}), which is not read here"
@@ -232,7 +231,7 @@ def _open_olmo_core(path: Path) -> Parts:
         described, what = tensors.get(name), f"{path}: {name}"
         found = None if described is None else tuple(described["shape"])
         if described is None or found != shape:
-            raise ConfigError(_other_shape(what, found, shape))
+            raise _other_shape(what, found, shape)
         for file_name, spec in described["shard_spec_per_file"].items():
             if spec["flattened_offsets"] is None:
                 rule = "is stored by blocks (a DTensor's), which is not read here"
@@ -253,8 +252,6 @@ def _open_olmo_core(path: Path) -> Parts:
     return parts
 
 
-def _other_shape(what: str, found: Any, shape: tuple[int, ...]) -> str:
-    return (
-        f"{what} is {found or 'absent'}, but the model of its config.yaml has {shape}; give the "
-        "config.yaml that was saved with it"
-    )
+def _other_shape(what: str, found: Any, shape: tuple[int, ...]) -> ConfigError:
+    rule = f"is {found or 'absent'}, but the model of its config.yaml has {shape}"
+    return ConfigError(key=what, rule=rule, remedy="give the config.yaml that was saved with it")

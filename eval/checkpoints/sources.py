@@ -112,12 +112,10 @@ def check_belongs(source: Source) -> None:
     theirs = read_identity(source.path)
     theirs = {key: value for key, value in theirs.items() if key not in ("step", "ledger")}
     if found := differences(theirs, load_identity(source.run)):
-        raise ConfigError(
-            f"{source.path} was trained as another run than {source.run}/plan.json says (now: the "
-            "checkpoint, before: the run):\n  "
-            + "\n  ".join(told_differences(found))
-            + "\nMove it back to its own run's folder, or out of any and name its plan with --plan."
-        )
+        rule = f"was trained as another run than {source.run}/plan.json says (now: the checkpoint, "
+        rule += "\n  ".join(["before: the run):", *told_differences(found)])
+        remedy = "move it back to its own run's folder, or out of any and name its plan with --plan"
+        raise ConfigError(key=source.path, rule=rule, remedy=remedy)
 
 
 def check_vocabulary(source: Source, *, vocab_size: int) -> None:

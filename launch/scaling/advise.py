@@ -66,7 +66,8 @@ def advise(
     from eval.figures.style import png
 
     if question.frequency is None and question.size is None:
-        raise ConfigError("give --frequency, --size or both; there is nothing to advise on")
+        rule = "must be given, one of them or both: there is nothing to advise on"
+        raise ConfigError(key="--frequency and --size", rule=rule)
     check_target(as_json, "--json")
     if out is not None:
         check_folder(out, "--out")

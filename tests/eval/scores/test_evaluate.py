@@ -391,7 +391,7 @@ def test_a_checkpoint_of_another_strategy_or_seed_is_refused_in_a_run(
     path.write_text(json.dumps(identity))
     before = snapshot(run)
     message = refused(run)
-    for words in ("step6-unsharded", f"train.{key}: {value!r} now", "Move it back", "--plan"):
+    for words in ("step6-unsharded", f"train.{key}: {value!r} now", "move it back", "--plan"):
         assert words in message
     assert snapshot(run) == before
 

@@ -192,7 +192,7 @@ def test_runs_of_one_name_in_two_folders_are_two_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "give --frequency, --size or both"),
+        ((), "--frequency and --size must be given"),
         (("--frequency", "often"), "must be a number"),
         (("--frequency", "0"), "above 0"),
         (("--frequency", "-1"), "negative"),
