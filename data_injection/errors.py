@@ -46,12 +46,12 @@ class ConfigError(ValueError):
     ) -> None:
         # The text is made at once and kept in `args`, so that the error survives pickling by a
         # process pool, which makes it anew from `args` and `__dict__`.
-        key, value = str(key), str(value) if isinstance(value, Path) else value
+        self.key, self.rule, self.remedy = str(key), rule, remedy
+        self.value = str(value) if isinstance(value, Path) else value
         # A path is shown whole, a file's text is not.
-        length = 300 if isinstance(value, str) and "\n" not in value else 160
-        got = "" if value is NO_VALUE else f", got {short(value, length=length)}"
+        length = 300 if isinstance(self.value, str) and "\n" not in self.value else 160
+        got = "" if value is NO_VALUE else f", got {short(self.value, length=length)}"
         super().__init__(message or f"{key} {rule}{got}{remedy and f'; {remedy}'}")
-        self.key, self.value, self.rule, self.remedy = key, value, rule, remedy
 
     @property
     def problem(self) -> str:

@@ -75,6 +75,9 @@ MOST_LINES_OF_THE_ROOMS = 42_200
 function. Raised by the loss budget, by what refuses, resumes and tells of bad input, by OLMo-core
 and by the report; lower it whenever something has gone."""
 
+MOST_PROSE = 45
+"""Errors that are a sentence of their own, as where several settings together are wrong."""
+
 
 @cache
 def modules() -> dict[str, Path]:
@@ -196,6 +199,18 @@ def test_no_file_is_too_long_and_no_folder_too_full() -> None:
     assert {n: lines for n, lines in lengths.items() if lines > MOST_LINES_OF_A_FILE} == {}
     folders = [path.parent for path in modules().values() if path.name != "__init__.py"]
     assert {f for f in folders if folders.count(f) > MOST_MODULES_OF_A_FOLDER} == set()
+
+
+def test_an_error_of_input_says_what_it_is_about() -> None:
+    """A key, its rule and remedy: what a program can take apart, and a test can ask for."""
+    prose = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "ConfigError"
+        if not {word.arg for word in node.keywords} & {"key", None}
+    ]
+    assert len(prose) <= MOST_PROSE, prose
 
 
 def test_the_rooms_stay_small() -> None:
