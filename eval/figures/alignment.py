@@ -114,7 +114,7 @@ def _draw_cells(axis: Any, cells: pd.DataFrame, title: str) -> None:
     axis.imshow(cells, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
     for (row, column), value in np.ndenumerate(cells.to_numpy()):
         if np.isfinite(value):
-            colour = "white" if value > 0.6 else style.INK
+            colour = "white" if value > 0.6 else style.ON_LIGHT
             axis.text(
                 column, row, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour
             )

@@ -7,6 +7,7 @@ curves(read_records("runs/sweep")).savefig("curves.png", dpi=180)
 from __future__ import annotations
 
 import math
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -55,7 +56,7 @@ def curves(
             for (rate, line), part in panel.groupby(["rate_per_step", "line"]):
                 style.mean_over_seeds(axis, style.by_seed(part), linestyle=line, **looks[rate])
             title = style.size_title(params, rung)
-            title += f"\n{style.plain(family)}, {protocol}" if len(shown) > 1 else ""
+            title += "\n" + fill(f"{style.plain(family)}, {protocol}", 42) if len(shown) > 1 else ""
             null = nulls.get((protocol, family, params, rung), math.nan)
             drawn |= {null} if null == null else set()
             _dress(axis, title, null)

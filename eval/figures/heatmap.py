@@ -116,7 +116,7 @@ def _draw_cells(
             )  # fmt: skip
     mesh = axis.pcolormesh(
         np.ma.masked_invalid(values), cmap=palette, vmin=0, vmax=top or 1,
-        edgecolors="white", linewidth=2.5,
+        edgecolors=style.PAPER, linewidth=2.5,
     )  # fmt: skip
     run = set(zip(group.rung, group.rate_per_step, strict=True))
     for row, column in np.argwhere(np.isnan(values)):
@@ -160,7 +160,7 @@ def _readable_on(colour: tuple[float, float, float, float]) -> str:
     red, green, blue = (
         c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]
     )
-    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.19 else style.INK
+    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.19 else style.ON_LIGHT
 
 
 def _colour_bar(axis: Any, image: Any, label: str, extend: str) -> Any:

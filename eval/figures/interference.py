@@ -53,7 +53,7 @@ SUMMARIES = {
 SIZE: dict[str, Any] = {"color": style.INK, "linewidth": 0.9, "marker": "x", "markersize": 4.5}
 """The mean |cosine| of a step: collisions are random in sign, so that the mean hides them."""
 
-BAND: dict[str, Any] = {"color": "#bdbdbd", "alpha": 0.45, "linewidth": 0, "zorder": 0}
+BAND: dict[str, Any] = {"color": style.BAND, "alpha": 0.45, "linewidth": 0, "zorder": 0}
 
 
 def interference(frame: pd.DataFrame) -> Figure:
@@ -141,7 +141,7 @@ def _draw_by_size(axis: Any, metric: str, cells: pd.DataFrame) -> None:
         axis.errorbar(
             places, value, yerr=np.nan_to_num(bars), capsize=2.5, linewidth=1.3, zorder=3, **quiet
         )
-        for chosen, face in ((~small, look["color"]), (small, "white")):
+        for chosen, face in ((~small, look["color"]), (small, style.PAPER)):
             axis.plot(
                 places[chosen], value[chosen], look["marker"], markersize=4.5, zorder=4,
                 color=look["color"], markerfacecolor=face,
@@ -190,7 +190,10 @@ def _legend(figure: Any) -> None:
     band = {name: BAND[name] for name in ("color", "alpha")}
     handles.append(Patch(label="± 2 sd of a random direction", **band))
     handles.append(style.handle("mean |cosine| of a step", **SIZE))
-    hollow: dict[str, Any] = LINES["_perp"][1] | {"markerfacecolor": "white", "linestyle": "none"}
+    hollow: dict[str, Any] = LINES["_perp"][1] | {
+        "markerfacecolor": style.PAPER,
+        "linestyle": "none",
+    }
     label = f"perp below {SMALL_SHARE:.0%} of $g_r$: says little"
     handles.append(style.handle(label, markersize=4.5, **hollow))
     style.legend_below(figure, handles, 2)

@@ -52,7 +52,7 @@ def gaps(frame: pd.DataFrame, *, split: str = "test") -> Figure:
             _draw_gaps(axis, style.panel_rows(ends[metric], GROUP, key), looks)
             after = _after(frame, metric, split, key)
             for rung, line in after.groupby("rung"):
-                hollow = looks[rung] | {"markerfacecolor": "white", "linestyle": "none"}
+                hollow = looks[rung] | {"markerfacecolor": style.PAPER, "linestyle": "none"}
                 axis.plot(line.gap, line.value, markersize=5, **hollow)
             title = _group_title(dict(zip(GROUP, key, strict=True))) if axis is axes[0] else ""
             _dress_gaps(axis, style.panel_rows(ends[metric], GROUP, key), metric, split, title)
@@ -211,7 +211,7 @@ def _legend_of_gaps(
     mark: dict[str, Any] = {"color": style.FAINT, "marker": "o", "linestyle": "none"}
     shown = looks | {f"end of run; {bars}": mark}
     if hollow:
-        shown["right after the last burst"] = mark | {"markerfacecolor": "white"}
+        shown["right after the last burst"] = mark | {"markerfacecolor": style.PAPER}
     shown["null: label frequencies known, no more"] = NULL
     shown[f"learned: {LEARNED_SCORE:g}"] = style.THRESHOLD
     style.legend_below(figure, style.handles_of(shown), 3)

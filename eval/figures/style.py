@@ -14,6 +14,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +26,20 @@ from eval.text import count, number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, FAINT, EMPTY, GRID = "#1a1a1a", "#6b6b6b", "#ececec", "#e4e4e4"
+INK, FAINT, EMPTY, GRID, BAND = "#1a1a1a", "#6b6b6b", "#ececec", "#e4e4e4", "#bdbdbd"
+PAPER, ON_LIGHT = "#fefefe", "#191919"
+"""The page behind a figure; and ink on a light colour, which stays where a page is dark."""
+DARK = {INK: "#e8e8e6", "#000000": "#e8e8e6", FAINT: "#a5a5a0", EMPTY: "#2b2f33", GRID: "#34383c",
+        BAND: "#5a5f64", PAPER: "#16181a"}  # fmt: skip
+"""What stands for them on a dark page; the colours of data are apart from either paper."""
 
 # Okabe and Ito's colours, apart for every kind of colour vision.
 RED, BLUE, GREEN = "#d55e00", "#0072b2", "#009e73"
 PINK, ORANGE, SKY = "#cc79a7", "#e69f00", "#56b4e9"
 COLOURS = (RED, BLUE, GREEN, PINK, ORANGE, SKY)
+
+DARKEST_LAST = 0.86
+"""Where in viridis the rarest rate's colour stands; beyond, white paper swallows it."""
 
 MARKERS = "os^Dv<>Ph*X"
 THRESHOLD: dict[str, Any] = {"color": FAINT, "linewidth": 0.9, "linestyle": (0, (4, 3))}
@@ -80,7 +89,35 @@ def svg(figure: Figure, name: str) -> str:
     # Comments repeat every text, and groups are numbered alike in all figures of a page.
     text = re.sub(r"<!--.*?-->\n?|<metadata>.*?</metadata>\n?", "", text, flags=re.DOTALL)
     text = re.sub(r"font-family: 'DejaVu Sans'[^;\"]*", "font-family: 'DejaVu Sans', Verdana", text)
+    text = re.sub(r'style="[^"]*"', _turning, text)
     return re.sub(r'<g id="[a-z_]*\d+">', "<g>", text[text.index("<svg") :])
+
+
+def _turning(look: re.Match[str]) -> str:
+    """A style whose neutral colours, and those of `rate_colours` in lines, marks and bands, are
+    variables: `dark_colours` sets them. Cells keep theirs, for a colour bar says what they mean."""
+    line = "opacity" in look[0] or any(f"stroke: {one}" in look[0] for one in _dark_rates())
+    known = DARK | _dark_rates() if line else DARK
+    return re.sub(
+        r"#[0-9a-f]{6}", lambda c: f"var(--c{c[0][1:]},{c[0]})" if c[0] in known else c[0], look[0]
+    )
+
+
+def dark_colours(svgs: Sequence[str]) -> str:
+    """CSS that sets the variables of these figures for a dark page."""
+    used = sorted({one for text in svgs for one in re.findall(r"var\(--c(\w{6})", text)})
+    known = DARK | _dark_rates()
+    return ";".join(f"--c{one}:{known['#' + one]}" for one in used)
+
+
+@cache
+def _dark_rates() -> dict[str, str]:
+    """Of each of `rate_colours` the one that stands out from a dark page as it does from white."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    viridis, last = colormaps["viridis"], int(DARKEST_LAST * 256)
+    return {to_hex(viridis(i)): to_hex(viridis(250 - i * 150 // last)) for i in range(last + 1)}
 
 
 def abreast(num: int, most: int = 3) -> int:
@@ -206,11 +243,12 @@ def rung_looks(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def rate_colours(rows: pd.DataFrame) -> dict[float, Any]:
-    """A colour per rate, the most frequent first and darkest."""
+    """A colour per rate, the most frequent first and farthest from the paper."""
     from matplotlib import colormaps
 
     rates = sorted(set(rows.rate_per_step), reverse=True)
-    return dict(zip(rates, colormaps["viridis"](np.linspace(0.0, 0.86, len(rates))), strict=True))
+    places = np.linspace(0.0, DARKEST_LAST, len(rates))
+    return dict(zip(rates, colormaps["viridis"](places), strict=True))
 
 
 def plain(name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from eval.figures.index import Drawn
-from eval.figures.style import span
+from eval.figures.style import dark_colours, span
 from eval.run import AUDIT, RUN
 from eval.scores.cells import groups
 from eval.scores.staircase import LearnedCounts, learned_per_rung
@@ -100,6 +100,7 @@ def render(
     return page.render(
         source=source,
         figures=figures,
+        dark=dark_colours([figure.svg for figure in figures]),
         script=script,
         digest=digest,
         refresh=refresh,

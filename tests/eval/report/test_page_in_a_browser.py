@@ -6,6 +6,7 @@ Needs Debian's `chromium` and `chromium-driver`, which CI installs; skipped wher
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,14 +118,20 @@ def test_a_click_on_a_head_sorts_by_number_and_a_second_one_turns_it(browser: An
 
 
 def test_dark_and_print_have_colours_of_their_own(browser: Any) -> None:
-    paper = "return getComputedStyle(document.body).backgroundColor"
+    paper = "getComputedStyle(document.body).backgroundColor"
+    ink = "getComputedStyle(document.querySelector('figure svg text')).fill"
+    curve = """figure[id="curves.png"] path[clip-path][style*="--c440154"]"""
+    line = f"getComputedStyle(document.querySelector('{curve}')).stroke"
 
-    def seen(media: str, scheme: str) -> str:
+    def seen(media: str, scheme: str) -> list[str]:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         told = {"media": media, "features": features}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", told)
-        return str(browser.execute_script(paper))
+        return list(browser.execute_script(f"return [{paper}, {ink}, {line}]"))
 
-    assert seen("screen", "light") == "rgb(255, 255, 255)"
-    assert seen("screen", "dark") == "rgb(22, 24, 26)"
-    assert seen("print", "dark") == "rgb(255, 255, 255)"
+    light = ["rgb(255, 255, 255)", "rgb(26, 26, 26)", "rgb(68, 1, 84)"]
+    assert seen("screen", "light") == light
+    assert seen("screen", "dark")[:2] == ["rgb(22, 24, 26)", "rgb(232, 232, 230)"]
+    red, green, _ = (int(one) for one in re.findall(r"\d+", seen("screen", "dark")[2]))
+    assert min(red, green) > 200  # as bright there as it is dark on white
+    assert seen("print", "dark")[::2] == light[::2]

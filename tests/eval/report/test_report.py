@@ -116,6 +116,8 @@ def test_the_page_holds_every_figure_and_loads_nothing(sweep):
     assert not re.search(r"https|<(link|iframe|script [^>]*src)|@import|url\(", alone)
     assert page.count("<script") == 1
     assert "default-src 'none'" in page
+    turning = set(re.findall(r"var\((--c\w{6})", page))
+    assert {"--c1a1a1a", "--c440154"} <= turning == set(re.findall(r"(--c\w{6}):#\w{6}", page))
 
 
 @pytest.fixture
