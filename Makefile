@@ -47,7 +47,7 @@ test: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow" $(PROMISES)
 
 test-all: lint
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-core: $(CORE)/bin/.installed
 	@# Without OLMo-core 3 its tests skip: here that is a failure.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +16,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 import yaml
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests first: a long one that begins last leaves the other cores idle."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
 
 VOCAB = 256
 SEQ_LEN = 16
@@ -94,10 +105,43 @@ def experiment_in(folder: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_of_before_is_gone() -> None:
+    """And what is left is not searched again by each of a run's own collections."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def write_experiment(tmp_path: Path) -> Callable[..., Path]:
     """write_experiment(edit) -> path of an experiment.yaml; `edit(config)` may change the dict."""
     return experiment_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """tiny_run(strategy="ddp") -> the tiny experiment's run, uninterrupted, trained once for all
+    tests of all processes. Not to be changed: copy it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # the session's, of which each worker has a folder
+
+    def of(strategy: str = "ddp") -> Path:
+        from olmo_ext.config import load_experiment
+        from olmo_ext.train import train
+
+        folder = shared / f"tiny-{strategy}"
+        with (shared / f"{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "run" / "step12-unsharded").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                write = experiment_in(folder)
+                edit = {"distributed_strategy": strategy}
+                train(load_experiment(write(lambda config: config["train"].update(edit))))
+        return folder / "run"
+
+    return of
 
 
 @pytest.fixture(scope="session")

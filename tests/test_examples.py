@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import warm
 
 from eval.records import read_records
 
@@ -29,6 +30,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def olmo_ext(*args: object, cwd: Path, path: list[Path]) -> subprocess.CompletedProcess[str]:
+    return warm.run(*args, cwd=cwd, env={"PYTHONPATH": os.pathsep.join(map(str, path))})
+
+
+def program(*args: object, cwd: Path, path: list[Path]) -> subprocess.CompletedProcess[str]:
     search = os.pathsep.join(map(str, [CHECKOUT, *path]))
     return subprocess.run(
         [str(Path(sys.executable).with_name("olmo-ext")), *map(str, args)],
@@ -56,10 +61,9 @@ def test_a_package_of_ones_own_serves_every_verb(
     experiment = write_experiment(edit)
     run = experiment.parent / "run"
 
-    def call(*args: object, path: list[Path]) -> str:
+    def call(*args: object, path: list[Path]) -> None:
         done = olmo_ext(*args, cwd=experiment.parent, path=path)
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
     call("plan", experiment, "--no-scan", path=[installed])
     call("train", experiment, "-o", "train.stop_at=6", path=[installed])
@@ -133,13 +137,13 @@ def test_it_reaches_several_ranks_a_sweeps_runs_and_a_batch_script_with_a_driver
         assert told["starts"][-1]["world_size"] == world_size
 
     ranks = ["launch", "torchrun", experiment, "--nproc", "2", "-o", "train.stop_at=6"]
-    done = olmo_ext(*ranks, cwd=folder, path=[installed])
+    done = program(*ranks, cwd=folder, path=[installed])
     assert done.returncode == 0, done.stdout + done.stderr
     check(folder / "run", steps={4, 6}, world_size=2)
 
     sweep = folder / "grid.yaml"
     sweep.write_text("experiments: [experiment.yaml]\naxes: {seed: {s1: {train.seed: 1}}}\n")
-    done = olmo_ext("sweep", sweep, "--out", folder / "out", cwd=folder, path=[installed])
+    done = program("sweep", sweep, "--out", folder / "out", cwd=folder, path=[installed])
     assert done.returncode == 0, done.stdout + done.stderr
     check(folder / "out" / "grid" / "s1", steps={4, 8, 12}, world_size=1)
 
@@ -179,7 +183,7 @@ def test_a_file_in_the_working_folder_is_enough(write_experiment: Callable[..., 
         lambda config: config["injection"]["tasks"][0].update(family="mine:Canary")
     )
     shutil.copy(PACKAGE / "olmo_ext_canary" / "tasks.py", experiment.parent / "mine.py")
-    done = olmo_ext("plan", experiment, "--no-scan", cwd=experiment.parent, path=[])
+    done = program("plan", experiment, "--no-scan", cwd=experiment.parent, path=[])
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -14,6 +13,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import warm
 
 from data_injection.corpus.prepare import prepare_embedded
 
@@ -74,11 +74,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return desk
 
 
-def run(words: list[str], desk: Path, **settings: object) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "launch", *words[1:]]
-    return subprocess.run(
-        program, cwd=desk, capture_output=True, text=True, timeout=600, check=False, **settings
-    )  # type: ignore[call-overload, no-any-return]
+def run(words: list[str], desk: Path) -> subprocess.CompletedProcess[str]:
+    return warm.run(*words[1:], cwd=desk, env={"COLUMNS": "100"}, timeout=600)
 
 
 def test_the_commands_are_the_six_in_their_order() -> None:
@@ -117,5 +114,5 @@ def test_a_task_of_ones_own_is_killed_resumed_audited_exported_and_scored(desk: 
         ["olmo-ext", "eval", "exported", "--plan", "runs/own"],
         ["olmo-ext", "report", "runs/own"],
     ):
-        done = run(words, desk, env=os.environ | {"COLUMNS": "100"})
+        done = run(words, desk)
         assert done.returncode == 0, (words, done.stdout, done.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import warm
 from typer.testing import CliRunner
 
 from data_injection.errors import ConfigError
@@ -21,7 +22,8 @@ from launch.train import train_as_typed
 Write = Callable[..., Path]
 
 
-def olmo_ext(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def program(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The installed program itself; elsewhere its main() in a process of its own will do."""
     return subprocess.run(
         [str(Path(sys.executable).with_name("olmo-ext")), *map(str, args)],
         capture_output=True,
@@ -33,10 +35,14 @@ def olmo_ext(*args: object, cwd: Path | None = None) -> subprocess.CompletedProc
     )
 
 
+def olmo_ext(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return warm.run(*args, cwd=cwd, env={"COLUMNS": "120"})
+
+
 def test_help_answers_without_importing_the_engine() -> None:
     code = "import sys, launch.cli; sys.exit(any(m in sys.modules for m in ('torch', 'olmo')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    done = olmo_ext("--help")
+    done = program("--help")
     for verb in ("quickstart", "prepare", "plan", "train", "eval", "report", "doctor"):
         assert verb in done.stdout
 
@@ -58,7 +64,7 @@ def test_train_eval_and_report_work_from_any_folder(
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "eval").mkdir(parents=True)
     experiment = write_experiment(lambda c: c["callbacks"].update(task_eval={"every": 6}))
-    plan = olmo_ext("plan", experiment, cwd=elsewhere)
+    plan = program("plan", experiment, cwd=elsewhere)
     assert plan.returncode == 0, plan.stderr
     assert "24" in plan.stdout  # 12 steps at rate 2
     typo = olmo_ext("plan", experiment, "-o", "callbacks.task_evl.every=3", cwd=elsewhere)
@@ -146,4 +152,4 @@ def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
 
 
 def test_the_version_is_the_installed_ones() -> None:
-    assert olmo_ext("--version").stdout == f"olmo-ext {metadata.version('olmo-ext')}\n"
+    assert program("--version").stdout == f"olmo-ext {metadata.version('olmo-ext')}\n"

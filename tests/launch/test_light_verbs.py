@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from olmo_ext.config import load_experiment
-from olmo_ext.train import train
-
 HEAVY = ("torch", "olmo", "pandas", "scipy", "matplotlib", "transformers", "wandb", "pyarrow")
 ASKED = f"""
 import sys
@@ -25,20 +22,12 @@ assert not found, found
 """
 
 
-@pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory,
-    write_experiment_in: Callable[[Path], Callable[..., Path]],
-) -> Path:
-    return train(load_experiment(write_experiment_in(tmp_path_factory.mktemp("light"))()))
-
-
 @pytest.mark.parametrize(
     "words",
     ["status {run}", "audit {run} --explain 1", "plan --help", "train --help", "--version"],
 )
-def test_a_light_verb_imports_nothing_heavy(run: Path, words: str) -> None:
-    arguments = [word.format(run=run) for word in words.split()]
+def test_a_light_verb_imports_nothing_heavy(tiny_run: Callable[..., Path], words: str) -> None:
+    arguments = [word.format(run=tiny_run()) for word in words.split()]
     done = subprocess.run(
         [sys.executable, "-c", ASKED, *arguments], capture_output=True, text=True, check=False
     )

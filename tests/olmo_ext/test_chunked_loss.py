@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import warm
 
 from data_injection.errors import ConfigError
 from eval.records import read_records
@@ -132,18 +130,9 @@ def test_two_ranks_that_share_the_output_layer_train_as_one(
         config["train"] |= {"distributed_strategy": "fsdp", "fsdp": fsdp, "max_duration": 6}
 
     path = write_experiment(edit)
-    command = [
-        str(Path(sys.executable).with_name("torchrun")),
-        "--standalone",
-        "--nproc-per-node=2",
-    ]
-    command += ["-m", "launch", "train", str(path), "-o", ON]
-    subprocess.run(
-        [*command, "-o", f"train.save_folder={tmp_path / 'two'}"],
-        check=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    overrides = ["-o", ON, "-o", f"train.save_folder={tmp_path / 'two'}"]
+    done = warm.run("train", path, *overrides, ranks=2)
+    assert done.returncode == 0, done.stderr
     one = train(load_experiment(path, [f"train.save_folder={tmp_path / 'one'}"]))
     assert_trained_alike(one, tmp_path / "two", 6)
 

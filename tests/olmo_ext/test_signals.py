@@ -71,15 +71,20 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.usefixtures("sender")
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
-    "names", ["SIGTERM", "SIGUSR1", "SIGHUP", "SIGTERM SIGTERM", "SIGUSR1 SIGTERM"]
+    ("names", "strategy"),
+    [
+        ("SIGTERM", "ddp"),
+        ("SIGUSR1", "fsdp"),
+        ("SIGHUP", "ddp"),
+        ("SIGTERM SIGTERM", "fsdp"),
+        ("SIGUSR1 SIGTERM", "ddp"),
+    ],
 )
 def test_a_signal_saves_the_step_it_came_in_and_the_run_goes_on_bit_for_bit(
-    names: str, strategy: str, write_experiment: Write, tmp_path: Path
+    names: str, strategy: str, write_experiment: Write, tiny_run: Callable[..., Path]
 ) -> None:
     experiment = write_experiment(lambda c: c["train"].update(distributed_strategy=strategy))
-    whole = train(load_experiment(experiment, [f"train.save_folder={tmp_path / 'whole'}"]))
     stopped = load_experiment(experiment, ["callbacks.sender={at: 4, names: " + names + "}"])
     folder = train(stopped)
     assert saved(folder) == [0, 4]
@@ -88,7 +93,7 @@ def test_a_signal_saves_the_step_it_came_in_and_the_run_goes_on_bit_for_bit(
     train(load_experiment(experiment), resume=True)
     assert saved(folder) == [0, 4, 6, 12]
     assert not (folder / "requeue.marker").exists()
-    ours, theirs = final(folder), final(whole)
+    ours, theirs = final(folder), final(tiny_run(strategy))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

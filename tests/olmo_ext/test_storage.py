@@ -65,7 +65,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.mark.parametrize("free", [0, 60, 120, 200, 280, 360, 440, 520, 640])
 def test_a_disk_that_fills_up_at_any_point_leaves_what_was_there_and_the_run_goes_on(
-    free: int, disk: Disk, write_experiment: Write, tmp_path: Path
+    free: int, disk: Disk, write_experiment: Write, tiny_run: Write
 ) -> None:
     """So many KiB are free at the start; a checkpoint takes about 150."""
     experiment = write_experiment()
@@ -85,8 +85,7 @@ def test_a_disk_that_fills_up_at_any_point_leaves_what_was_there_and_the_run_goe
     train(load_experiment(experiment, overrides), resume=True)
     assert all((path / "model.pt").read_bytes() == data for path, data in kept.items())
     assert len(read_records(folder).query("metric == 'train_loss'")) == 12
-    whole = train(load_experiment(experiment, [f"train.save_folder={tmp_path / 'whole'}"]))
-    ours, theirs = final(folder), final(whole)
+    ours, theirs = final(folder), final(tiny_run())
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -127,9 +126,9 @@ def test_a_run_whose_disk_has_become_read_only_keeps_all_it_has(
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(
-    write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_experiment: Write, tiny_run: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(load_experiment(write_experiment(), [f"train.save_folder={tmp_path / 'whole'}"]))
+    whole = tiny_run()
     ticks = itertools.count()
     monkeypatch.setattr("time.time", lambda: 1e9 - 3600 * next(ticks))
     train(load_experiment(write_experiment(), ["train.stop_at=6"]))

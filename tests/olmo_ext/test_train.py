@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -60,25 +58,16 @@ def assert_bit_equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor])
         assert torch.equal(tensor, two[name]), name
 
 
-def torchrun(experiment: Path, *args: str, ranks: int = 2) -> None:
-    bin_folder = Path(sys.executable).parent
-    command = [str(bin_folder / "torchrun"), "--standalone", f"--nproc-per-node={ranks}"]
-    command += ["--no-python", str(bin_folder / "olmo-ext"), "train", str(experiment), *args]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def on_two_ranks(experiment: Path, *args: str) -> None:
+    done = warm.run("train", experiment, *args, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture
-def one_rank(write_experiment: Write, tmp_path: Path) -> Path:
-    """The run of the tiny experiment on one rank, uninterrupted."""
-    return train(load_experiment(write_experiment()))
+def one_rank(write_experiment: Write, tiny_run: Write, tmp_path: Path) -> Path:
+    """The run of the tiny experiment on one rank, uninterrupted; a copy to spoil."""
+    write_experiment()
+    return Path(shutil.copytree(tiny_run(), tmp_path / "run", symlinks=True))
 
 
 def test_resuming_is_bit_equal_to_the_uninterrupted_run(
@@ -101,7 +90,7 @@ def test_two_ranks_train_as_one_and_resume_bit_equal(
 ) -> None:
     experiment = write_experiment(lambda c: c["train"].update(distributed_strategy=strategy))
     full, cut = tmp_path / "full", tmp_path / "cut"
-    torchrun(experiment, "-o", f"train.save_folder={full}")
+    on_two_ranks(experiment, "-o", f"train.save_folder={full}")
     assert losses(full).keys() == losses(one_rank).keys()
     for step, loss in losses(one_rank).items():
         assert losses(full)[step] == pytest.approx(loss, rel=2e-5), step
@@ -111,7 +100,7 @@ def test_two_ranks_train_as_one_and_resume_bit_equal(
     lines = (cut / "records.jsonl").read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["step"] <= 6]
     (cut / "records.jsonl").write_text("\n".join(kept) + "\n")
-    torchrun(experiment, "-o", f"train.save_folder={cut}", "--resume")
+    on_two_ranks(experiment, "-o", f"train.save_folder={cut}", "--resume")
     assert_bit_equal(state(full, 12), state(cut, 12))
     assert losses(full) == losses(cut)
 
@@ -404,16 +393,17 @@ def test_initial_weights_depend_on_the_seed_alone(one_rank: Path, write_experime
 
 
 def test_a_run_can_be_made_longer_and_repeated_from_its_own_folder(
-    one_rank: Path, tmp_path: Path
+    write_experiment: Write, tmp_path: Path
 ) -> None:
     """experiment.yaml in the folder is what was asked for, so that it can be asked again."""
-    saved = one_rank / "experiment.yaml"
+    run = train(load_experiment(write_experiment()))
+    saved = run / "experiment.yaml"
     train(load_experiment(saved, ["train.max_duration=14"]), resume=True)
-    assert [c.step for c in find_checkpoints(one_rank)] == [0, 6, 12, 14]
+    assert [c.step for c in find_checkpoints(run)] == [0, 6, 12, 14]
     again = tmp_path / "again"
     overrides = [f"train.save_folder={again}", "train.max_duration=12"]
     train(load_experiment(saved, overrides))
-    assert_bit_equal(state(one_rank, 12), state(again, 12))
+    assert_bit_equal(state(run, 12), state(again, 12))
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(

@@ -6,8 +6,6 @@ import hashlib
 import json
 import shutil
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 from data_injection.errors import ConfigError
 from data_injection.ledger import read_segments
@@ -186,16 +185,8 @@ def test_a_healthy_run_agrees_in_every_check(
 def test_a_run_resumed_on_two_ranks_agrees(bare_run: Path, copy: Callable[[Path], Path]) -> None:
     run = copy(bare_run)
     shutil.rmtree(run / "step12-unsharded")
-    bin_folder = Path(sys.executable).parent
-    command = [bin_folder / "torchrun", "--standalone", "--nproc-per-node=2", "--no-python"]
-    command += [bin_folder / "olmo-ext", "train", bare_run / "experiment.yaml"]
-    done = subprocess.run(
-        [*map(str, command), "-o", f"train.save_folder={run}", "--resume"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    settings = ["-o", f"train.save_folder={run}", "--resume"]
+    done = warm.run("train", bare_run / "experiment.yaml", *settings, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     audit = audited(run, full=True)
     assert differing(audit) == []

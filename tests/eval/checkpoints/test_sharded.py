@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from data_injection.errors import ConfigError
@@ -42,15 +41,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One model on two FSDP ranks in each of the engine's formats, and unsharded."""
     out = tmp_path_factory.mktemp("sharded") / "out"
     worker = Path(__file__).with_name("sharded_worker.py")
-    command = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, str(worker), str(out), *KINDS, "torch_legacy"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = warm.run(worker, out, *KINDS, "torch_legacy", ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 

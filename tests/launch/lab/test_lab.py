@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import warm
 import yaml
 
 from data_injection.errors import ConfigError
@@ -131,12 +130,8 @@ def test_processes_side_by_side_give_the_same_rows(tmp_path: Path) -> None:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
     """`olmo-ext theory phase` on a tiny mixture, as a user calls it."""
     folder = tmp_path_factory.mktemp("lab")
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.cli", "theory", "phase", "--jobs", "1",
-         "--config", str(write(folder, TINY)), "--out", str(folder / "out")],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "100"},
-    )  # fmt: skip
+    settings = ["--config", write(folder, TINY), "--out", folder / "out"]
+    done = warm.run("theory", "phase", "--jobs", 1, *settings, env={"COLUMNS": "100"})
     return folder / "out" / "phase", done
 
 
@@ -192,11 +187,7 @@ def test_the_same_command_keeps_predictions_and_cells(
 
 def test_an_unknown_key_ends_the_verb_with_status_2(tmp_path: Path) -> None:
     path = write(tmp_path, {**TINY, "wdths": [8]})
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.cli", "theory", "phase", "--config", str(path)],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    done = warm.run("theory", "phase", "--config", path)
     assert done.returncode == 2
     assert "did you mean widths?" in done.stderr.replace("\n", " ")
 

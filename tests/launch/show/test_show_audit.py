@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -19,17 +16,11 @@ from waiting import lines_of_beats
 import eval.audit.audit
 from launch.cli import app
 from launch.terminal import progress_bar
-from olmo_ext.config import load_experiment
-from olmo_ext.train import train
-
-Write = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory, write_experiment_in: Callable[[Path], Write]
-) -> Path:
-    return train(load_experiment(write_experiment_in(tmp_path_factory.mktemp("audit"))()))
+def run(tiny_run: Callable[..., Path]) -> Path:
+    return tiny_run()
 
 
 @pytest.fixture
@@ -44,18 +35,6 @@ def spoiled(run: Path, tmp_path: Path) -> Path:
 
 def audit(*args: object) -> Result:
     return CliRunner().invoke(app, ["audit", *map(str, args)])
-
-
-def command(*args: object) -> subprocess.CompletedProcess[str]:
-    """The command itself, whose main() turns errors into statuses."""
-    code = "from launch.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, "audit", *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"COLUMNS": "200"},
-    )
 
 
 def test_status_0_where_all_agree_with_a_line_for_each_check(run: Path) -> None:
@@ -97,11 +76,13 @@ def test_status_1_where_something_differs_and_the_json_has_all_of_it(
         (["RUN", "--json", "nowhere/a.json"], "there is no folder nowhere"),
     ],
 )
-def test_status_2_for_bad_input_with_one_message(args: list[str], said: str, run: Path) -> None:
-    done = command(*[str(run) if arg == "RUN" else arg for arg in args])
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert said in done.stderr.replace("\n", " ")
-    assert "Traceback" not in done.stderr
+def test_status_2_for_bad_input_with_one_message(
+    args: list[str], said: str, run: Path, typed: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, out, err = typed("audit", *[str(run) if arg == "RUN" else arg for arg in args])
+    assert status == 2, out + err
+    assert said in " ".join(err.split())
+    assert "Traceback" not in err
 
 
 def test_the_export_is_the_only_thing_written_into_the_run(run: Path, tmp_path: Path) -> None:

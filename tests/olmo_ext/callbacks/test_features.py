@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 
 from data_injection.errors import ConfigError
 from data_injection.tasks.base import FloatArray
@@ -98,17 +96,6 @@ def test_the_last_layer_is_the_stream_and_not_the_final_norms_output(trained: Pa
     assert not model.transformer.ln_f._forward_pre_hooks
 
 
-def torchrun(experiment: Path) -> None:
-    bin_folder = Path(sys.executable).parent
-    command = [str(bin_folder / "torchrun"), "--standalone", "--nproc-per-node=2", "--no-python"]
-    command += [str(bin_folder / "olmo-ext"), "train", str(experiment)]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_measure_what_one_does(
@@ -118,7 +105,8 @@ def test_two_ranks_measure_what_one_does(
         with_features()(config)
         config["train"].update(distributed_strategy=strategy, save_folder=str(tmp_path / "two"))
 
-    torchrun(write_experiment(edit))
+    done = warm.run("train", write_experiment(edit), ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
     key = ["step", "task", "metric", "layer"]
     one, two = (
         rows[rows.group.notna()].set_index(key).value.sort_index()

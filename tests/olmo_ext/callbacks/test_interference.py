@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 
 import olmo_ext.callbacks.build
 from data_injection.errors import ConfigError
@@ -28,7 +27,6 @@ Write = Callable[..., Path]
 
 WORKER = Path(__file__).with_name("interference_worker.py")
 SETTINGS = {"every": 3, "top_k": 4, "window": 6}
-WARNINGS = "ignore::FutureWarning"
 
 
 def edited(write: Write, *, settings: dict | None = None, **train_settings: Any) -> Path:
@@ -43,16 +41,7 @@ def edited(write: Write, *, settings: dict | None = None, **train_settings: Any)
 
 
 def run_worker(experiment: Path, *args: str, ranks: int) -> None:
-    torchrun = Path(sys.executable).parent / "torchrun"
-    command = [str(torchrun), "--standalone", f"--nproc-per-node={ranks}"]
-    done = subprocess.run(
-        [*command, str(WORKER), str(experiment), *args],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": WARNINGS},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = warm.run(WORKER, experiment, *args, ranks=ranks)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import warm
 
 from data_injection.errors import ConfigError
 from eval.records import read_records
@@ -200,16 +198,8 @@ def test_two_ranks_have_the_budget_of_one_and_one_goes_on_from_their_moments(
     path = edited(write_experiment, settings=EVERY_STEP, distributed_strategy=strategy)
     alone = budget(run(path, tmp_path / "one"))
     folder = tmp_path / "two"
-    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone"]
-    command = [*torchrun, "--nproc-per-node=2", "-m", "launch", "train", str(path)]
-    done = subprocess.run(
-        [*command, "-o", f"train.save_folder={folder}", "-o", "train.stop_at=6"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    overrides = ["-o", f"train.save_folder={folder}", "-o", "train.stop_at=6"]
+    done = warm.run("train", path, *overrides, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     both = budget(run(path, folder, resume=True))
     for step in (6, 12):
