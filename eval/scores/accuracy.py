@@ -154,10 +154,9 @@ def score_answers(answers: Answers, task: Task, indices: NDArray[np.int64]) -> l
 
 
 def score_instances(
-    last_logits: LastLogits, task: Task, indices: NDArray[np.int64], *, batch_rows: int = 0
+    answers: Answers, task: Task, indices: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
     """The measures of `score_task` over any instances of a task, as fields without a subset."""
-    answers = answer(last_logits, task, indices, batch_rows=batch_rows)
     everything = np.ones(len(indices), dtype=bool)
     rows = _measures(answers, task.tokens[indices, -1], everything)
     return [{"n": len(indices), **row} for row in rows]

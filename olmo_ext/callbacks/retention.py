@@ -14,7 +14,8 @@ from data_injection.philox import permutation
 from data_injection.plan import InjectionPlan
 from eval.retention.bursts import Burst, Moment, find_bursts, geometric_lags, moments
 from eval.scores.accuracy import score_instances
-from olmo_ext.callbacks.base import Callback, check_least, check_tasks, forward_logits
+from olmo_ext.callbacks.base import Callback, check_least, check_tasks
+from olmo_ext.engines.host import ask
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
@@ -121,13 +122,10 @@ class Retention(Callback):
                 self._record(trainer, index, moment, of_own, split="train", subset="burst")
 
     def _score(self, trainer: Host, index: int, instances: IntArray) -> list[dict[str, Any]]:
+        task = trainer.plan.tasks[index]
         with trainer.measuring():
-            return score_instances(
-                lambda ids: forward_logits(trainer, ids),
-                trainer.plan.tasks[index],
-                instances,
-                batch_rows=self.batch_rows,
-            )
+            answers = ask(trainer, task, instances, batch_rows=self.batch_rows)
+        return score_instances(answers, task, instances)
 
     def _record(
         self,

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from data_injection.errors import ConfigError
-from eval.scores.accuracy import score_task
+from eval.scores.accuracy import score_answers
 from eval.scores.memorization import memorization_rows
 from olmo_ext.callbacks.base import Callback, check_least, due, forward_logits
+from olmo_ext.engines.host import ask
 
 if TYPE_CHECKING:
     from olmo_ext.engines.host import Host
@@ -64,13 +65,9 @@ class TaskEval(Callback):
                 for num, split in enumerate(self.splits):
                     done = index * len(self.splits) + num
                     trainer.beat.at(f"task_eval at step {trainer.global_step}", done, parts)
-                    scores = score_task(
-                        lambda ids: forward_logits(trainer, ids),
-                        task,
-                        split=split,
-                        batch_rows=self.batch_rows,
-                    )
-                    for score in scores:
+                    indices = task.split(split)
+                    answers = ask(trainer, task, indices, batch_rows=self.batch_rows)
+                    for score in score_answers(answers, task, indices):
                         trainer.record("task_eval", task=task.name, split=split, **score)
             for task in (task for task in trainer.plan.tasks if not task.has_label):
                 for row in memorization_rows(

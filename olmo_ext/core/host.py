@@ -64,6 +64,9 @@ class CoreEngine:
         logits = self.model(input_ids_BT, logits_to_keep=int(last)).float()
         return logits[:, -1] if last else logits
 
+    def cut(self) -> None:
+        return None
+
     def residual_stream(self, input_ids_BT: Tensor) -> Tensor:
         states: list[Tensor] = []
 

@@ -19,9 +19,12 @@ from torch.nn import Module, Parameter
 
 from data_injection.beat import Beat
 from eval.records import FOLLOWING, task_fields
+from eval.scores.accuracy import Answers, answer
+from eval.scores.fast_answers import CutModel, fast_answer
 
 if TYPE_CHECKING:
     from data_injection.plan import InjectionPlan
+    from data_injection.tasks.base import IntArray, Task
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,10 @@ class Engine(Protocol):
 
     def logits(self, input_ids_BT: Tensor, *, last: bool = True) -> Tensor:
         """Logits of the last position, shape (B, V), or of all, (B, T, V)."""
+
+    def cut(self) -> CutModel | None:
+        """The model for `eval.scores.fast_answers`; None in another precision than fp32, where it
+        is sharded, or where nobody has held the fast answers against this engine's."""
 
     def residual_stream(self, input_ids_BT: Tensor) -> Tensor:
         """The last position's residual stream, as `eval.features.activations`; fp32 (L, B, D)."""
@@ -158,6 +165,19 @@ class Host(Protocol):
         **fields: Any,
     ) -> None:
         """Write one measurement at the current step; only rank 0 writes."""
+
+
+def ask(host: Host, task: Task, indices: IntArray, *, batch_rows: int = 0) -> Answers:
+    """`eval.scores.accuracy.answer` of the run's model; fast where the model can be cut."""
+    if batch_rows == 0 and (model := host.engine.cut()) is not None:
+        return fast_answer(model, task, indices)
+    with host.engine.autocast():
+        return answer(
+            lambda ids_BT: host.engine.logits(ids_BT.to(host.device)),
+            task,
+            indices,
+            batch_rows=batch_rows,
+        )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from eval.features.activations import residual_stream
+from eval.scores.fast_answers import CutModel, cut
 from olmo_ext.compat import cpu_shield
 from olmo_ext.engines.host import Layout, MLPWeights
 from olmo_ext.engines.ranks import get_world_size
@@ -53,6 +54,10 @@ class StockEngine:
     def logits(self, input_ids_BT: Tensor, *, last: bool = True) -> Tensor:
         logits = self.trainer.dist_model(input_ids_BT, last_logits_only=last).logits
         return logits[:, -1] if last else logits
+
+    def cut(self) -> CutModel | None:
+        whole = self.precision == "fp32" and not self.sharded
+        return cut(self.trainer.dist_model.module) if whole else None
 
     def residual_stream(self, input_ids_BT: Tensor) -> Tensor:
         return residual_stream(self.trainer.dist_model, input_ids_BT)

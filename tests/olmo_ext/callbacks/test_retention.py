@@ -20,7 +20,7 @@ from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan
 from eval.records import read_records
 from eval.retention.bursts import find_bursts, geometric_lags, moments
 from eval.retention.retained import bursts
-from eval.scores.accuracy import score_instances
+from eval.scores.accuracy import answer, score_instances
 from olmo_ext.callbacks.retention import Retention
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
@@ -158,11 +158,12 @@ def test_what_it_measures_is_the_checkpoints_loss_on_the_bursts_own_instances(
     for step, lag in ((7, None), (8, 0), (10, 2)):
         path = next(c.path for c in find_checkpoints(folder) if c.step == step)
         model = load_model(path)
-        scores = score_instances(
+        answers = answer(
             lambda ids, model=model: model(ids, last_logits_only=True).logits[:, -1],
             plan.tasks[0],
             own,
         )
+        scores = score_instances(answers, plan.tasks[0], own)
         expected = {row["metric"]: row["value"] for row in scores}
         name = "before" if lag is None else "lag"
         found = rows[(rows.step == step) & (rows.burst == 2) & (rows.subset == "burst")]
