@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,7 @@ def score_alignment(
     """
     known = {} if known is None else known
     drawn: dict[tuple[str, str], tuple[Pairs, Pairs]] = {}
+    undisturbed = cache(lambda *of: _undisturbed(model, task, drawn[of][1]))
     for place in places(model, task):
         if place in skip:
             continue
@@ -126,6 +128,7 @@ def score_alignment(
         if not len(train) or not len(pairs):
             log.warning("%s is too small to hold out %s for %s", task.name, held_out, variable)
             continue
+        own = undisturbed(variable, held_out)
         width = model.transformer.wte.weight.shape[1]  # type: ignore[union-attr, index]
         rank_here = min(rank, int(width))
         options: dict[str, Any] = {
@@ -140,12 +143,11 @@ def score_alignment(
         found = learn_subspaces(model, task, train, site, **options)
         seeds = [_RANDOM + seed + i for i in range(RANDOM_DRAWS)]
         chance = random_subspaces(int(width), rank=rank_here, seeds=seeds)
-        own = {name: _right(model, task, pairs, name) for name in ("base", "source", "target")}
         right = {
             "das": interchange(model, task, pairs, site, found),
             "random_subspace": interchange(model, task, pairs, site, chance),
             "random_model": known[key],
-            "no_patch": _right(model, task, pairs, "base", as_label_of="target")[None],
+            "no_patch": own["no_patch"][None],
             "own_answer": own["target"][None],
             # The last: a place that has this row is complete.
             "full_vector": interchange(model, task, pairs, site, None),
@@ -186,13 +188,15 @@ def _examples(task: Task, held_out: str, *, seed: int) -> tuple[IntArray, IntArr
     return task.train[learn[task.train]], task.test[test[task.test]]
 
 
-def _right(
-    model: torch.nn.Module, task: Task, pairs: Pairs, side: str, *, as_label_of: str = ""
-) -> NDArray[np.bool_]:
-    """Whether the undisturbed model answers one side of the pairs with that (or another) label."""
-    examples, place = np.unique(getattr(pairs, side), return_inverse=True)
-    answers = chosen_labels(model, task, examples)[place]
-    return answers == task.tokens[getattr(pairs, as_label_of or side), -1]
+def _undisturbed(model: torch.nn.Module, task: Task, pairs: Pairs) -> dict[str, NDArray[np.bool_]]:
+    """Whether the model answers a side with its label; `no_patch`: the base with the target's."""
+    sides = {"base": pairs.base, "source": pairs.source, "target": pairs.target}
+    examples, place = np.unique(np.stack([*sides.values()]), return_inverse=True)
+    chosen = dict(
+        zip(sides, chosen_labels(model, task, examples)[place.reshape(3, -1)], strict=True)
+    )
+    right = {name: chosen[name] == task.tokens[side, -1] for name, side in sides.items()}
+    return right | {"no_patch": chosen["base"] == task.tokens[pairs.target, -1]}
 
 
 def _measure(

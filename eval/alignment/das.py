@@ -34,8 +34,7 @@ from eval.alignment.interventions import (
     answers,
     check_finite,
     frozen,
-    label_logits,
-    patched,
+    starting_at,
     states_at,
 )
 
@@ -67,23 +66,19 @@ def learn_subspaces(
     """
     if not len(pairs):
         raise ValueError(f"no pairs of task {task.name!r} to learn a subspace from")
-    device = next(model.parameters()).device
-    labels_L, answers_N = _labels(task, pairs.target)
-    source_ND = _source_states(model, task, pairs, site)
+    base_NTD, source_ND = _states(model, task, pairs, site)
+    device = source_ND.device
+    labels_L, answers_N = (part.to(device) for part in _labels(task, pairs.target))
     free_SDK = nn.Parameter(random_subspaces(source_ND.shape[1], rank=rank, seeds=seeds).to(device))
     optimizer = torch.optim.Adam([free_SDK], lr=LEARNING_RATE)
-    order_SB = _batches(len(pairs), steps * BATCH_PAIRS, seeds)
-    inputs_NT = torch.from_numpy(task.tokens[pairs.base, :-1]).to(device)
-    with frozen(model):
+    order_SB = _batches(len(pairs), steps * BATCH_PAIRS, seeds).to(device)
+    with frozen(model), starting_at(model, site.layer, labels_L) as logits:
         for step in range(steps):
-            rows_SB = order_SB[:, step * BATCH_PAIRS : (step + 1) * BATCH_PAIRS].to(device)
-            rows = rows_SB.flatten()
+            rows = order_SB[:, step * BATCH_PAIRS : (step + 1) * BATCH_PAIRS].flatten()
             basis_SDK = torch.linalg.qr(free_SDK)[0]
-            logits_BL = _interchanged(
-                model, inputs_NT[rows], source_ND[rows], site, basis_SDK, labels_L.to(device)
-            )
+            swapped_BTD = _swapped(base_NTD[rows], source_ND[rows], site, basis_SDK)
             # Adam does not see that each seed has a part of the mean only.
-            loss = F.cross_entropy(logits_BL, answers_N.to(device)[rows])
+            loss = F.cross_entropy(logits(swapped_BTD), answers_N[rows])
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
             optimizer.zero_grad()
             loss.backward()
@@ -115,31 +110,21 @@ def interchange(
     one subspace: what no subspace of any rank should exceed by much at a place that holds nothing
     but the variable.
     """
-    device = next(model.parameters()).device
-    source_ND = _source_states(model, task, pairs, site)
+    base_NTD, source_ND = _states(model, task, pairs, site)
     if bases_SDK is None:
         bases_SDK = torch.eye(source_ND.shape[1])[None]
     labels_L, answers_N = _labels(task, pairs.target)
-    inputs_NT = torch.from_numpy(task.tokens[pairs.base, :-1]).to(device)
     rows_at_once = max(LOGITS_AT_ONCE // (len(labels_L) * 64), 1)
-    with frozen(model):
+    parts = list(zip(base_NTD.split(rows_at_once), source_ND.split(rows_at_once), strict=True))
+    with frozen(model), starting_at(model, site.layer, labels_L.to(source_ND.device)) as logits:
         right = [
             [
-                check_finite(
-                    _interchanged(
-                        model,
-                        inputs_NT[start : start + rows_at_once],
-                        source_ND[start : start + rows_at_once],
-                        site,
-                        basis_DK[None].to(device),
-                        labels_L.to(device),
-                    )
-                ).argmax(dim=-1)
-                for start in range(0, len(pairs), rows_at_once)
+                check_finite(logits(_swapped(base_BTD, source_BD, site, basis_SDK))).argmax(dim=-1)
+                for base_BTD, source_BD in parts
             ]
-            for basis_DK in bases_SDK
+            for basis_SDK in bases_SDK.to(source_ND.device).split(1)
         ]
-    chosen_SN = torch.stack([torch.cat(parts) for parts in right]).cpu()
+    chosen_SN = torch.stack([torch.cat(found) for found in right]).cpu()
     return (chosen_SN == answers_N).numpy()
 
 
@@ -151,31 +136,31 @@ def chosen_labels(model: nn.Module, task: Task, examples: IntArray) -> IntArray:
     return task.label_tokens[logits_NL.argmax(axis=1)]
 
 
-def _interchanged(
-    model: nn.Module,
-    input_ids_BT: torch.Tensor,
-    source_BD: torch.Tensor,
-    site: Site,
-    basis_SDK: torch.Tensor,
-    labels_L: torch.Tensor,
+def _swapped(
+    base_BTD: torch.Tensor, source_BD: torch.Tensor, site: Site, basis_SDK: torch.Tensor
 ) -> torch.Tensor:
-    """Label logits after the swap; rows are seed by seed, as many for each; (B, L)."""
-    num_seeds = len(basis_SDK)
-
-    def swap(base_BD: torch.Tensor) -> torch.Tensor:
-        change_SBD = (source_BD - base_BD).unflatten(0, (num_seeds, -1))
-        return base_BD + ((change_SBD @ basis_SDK) @ basis_SDK.mT).flatten(0, 1)
-
-    with patched(model, site, swap):
-        return label_logits(model, input_ids_BT, labels_L)
+    """The bases' states with the sources' coordinates; rows are seed by seed, as many for each."""
+    base_BD, swapped_BTD = base_BTD[:, site.position], base_BTD.clone()
+    change_SBD = (source_BD - base_BD).unflatten(0, (len(basis_SDK), -1))
+    change_BD = ((change_SBD @ basis_SDK) @ basis_SDK.mT).flatten(0, 1)
+    swapped_BTD[:, site.position] = base_BD + change_BD
+    return swapped_BTD
 
 
-def _source_states(model: nn.Module, task: Task, pairs: Pairs, site: Site) -> torch.Tensor:
-    """The sources' states at the site, a row per pair; each example is run once."""
-    examples, place = np.unique(pairs.source, return_inverse=True)
+def _states(
+    model: nn.Module, task: Task, pairs: Pairs, site: Site
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """After the site's block the bases' states_NTD of all tokens, and the sources' states_ND at
+    the site; a row per pair, but each example is run once: the search changes none of it."""
+    if site.component != "residual":
+        raise ValueError(f"the search is in the residual stream, got {site}")
+    sites = [Site(site.layer, position) for position in range(task.length - 1)]
+    examples, place = np.unique(np.stack([pairs.base, pairs.source]), return_inverse=True)
     with frozen(model):
-        states = states_at(model, torch.from_numpy(task.tokens[examples, :-1]), [site])[site]
-    return states[torch.from_numpy(place).to(states.device)]
+        found = states_at(model, torch.from_numpy(task.tokens[examples, :-1]), sites)
+    states_NTD = torch.stack([found[one] for one in sites], dim=1)
+    base_N, source_N = torch.from_numpy(place.reshape(2, -1)).to(states_NTD.device)
+    return states_NTD[base_N], states_NTD[source_N, site.position]
 
 
 def _labels(task: Task, examples: IntArray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from data_injection.errors import ConfigError, DivergedError
 from data_injection.tasks.base import FloatArray, Task
@@ -130,20 +129,65 @@ def patched(
         yield
 
 
+@contextmanager
+def _asked(
+    model: nn.Module, labels_L: torch.Tensor
+) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """While open, from input_ids_BT to the logits_BL of some tokens after the rows' last.
+
+    Of an untied model only those rows of the unembedding are there: with the vocabulary of the
+    ladder all others together cost more than the rest of its smallest model.
+    """
+    transformer: Any = model.transformer
+    head = getattr(transformer, "ff_out", None)
+    if head is None:  # tied: the same matrix embeds
+        yield lambda ids_BT: model(ids_BT, last_logits_only=True).logits[:, -1, labels_L]
+        return
+    rows = {name: p if p is None else p.detach()[labels_L] for name, p in head._parameters.items()}
+    transformer.ff_out = copy(head)
+    transformer.ff_out._parameters = rows
+    try:
+        yield lambda ids_BT: model(ids_BT, last_logits_only=True).logits[:, -1]
+    finally:
+        transformer.ff_out = head
+
+
 def label_logits(
     model: nn.Module, input_ids_BT: torch.Tensor, labels_L: torch.Tensor
 ) -> torch.Tensor:
-    """Logits of some tokens after the rows' last, shape (B, L).
+    """Logits of some tokens after the rows' last, shape (B, L)."""
+    with _asked(model, labels_L) as ask:
+        return ask(input_ids_BT)
 
-    Of an untied model only those rows of the unembedding are computed: with the vocabulary of the
-    ladder all others together cost more than the rest of its smallest model.
-    """
-    head = getattr(model.transformer, "ff_out", None)
-    if head is None:  # tied: the same matrix embeds
-        return model(input_ids_BT, last_logits_only=True).logits[:, -1, labels_L]
-    rows = {f"transformer.ff_out.{name}": p[labels_L] for name, p in head.named_parameters()}
-    output = functional_call(model, rows, (input_ids_BT,), {"last_logits_only": True})
-    return output.logits[:, -1]
+
+class _Given(nn.Module):
+    """In the place of the embedding and the first blocks: their outcome."""
+
+    states_BTD: torch.Tensor
+
+    def forward(self, x_BTD: torch.Tensor, **options: Any) -> tuple[torch.Tensor, None]:
+        return self.states_BTD, None
+
+
+@contextmanager
+def starting_at(
+    model: nn.Module, layer: int, labels_L: torch.Tensor
+) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """While open, `label_logits` of the stream's states_BTD after block `layer` (0: embedded):
+    what comes before is not run again."""
+    transformer: Any = model.transformer
+    blocks, given = transformer.blocks, _Given()
+
+    def logits(states_BTD: torch.Tensor) -> torch.Tensor:
+        given.states_BTD = states_BTD
+        return ask(torch.zeros(states_BTD.shape[:2], dtype=torch.long, device=labels_L.device))
+
+    transformer.blocks = nn.ModuleList([given, *blocks[layer:]])
+    try:
+        with _asked(model, labels_L) as ask:
+            yield logits
+    finally:
+        transformer.blocks = blocks
 
 
 @torch.no_grad()
@@ -175,13 +219,9 @@ def answers(
             found.append(check_finite(label_logits(model, part, labels_L)))
             continue
         given_BD = states_ND[start : start + ROWS_AT_ONCE]
-        with patched(model, site, partial(_given, given_BD)):
+        with patched(model, site, lambda hidden_BD, given_BD=given_BD: given_BD):
             found.append(check_finite(label_logits(model, part, labels_L)))
     return torch.cat(found).double().cpu().numpy()
-
-
-def _given(given_BD: torch.Tensor, hidden_BD: torch.Tensor) -> torch.Tensor:
-    return given_BD
 
 
 def check_finite(logits: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,14 @@ from data_injection.errors import ConfigError
 from data_injection.tasks.base import Task
 from eval.alignment.causal import causal_effects
 from eval.alignment.das import chosen_labels
-from eval.alignment.interventions import Site, label_logits, num_blocks, patched, read_states
+from eval.alignment.interventions import (
+    Site,
+    label_logits,
+    num_blocks,
+    patched,
+    read_states,
+    starting_at,
+)
 from eval.features.activations import residual_stream
 
 Make = Callable[..., nn.Module]
@@ -113,6 +120,30 @@ def test_a_patch_with_the_models_own_state_changes_nothing_and_with_another_some
     with patched(model, site, lambda hidden_BD: own.flip(0)):
         assert not torch.allclose(label_logits(model, IDS_BT, labels_L), plain)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("weight_tying", [False, True])
+@pytest.mark.parametrize("site", [Site(0, 0), Site(1, 1), Site(3, 1)])
+def test_what_starts_behind_a_block_answers_as_the_whole_model_with_that_state(
+    site: Site, weight_tying: bool
+) -> None:
+    """And has the same gradient, which is what a search follows."""
+    model, labels_L = olmo(weight_tying=weight_tying), torch.tensor([40, 3, 7])
+    places = [Site(site.layer, position) for position in range(2)]
+    states = read_states(model, IDS_BT, places)
+    change_BD = states[site].flip(0).requires_grad_()
+    with patched(model, site, lambda hidden_BD: change_BD):
+        whole_BL = label_logits(model, IDS_BT, labels_L)
+    (slow_BD,) = torch.autograd.grad(whole_BL.logsumexp(-1).sum(), change_BD)
+    given = states | {site: change_BD}
+    blocks, head = model.transformer.blocks, dict(model.transformer.named_children())
+    with starting_at(model, site.layer, labels_L) as logits:
+        tail_BL = logits(torch.stack([given[place] for place in places], dim=1))
+    torch.testing.assert_close(tail_BL, whole_BL)
+    (fast_BD,) = torch.autograd.grad(tail_BL.logsumexp(-1).sum(), change_BD)
+    torch.testing.assert_close(fast_BD, slow_BD)
+    assert model.transformer.blocks is blocks
+    assert dict(model.transformer.named_children()) == head
 
 
 @pytest.mark.parametrize("weight_tying", [False, True])

@@ -9,11 +9,19 @@ import pytest
 import torch
 from torch import nn
 
+from data_injection.philox import permutation
 from data_injection.tasks.base import Task
 from eval.alignment.controls import HELD_OUT, feature_rank, places, score_alignment
 from eval.alignment.counterfactuals import Pairs, draw_pairs
-from eval.alignment.das import chosen_labels, interchange, learn_subspaces, random_subspaces
-from eval.alignment.interventions import Site
+from eval.alignment.das import (
+    BATCH_PAIRS,
+    LEARNING_RATE,
+    chosen_labels,
+    interchange,
+    learn_subspaces,
+    random_subspaces,
+)
+from eval.alignment.interventions import Site, label_logits, patched, read_states
 
 Make = Callable[..., nn.Module]
 
@@ -102,6 +110,44 @@ def test_seeds_learned_side_by_side_are_those_learned_alone(planted: Make, ranks
     alone = learn_subspaces(model, ranks, train, EMBEDDING, seeds=[4], **options)
     torch.testing.assert_close(together[1:], alone, atol=1e-4, rtol=0)
     assert not torch.allclose(together[0], together[1])
+
+
+@pytest.mark.parametrize("site", [EMBEDDING, Site(1, 1), Site(2, 1)])
+def test_a_search_is_the_plain_one_that_runs_the_whole_model_at_every_step(
+    site: Site, planted: Make, ranks: Task
+) -> None:
+    model, (train, test) = planted(ranks), pairs_of(ranks, "tok1")
+    steps, places = 8, np.searchsorted(ranks.label_tokens, ranks.tokens[:, -1])
+    ids, labels_L = torch.from_numpy(ranks.tokens[:, :-1]), torch.from_numpy(ranks.label_tokens)
+    states_ND = read_states(model, ids, [site])[site]
+
+    def label(pairs: Pairs, rows: np.ndarray, basis_DK: torch.Tensor) -> torch.Tensor:
+        source_BD = states_ND[pairs.source[rows]]
+
+        def swap(base_BD: torch.Tensor) -> torch.Tensor:
+            return base_BD + (source_BD - base_BD) @ basis_DK @ basis_DK.T
+
+        with patched(model, site, swap):
+            return label_logits(model, ids[pairs.base[rows]], labels_L)
+
+    free_DK = nn.Parameter(random_subspaces(16, rank=2, seeds=[5])[0])
+    optimizer = torch.optim.Adam([free_DK], lr=LEARNING_RATE)
+    order = permutation(len(train), seed=5, purpose="das/batches", counter=0)
+    for step in range(steps):
+        rows = order[step * BATCH_PAIRS : (step + 1) * BATCH_PAIRS]
+        logits_BL = label(train, rows, torch.linalg.qr(free_DK)[0])
+        loss = nn.functional.cross_entropy(logits_BL, torch.from_numpy(places[train.target[rows]]))
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / steps)
+        optimizer.zero_grad()
+        loss.backward(inputs=[free_DK])
+        optimizer.step()
+    slow_DK = torch.linalg.qr(free_DK.detach())[0]
+    found_SDK = learn_subspaces(model, ranks, train, site, rank=2, seeds=[5], steps=steps)
+    torch.testing.assert_close(found_SDK[0], slow_DK, atol=1e-4, rtol=0)
+    with torch.no_grad():
+        chosen = label(test, np.arange(len(test)), slow_DK).argmax(dim=-1).numpy()
+    counted = interchange(model, ranks, test, site, slow_DK[None])[0]
+    assert np.array_equal(counted, chosen == places[test.target])
 
 
 def test_a_search_leaves_the_model_as_it_was(planted: Make, ranks: Task) -> None:
