@@ -219,7 +219,7 @@ def answers(
             found.append(check_finite(label_logits(model, part, labels_L)))
             continue
         given_BD = states_ND[start : start + ROWS_AT_ONCE]
-        with patched(model, site, lambda hidden_BD, given_BD=given_BD: given_BD):
+        with patched(model, site, lambda _, given_BD=given_BD: given_BD):  # type: ignore[misc]
             found.append(check_finite(label_logits(model, part, labels_L)))
     return torch.cat(found).double().cpu().numpy()
 
