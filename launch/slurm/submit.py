@@ -64,10 +64,9 @@ def submit(
             key="--after", value=after, rule="must be the number of a job, like 1234 or 1234_5"
         )
     if not dry_run and shutil.which("sbatch") is None:
-        raise ConfigError(
-            "there is no sbatch on this machine's PATH: submit from a login node of the cluster, "
-            "or look at the batch files with --dry-run"
-        )
+        rule = "must be on this machine's PATH"
+        remedy = "submit from a login node of the cluster, or look at the files with --dry-run"
+        raise ConfigError(key="sbatch", rule=rule, remedy=remedy)
     words = _prepare_words(prepare)
     later = after is not None or words is not None
     plan = plan_submission(source, out=out, overrides=overrides, corpus_comes_later=later)

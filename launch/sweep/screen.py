@@ -224,18 +224,16 @@ def screen_sweeps(
         by_protocol[run.experiment.protocol].append(run)
     mixtures, singles = by_protocol["mixture"], by_protocol["single"]
     if not mixtures or not singles:
-        raise ConfigError(
-            "--screen needs a sweep of mixtures (several tasks a run) and one of single tasks; got "
-            f"{len(mixtures)} runs of mixtures and {len(singles)} of single tasks"
-        )
+        rule = "needs a sweep of mixtures (several tasks a run) and one of single tasks; got "
+        rule += f"{len(mixtures)} runs of mixtures and {len(singles)} of single tasks"
+        raise ConfigError(key="--screen", rule=rule)
     check_alike(mixtures, singles)
     spent = sum(price_of(run, unit=money.unit, reckoner=reckoner) for run in mixtures)
     console.print(f"{len(mixtures)} mixtures cost {spent:.4g} of {money}")
     if spent > money.amount:
-        raise ConfigError(
-            f"--screen {budget} does not pay for the {len(mixtures)} mixtures, which cost "
-            f"{spent:.4g} {money.unit}; raise it, or take fewer seeds or sizes of them"
-        )
+        rule = f"does not pay for the {len(mixtures)} mixtures, which cost {spent:.4g} {money.unit}"
+        remedy = "raise it, or take fewer seeds or sizes of them"
+        raise ConfigError(key="--screen", value=budget, rule=rule, remedy=remedy)
     if plan and (missing := sum(not run.finished for run in mixtures)):
         console.print(
             f"{missing} of them are not trained: the rest of the budget, "

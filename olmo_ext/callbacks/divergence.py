@@ -84,7 +84,7 @@ def note_divergence(trainer: ExperimentTrainer, why: str) -> DivergedError:
 def check_divergence(folder: Path, *, despite: bool) -> None:
     """Raise ConfigError for the folder of a run that has diverged."""
     if not despite and (told := read_if_whole(folder / DIVERGED)):
-        raise ConfigError(
-            f"{folder} diverged: {told.get('why')}; going on from {told.get('checkpoint')} would "
-            f"meet the same numbers: {ANEW}, or pass --despite-divergence"
-        )
+        rule = f"diverged: {told.get('why')}"
+        remedy = f"going on from {told.get('checkpoint')} would meet the same numbers: {ANEW}, or "
+        remedy += "pass --despite-divergence"
+        raise ConfigError(key=folder, rule=rule, remedy=remedy)

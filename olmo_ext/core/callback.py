@@ -159,10 +159,8 @@ class Injection(Callback):
         """What later readers compile the plan from, and the fields that all records share."""
         path, plan, loader = folder / PLAN, self._plan, self.trainer.data_loader
         if path.exists() and (before := json.loads(path.read_text())["plan_hash"]) != plan.hash:
-            raise ConfigError(
-                f"{folder} holds a run of another plan ({before[:12]}..., this is "
-                f"{plan.hash[:12]}...); choose another folder"
-            )
+            rule = f"holds a run of another plan ({before[:12]}..., this is {plan.hash[:12]}...)"
+            raise ConfigError(key=folder, rule=rule, remedy="choose another folder")
         fields = self._fields()
         model = {"model": {"vocab_size": loader.vocabulary["vocab_size"]}}
         self._identity = {

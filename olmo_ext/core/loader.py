@@ -83,10 +83,10 @@ class Injected:
         """Go on from a checkpoint of anybody's, whose rows so far were the corpus's own."""
         data = getattr(self, "dataset", None)  # of a composable loader OLMo-core itself compares
         if data is not None and state["dataset_fingerprint"] != data.fingerprint:
-            raise ConfigError(
-                "the checkpoint was trained on another corpus (dataset_fingerprint): its order of "
-                "rows cannot be taken up; start from its weights alone, by load_trainer_state=False"
-            )
+            rule = "was trained on another corpus (dataset_fingerprint): its order of rows cannot "
+            rule += "be taken up"
+            remedy = "start from its weights alone, by load_trainer_state=False"
+            raise ConfigError(key="the checkpoint", rule=rule, remedy=remedy)
         super().load_state_dict(state)  # type: ignore[misc]
         check_beginning(self.plan.schedules, self.step)
 

@@ -66,8 +66,10 @@ def test_without_sbatch_a_submission_is_refused_before_it_writes(
 ) -> None:
     source = write_experiment()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConfigError, match=r"no sbatch on this machine's PATH.*--dry-run"):
+    with pytest.raises(ConfigError, match="PATH") as refused:
         shown(source, dry_run=False)
+    assert refused.value.key == "sbatch"
+    assert "--dry-run" in refused.value.remedy
     assert sorted(tmp_path.rglob("*")) == before
 
 
