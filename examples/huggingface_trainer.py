@@ -16,10 +16,7 @@ from data_injection.plan import compile_plan
 from data_injection.splice import SplicedStream
 
 VOCAB, EOS, ROWS, LENGTH, STEPS = 512, 0, 16, 32, 40
-SECTION = {
-    "seed": 0,
-    "tasks": [{"name": "cmp", "num_symbols": 20, "schedule": {"kind": "even", "rate": "5/2"}}],
-}
+SECTION = {"tasks": [{"name": "cmp", "num_symbols": 20, "schedule": {"rate": "5/2"}}]}
 
 
 class Corpus(list):
@@ -30,16 +27,8 @@ class Corpus(list):
 
 
 class InOrder(Trainer):
-    """The stream has its own order: the Trainer must not shuffle it again."""
-
-    trained: list = []  # noqa: RUF012
-
-    def _get_train_sampler(self, *args):
+    def _get_train_sampler(self, *args):  # the stream has its own order: not to be shuffled again
         return SequentialSampler(self.train_dataset)
-
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        self.trained.append(inputs["input_ids"].cpu().numpy())
-        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def collate(rows):
@@ -47,34 +36,25 @@ def collate(rows):
     return {"input_ids": ids, "labels": ids}
 
 
-def main() -> None:
-    corpus = Corpus(np.random.default_rng(0).integers(1, VOCAB, size=(200, LENGTH)).tolist())
-    order = RowOrder(num_rows=len(corpus), batch_size=ROWS, seed=1)
-    plan = compile_plan(
-        injection_config(SECTION), batch_size=ROWS, seq_len=LENGTH, epoch_rows=order.epoch_rows,
-        vocab_size=VOCAB, eos_token_id=EOS,
-    )  # fmt: skip
-    stream = SplicedStream(
-        corpus, order=order, plan=plan, num_positions=STEPS * ROWS, pad_token_id=1
-    )
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=2,
-    ))  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=ROWS, max_steps=STEPS, use_cpu=True,
-            report_to=[], save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
-        )  # fmt: skip
-        trainer = InOrder(model, arguments, train_dataset=stream, data_collator=collate)
-        trainer.train()
-    trained = np.concatenate(trainer.trained)
-    expected = np.stack([stream[at]["input_ids"].numpy() for at in range(len(stream))])
-    assert np.array_equal(trained, expected)
-    ends = (trained[:, 3] == EOS).sum()  # EOS stands in no host row
-    assert ends == plan.instances(0, STEPS)
-    print(f"{len(trained)} rows, {ends} injected, 0 differences")
-
-
-if __name__ == "__main__":
-    main()
+corpus = Corpus(np.random.default_rng(0).integers(1, VOCAB, size=(200, LENGTH)).tolist())
+order = RowOrder(num_rows=len(corpus), batch_size=ROWS, seed=1)
+plan = compile_plan(
+    injection_config(SECTION), batch_size=ROWS, seq_len=LENGTH, epoch_rows=order.epoch_rows,
+    vocab_size=VOCAB, eos_token_id=EOS,
+)  # fmt: skip
+stream = SplicedStream(corpus, order=order, plan=plan, num_positions=STEPS * ROWS, pad_token_id=1)
+shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, num_attention_heads=2, **shape))
+trained = []
+model.register_forward_pre_hook(
+    lambda module, args, given: trained.append(given["input_ids"]), with_kwargs=True
+)
+arguments = TrainingArguments(
+    output_dir=tempfile.mkdtemp(), per_device_train_batch_size=ROWS, max_steps=STEPS, use_cpu=True,
+    report_to=[], save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
+)  # fmt: skip
+InOrder(model, arguments, train_dataset=stream, data_collator=collate).train()
+assert torch.cat(trained).equal(torch.stack([stream[at]["input_ids"] for at in range(len(stream))]))
+ends = int((torch.cat(trained)[:, 3] == EOS).sum())  # EOS stands in no host row
+assert ends == plan.instances(0, STEPS)
+print(f"{len(trained) * ROWS} rows, {ends} injected, 0 differences")

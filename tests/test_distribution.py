@@ -10,9 +10,11 @@ import sys
 import tomllib
 import venv
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from data_injection.config import injection_config
 from data_injection.errors import ConfigError
@@ -99,3 +101,52 @@ def test_an_empty_environment_compiles_the_same_plan(
     ask = [python, "-c", COMPILE, given]
     out = subprocess.run(ask, cwd=tmp_path, env=CLEAN, capture_output=True, text=True, check=True)
     assert json.loads(out.stdout) == [HASH, 1 if "<2" in numpy else 2, []]
+
+
+def small_environment(folder: Path, wheel: Path, *wanted: str) -> Path:
+    """The python of an environment of the wheel, of what is wanted and of what that needs alone.
+
+    The others' packages are links to this environment's: torch is some GB.
+    """
+    venv.create(folder, with_pip=False)
+    (site,) = folder.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    install = [*pip, "--python", folder / "bin" / "python", "install", "--no-deps", wheel]
+    subprocess.run(install, env=CLEAN, check=True)
+    left, seen = [Requirement(name) for name in (*wanted, "numpy", "pyyaml")], set[str]()
+    while left:
+        if (name := left.pop().name) in seen:
+            continue
+        seen.add(name)
+        found = distribution(name)
+        for top in {path.parts[0] for path in found.files or ()} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(str(found.locate_file(top)))
+        needs = map(Requirement, found.requires or ())
+        left += [one for one in needs if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return folder / "bin" / "python"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("example", "wanted", "last"),
+    [
+        ("plain_pytorch", ("torch",), "960 rows, 150 injected, 0 differences"),
+        ("huggingface_trainer", ("transformers", "accelerate"), "640 rows, 100 injected, 0 diff"),
+        ("datasets_streaming", ("datasets", "torch"), "640 rows, 100 injected, 0 differences"),
+    ],
+)
+def test_the_plan_serves_a_loop_of_another_make_in_an_environment_of_its_own(
+    example: str, wanted: tuple[str, ...], last: str, wheel: Path, tmp_path: Path
+) -> None:
+    python = small_environment(tmp_path / "venv", wheel, *wanted)
+    file = ROOT / "examples" / f"{example}.py"
+    assert len(file.read_text().splitlines()) <= 60
+    others = "import importlib.util as found; print([name for name in ('olmo', 'olmo_core', "
+    others += "'olmo_ext', 'eval', 'omegaconf', 'matplotlib') if found.find_spec(name)])"
+    for ask, said in ((["-c", others], "[]"), ([file], last)):
+        done = subprocess.run(
+            [python, *ask], cwd=tmp_path, env=CLEAN, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.splitlines()[-1].startswith(said)

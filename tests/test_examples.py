@@ -185,24 +185,3 @@ def test_a_file_in_the_working_folder_is_enough(write_experiment: Callable[..., 
     shutil.copy(PACKAGE / "olmo_ext_canary" / "tasks.py", experiment.parent / "mine.py")
     done = program("plan", experiment, "--no-scan", cwd=experiment.parent, path=[])
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("example", "last"),
-    [
-        ("plain_pytorch", "960 rows, 150 injected, 0 differences"),
-        ("huggingface_trainer", "640 rows, 100 injected, 0 differences"),
-        ("datasets_streaming", "640 rows, 100 injected, 0 differences"),
-    ],
-)
-def test_the_plan_serves_a_loop_of_another_make(example: str, last: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(CHECKOUT / "examples" / f"{example}.py")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.splitlines()[-1] == last
