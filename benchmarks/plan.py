@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
-from data_injection.corpus.prepare import corpus_paths, prepare_embedded
+from data_injection.corpus.manifest import corpus_paths
+from data_injection.corpus.prepare import prepare_embedded
 from data_injection.corpus.scan import scan_corpus
 from data_injection.ledger import LedgerWriter
 from data_injection.order import RowOrder

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from data_injection.corpus.encoder import text_encoder
-from data_injection.corpus.prepare import Manifest
+from data_injection.corpus.manifest import Manifest
 from data_injection.errors import ConfigError
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan

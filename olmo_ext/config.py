@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_injection.config import InjectionConfig
-from data_injection.corpus.prepare import Manifest, corpus_paths, verify_corpus
+from data_injection.corpus.manifest import Manifest, corpus_paths, verify_corpus
 from data_injection.errors import NO_VALUE, ConfigError
 from data_injection.files import replace_file
 from eval.run import load_config

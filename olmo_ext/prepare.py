@@ -25,7 +25,7 @@ from olmo.model import OLMo
 from olmo.optim import build_optimizer, build_scheduler
 from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size
 
-from data_injection.corpus.prepare import Manifest, verify_corpus
+from data_injection.corpus.manifest import Manifest, verify_corpus
 from data_injection.errors import ConfigError
 from eval.records import FILE_NAME as RECORDS_FILE
 from eval.records import RecordWriter

@@ -21,7 +21,8 @@ import yaml
 from olmo.config import ModelConfig
 from olmo.model import OLMo
 
-from data_injection.corpus.prepare import load_tokenizer, prepare_corpus, prepare_embedded
+from data_injection.corpus.encoder import parse_tokenizer
+from data_injection.corpus.prepare import prepare_corpus, prepare_embedded
 from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import read_records
@@ -197,7 +198,7 @@ def test_a_file_loads_and_its_corpus_agrees(preset: str, rung: str, dolma: Path)
 
 
 def test_the_eos_id_is_the_end_of_text(dolma: Path) -> None:
-    tokenizer = load_tokenizer(dolma)
+    tokenizer = parse_tokenizer((dolma / "tokenizer.json").read_bytes(), where="")
     assert tokenizer.id_to_token(50279) == "<|endoftext|>"
     assert tokenizer.decode([50279], skip_special_tokens=False) == "<|endoftext|>"
     assert tokenizer.id_to_token(0) == "|||IP_ADDRESS|||"

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import glob
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_injection.corpus.lines import MAX_LINE, lines, unpacked
+from data_injection.corpus.lines import json_of, numbered
 from data_injection.errors import ConfigError
-from data_injection.files import linked_folders, parse_json
+from data_injection.files import linked_folders
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
 
@@ -47,32 +46,16 @@ def iter_documents(
         return
     path = Path(source)
     with path.open("rb") as raw:
-        done, number = 0, 0
-        try:
-            for number, line in enumerate(lines(unpacked(raw, path.suffix.lower())), start=1):
-                try:
-                    if line is None or line.strip():
-                        yield _text(line, text_field, where=f"{path}:{number}")
-                except ConfigError as error:
-                    on_bad(error)
-                if raw.tell() != done:
-                    on_bytes(raw.tell() - done)
-                    done = raw.tell()
-        except (EOFError, OSError, zlib.error) as error:
-            rule = f"cannot be unpacked after line {number} ({error})"
-            raise ConfigError(key=path, rule=rule, remedy="fetch it again") from error
-
-
-def _text(line: bytes | None, field: str, *, where: str) -> str:
-    if line is None:
-        rule = f"is longer than {MAX_LINE:,} bytes, the most that one document may have"
-        raise ConfigError(key=where, rule=rule, remedy="split or remove it")
-    try:
-        record = parse_json(line)
-    except ValueError as error:
-        rule = f"is not JSON ({error})"
-        raise ConfigError(key=where, rule=rule, remedy="repair or remove the line") from None
-    return _field(record, field, where=where)
+        done = 0
+        for where, line in numbered(raw, path):
+            try:
+                if line is None or line.strip():
+                    yield _field(json_of(line, where=where), text_field, where=where)
+            except ConfigError as error:
+                on_bad(error)
+            if raw.tell() != done:
+                on_bytes(raw.tell() - done)
+                done = raw.tell()
 
 
 def _field(record: Any, field: str, *, where: str) -> str:

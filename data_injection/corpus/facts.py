@@ -5,10 +5,10 @@
 
 Text has an entropy floor that nobody knows. Of `num` facts, each drawn uniformly and written as a
 document a, b, c, EOS, the entropy is log(num) / 4 nats a token; `noise` adds to it, the share of
-occurrences whose c is drawn anew. A row's first token is never predicted: `least_loss` is what an
-all-knowing model would have, and what a loss has beyond it is what was not learned of the host. The
-tokens stand in the manifest among the special ones, so that no task draws them and a
-task that names one is refused.
+occurrences whose c is drawn anew. A row's first token, of entropy `first`, is never predicted: in
+rows of T an all-knowing model has (T entropy - first) / (T - 1), and what a loss has beyond it was
+not learned of the host. The tokens stand in the manifest among the special ones, so that no task
+draws them and a task that names one is refused.
 """
 
 from __future__ import annotations
@@ -40,14 +40,6 @@ def entropy(num: int, *, answers: int, noise: float) -> float:
     parts = [right, *[wrong] * (answers - 1)]
     answer = -sum(share * math.log(share) for share in parts if share > 0)
     return (math.log(num) + answer) / LENGTH
-
-
-def least_loss(entropy: float, first: float, *, context: int) -> float:
-    """The least mean loss in rows of `context` tokens, whole facts, nats a predicted token.
-
-    first: entropy of a fact's first token, which no row's first fact pays.
-    """
-    return (context * entropy - first) / (context - 1)
 
 
 def prepare_facts(

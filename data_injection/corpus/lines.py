@@ -1,7 +1,8 @@
 """The lines of a file, packed or not, in bounded memory whatever the file holds.
 
     with Path("part-00000.json.gz").open("rb") as raw:
-        for line in lines(unpacked(raw, ".gz")):    # bytes, or None for a line beyond MAX_LINE
+        for where, line in numbered(raw, path):     # bytes, or None for a line beyond MAX_LINE
+            value = json_of(line, where=where)
 
 A few kilobytes of .gz or .zst can hold gigabytes, and a file without line ends is one line.
 """
@@ -10,8 +11,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
+
+from data_injection.errors import ConfigError
+from data_injection.files import parse_json
 
 MAX_LINE = 2**26
 """Bytes of one line, unpacked: 64 MiB, beyond any document of Dolma. A line takes about 25 times
@@ -19,6 +25,35 @@ its length while it is read and encoded."""
 
 PACKED = 2**10
 """Compressed bytes at a time: 4 of them can stand for 128 KiB, so a piece stays below 32 MiB."""
+
+
+def numbered(raw: IO[bytes], path: Path) -> Iterator[tuple[str, bytes | None]]:
+    """(place for messages, line) of each line of an open file, unpacked by its path's suffix.
+
+    Raises ConfigError where it cannot be unpacked any further.
+    """
+    number = 0
+    try:
+        for number, line in enumerate(lines(unpacked(raw, path.suffix.lower())), start=1):
+            yield f"{path}:{number}", line
+    except (EOFError, OSError, zlib.error) as error:
+        rule = f"cannot be unpacked after line {number} ({error})"
+        raise ConfigError(key=str(path), rule=rule, remedy="fetch or write it again") from error
+
+
+def json_of(line: bytes | None, *, where: str) -> Any:
+    """The JSON value of a line; ConfigError names the place where it is none."""
+    if line is None:
+        rule = f"is longer than {MAX_LINE:,} bytes, the most that one line may have"
+        raise ConfigError(key=where, rule=rule, remedy="split or remove it")
+    try:
+        return parse_json(line)
+    except UnicodeDecodeError as error:
+        rule, remedy = f"is not JSON: it must be UTF-8 ({error})", "write the file as UTF-8"
+        raise ConfigError(key=where, rule=rule, remedy=remedy) from None
+    except ValueError as error:
+        remedy = "repair or remove the line"
+        raise ConfigError(key=where, rule=f"is not JSON ({error})", remedy=remedy) from None
 
 
 def lines(file: IO[bytes] | io.BufferedIOBase) -> Iterator[bytes | None]:

@@ -17,60 +17,24 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from data_injection.beat import Beat, to_stderr
-from data_injection.corpus.documents import Source, iter_documents, reader_of_texts, resolve_sources
+from data_injection.corpus.documents import Source, reader_of_texts, resolve_sources
 from data_injection.corpus.embedded import embedded_documents, embedded_sources, train_tokenizer
-from data_injection.corpus.encoder import (
-    TOKENIZER,
-    Encoder,
-    choose_encoder,
-    parse_tokenizer,
-    tokenizer_path,
-)
+from data_injection.corpus.encoder import TOKENIZER, Encoder, choose_encoder, tokenizer_path
 from data_injection.corpus.folder import Reached, num_bad, prepared, read_place
-from data_injection.corpus.manifest import (
-    VERSION,
-    CorpusFile,
-    Manifest,
-    corpus_paths,
-    digest,
-    load_manifest,
-    verify_corpus,
-)
+from data_injection.corpus.manifest import VERSION, Manifest, digest
 from data_injection.corpus.shards import ShardWriter
 from data_injection.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-__all__ = [
-    "CorpusFile",
-    "Manifest",
-    "corpus_paths",
-    "iter_documents",
-    "load_manifest",
-    "load_tokenizer",
-    "prepare_corpus",
-    "prepare_embedded",
-    "verify_corpus",
-]
 
 log = logging.getLogger(__name__)
 
 BATCH_CHARS = 2**20  # an encoding costs about 100 bytes a token while it lives
 
 BATCH_DOCUMENTS = 1024
-
-
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The corpus's tokenizer, set as the corpus was encoded: special tokens in text are text."""
-    folder = Path(folder)
-    path = folder / load_manifest(folder).tokenizer
-    return parse_tokenizer(path.read_bytes(), where=str(path))
 
 
 def prepare_embedded(

@@ -11,7 +11,6 @@ injected, and evaluated beside its group's).
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from data_injection.corpus.lines import MAX_LINE, lines, unpacked
+from data_injection.corpus.lines import json_of, numbered
 from data_injection.errors import ConfigError
-from data_injection.files import parse_json, read_json
+from data_injection.files import read_json
 from data_injection.tasks.base import IntArray
 
 Encode = Callable[[list[str]], list[list[int]]]
@@ -165,34 +164,15 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if path.suffix.lower() == ".parquet":
         yield from _parquet(path)
         return
-    number = 0
     with path.open("rb") as raw:
-        try:
-            for number, line in enumerate(lines(unpacked(raw, path.suffix.lower())), start=1):
-                if line is None or line.strip():
-                    yield f"{path}:{number}", _parsed(line, where=f"{path}:{number}")
-        except (EOFError, OSError, zlib.error) as error:
-            rule = f"cannot be unpacked after line {number} ({error})"
-            raise ConfigError(key=str(path), rule=rule, remedy="write it again") from error
-
-
-def _parsed(line: bytes | None, *, where: str) -> Mapping[str, Any]:
-    if line is None:
-        raise ConfigError(key=where, rule=f"must be at most {MAX_LINE:,} bytes", remedy="split it")
-    try:
-        line.decode()
-    except UnicodeDecodeError as error:
-        rule, remedy = f"must be UTF-8 ({error})", "write the file as UTF-8"
-        raise ConfigError(key=where, rule=rule, remedy=remedy) from None
-    try:
-        row = parse_json(line)
-    except ValueError as error:
-        rule = f"must be a JSON object ({error})"
-        raise ConfigError(key=where, rule=rule, remedy="repair or remove the line") from None
-    if not isinstance(row, Mapping):
-        rule, remedy = "must be a JSON object", f"with fields of {', '.join(FIELDS)}"
-        raise ConfigError(key=where, value=type(row).__name__, rule=rule, remedy=remedy)
-    return row
+        for where, line in numbered(raw, path):
+            if line is not None and not line.strip():
+                continue
+            row = json_of(line, where=where)
+            if not isinstance(row, Mapping):
+                rule, remedy = "must be a JSON object", f"with fields of {', '.join(FIELDS)}"
+                raise ConfigError(key=where, value=type(row).__name__, rule=rule, remedy=remedy)
+            yield where, row
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

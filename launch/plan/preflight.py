@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_injection.beat import Beat, to_stderr
-from data_injection.corpus.prepare import Manifest
+from data_injection.corpus.manifest import Manifest
 from data_injection.corpus.scan import CorpusScan, scan_corpus
 from data_injection.tasks.base import Task
 from data_injection.tasks.sequences import Sequences

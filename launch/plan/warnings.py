@@ -16,7 +16,7 @@ import numpy as np
 from olmo.config import SchedulerUnits
 
 from data_injection.config import TaskConfig
-from data_injection.corpus.prepare import Manifest
+from data_injection.corpus.manifest import Manifest
 from data_injection.corpus.scan import CorpusScan
 from eval.text import number
 from olmo_ext.build import Stream

@@ -33,20 +33,6 @@ except ImportError as error:
     )
     TransformerConfig = BatchSizeSchedulerCallback = SequenceLengthSchedulerCallback = None
 
-__all__ = [
-    "BatchSizeSchedulerCallback",
-    "Callback",
-    "ComposableDataLoader",
-    "NumpyFSLDataLoader",
-    "SequenceLengthSchedulerCallback",
-    "ShuffleStrategy",
-    "SkipStepOptimizer",
-    "TransformerConfig",
-    "TransformerTrainModule",
-    "get_labels",
-    "move_to_device",
-]
-
 
 def require_core() -> None:
     """Raise ConfigError where OLMo-core 3 is not installed."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_injection.config import InjectionConfig, TaskConfig
-from data_injection.corpus.facts import LENGTH, entropy, least_loss, prepare_facts
+from data_injection.corpus.facts import LENGTH, entropy, prepare_facts
 from data_injection.corpus.manifest import Manifest, corpus_paths, verify_corpus
 from data_injection.errors import ConfigError
 from data_injection.tasks.build import build_tasks
@@ -100,7 +100,7 @@ def test_the_least_loss_is_that_of_who_knows_every_fact(tmp_path: Path) -> None:
     told = [[math.log(of_first[a] / 10) for a in two[:, 0]] for two in pairs]
     later = [[math.log(1 / of_first[a]) for a in two[:, 0]] for two in pairs]
     losses = [-(first[1] + sum(rest)) / 7 for first, rest in zip(told, later, strict=True)]
-    least = least_loss(made["entropy"], made["first"], context=8)
+    least = (8 * made["entropy"] - made["first"]) / 7
     assert np.mean(losses) == pytest.approx(least, abs=5e-3)
     assert least < made["entropy"]
 

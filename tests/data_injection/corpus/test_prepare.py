@@ -18,19 +18,11 @@ import zstandard
 from data_injection.corpus import embedded as embedded_text
 from data_injection.corpus import folder as corpus_folder
 from data_injection.corpus import prepare as corpus
-from data_injection.corpus.documents import Source
+from data_injection.corpus.documents import Source, iter_documents
 from data_injection.corpus.embedded import embedded_documents, train_tokenizer
-from data_injection.corpus.encoder import Encoder
-from data_injection.corpus.prepare import (
-    Manifest,
-    corpus_paths,
-    iter_documents,
-    load_manifest,
-    load_tokenizer,
-    prepare_corpus,
-    prepare_embedded,
-    verify_corpus,
-)
+from data_injection.corpus.encoder import Encoder, parse_tokenizer
+from data_injection.corpus.manifest import Manifest, corpus_paths, load_manifest, verify_corpus
+from data_injection.corpus.prepare import prepare_corpus, prepare_embedded
 from data_injection.errors import ConfigError
 
 DOCUMENTS = [
@@ -79,8 +71,12 @@ def read_tokens(folder: Path) -> np.ndarray:
     return np.concatenate([np.fromfile(p, dtype=dtype) for p in corpus_paths(folder, manifest)])
 
 
+def tokenizer_of(folder: Path) -> Any:
+    return parse_tokenizer((folder / "tokenizer.json").read_bytes(), where="")
+
+
 def decode_documents(folder: Path) -> list[str]:
-    tokens, tokenizer = read_tokens(folder), load_tokenizer(folder)
+    tokens, tokenizer = read_tokens(folder), tokenizer_of(folder)
     ends = np.flatnonzero(tokens == load_manifest(folder).eos_token_id)
     assert ends[-1] == len(tokens) - 1
     starts = [0, *(ends[:-1] + 1)]
@@ -123,7 +119,7 @@ def test_embedded_documents_come_back_whole(embedded: Path) -> None:
 
 
 def test_embedded_manifest_names_the_special_and_byte_tokens(embedded: Path) -> None:
-    manifest, tokenizer = load_manifest(embedded), load_tokenizer(embedded)
+    manifest, tokenizer = load_manifest(embedded), tokenizer_of(embedded)
     assert manifest.vocab_size == tokenizer.get_vocab_size() == 512
     assert (manifest.eos_token_id, manifest.pad_token_id) == (0, 1)
     assert manifest.special_token_ids == (0, 1)
