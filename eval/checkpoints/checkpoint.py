@@ -26,7 +26,7 @@ from data_injection.errors import ConfigError
 from data_injection.extensions import remembering
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.tasks.sequences import kept_tables
-from eval.run import EXPERIMENT, extensions_of, load_config, load_identity, read_object
+from eval.run import EXPERIMENT, PLAN, extensions_of, load_config, load_identity, read_object
 
 if TYPE_CHECKING:
     import torch
@@ -230,19 +230,12 @@ def _model_config(path: Path, device: str) -> Any:
 def _read_model_config(path: Path) -> Any:
     from olmo.config import ModelConfig
 
-    from eval.checkpoints.sharded import RESTORE, checkpoint_kind, first_line
+    from eval.checkpoints.sharded import RESTORE, first_line
 
     if not (path / "config.yaml").is_file():
-        core = checkpoint_kind(path) == "core"
+        refuse_core(path, "for this convert it to a folder of transformers and give that")
         raise ConfigError(
-            f"{path} has no config.yaml, which says what model the weights are of; "
-            + (
-                "it is a checkpoint of OLMo-core 2 or later, whose models are others than "
-                "ai2-olmo's: `olmo-ext eval` reads it (docs/olmo_core.md); for this convert it "
-                "with its convert_checkpoint_to_hf and give the folder of transformers"
-                if core
-                else RESTORE
-            )
+            f"{path} has no config.yaml, which says what model the weights are of; {RESTORE}"
         )
     load_config(path / "config.yaml")  # in words where it is no YAML
     try:
@@ -250,6 +243,17 @@ def _read_model_config(path: Path) -> Any:
     except Exception as error:  # the engine's and YAML's own, of many kinds
         rule = f"holds no model of OLMo: {first_line(error)}"
         raise ConfigError(key=f"{path}/config.yaml", rule=rule, remedy=RESTORE) from error
+
+
+def refuse_core(folder: Path, remedy: str) -> None:
+    """Raise ConfigError for a run or a checkpoint of OLMo-core, where ai2-olmo's are asked for."""
+    from eval.checkpoints.sharded import checkpoint_kind
+
+    is_run = (folder / PLAN).is_file() and load_identity(folder).get("engine") == "olmo_core"
+    if is_run or checkpoint_kind(folder) == "core":
+        rule = "is of OLMo-core 2 or later, whose models are others than ai2-olmo's"
+        told = "`olmo-ext eval` reads it, OLMo-core's convert_checkpoint_to_hf converts it "
+        raise ConfigError(key=str(folder), rule=rule, remedy=f"{told}(docs/olmo_core.md); {remedy}")
 
 
 def load_plan(folder: str | Path) -> InjectionPlan:

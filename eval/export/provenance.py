@@ -28,6 +28,7 @@ from eval.checkpoints.checkpoint import (
     load_model_config,
     load_plan,
     read_identity,
+    refuse_core,
 )
 from eval.records import records_of
 from eval.run import PLAN, load_config, read_run
@@ -146,6 +147,7 @@ def _find_checkpoint(source: Path, step: int | None) -> Path:
             rule = f"chooses in a run, but {source} is a checkpoint"
             raise ConfigError(key="--step", value=step, rule=rule)
         return by_step(source)
+    refuse_core(source, "export makes folders of ai2-olmo's alone")
     found = {checkpoint.step: checkpoint.path for checkpoint in find_checkpoints(source)}
     if not found:
         raise FileNotFoundError(

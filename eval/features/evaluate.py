@@ -33,6 +33,7 @@ from eval.checkpoints.checkpoint import (
     load_model,
     load_plan,
     random_model,
+    refuse_core,
 )
 from eval.features.activations import residual_stream
 from eval.features.presence import COUNTS, score_features
@@ -68,8 +69,11 @@ def find_jobs(
     """
     source = Path(source)
     one = source if (source / "model.pt").is_file() else None
+    remedy = "Injection(callbacks={'features': {}}) measures its features while it trains"
+    refuse_core(source, remedy)
     jobs, known = [], set()
     for folder in [by_step(source).parent] if one else run_folders(source):
+        refuse_core(folder, remedy)
         plan = load_plan(folder)
         able = [task for task in plan.tasks if task.targets()]
         known |= {task.name for task in able}

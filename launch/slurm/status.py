@@ -118,8 +118,10 @@ def run_status(folder: Path, events: Sequence[dict[str, Any]], queue: Queue) -> 
     starts, tasks = (run.get(key) for key in ("starts", "tasks"))
     num_steps = whole(run, "num_steps") or whole(progress, "last_step") or None
     marker = read_if_whole(folder / MARKER) or None
-    checkpoints = find_checkpoints(folder)
-    checkpoint = checkpoints[-1].step if checkpoints else None
+    # OLMo-core's checkpoints are folders of another kind.
+    core = [path.parts[-3] for path in folder.glob("step*/model_and_optim/.metadata")]
+    saved = [int(name[4:]) for name in core if name[4:].isdecimal()]
+    checkpoint = max([*saved, *(one.step for one in find_checkpoints(folder))], default=None)
     measured, exposures = _exposures(folder / RECORDS, tasks if isinstance(tasks, dict) else {})
     number = events[-1]["job"] if events else None
     job = queue.jobs.get(number) if number else None

@@ -9,8 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from data_injection.errors import ConfigError
+from eval.audit.audit import audit_run
+from eval.export.huggingface import export_hf
+from eval.features.evaluate import find_jobs
 from eval.records import read_records
+from eval.report.write import write_report
 from eval.scores.evaluate import evaluate, tasks_of_run
+from launch.slurm.status import find_status
 from olmo_ext.core import compat
 
 pytestmark = pytest.mark.skipif(bool(compat.MISSING), reason="needs ai2-olmo-core 3: test-core")
@@ -80,6 +86,22 @@ def test_a_checkpoint_scores_as_the_run_did(run: Path, tmp_path: Path) -> None:
     shared = recorded.index.intersection(again.index)
     assert len(shared) == len(recorded) > 40
     assert_equal_but_for_kernels(recorded, again.loc[shared].reindex(recorded.index))
+
+
+def test_every_verb_serves_a_run_of_olmo_core_or_says_what_does(run: Path, tmp_path: Path) -> None:
+    [told], _ = find_status([run])
+    assert (told.state, told.step, told.num_steps) == ("finished", 8, 8)
+    assert "olmo-core" in write_report(run, tmp_path / "report").read_text()
+    for ask, said in (
+        (lambda one: audit_run(one), "checked as they are trained on and not audited later"),
+        (lambda one: export_hf(one, tmp_path / "hf"), "convert_checkpoint_to_hf converts it"),
+        (find_jobs, "measures its features while it trains"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            ask(run)
+    for ask in (lambda one: export_hf(one, tmp_path / "hf"), find_jobs):
+        with pytest.raises(ConfigError, match="step8 is of OLMo-core 2 or later"):
+            ask(run / "step8")
 
 
 def write_tokenizer(folder: Path) -> None:

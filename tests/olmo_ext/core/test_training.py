@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -245,6 +246,7 @@ REFUSED: list[tuple[str, str]] = [
     ("ep", r"train_module\.ep_config must be None"),
     ("moe", r"model\.feed_forward_moe must be off for callbacks\.interference: auxiliary losses"),
     ("float8", r"train_module\.float8_config must be off for callbacks\.interference"),
+    ("hsdp", r"train_module\.dp_config\.name must be off .* its layout was never measured"),
 ]
 
 
@@ -269,6 +271,8 @@ def test_what_would_train_something_else_than_the_plan_is_refused_by_name(
         monkeypatch.setattr(type(trainer.train_module.model), "is_moe", True)
     elif what == "float8":
         trainer.train_module.model._fp8_enabled = True
+    elif what == "hsdp":
+        trainer.train_module._dp_config = SimpleNamespace(name="hsdp")
     else:
         monkeypatch.setattr(type(trainer.train_module), f"{what}_enabled", True)
     with pytest.raises(ConfigError, match=said):
