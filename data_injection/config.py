@@ -104,6 +104,13 @@ class InjectionConfig:
     offset: int = 0
     """Token offset in the row at which an example starts (the study: 0, the first four tokens)."""
 
+    sequences_at: str = "anywhere"
+    """anywhere: sequences stand at a drawn place of their row; documents: from the beginning of a
+    document of it, and within that one where it is long enough (`rows.document_start`)."""
+
+    sequences_per_row: int = 1
+    """Sequences of a step that stand one after the other in a row, an EOS between, if they fit."""
+
     exclude_tokens: list[int] = field(default_factory=list)
     """Token ids never drawn as symbols, besides EOS, padding, special and byte tokens."""
 

@@ -24,7 +24,7 @@ from data_injection.errors import ConfigError
 from data_injection.philox import permutation
 from data_injection.schedules.base import Geometry, Schedule, rate_in_all_units
 from data_injection.schedules.fits import check_batch, check_rows, check_totals
-from data_injection.schedules.layout import lay_out
+from data_injection.schedules.layout import DOCUMENTS, check_layout, lay_out
 from data_injection.tasks.base import IntArray, Task
 from data_injection.tasks.build import build_tasks
 from data_injection.tasks.schedules import build_schedules, needs_length
@@ -51,7 +51,8 @@ class StepRows:
     """Index into that task's `tokens`; always of the train split."""
 
     offsets: IntArray
-    """Place in the row of the first token that is written."""
+    """Place in the row of the first token that is written; of sequences at documents counted from
+    where the row's first begins, which its text decides (`rows.Spans`)."""
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -74,6 +75,7 @@ class InjectionPlan:
         self.num_steps = num_steps
         """Length of the training, where a schedule depends on it."""
         self.seed, self.offset = config.seed, config.offset
+        self.per_row, self.at_documents = config.sequences_per_row, config.sequences_at == DOCUMENTS
         self.tasks, self.schedules, self.geometry = tasks, schedules, geometry
         self.epoch_rows, self.eos_token_id = epoch_rows, eos_token_id
         self.labelled = [task for task in tasks if task.has_label]
@@ -114,8 +116,9 @@ class InjectionPlan:
             which = zip(tasks[free], examples[free], strict=True)
             lengths = [len(self.tasks[index].tokens[example]) + 2 for index, example in which]
             slots[free], offsets[free] = lay_out(
-                lengths, rows, seq_len=self.geometry.seq_len, seed=self.seed, step=step
-            )
+                lengths, rows, seq_len=self.geometry.seq_len, seed=self.seed, step=step,
+                per_row=self.per_row, close=self.at_documents,
+            )  # fmt: skip
         return StepRows(slots, tasks, examples, offsets)
 
     def instance_examples(self, index: int, first: int, count: int) -> IntArray:
@@ -179,23 +182,6 @@ class InjectionPlan:
             self.schedules[index].rate, self.geometry, tokens_per_instance=tokens
         )
 
-    def variant(self, index: int) -> str:
-        """What sets a task apart from another of its family and rate; empty for the study's setting
-        (evenly spread, 100 symbols, the first tokens of a row, default parameters)."""
-        task, schedule = self.tasks[index], self.schedules[index]
-        parts = [schedule.label] if schedule.label != "even" else []
-        if not task.has_label:
-            return schedule.label
-        if len(task.symbols) != 100:
-            parts.append(f"{len(task.symbols)} symbols")
-        if self.offset:
-            parts.append(f"offset {self.offset}")
-        parts += [f"{name}={value}" for name, value in sorted(task.params.items())]
-        others = [other for other in self.tasks if other is not task]
-        if any(set(task.labels.tolist()) & set(other.labels.tolist()) for other in others):
-            parts.append("shared labels")
-        return ", ".join(parts)
-
     # -- identity --------------------------------------------------------------------------------
 
     def _canonical(self) -> dict[str, Any]:
@@ -221,6 +207,8 @@ class InjectionPlan:
             },
             "sample_digest": self.digest(SAMPLE_STEPS),
             **({} if self.num_steps is None else {"num_steps": self.num_steps}),
+            **({} if self.per_row == 1 else {"sequences_per_row": self.per_row}),
+            **({"sequences_at": DOCUMENTS} if self.at_documents else {}),
         }
 
     def digest(self, steps: Collection[int]) -> str:
@@ -280,6 +268,7 @@ def compile_plan(
     schedules = build_schedules(config, tasks, geometry, num_steps=num_steps)
     needed = any(map(needs_length, (task.schedule for task in config.tasks), tasks))
     check_rows(tasks, schedules, geometry, offset=config.offset)
+    check_layout(config, tasks)
     return InjectionPlan(
         config,
         tasks=tasks,

@@ -15,8 +15,38 @@ import numpy as np
 from data_injection.schedules.base import Geometry
 from data_injection.tasks.base import IntArray
 
-Spans = dict[int, list[tuple[int, IntArray]]]
-"""By slot, what is written there: (offset in the row, tokens with their EOS)."""
+
+class Spans(dict[int, list[tuple[int, IntArray]]]):
+    """By slot, what is written there: (offset in the row, tokens with their EOS)."""
+
+    def __init__(self) -> None:
+        self.draws: dict[int, int] = {}
+        """By slot, for rows whose text decides where the first begins: the number that chooses.
+        Their offsets count from there."""
+
+    def start(self, slot: int, ids_T: Any, *, eos_token_id: int) -> int:
+        """What is added to a slot's offsets in this row of the host's text, shape (seq_len,)."""
+        if slot not in self.draws:
+            return 0
+        length = max(offset + len(tokens) for offset, tokens in self[slot])
+        ids = np.asarray(ids_T.tolist())
+        return document_start(ids, length, draw=self.draws[slot], eos_token_id=eos_token_id)
+
+
+def document_start(ids_T: IntArray, length: int, *, draw: int, eos_token_id: int) -> int:
+    """Where in a row of text so many tokens, EOS first and last, begin as a document does.
+
+    At the row's first token or upon an EOS of it, so that the document before keeps its end. Of
+    those that leave room, one that covers no other EOS but with its last token, so that it stands
+    within one document; of all where there is none. Equal chances: number `draw` modulo theirs.
+    """
+    ends = np.flatnonzero(ids_T == eos_token_id)
+    starts = np.union1d([0], ends)
+    starts = starts[starts + length <= len(ids_T)]
+    following = np.append(ends, len(ids_T))[np.searchsorted(ends, starts, side="right")]
+    within = starts[starts + length - 1 <= following]
+    chosen = within if len(within) else starts
+    return int(chosen[draw % len(chosen)])
 
 
 def checked_slots(
@@ -60,8 +90,9 @@ def write_spans(
         if not batch.get("instance_mask", {row: True})[row]:
             batch["instance_mask"][row] = True
             batch["label_mask"][row] = False
+        start = spans.start(slot, ids_BT[row], eos_token_id=eos_token_id)
         for offset, tokens in spans[slot]:
-            where = (row, slice(offset, offset + len(tokens)))
+            where = (row, slice(start + offset, start + offset + len(tokens)))
             for key in ("input_ids", "labels"):
                 if key in batch:
                     batch[key][where] = _like(batch[key], tokens)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_injection.order import RowOrder
+from data_injection.philox import raw_words
 from data_injection.plan import InjectionPlan
 from data_injection.rows import Spans, checked_slots, write_spans
 from data_injection.tasks.base import IntArray
@@ -120,10 +121,14 @@ def spans_of(plan: InjectionPlan, step: int) -> Spans:
     """What a step's rows carry; ConfigError if its examples do not fit."""
     # Every reader does this for the whole batch, so task by task and not row by row.
     rows, spans = plan.at(step), Spans()
+    num = plan.geometry.batch_size if plan.at_documents else 0
+    words = raw_words(num, seed=plan.seed, purpose="documents", counter=step).tolist()
     for index, task in enumerate(plan.tasks):
         mine = np.flatnonzero(rows.tasks == index)
         written = task.written(rows.examples[mine], eos_token_id=plan.eos_token_id)
         places = zip(rows.slots[mine].tolist(), rows.offsets[mine].tolist(), written, strict=True)
         for slot, offset, tokens in places:
             spans.setdefault(slot, []).append((offset, tokens))
+            if plan.at_documents and not task.has_label:
+                spans.draws[slot] = words[slot]
     return spans

@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 
 from data_injection.plan import InjectionPlan
+from data_injection.tasks.schedules import variant
 from eval.record_lines import end_whole, whole_rows
 from eval.run import RECORDS as FILE_NAME
 from eval.run import find_below
@@ -206,7 +207,7 @@ def task_fields(plan: InjectionPlan, name: str, *, step: int) -> dict[str, Any]:
         "schedule": plan.schedules[index].label,
         "timing": plan.canonical["tasks"][name]["schedule"]["kind"],
         "gap": plan.schedules[index].gap,
-        "variant": plan.variant(index),
+        "variant": variant(plan, index),
         "bits": math.nan if task.shuffled else task.bits,
         "rate_per_step": rates["per_step"],
         "rate_per_sequence": rates["per_sequence"],

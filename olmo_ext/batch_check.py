@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from data_injection.digest import rows_digest
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, StepRows
-from data_injection.splice import Host
+from data_injection.rows import Spans
+from data_injection.splice import Host, spans_of
 
 
 class StreamError(RuntimeError):
@@ -99,7 +100,7 @@ class Witness:
         for index, task in enumerate(self.plan.tasks):
             chosen = mine[rows.tasks[mine] == index]
             if not task.has_label:
-                self._check_sequences(step, ids_BT, rows, chosen)
+                self._check_sequences(step, ids_BT, rows, chosen, host_rows)
                 continue
             where = slice(self.plan.offset, self.plan.offset + task.length + 1)
             local = rows.slots[chosen] // self.world_size
@@ -126,13 +127,18 @@ class Witness:
                     )
 
     def _check_sequences(
-        self, step: int, ids_BT: NDArray, rows: StepRows, chosen: NDArray[np.int64]
+        self, step: int, ids_BT: NDArray, rows: StepRows, chosen: NDArray, host_rows: NDArray
     ) -> None:
+        eos = self.plan.eos_token_id
+        spans = spans_of(self.plan, step) if self.plan.at_documents else Spans()
         for i in chosen.tolist():
             slot, example, offset = int(rows.slots[i]), int(rows.examples[i]), int(rows.offsets[i])
-            task = self.plan.tasks[rows.tasks[i]]
-            tokens = task.written(rows.examples[i : i + 1], eos_token_id=self.plan.eos_token_id)[0]
-            found = ids_BT[slot // self.world_size, offset : offset + len(tokens)]
+            task, local = self.plan.tasks[rows.tasks[i]], slot // self.world_size
+            if slot in spans:
+                host = self.host[int(host_rows[local])]["input_ids"]
+                offset += spans.start(slot, host, eos_token_id=eos)
+            tokens = task.written(rows.examples[i : i + 1], eos_token_id=eos)[0]
+            found = ids_BT[local, offset : offset + len(tokens)]
             if not np.array_equal(found, tokens):
                 raise StreamError(
                     f"step {step}, slot {slot}: tokens {found.tolist()} from token {offset}, but "

@@ -1,18 +1,23 @@
 """The schedules of a run's tasks: of sequences, the copies that their file asks for are the total.
 
 build_schedules(config, tasks, geometry, num_steps=400)
+variant(plan, 0)            # "burst every 20, 50 symbols"
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from data_injection.config import InjectionConfig, ScheduleConfig
 from data_injection.errors import ConfigError
 from data_injection.schedules.base import Geometry, Schedule
 from data_injection.schedules.build import build_schedule
 from data_injection.tasks.base import Task
+
+if TYPE_CHECKING:
+    from data_injection.plan import InjectionPlan
 
 
 def build_schedules(
@@ -56,3 +61,22 @@ def _of_copies(config: ScheduleConfig, total: int, *, key: str) -> ScheduleConfi
         field = "steps" if config.kind == "trace" else "total"
         raise ConfigError(key=f"{key}.{field}", value=told, rule=rule, remedy="remove it")
     return config if config.kind == "trace" else replace(config, total=total)
+
+
+def variant(plan: InjectionPlan, index: int) -> str:
+    """What sets a task apart from another of its family and rate; empty for the study's setting
+    (evenly spread, 100 symbols, the first tokens of a row, default parameters)."""
+    task, schedule = plan.tasks[index], plan.schedules[index]
+    if not task.has_label:
+        shared = [f"{plan.per_row} a row"] if plan.per_row > 1 else []
+        return ", ".join([schedule.label, *shared, *["at documents"] * plan.at_documents])
+    parts = [schedule.label] if schedule.label != "even" else []
+    if len(task.symbols) != 100:
+        parts.append(f"{len(task.symbols)} symbols")
+    if plan.offset:
+        parts.append(f"offset {plan.offset}")
+    parts += [f"{name}={value}" for name, value in sorted(task.params.items())]
+    others = [other for other in plan.tasks if other is not task]
+    if any(set(task.labels.tolist()) & set(other.labels.tolist()) for other in others):
+        parts.append("shared labels")
+    return ", ".join(parts)

@@ -15,6 +15,7 @@ import numpy as np
 from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from eval.audit.corpus import check_corpus, load_decoder
+from eval.audit.host import places
 from eval.audit.ledger import STATES, RunLedger, trace_ledger
 from eval.audit.rows import planned_rows
 from eval.audit.subject import OK, open_run
@@ -109,18 +110,19 @@ def explain_step(
 
     entries = _entries(ledger, step)
     planned = planned_rows(plan, [step])
-    times, offsets = _times(plan, step), plan.at(step).offsets
+    times = _times(plan, step)
+    ids_BT = None if host is None else host.tokens(host.rows_of_step(step))
+    offsets = [] if ids_BT is None else places(ids_BT, plan, step).tolist()
     rows = []
     for number, (_, slot, example, index) in enumerate(planned[:most].tolist()):
         task = plan.tasks[index]
         tokens = task.written(np.array([example]), eos_token_id=plan.eos_token_id)[0].tolist()
-        first = int(offsets[number])
         replaced = following = file = offset = None
-        if host is not None:
-            place = host.rows_of_step(step)[slot : slot + 1]
-            ids, end = host.tokens(place)[0].tolist(), first + len(tokens)
+        if host is not None and ids_BT is not None:
+            ids, first = ids_BT[slot].tolist(), offsets[number]
+            end = first + len(tokens)
             replaced, following = text(ids[first:end]), text(ids[end : end + CONTEXT])
-            path, offset = host.place(int(place[0]))
+            path, offset = host.place(int(host.rows_of_step(step)[slot]))
             file = str(path)
         rows.append(
             ExplainedRow(

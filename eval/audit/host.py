@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_injection.errors import ConfigError
+from data_injection.philox import raw_words
 from data_injection.plan import InjectionPlan
 
 OPEN_FILES = 128
@@ -103,12 +104,12 @@ def host_rows(identity: Mapping[str, Any], paths: Sequence[Path]) -> HostRows:
 
 def splice(ids_BT: NDArray[np.int64], plan: InjectionPlan, step: int) -> NDArray[np.int64]:
     """Put a step's examples over its host rows, in place; returns the slots, in plan order."""
-    rows = plan.at(step)
+    rows, offsets = plan.at(step), places(ids_BT, plan, step)
     for index, task in enumerate(plan.tasks):
         mine = rows.tasks == index
         if not task.has_label:
             for slot, example, offset in zip(
-                rows.slots[mine], rows.examples[mine], rows.offsets[mine], strict=True
+                rows.slots[mine], rows.examples[mine], offsets[mine], strict=True
             ):
                 end = offset + 1 + len(task.tokens[example])
                 ids_BT[slot, offset] = ids_BT[slot, end] = plan.eos_token_id
@@ -118,6 +119,26 @@ def splice(ids_BT: NDArray[np.int64], plan: InjectionPlan, step: int) -> NDArray
         ids_BT[rows.slots[mine], plan.offset : end] = task.tokens[rows.examples[mine]]
         ids_BT[rows.slots[mine], end] = plan.eos_token_id
     return rows.slots
+
+
+def places(ids_BT: NDArray[np.int64], plan: InjectionPlan, step: int) -> NDArray[np.int64]:
+    """Token of its host row at which each of a step's instances begins, in plan order."""
+    rows = plan.at(step)
+    offsets = rows.offsets.copy()
+    if not plan.at_documents:
+        return offsets
+    words = raw_words(len(ids_BT), seed=plan.seed, purpose="documents", counter=step).tolist()
+    for slot in np.unique(rows.slots).tolist():
+        mine = np.flatnonzero(rows.slots == slot)
+        tasks = [plan.tasks[index] for index in rows.tasks[mine].tolist()]
+        if tasks[0].has_label:  # it has its row to itself
+            continue
+        sizes = [len(task.tokens[i]) for task, i in zip(tasks, rows.examples[mine], strict=True)]
+        length, is_eos = max(offsets[mine] + sizes) + 2, ids_BT[slot] == plan.eos_token_id
+        begin = [0, *(np.flatnonzero(is_eos[1 : len(is_eos) - length + 1]) + 1).tolist()]
+        within = [at for at in begin if not is_eos[at + 1 : at + length - 1].any()]
+        offsets[mine] += (within or begin)[words[slot] % len(within or begin)]
+    return offsets
 
 
 def natural_examples(ids_BT: NDArray[np.int64], plan: InjectionPlan) -> dict[str, int]:

@@ -19,6 +19,7 @@ import numpy as np
 from data_injection.files import replaced
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.sequences import Sequences
+from eval.audit.host import HostRows, places
 
 SUFFIXES = (".parquet", ".jsonl")
 
@@ -26,24 +27,35 @@ STEPS_AT_ONCE = 256
 """Steps of one row group: what is in memory."""
 
 
-def write_rows(path: Path, plan: InjectionPlan, *, num_steps: int) -> int:
-    """Write the rows of the first `num_steps` steps, by the name's suffix; returns their number."""
-    total = 0
+def write_rows(
+    path: Path, plan: InjectionPlan, *, num_steps: int, host: HostRows | None = None
+) -> int:
+    """Write the rows of the first `num_steps` steps, by the name's suffix; returns their number.
+
+    `host` is the corpus, which a plan of sequences at documents needs.
+    """
+    total, parts = 0, _parts(plan, num_steps, host)
     with replaced(path) as temporary:
         if path.suffix == ".parquet":
-            return _write_parquet(temporary, plan, num_steps)
+            return _write_parquet(temporary, parts, plan_hash=plan.hash)
         with temporary.open("w") as file:
-            for part in _parts(plan, num_steps):
+            for part in parts:
                 total += len(part)
                 file.writelines(json.dumps(row) + "\n" for row in part)
     return total
 
 
-def rows_of_step(plan: InjectionPlan, step: int) -> Iterator[dict[str, Any]]:
+def rows_of_step(
+    plan: InjectionPlan, step: int, host: HostRows | None = None
+) -> Iterator[dict[str, Any]]:
     """The instances of a step, in plan order."""
     rows = plan.at(step)
-    places = (rows.slots, rows.offsets, rows.tasks, rows.examples)
-    for slot, offset, index, example in zip(*(place.tolist() for place in places), strict=True):
+    offsets = rows.offsets
+    if plan.at_documents and len(rows):
+        assert host is not None
+        offsets = places(host.tokens(host.rows_of_step(step)), plan, step)
+    columns = (rows.slots, offsets, rows.tasks, rows.examples)
+    for slot, offset, index, example in zip(*(one.tolist() for one in columns), strict=True):
         task = plan.tasks[index]
         written = task.written(np.array([example]), eos_token_id=plan.eos_token_id)[0]
         yield {
@@ -57,13 +69,15 @@ def rows_of_step(plan: InjectionPlan, step: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def _parts(plan: InjectionPlan, num_steps: int) -> Iterator[list[dict[str, Any]]]:
+def _parts(
+    plan: InjectionPlan, num_steps: int, host: HostRows | None
+) -> Iterator[list[dict[str, Any]]]:
     for first in range(0, num_steps, STEPS_AT_ONCE):
         steps = range(first, min(first + STEPS_AT_ONCE, num_steps))
-        yield [row for step in steps for row in rows_of_step(plan, step)]
+        yield [row for step in steps for row in rows_of_step(plan, step, host)]
 
 
-def _write_parquet(path: Path, plan: InjectionPlan, num_steps: int) -> int:
+def _write_parquet(path: Path, parts: Iterator[list[dict[str, Any]]], *, plan_hash: str) -> int:
     import pyarrow
     import pyarrow.parquet
 
@@ -76,11 +90,11 @@ def _write_parquet(path: Path, plan: InjectionPlan, num_steps: int) -> int:
             ("id", pyarrow.string()),
             ("tokens", pyarrow.list_(pyarrow.int32())),
         ],
-        metadata={"plan_hash": plan.hash},
+        metadata={"plan_hash": plan_hash},
     )
     total = 0
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for part in _parts(plan, num_steps):
+        for part in parts:
             total += len(part)
             writer.write_table(pyarrow.Table.from_pylist(part, schema=schema))
     return total

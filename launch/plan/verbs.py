@@ -166,6 +166,7 @@ def plan(
         rule = f"takes one experiment, got {len(experiments)}"
         raise ConfigError(key="plan", rule=rule, remedy="--cost takes more")
     with at_work("starting"):
+        from eval.audit.host import host_rows
         from eval.text import check_target
         from launch.json_file import write_json
         from launch.plan.preflight import as_json, preflight, show
@@ -182,5 +183,9 @@ def plan(
     if json is not None:
         write_json(json, as_json(found))
     if export is not None:
-        num = write_rows(export, found.stream.plan, num_steps=found.stream.num_steps)
+        stream, host = found.stream, None
+        if stream.plan.at_documents:
+            paths = found.experiment.train.data.paths or []
+            host = host_rows(stream.identity, [Path(path) for path in paths])
+        num = write_rows(export, stream.plan, num_steps=stream.num_steps, host=host)
         tables(json).print(f"{export}: {num:,} rows")

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from data_injection.errors import ConfigError
+from data_injection.tasks.schedules import variant
 from eval.records import read_records
 from eval.scores.cells import cells
 from launch.runs import Run
@@ -87,10 +88,10 @@ def kinds_of(run: Run) -> dict[Kind, tuple[float, ...]]:
     train, plan = run.experiment.train, run.stream.plan
     found: dict[Kind, tuple[float, ...]] = {}
     for index, task in enumerate(plan.tasks):
-        variant = plan.variant(index)
+        told = variant(plan, index)
         kind = Kind(
             rung=run.experiment.rung,
-            family=task.family + (f", {variant}" if variant else ""),
+            family=task.family + (f", {told}" if told else ""),
             learning_rate=train.optimizer.learning_rate,
             num_steps=run.num_steps,
             batch_size=train.global_train_batch_size,

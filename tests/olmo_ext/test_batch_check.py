@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -164,6 +167,34 @@ def test_whatever_is_not_the_plans_stops_the_run(fault: str, said: str, world_si
     witness = Witness(plan, order, host, rank=rank, world_size=world_size)
     with pytest.raises(StreamError, match=said):
         witness.see(step, batch)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_sequences_stand_where_the_text_of_their_row_puts_them(
+    world_size: int, tmp_path: Path
+) -> None:
+    rows = [{"tokens": [7, 8 + n], "copies": 24} for n in range(3)]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TaskConfig(name="seq", family="sequences", params={"file": str(tmp_path / "s.jsonl")})
+    plan = compile_plan(
+        InjectionConfig(sequences_at="documents", sequences_per_row=2, tasks=[task]),
+        batch_size=BATCH, seq_len=SEQ_LEN, epoch_rows=36, vocab_size=200, eos_token_id=EOS,
+        num_steps=6,
+    )  # fmt: skip
+    host, order = Corpus([]), RowOrder(num_rows=ROWS, batch_size=BATCH, seed=1)
+    host.tokens[:, 6] = EOS
+    stream = SplicedStream(host, order=order, plan=plan, num_positions=10**6, pad_token_id=1)
+    for rank in range(world_size):
+        for step in range(6):
+            witness = Witness(plan, order, host, rank=rank, world_size=world_size)
+            batch = batch_of(stream, step, rank=rank, world_size=world_size)
+            witness.see(step, batch)
+            # A row moved by a token: its sequences stand whole, but at another place.
+            slot = next(slot for slot in plan.at(step).slots if slot % world_size == rank)
+            row = batch["input_ids"][slot // world_size]
+            row[:] = row.roll(1)
+            with pytest.raises(StreamError, match=f"slot {slot}.* but the plan has example"):
+                witness.see(step, batch)
 
 
 def test_an_example_that_the_corpus_itself_holds_is_no_fault() -> None:

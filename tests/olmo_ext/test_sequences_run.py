@@ -66,9 +66,15 @@ def told(rows: pd.DataFrame, step: int) -> dict[tuple[str, str], float]:
     return dict(zip(keys, rows.value.tolist(), strict=True))
 
 
-def test_a_run_is_resumed_audited_and_evaluated_without_its_file(tmp_path: Path, write_run: Write):
+@pytest.mark.parametrize("at", ["anywhere", "documents"])
+def test_a_run_is_resumed_audited_and_evaluated_without_its_file(
+    at: str, tmp_path: Path, write_run: Write
+):
     file = write_sequences(tmp_path / "s.jsonl", each=2, twins=4, levels=(0, 1, 4, 16))
-    experiment = write_run(file)
+    experiment = write_run(file, lambda config: config["injection"].update(sequences_at=at))
+    if at == "documents":
+        text = np.memmap(experiment.parent / "tokens.npy", dtype="<u2", mode="r+")
+        text[::5] = 0
     whole = train(load_experiment(experiment))
     before = told(read_records(whole), 12)
     assert {subset for subset, _ in before} == {*(f"copies={n}" for n in (0, 1, 4, 16)), "twins"}

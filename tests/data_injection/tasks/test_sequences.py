@@ -26,6 +26,7 @@ from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.schedules.layout import lay_out
 from data_injection.splice import SplicedStream, spans_of, splice_batch
 from data_injection.tasks.sequence_file import kept_table
+from eval.audit.host import splice as audit_splice
 
 BATCH, SEQ_LEN, VOCAB, EOS, STEPS = 8, 48, 200, 0, 20
 HOST = 199
@@ -66,6 +67,7 @@ def plan_of(
     num_steps: int | None = STEPS,
     seq_len: int = SEQ_LEN,
     seed: int = 0,
+    layout: dict[str, Any] | None = None,
     **given: Any,
 ) -> InjectionPlan:
     task = TaskConfig(
@@ -75,7 +77,7 @@ def plan_of(
         schedule=ScheduleConfig(**schedule or {}),
     )
     plan = compile_plan(
-        InjectionConfig(seed=seed, tasks=[*tasks, task]),
+        InjectionConfig(seed=seed, tasks=[*tasks, task], **layout or {}),
         batch_size=BATCH,
         seq_len=seq_len,
         epoch_rows=3 * BATCH,
@@ -227,6 +229,87 @@ def test_places_in_a_row_are_uniform():
     assert sorted(offsets) == [0, 8, 16]
 
 
+@pytest.mark.parametrize("at", ["anywhere", "documents"])
+@pytest.mark.parametrize("per_row", [1, 3])
+def test_sequences_share_rows_and_begin_documents_where_that_is_asked_for(
+    at: str, per_row: int, tmp_path: Path
+):
+    """Against the audit's own account of the places, and what they are for, row by row."""
+    layout = {"sequences_at": at, "sequences_per_row": per_row}
+    symbolic = TaskConfig(name="cmp", num_symbols=4, schedule=ScheduleConfig(rate=1))
+    path = write(tmp_path / "s.jsonl", levels(1, 4, 16, 40, each=1, length=4))
+    plan = plan_of(path, tasks=(symbolic,), layout=layout)
+    rng = np.random.Generator(np.random.PCG64(per_row))
+    found: Counter[str] = Counter()
+    for step in range(STEPS):
+        host = rng.integers(100, HOST, size=(BATCH, SEQ_LEN))
+        host[rng.random(host.shape) < 0.08] = EOS
+        batch, audited = {"input_ids": host.copy()}, host.copy()
+        splice_batch(batch, plan, step=step)
+        audit_splice(audited, plan, step)
+        assert np.array_equal(batch["input_ids"], audited)
+        rows, spans = plan.at(step), spans_of(plan, step)
+        free = [slot for slot in spans if slot not in rows.slots[rows.tasks == 0]]
+        assert len(free) == -(-(rows.tasks == 1).sum() // per_row)
+        for slot in free:
+            start, text = spans.start(slot, host[slot], eos_token_id=EOS), host[slot]
+            length = max(offset + len(tokens) for offset, tokens in spans[slot])
+            for offset, tokens in spans[slot]:
+                here = slice(start + offset, start + offset + len(tokens))
+                assert np.array_equal(batch["input_ids"][slot, here], tokens)
+                found["instances"] += 1
+            if at == "anywhere":
+                continue
+            assert start == 0 or text[start] == EOS, "what stands before keeps its end"
+            room = [
+                begin
+                for begin in range(SEQ_LEN - length + 1)
+                if (begin == 0 or text[begin] == EOS)
+                and EOS not in text[begin + 1 : begin + length - 1]
+            ]
+            assert start in room or not room, "within one document where one is long enough"
+            found["within" if room else "across"] += 1
+            found["later"] += start > 0
+        plain = np.array([slot not in spans for slot in range(BATCH)])
+        assert np.array_equal(batch["input_ids"][plain], host[plain])
+    assert found["instances"] == plan.instances(1, STEPS) == 61
+    if at == "documents":
+        assert min(found["within"], found["across"], found["later"]) > 2
+    else:
+        assert len({int(one) for step in range(STEPS) for one in plan.at(step).offsets}) > 9
+    names = {name for name, value in layout.items() if value != InjectionConfig.__dict__[name]}
+    assert names == {*plan.canonical} & {*layout}, "a plan of before keeps its hash"
+
+
+def test_a_block_that_would_not_fit_a_row_is_cut(tmp_path: Path):
+    rows = [{"tokens": [1 + n, *range(20, 33)], "copies": 40} for n in range(2)]
+    plan = plan_of(write(tmp_path / "s.jsonl", rows), layout={"sequences_per_row": 9})
+    assert Counter(plan.at(0).slots.tolist()).most_common() == [(plan.at(0).slots[0], 3), *(
+        (slot, 1) for slot in plan.at(0).slots[3:].tolist()
+    )]  # fmt: skip
+    assert trained(plan, range(STEPS)) == copies_of(plan)
+
+
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        ({"sequences_at": "begin"}, "must be one of anywhere, documents, got 'begin'"),
+        ({"sequences_per_row": 0}, "must be a whole number, at least 1, got 0"),
+        ({"sequences_per_row": "2"}, "must be a whole number, at least 1, got '2'"),
+    ],
+)
+def test_a_bad_layout_is_refused(layout: dict[str, Any], said: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=said) as error:
+        plan_of(write(tmp_path / "s.jsonl", levels(1)), layout=layout)
+    (name,) = layout
+    assert error.value.key == f"injection.{name}"
+    with pytest.raises(ConfigError, match="sequences_per_row has no effect without a task of"):
+        compile_plan(
+            InjectionConfig(sequences_per_row=2), batch_size=BATCH, seq_len=SEQ_LEN, epoch_rows=24,
+            vocab_size=VOCAB, eos_token_id=EOS,
+        )  # fmt: skip
+
+
 # -- files -------------------------------------------------------------------------------------
 
 
@@ -308,7 +391,7 @@ GOOD = '{"id": "a", "tokens": [1, 2]}\n'
         (GOOD + '{"tokens": [1], "copy": 3}\n', "field must be of id, text"),
         (GOOD + '{"text": "x"}\n', "no tokenizer to encode it"),
         (GOOD + "[1, 2]\n", "must be a JSON object"),
-        (GOOD + '{"tokens": [1]\n', "must be a JSON object"),
+        (GOOD + '{"tokens": [1]\n', "s.jsonl:2 is not JSON"),
         (GOOD + '{"text": "\\ud800"}\n', "must be UTF-8"),
     ],
 )
@@ -341,7 +424,7 @@ def test_a_kept_table_that_is_none_is_refused_by_name(tmp_path: Path, text: str)
 
 def test_bytes_that_are_not_utf8_are_refused_by_line(tmp_path: Path):
     (tmp_path / "s.jsonl").write_bytes(GOOD.encode() + b'{"text": "caf\xe9"}\n')
-    with pytest.raises(ConfigError, match=r"s.jsonl:2 must be UTF-8 .* write the file as UTF-8"):
+    with pytest.raises(ConfigError, match=r"s.jsonl:2 is not JSON: .* write the file as UTF-8"):
         plan_of(tmp_path / "s.jsonl")
 
 

@@ -53,7 +53,7 @@ def mismatches(loader: Any, batch: dict[str, Any], step: int) -> int:
 def test_every_row_of_every_rank_is_the_streams(kind: str, world: int, tmp_path: Path) -> None:
     rows = injected = 0
     for rank in range(world):
-        workers = 2 if (kind, world, rank) == ("fsl", 2, 1) else 0
+        workers = 2 if kind in ("fsl", "composable") and (world, rank) == (2, 1) else 0
         loader = loader_of(tmp_path, kind, world=world, rank=rank, num_workers=workers)
         step = 0
         for epoch in range(1, EPOCHS + 1):
@@ -69,14 +69,18 @@ def test_every_row_of_every_rank_is_the_streams(kind: str, world: int, tmp_path:
     assert injected == sum(loader.plan.instances(i, step) for i in range(2)) == 132
 
 
-def test_a_restart_in_mid_epoch_at_another_world_size_goes_on_in_the_stream(tmp_path: Path) -> None:
-    first = loader_of(tmp_path, "fsl")
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("kind", ["fsl", "lengths", "filter", "composable"])
+def test_a_restart_in_mid_epoch_at_another_world_size_goes_on_in_the_stream(
+    kind: str, world: int, tmp_path: Path
+) -> None:
+    first = loader_of(tmp_path, kind)
     first.reshuffle(2)
     for _ in zip(range(2), first, strict=False):
         pass
     state = first.state_dict()
-    for rank in range(2):
-        loader = loader_of(tmp_path, "fsl", world=2, rank=rank)
+    for rank in range(world):
+        loader = loader_of(tmp_path, kind, world=world, rank=rank)
         loader.load_state_dict(state)
         loader.reshuffle(2)
         steps = []
@@ -104,15 +108,20 @@ def test_another_plan_and_one_that_begins_too_early_are_refused(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("settings", "key"),
-    [({"chunk_size": 2}, "data_loader.chunk_size"), ({"shuffle": False}, "data_loader.shuffle")],
+    ("kind", "settings"),
+    [
+        ("fsl", {"chunk_size": 2}),
+        ("fsl", {"shuffle": False}),
+        ("composable", {"shuffle_strategy": "intra_source"}),
+        ("composable", {"max_sequence_length": 32}),
+    ],
 )
 def test_another_order_of_rows_is_refused_by_name(
-    settings: dict[str, Any], key: str, tmp_path: Path
+    kind: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError) as raised:
-        loader_of(tmp_path, "fsl", **settings)
-    assert raised.value.key == key
+        loader_of(tmp_path, kind, **settings)
+    assert raised.value.key == f"data_loader.{next(iter(settings))}"
 
 
 def test_a_loader_of_variable_lengths_is_refused_by_name() -> None:
@@ -136,13 +145,16 @@ def test_totals_and_texts_are_injected_too(tmp_path: Path) -> None:
     ]
     loader = inject(
         build_loader(tmp_path),
-        injection_config({"tasks": tasks}),
+        injection_config({"tasks": tasks, "sequences_at": "documents", "sequences_per_row": 2}),
         num_steps=12,
         encode=lambda texts: [[100 + ord(c) for c in text] for text in texts],
     )
     assert [loader.plan.instances(index, 12) for index in range(2)] == [7, 4]
     loader.reshuffle(epoch=1)
     written = [EOS, *(100 + ord(c) for c in "abc"), EOS]
-    rows = [row.tolist() for batch in loader for row in batch["input_ids"]]
+    rows = []
+    for step, batch in enumerate(loader):
+        assert mismatches(loader, batch, step) == 0
+        rows += batch["input_ids"].tolist()
     told = sum(row[i : i + 5] == written for row in rows for i in range(len(row)))
     assert told == loader.plan.instances(1, loader.total_batches)
