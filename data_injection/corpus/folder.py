@@ -8,12 +8,14 @@ them; of one process at a time, and files of others are never removed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import logging
-import math
+import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,6 @@ from data_injection.corpus.manifest import (
 )
 from data_injection.errors import ConfigError
 from data_injection.files import check_folder, read_json, replace_file, sync_path
-from data_injection.lock import lock_folder
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def prepared(
         if finished := _finished(folder, recipe, skip_bad):
             return finished
         folder.mkdir(parents=True, exist_ok=True)
-        with lock_folder(folder, patience=math.inf):
+        with _locked(folder):
             if finished := _finished(folder, recipe, skip_bad):  # by whoever held the lock
                 return finished
             return _build(folder, recipe, build, beat)
@@ -152,6 +153,18 @@ def _clear_unfinished(folder: Path) -> None:
     for path in left:
         path.unlink()
     shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One preparation of a folder at a time; the others wait, and then find it finished."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot lock
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
