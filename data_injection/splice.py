@@ -91,7 +91,7 @@ class SplicedStream:
     ) -> None:
         self.host, self.order, self.plan = host, order, plan
         self.num_positions, self.pad_token_id = num_positions, pad_token_id
-        self._step: tuple[int, Spans] = (-1, {})
+        self._step: tuple[int, Spans] = (-1, Spans())
 
     def __len__(self) -> int:
         return self.num_positions

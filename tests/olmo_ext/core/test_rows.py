@@ -113,7 +113,6 @@ def test_another_plan_and_one_that_begins_too_early_are_refused(tmp_path: Path) 
         ("fsl", {"chunk_size": 2}),
         ("fsl", {"shuffle": False}),
         ("composable", {"shuffle_strategy": "intra_source"}),
-        ("composable", {"max_sequence_length": 32}),
     ],
 )
 def test_another_order_of_rows_is_refused_by_name(
