@@ -28,14 +28,20 @@ PACKED = 2**10
 
 
 def numbered(raw: IO[bytes], path: Path) -> Iterator[tuple[str, bytes | None]]:
-    """(place for messages, line) of each line of an open file, unpacked by its path's suffix.
+    """(place for messages, line with its end) of an open file, unpacked by its path's suffix.
 
     Raises ConfigError where it cannot be unpacked any further.
     """
-    number = 0
+    number, suffix = 0, path.suffix.lower()
+    file: Any = gzip.GzipFile(fileobj=raw) if suffix == ".gz" else raw
+    if suffix == ".zst":
+        file = io.BufferedReader(_Zstd(raw), 2**17)
     try:
-        for number, line in enumerate(lines(unpacked(raw, path.suffix.lower())), start=1):
-            yield f"{path}:{number}", line
+        while line := file.readline(MAX_LINE + 1):
+            number, whole = number + 1, len(line) <= MAX_LINE
+            yield f"{path}:{number}", line if whole else None
+            while not whole and line and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE)
     except (EOFError, OSError, zlib.error) as error:
         rule = f"cannot be unpacked after line {number} ({error})"
         raise ConfigError(key=str(path), rule=rule, remedy="fetch or write it again") from error
@@ -54,24 +60,6 @@ def json_of(line: bytes | None, *, where: str) -> Any:
     except ValueError as error:
         remedy = "repair or remove the line"
         raise ConfigError(key=where, rule=f"is not JSON ({error})", remedy=remedy) from None
-
-
-def lines(file: IO[bytes] | io.BufferedIOBase) -> Iterator[bytes | None]:
-    """Each line with its end; None for one longer than MAX_LINE, which is read over."""
-    while line := file.readline(MAX_LINE + 1):
-        if len(line) <= MAX_LINE:
-            yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = file.readline(MAX_LINE)
-        yield None
-
-
-def unpacked(raw: IO[bytes], suffix: str) -> IO[bytes] | io.BufferedIOBase:
-    """What a file holds, by its suffix. Raises OSError, EOFError or zlib.error if it is broken."""
-    if suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw)
-    return io.BufferedReader(_Zstd(raw), 2**17) if suffix == ".zst" else raw
 
 
 class _Zstd(io.RawIOBase):

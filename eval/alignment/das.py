@@ -29,14 +29,7 @@ from torch import nn
 from data_injection.philox import permutation
 from data_injection.tasks.base import IntArray, Task
 from eval.alignment.counterfactuals import Pairs
-from eval.alignment.interventions import (
-    Site,
-    answers,
-    check_finite,
-    frozen,
-    starting_at,
-    states_at,
-)
+from eval.alignment.interventions import Site, answers, check_finite, frozen, starting_at, states_at
 
 STEPS = 200
 BATCH_PAIRS = 64

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -34,6 +33,7 @@ def write_rows(
 
     `host` is the corpus, which a plan of sequences at documents needs.
     """
+    assert host is not None or not plan.at_documents
     total, parts = 0, _parts(plan, num_steps, host)
     with replaced(path) as temporary:
         if path.suffix == ".parquet":
@@ -45,15 +45,11 @@ def write_rows(
     return total
 
 
-def rows_of_step(
-    plan: InjectionPlan, step: int, host: HostRows | None = None
-) -> Iterator[dict[str, Any]]:
+def rows_of_step(plan: InjectionPlan, step: int, host: HostRows | None) -> Iterator[dict]:
     """The instances of a step, in plan order."""
     rows = plan.at(step)
-    offsets = rows.offsets
-    if plan.at_documents and len(rows):
-        assert host is not None
-        offsets = places(host.tokens(host.rows_of_step(step)), plan, step)
+    text = None if host is None else host.tokens(host.rows_of_step(step))
+    offsets = rows.offsets if text is None else places(text, plan, step)
     columns = (rows.slots, offsets, rows.tasks, rows.examples)
     for slot, offset, index, example in zip(*(one.tolist() for one in columns), strict=True):
         task = plan.tasks[index]
@@ -69,15 +65,13 @@ def rows_of_step(
         }
 
 
-def _parts(
-    plan: InjectionPlan, num_steps: int, host: HostRows | None
-) -> Iterator[list[dict[str, Any]]]:
+def _parts(plan: InjectionPlan, num_steps: int, host: HostRows | None) -> Iterator[list[dict]]:
     for first in range(0, num_steps, STEPS_AT_ONCE):
         steps = range(first, min(first + STEPS_AT_ONCE, num_steps))
         yield [row for step in steps for row in rows_of_step(plan, step, host)]
 
 
-def _write_parquet(path: Path, parts: Iterator[list[dict[str, Any]]], *, plan_hash: str) -> int:
+def _write_parquet(path: Path, parts: Iterator[list[dict]], *, plan_hash: str) -> int:
     import pyarrow
     import pyarrow.parquet
 
