@@ -79,5 +79,16 @@ class ConfigError(ValueError):
         return {"key": self.key, "value": self.value, "rule": self.rule, "remedy": self.remedy}
 
 
+def check_equal(why: str, *settings: tuple[str, Any, Any], remedy: str = "") -> None:
+    """Raise ConfigError for the first setting, (key, value, what it must be), that is another.
+
+    `why` is how the rule goes on: " for KEY", ": the rows come in another order otherwise".
+    """
+    for key, value, needed in settings:
+        if value != needed:
+            text = "null" if needed is None else str(needed).lower()
+            raise ConfigError(key=key, value=value, rule=f"must be {text}{why}", remedy=remedy)
+
+
 class DivergedError(ConfigError):
     """A model whose numbers are not finite: it can be neither trained further nor measured."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,28 @@ from launch.json_file import write_rows
 from launch.terminal import JsonFile, interruptible, tables
 
 
+@contextmanager
+def _machine(json: Path | None, *, small: bool) -> Iterator[Beat]:
+    """What both verbs need of it. A model too `small` for threads, which on a busy machine wait for
+    each other, gets one."""
+    with Beat(to_stderr) as beat, interruptible("nothing was left behind"):
+        beat.then("importing the engine")
+        import torch
+        import torch.distributed as dist
+
+        from eval.text import check_target
+        from olmo_ext.build import keep_memory
+
+        check_target(json, "--json")
+        logging.basicConfig(level=logging.ERROR)
+        keep_memory()
+        if small:
+            torch.set_num_threads(1)
+        yield beat
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
 def verify(
     experiment: Annotated[
         Path | None, typer.Argument(help="Whose model to take; by default one that fits anywhere.")
@@ -27,26 +50,15 @@ def verify(
     json: JsonFile = None,
 ) -> None:
     """Check, in a few steps each, what results rest on; status 1 if any of it does not hold."""
-    with Beat(to_stderr) as beat, interruptible("nothing was left behind"):
-        beat.then("importing the engine")
-        import torch
-        import torch.distributed as dist
+    with _machine(json, small=experiment is None) as beat:
         from rich.text import Text
 
-        from eval.text import check_target, new_table, print_table
-        from olmo_ext.build import keep_memory
+        from eval.text import new_table, print_table
         from olmo_ext.verify.checks import verify as checks
         from olmo_ext.verify.runs import Runs
 
-        check_target(json, "--json")
-        logging.basicConfig(level=logging.ERROR)
-        keep_memory()
-        if experiment is None:  # too small for threads, which on a busy machine wait for each other
-            torch.set_num_threads(1)
         with tempfile.TemporaryDirectory(prefix="olmo-ext-verify-") as folder:
             found = list(checks(Runs(Path(folder), experiment=experiment), say=beat.then))
-        if dist.is_initialized():
-            dist.destroy_process_group()
     table = new_table("", "what", "value", "bound", "note")
     marks = {True: Text("ok", "green"), False: Text("FAIL", "red"), None: Text("")}
     for check in found:
@@ -79,26 +91,16 @@ def bench(
     json: JsonFile = None,
 ) -> None:
     """Time stock ai2-olmo's trainer and ours in turns: tokens/s, MFU, memory, ours over stock's."""
-    with Beat(to_stderr) as beat, interruptible("nothing was left behind"):
-        beat.then("importing the engine")
-        import torch
-        import torch.distributed as dist
-
+    with _machine(json, small=not experiments) as beat:
         from data_injection.errors import ConfigError
-        from eval.text import check_target, new_table, print_table
-        from olmo_ext.build import keep_memory
+        from eval.text import new_table, print_table
         from olmo_ext.verify.bench import bench as timed
         from olmo_ext.verify.bench import num_rows
         from olmo_ext.verify.runs import Runs
 
-        check_target(json, "--json")
         if rows % micro_batch:
             rule = f"must divide --rows, {rows}"
             raise ConfigError(key="--micro-batch", value=micro_batch, rule=rule)
-        logging.basicConfig(level=logging.ERROR)
-        keep_memory()
-        if not experiments:
-            torch.set_num_threads(1)  # as in verify
         found = []
         asked: Sequence[Path | None] = experiments or (None,)
         for path in asked:
@@ -112,8 +114,6 @@ def bench(
                     train__device_train_microbatch_size=micro_batch,
                 )  # fmt: skip
             found.append({"model": name, "rows": rows, "micro_batch": micro_batch, **told})
-        if dist.is_initialized():
-            dist.destroy_process_group()
     table = new_table("model", "tokens/s", "stock's", "s a step", "ours / stock", "MFU", "peak GB")
     for told in found:
         columns = [f"{told[key]:,.0f}" for key in ("ours_tok_s", "stock_tok_s")]

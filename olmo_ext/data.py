@@ -80,9 +80,7 @@ def check_memmaps(train: TrainConfig) -> None:
             remedy = "set it to the type the file was written with"
             raise refused("memmap_dtype", train.data.memmap_dtype, rule, remedy)
         if num_bytes < size * row:
-            rule = (
-                f"must hold a row of max_sequence_length={row} each, not {num_bytes // size} tokens"
-            )
+            rule = f"must hold rows of max_sequence_length={row}, not {num_bytes // size} tokens"
             remedy = "remove the file or lower train.model.max_sequence_length"
             raise refused("paths", path, rule, remedy)
         tokens = np.memmap(path, dtype=dtype, mode="r")
@@ -91,9 +89,7 @@ def check_memmaps(train: TrainConfig) -> None:
         largest = int(sample.max())
         if largest >= vocab:
             rule = f"must hold ids below train.model.vocab_size {vocab}, not {largest}"
-            remedy = (
-                f"correct train.data.memmap_dtype ({train.data.memmap_dtype}) or the vocabulary"
-            )
+            remedy = f"correct train.data.memmap_dtype={train.data.memmap_dtype} or the vocabulary"
             raise refused("paths", path, rule, remedy)
         # Little-endian uint32 read as uint16 has a zero high half at every second place.
         if dtype == np.uint16 and sample.shape[1] > 1 and (sample[:, 1::2] <= vocab >> 16).all():

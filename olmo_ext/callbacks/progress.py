@@ -46,9 +46,8 @@ class Progress(Callback):
 
     def __post_init__(self) -> None:
         if not 0 <= self.seconds < math.inf:
-            raise ConfigError(
-                key="callbacks.progress.seconds", value=self.seconds, rule="must be at least 0"
-            )
+            key = "callbacks.progress.seconds"
+            raise ConfigError(key=key, value=self.seconds, rule="must be at least 0")
 
     def on_start(self, trainer: ExperimentTrainer) -> None:  # type: ignore[override]
         self._since: tuple[int, float] | None = None

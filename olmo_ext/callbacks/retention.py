@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LAGS = "callbacks.retention.lags"
 METRICS = ("label_loss", "choice_loss", "format_loss", "score")
 
 
@@ -67,12 +68,8 @@ class Retention(Callback):
 
     def __post_init__(self) -> None:
         if any(b <= a for a, b in zip([0, *self.lags], self.lags, strict=False)):
-            raise ConfigError(
-                key="callbacks.retention.lags",
-                value=self.lags,
-                rule="must be at least 1 and ascending",
-                remedy="leave 0 out: it is always measured",
-            )
+            rule, remedy = "must be at least 1 and ascending", "leave 0 out: it is always measured"
+            raise ConfigError(key=LAGS, value=self.lags, rule=rule, remedy=remedy)
         check_least("retention", self, min_gap=1, every=1, num_test=0, batch_rows=0)
 
     def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
@@ -86,12 +83,9 @@ class Retention(Callback):
             )
         elif self.lags and self.lags[-1] > longest:
             # Never measured; and past the next burst it would be that one's gain.
-            raise ConfigError(
-                key="callbacks.retention.lags",
-                value=self.lags[-1],
-                rule=f"must be at most {longest}, the longest gap after a burst",
-                remedy="the next burst comes before a later one",
-            )
+            rule = f"must be at most {longest}, the longest gap after a burst"
+            remedy = "the next burst comes before a later one"
+            raise ConfigError(key=LAGS, value=self.lags[-1], rule=rule, remedy=remedy)
 
     def on_start(self, trainer: Host) -> None:
         plan, num_steps = trainer.plan, trainer.max_steps

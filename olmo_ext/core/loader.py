@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from data_injection.config import InjectionConfig
-from data_injection.errors import ConfigError
+from data_injection.errors import ConfigError, check_equal
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.schedules.fits import check_beginning
@@ -158,12 +158,9 @@ def inject(
     seq_len = loader.dataset.sequence_length if fsl else loader.sequence_length
     batch_size, rest = divmod(loader.global_batch_size, seq_len)
     if rest or batch_size % loader.dp_world_size:
-        raise ConfigError(
-            key="data_loader.global_batch_size",
-            value=loader.global_batch_size,
-            rule=f"must be a number of rows of {seq_len} tokens that {loader.dp_world_size} ranks "
-            "can share",
-        )
+        key, ranks = "data_loader.global_batch_size", loader.dp_world_size
+        rule = f"must be a number of rows of {seq_len} tokens that {ranks} ranks can share"
+        raise ConfigError(key=key, value=loader.global_batch_size, rule=rule)
     special = {tokens.eos_token_id, tokens.bos_token_id, loader.collator.pad_token_id} - {None}
     reserved = sorted({*special, *reserved_tokens})
     plan = compile_plan(
@@ -189,12 +186,9 @@ def _check(loader: Any) -> type:
     kinds = {NumpyFSLDataLoader: InjectedFSL, ComposableDataLoader: InjectedComposable}
     kind = kinds.get(type(loader))
     if kind is None:
-        raise ConfigError(
-            key="data_loader",
-            value=type(loader).__name__,
-            rule="must be a NumpyFSLDataLoader or ComposableDataLoader: in others (variable "
-            "lengths among them) a position has no row of its own",
-        )
+        rule = "must be a NumpyFSLDataLoader or ComposableDataLoader: in others (variable lengths "
+        rule += "among them) a position has no row of its own"
+        raise ConfigError(key="data_loader", value=type(loader).__name__, rule=rule)
     if kind is InjectedFSL:
         data, length = loader.dataset, loader.dataset.sequence_length
         needed = {"chunk_size": (loader.chunk_size, 1)}
@@ -206,10 +200,8 @@ def _check(loader: Any) -> type:
         needed["max_sequence_length"] = (loader.max_sequence_length, loader.sequence_length)
         with_lengths, bos = loader.generate_doc_lengths, loader.tokenizer.bos_token_id
     needed["shuffle"] = (loader.shuffle, True)
-    for name, (value, only) in needed.items():
-        if value != only:
-            rule = f"must be {only}: the rows come in another order otherwise"
-            raise ConfigError(key=f"data_loader.{name}", value=value, rule=rule)
+    settings = [(f"data_loader.{name}", *both) for name, both in needed.items()]
+    check_equal(": the rows come in another order otherwise", *settings)
     if with_lengths and bos is not None:
         rule = "must be None with generate_doc_lengths: a spliced row's documents end at EOS alone"
         raise ConfigError(key="tokenizer.bos_token_id", value=bos, rule=rule)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from data_injection.errors import ConfigError
+from data_injection.errors import check_equal
 from eval.interference.gradients import MLP, Shard, Vector
 from olmo_ext.engines.host import Host, MLPWeights, local
 from olmo_ext.engines.ranks import get_world_size
@@ -35,27 +35,18 @@ LAYER = re.compile(r"\bblocks\.(\d+)\.")
 
 def check_exact(train: TrainConfig, *, key: str) -> None:
     """Raise ConfigError for models whose task gradient short rows do not give."""
-    model = train.model
+    model, remedy = train.model, f"change it or remove {key}"
+    why = f" for {key}: a second pass draws another dropout, so that gradients cannot be subtracted"
     dropouts = ("attention_dropout", "residual_dropout", "embedding_dropout")
-    if used := [name for name in dropouts if getattr(model, name)]:
-        raise ConfigError(
-            key=f"train.model.{used[0]}",
-            value=getattr(model, used[0]),
-            rule=f"must be 0 for {key}: a second pass draws another dropout, so that gradients "
-            "cannot be subtracted",
-            remedy=f"set it to 0 or remove {key}",
-        )
-    unfit = {
-        "train.model.alibi": (model.alibi, False),
-        "train.model.block_group_size": (model.block_group_size, 1),
-        "train.data.generate_doc_lengths": (train.data.generate_doc_lengths, False),
-    }
+    check_equal(why, *((f"train.model.{n}", getattr(model, n), 0) for n in dropouts), remedy=remedy)
+    settings = [
+        ("train.model.alibi", model.alibi, False),
+        ("train.model.block_group_size", model.block_group_size, 1),
+        ("train.data.generate_doc_lengths", train.data.generate_doc_lengths, False),
+    ]
     if train.distributed_strategy == "fsdp" and train.fsdp is not None:
-        unfit["train.fsdp.use_orig_params"] = (train.fsdp.use_orig_params, True)
-    for name, (value, needed) in unfit.items():
-        if value != needed:
-            rule, remedy = f"must be {str(needed).lower()} for {key}", f"change it or remove {key}"
-            raise ConfigError(key=name, value=value, rule=rule, remedy=remedy)
+        settings += [("train.fsdp.use_orig_params", train.fsdp.use_orig_params, True)]
+    check_equal(f" for {key}", *settings, remedy=remedy)
 
 
 @dataclass(frozen=True)

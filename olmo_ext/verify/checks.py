@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.utils._pytree import keystr, tree_leaves_with_path
 
 from eval.checkpoints.sharded import first_line
 from olmo_ext.build import init_process_group
@@ -207,18 +208,12 @@ def resumed(runs: Runs) -> Iterator[Check]:
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint's weights and optimizer by their path."""
-    found: dict[str, torch.Tensor] = {}
-
-    def walk(path: str, value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            found[path] = value
-        elif isinstance(value, dict):
-            for key, each in value.items():
-                walk(f"{path}/{key}", each)
-
-    for name in ("model.pt", "optim.pt"):
-        walk(name, torch.load(folder / name, map_location="cpu", weights_only=True))
-    return found
+    files = {
+        name: torch.load(folder / name, map_location="cpu", weights_only=True)
+        for name in ("model.pt", "optim.pt")
+    }
+    leaves = tree_leaves_with_path(files)
+    return {keystr(path): one for path, one in leaves if isinstance(one, torch.Tensor)}
 
 
 def memory(runs: Runs) -> Iterator[Check]:
