@@ -54,7 +54,6 @@ _COSINES = (
     *("cos_g_t_all", "cos_g_t_label", "cos_g_t_others"),
 )
 
-_SPLIT = ("split_error", "precision")
 _INNER = ("inner", "inner_spread")
 _BURST = ("burst_step", "instances")
 _LOSSES = ("label", "choice", "format")
@@ -63,27 +62,27 @@ OUTCOMES_OF = {
     "ablation_drop": ("intact",),
     **{f"answer_loss{suffix}": ("tokens_per_answer",) for suffix in ("", "_null", "_bare")},
     **{f"choice_accuracy{suffix}": ("chance", "majority") for suffix in ("", "_null", "_bare")},
-    **dict.fromkeys(("budget", "budget_actual"), ("closure", *_SPLIT)),
-    "host_step": ("first_order", *_SPLIT),
+    **dict.fromkeys(("budget", "budget_actual"), ("closure", "split_error")),
+    "host_step": ("first_order", "split_error"),
     "fourier_modes": ("threshold", "units", "present"),
     "interchange_accuracy": ("least", "most", "majority", "above_majority", "train_pairs"),
     "label_accuracy": ("majority",),
     **{f"{loss}_loss_{when}": _BURST for loss in _LOSSES for when in ("before", "lag")},
     "mirror_consistency": ("chance",),
     "natural_count": ("false_statements", "num_scanned", "distinct", "documents"),
-    "norm_g_r": ("perp_share", "dim", *_SPLIT),
-    **dict.fromkeys(("overlap", "subset_cosine", "pull_g_nt"), ("noise", "dim", *_SPLIT)),
+    "norm_g_r": ("perp_share", "dim", "split_error"),
+    **dict.fromkeys(("overlap", "subset_cosine", "pull_g_nt"), ("noise", "dim", "split_error")),
     "probe_count": ("threshold", "units", "present"),
     "score": ("majority",),
     "score_before": ("majority", *_BURST),
     "score_lag": ("majority", *_BURST),
-    **dict.fromkeys(_COSINES, (*_INNER, "perp", "norm", "dim", "random_spread", *_SPLIT)),
+    **dict.fromkeys(_COSINES, (*_INNER, "perp", "norm", "dim", "random_spread", "split_error")),
 }
 """What stands beside them, by metric: in a metric not listed a `threshold` is a coordinate."""
 
 FOLLOWING = frozenset(
     (
-        *("tokens", "batch_size", "seq_len", "params_total", "d_model"),
+        *("tokens", "batch_size", "seq_len", "params_total", "d_model", "precision"),
         *("family", "schedule", "timing", "gap", "variant", "bits", "exposures_per_example"),
         *("rate_per_step", "rate_per_sequence", "rate_per_token", "task_tokens_per_token"),
         *("rate_low", "rate_high"),

@@ -39,6 +39,7 @@ from eval.run import differences, told_differences
 from olmo_ext.checks import num_steps
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.data import build_host, check_memmaps, data_seed, fingerprint
+from olmo_ext.numerics.kernels import compile_blocks
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +90,9 @@ def _check_restart() -> None:
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if restarted and several and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        raise ConfigError(
-            key="torchrun --max-restarts",
-            rule="gives restarted ranks the store of the ranks that died, where they would find "
-            "dead addresses",
-            remedy="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or start it by `olmo-ext launch "
-            "torchrun`",
-        )
+        rule = "gives restarted ranks the store of dead ones, where they would find dead addresses"
+        remedy = "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, or start by `olmo-ext launch torchrun`"
+        raise ConfigError(key="torchrun --max-restarts", rule=rule, remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -238,6 +235,10 @@ next is the rest: max_duration (which bends a cosine schedule from there on), wo
 micro-batch, workers, intervals of saving and logging, W&B, callbacks."""
 
 
+OURS = ("deterministic", "chunked_loss", "fused_optimizer")
+"""Settings of ours, all false by default, that do so as well."""
+
+
 def run_identity(experiment: ExperimentConfig, stream: Stream) -> dict[str, Any]:
     """A run's identity as JSON values: its stream and every setting that shapes its weights."""
     train = asdict(experiment.train)
@@ -246,7 +247,9 @@ def run_identity(experiment: ExperimentConfig, stream: Stream) -> dict[str, Any]
     for name in ("precision", "init_device", "flash_attention"):
         settings["model"].pop(name)
     # Only where set: runs of before are the same runs.
-    ours = {name: True for name in ("deterministic", "chunked_loss") if getattr(experiment, name)}
+    if experiment.train.compile is not None:
+        settings["compile"] = train["compile"]
+    ours = {name: True for name in OURS if getattr(experiment, name)}
     # Through JSON, so that tuples and enumerations compare with what a file gives back.
     return json.loads(
         json.dumps(
@@ -277,6 +280,7 @@ def build_model(train: TrainConfig, device: torch.device) -> OLMo:
     seed_all(train.seed)
     model = OLMo(train.model)
     model.set_activation_checkpointing(train.activation_checkpointing)
+    compile_blocks(model, train)
     return model
 
 
@@ -313,9 +317,6 @@ def _hybrid_mesh(train: TrainConfig, device: torch.device) -> Any:
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     replicas = train.fsdp.hybrid_sharding_num_model_replicas or max(world // local, 1)
     if replicas < 1 or world % replicas:
-        raise ConfigError(
-            key="train.fsdp.hybrid_sharding_num_model_replicas",
-            value=replicas,
-            rule=f"must divide the world size {world}",
-        )
+        key, rule = "train.fsdp.hybrid_sharding_num_model_replicas", "must divide the world size"
+        raise ConfigError(key=key, value=replicas, rule=f"{rule} {world}")
     return init_device_mesh(device.type, (replicas, world // replicas))

@@ -1,7 +1,6 @@
 """Which values of an experiment can be trained: the one table of rules, asked before any work.
 
     check(experiment)                                  # every number and every rule below
-    check_device(experiment.train, world_size=8)       # what depends on the machine
 
 To add a rule: a line in NUMBERS (a range) or in RULES (anything else), and a line in its test.
 """
@@ -16,10 +15,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from olmo.config import TrainConfig
 
 from data_injection.errors import ConfigError
+from olmo_ext.numerics.chunked_loss import check_chunked
+from olmo_ext.numerics.kernels import check_kernels
 
 if TYPE_CHECKING:
     from olmo_ext.config import ExperimentConfig
@@ -33,7 +33,6 @@ UNUSED = {
     "force_save_unsharded": "set save_interval_unsharded",
     "epoch": "rely on the step: the stream has no epochs to count",
     "fast_forward_batches": "choose another data seed: a position follows from the step alone",
-    "compile": "train uncompiled",
     "save_overwrite": "move the checkpoint away: none is ever written over",
     "remote_save_folder": "copy the run's folder",
 }
@@ -69,68 +68,44 @@ COUNT, NOT_NEGATIVE, POSITIVE = Range(1), Range(0), Range(0, open="low")
 NEEDED, SHARE = Range(1, needed=True), Range(0, 1, open="high")
 
 NUMBERS: dict[str, Range] = {
-    # The generators of Python, NumPy and torch take 32 bits; the row order's takes any natural.
-    **{"train.seed": Range(0, 2**32 - 1), "data.seed": NOT_NEGATIVE},
-    # Blocks are built one by one, on meta too: a slip of zeros would never end.
-    "model.n_layers": Range(1, 1000, needed=True),
-    # Less than one would end in a division by zero or an endless loop.
-    **dict.fromkeys(
-        (
-            *("train.global_train_batch_size", "train.device_train_microbatch_size"),
-            *("train.device_eval_batch_size", "train.save_interval_unsharded"),
-            *("train.console_log_interval", "train.canceled_check_interval", "train.eval_interval"),
-            *("model.d_model", "model.n_heads", "model.mlp_ratio"),
-            *("model.max_sequence_length", "model.vocab_size"),
-        ),
-        NEEDED,
-    ),
-    **dict.fromkeys(
-        (
-            *("train.stop_after", "train.gen1_gc_interval"),
-            *("model.n_kv_heads", "model.mlp_hidden_size", "model.block_group_size"),
-            *("wandb.log_interval", "scheduler.t_max"),
-            *("data.prefetch_factor", "speed_monitor.window_size"),
-            *("instance_filter.repetition_max_period", "instance_filter.repetition_min_period"),
-            *("instance_filter.repetition_max_count", "fsdp.hybrid_sharding_num_model_replicas"),
-        ),
-        COUNT,
-    ),
-    **dict.fromkeys(
-        (
-            *("train.time_limit", "train.auxiliary_loss_multiplier", "data.num_workers"),
-            *("data.timeout", "model.eos_token_id", "model.pad_token_id"),
-            # 0 says: not before the end; at W&B's interval; none, to AdamW.
-            *("train.stop_at", "optimizer.metrics_log_interval", "optimizer.eps"),
-            *("optimizer.learning_rate", "optimizer.weight_decay", "scheduler.t_warmup"),
-            *("scheduler.alpha_f", "scheduler.grad_clip_warmup_steps", "scheduler.warmup_min_lr"),
-        ),
-        NOT_NEGATIVE,
-    ),
-    **dict.fromkeys(
-        (
-            *("train.max_grad_norm", "train.max_grad_norm_ratio", "train.early_stopping_factor"),
-            *("model.rope_theta", "model.layer_norm_eps", "model.clip_qkv"),
-            *("model.alibi_bias_max", "model.init_std", "model.emb_init_std"),
-            *("model.init_cutoff_factor", "scheduler.grad_clip_warmup_factor"),
-            "speed_monitor.gpu_flops_available",
-        ),
-        POSITIVE,
-    ),
-    **dict.fromkeys(
-        (
-            *("model.attention_dropout", "model.residual_dropout", "model.embedding_dropout"),
-            "optimizer.betas",
-        ),
-        SHARE,
-    ),
-    # -1 keeps all checkpoints, evaluates on all batches.
-    **dict.fromkeys(
-        (
-            *("train.save_num_checkpoints_to_keep", "train.eval_subset_num_batches"),
-            "train.save_num_unsharded_checkpoints_to_keep",
-        ),
-        Range(-1),
-    ),
+    f"{section}.{name}": allowed
+    for allowed, section, names in (
+        # The generators of Python, NumPy and torch take 32 bits; the row order's takes any natural.
+        (Range(0, 2**32 - 1), "train", "seed"),
+        # Blocks are built one by one, on meta too: a slip of zeros would never end.
+        (Range(1, 1000, needed=True), "model", "n_layers"),
+        # Less than one would end in a division by zero or an endless loop.
+        (NEEDED, "train", "global_train_batch_size device_train_microbatch_size eval_interval"),
+        (NEEDED, "train", "device_eval_batch_size save_interval_unsharded console_log_interval"),
+        (NEEDED, "train", "canceled_check_interval"),
+        (NEEDED, "model", "d_model n_heads mlp_ratio max_sequence_length vocab_size"),
+        (COUNT, "train", "stop_after gen1_gc_interval"),
+        (COUNT, "model", "n_kv_heads mlp_hidden_size block_group_size"),
+        (COUNT, "wandb", "log_interval"),
+        (COUNT, "scheduler", "t_max"),
+        (COUNT, "data", "prefetch_factor"),
+        (COUNT, "speed_monitor", "window_size"),
+        (COUNT, "instance_filter", "repetition_max_period repetition_min_period"),
+        (COUNT, "instance_filter", "repetition_max_count"),
+        (COUNT, "fsdp", "hybrid_sharding_num_model_replicas"),
+        # 0 says: not before the end; at W&B's interval; none, to AdamW.
+        (NOT_NEGATIVE, "train", "time_limit auxiliary_loss_multiplier stop_at"),
+        (NOT_NEGATIVE, "data", "seed num_workers timeout"),
+        (NOT_NEGATIVE, "model", "eos_token_id pad_token_id"),
+        (NOT_NEGATIVE, "optimizer", "metrics_log_interval eps learning_rate weight_decay"),
+        (NOT_NEGATIVE, "scheduler", "t_warmup alpha_f grad_clip_warmup_steps warmup_min_lr"),
+        (POSITIVE, "train", "max_grad_norm max_grad_norm_ratio early_stopping_factor"),
+        (POSITIVE, "model", "rope_theta layer_norm_eps clip_qkv alibi_bias_max init_std"),
+        (POSITIVE, "model", "emb_init_std init_cutoff_factor"),
+        (POSITIVE, "scheduler", "grad_clip_warmup_factor"),
+        (POSITIVE, "speed_monitor", "gpu_flops_available"),
+        (SHARE, "model", "attention_dropout residual_dropout embedding_dropout"),
+        (SHARE, "optimizer", "betas"),
+        # -1 keeps all checkpoints, evaluates on all batches.
+        (Range(-1), "train", "save_num_checkpoints_to_keep eval_subset_num_batches"),
+        (Range(-1), "train", "save_num_unsharded_checkpoints_to_keep"),
+    )
+    for name in names.split()
 }
 """Setting (section and name) -> its range. A number that is not here need only be finite."""
 
@@ -264,6 +239,8 @@ def check(experiment: ExperimentConfig) -> None:
         if not holds(value, experiment.train):
             said = rule.format(train=experiment.train)
             raise ConfigError(key=key, value=value, rule=said, remedy=remedy.format())
+    check_chunked(experiment)
+    check_kernels(experiment)
 
 
 def numbers(section: Any, key: str) -> Iterator[tuple[str, float | None]]:
@@ -307,43 +284,3 @@ def num_steps(train: TrainConfig) -> int:
         tokens = train.global_train_batch_size * train.model.max_sequence_length
         return math.ceil(int(number) / tokens)
     return int(number)
-
-
-def has_flash_attention() -> bool:
-    """Whether attention can run in the flash-attn package here: it imports, and there is CUDA.
-
-    `train.model.flash_attention: ${flash_attn_available:}` asks for it. The engine falls back where
-    the import fails, but on a CPU it would call the package and fail in the first step.
-    """
-    if not torch.cuda.is_available():
-        return False
-    try:
-        import flash_attn  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def check_device(train: TrainConfig, *, world_size: int) -> None:
-    """What depends on the machine: precision on a CPU, and the batch over the ranks."""
-    if train.precision != "fp32" and not torch.cuda.is_available():
-        raise ConfigError(
-            key="train.precision",
-            value=str(train.precision),
-            rule="needs a CUDA device; without one the engine would silently train in fp32",
-            remedy="run it on a CUDA machine, or set train.precision=fp32",
-        )
-    if train.precision == "fp32" and train.model.flash_attention and has_flash_attention():
-        rule = "must be false in train.precision fp32, in which flash-attn cannot compute"
-        remedy = "set train.model.flash_attention=false"
-        raise ConfigError(key="train.model.flash_attention", value=True, rule=rule, remedy=remedy)
-    if train.global_train_batch_size % world_size:
-        raise ConfigError(
-            key="train.global_train_batch_size",
-            value=train.global_train_batch_size,
-            rule=f"must be a multiple of the world size {world_size}",
-            remedy="use a number of ranks that divides it",
-        )
-    if train.distributed_strategy is None:
-        rule = "must be ddp or fsdp, also on one device: the engine saves no weights otherwise"
-        raise ConfigError(key="train.distributed_strategy", value=None, rule=rule)

@@ -10,13 +10,13 @@ import gzip
 import json
 import logging
 import os
-import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from copy import copy
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TextIO
 
 import numpy as np
@@ -182,26 +182,33 @@ def open_indices(cfg: TrainConfig, folder: Path) -> TextIO | None:
     return gzip.open(path, "at")
 
 
+class _TorchOnCpu:
+    """torch, as the engine's trainer is to see it on a machine without CUDA."""
+
+    cuda = SimpleNamespace(get_rng_state=lambda: torch.zeros(0), set_rng_state=lambda state: None)
+
+    def autocast(self, _: str, *, enabled: bool, dtype: torch.dtype) -> torch.autocast:
+        enabled &= dtype == torch.bfloat16
+        return torch.autocast("cpu", enabled=enabled, dtype=torch.bfloat16)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
 @contextlib.contextmanager
 def cpu_shield() -> Iterator[None]:
     """Let the engine's hard-coded CUDA calls pass on a machine without CUDA.
 
     Warts: torch.cuda.get/set_rng_state raise on a CPU build (train.py:335, 433); autocast("cuda")
-    warns at every micro-batch (799, 903). Nothing is changed where CUDA is available. Goes when the
-    engine asks its device.
+    warns at every micro-batch and computes in fp32 whatever is asked for (799, 903). Nothing is
+    changed where CUDA is available. Goes when the engine asks its device.
     """
-    if torch.cuda.is_available():
+    before = olmo.train.torch
+    olmo.train.torch = before if torch.cuda.is_available() else _TorchOnCpu()
+    try:
         yield
-        return
-    get_state, set_state = torch.cuda.get_rng_state, torch.cuda.set_rng_state
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
-        torch.cuda.get_rng_state = lambda *args: torch.zeros(0)
-        torch.cuda.set_rng_state = lambda *args: None
-        try:
-            yield
-        finally:
-            torch.cuda.get_rng_state, torch.cuda.set_rng_state = get_state, set_state
+    finally:
+        olmo.train.torch = before
 
 
 def plain_trainer_state(state: dict[str, Any]) -> dict[str, Any]:
@@ -305,14 +312,9 @@ class CpuFullCheckpointer(FullCheckpointer):
         upload_to: str | None = None,
     ) -> None:
         with self._temporary_wd(dir) as folder:
-            with FSDP.state_dict_type(
-                dist_model,
-                state_dict_type=StateDictType.FULL_STATE_DICT,
-                state_dict_config=FullStateDictConfig(rank0_only=True, offload_to_cpu=False),
-                optim_state_dict_config=FullOptimStateDictConfig(
-                    rank0_only=True, offload_to_cpu=False
-                ),
-            ):
+            asked = {"rank0_only": True, "offload_to_cpu": False}
+            how = FullStateDictConfig(**asked), FullOptimStateDictConfig(**asked)
+            with FSDP.state_dict_type(dist_model, StateDictType.FULL_STATE_DICT, *how):
                 overwrite = self.cfg.save_overwrite
                 self._write_model_dict(dist_model.state_dict(), folder, upload_to, overwrite)
                 state = FSDP.optim_state_dict(dist_model, optim)

@@ -24,7 +24,8 @@ from data_injection.corpus.manifest import Manifest, corpus_paths, verify_corpus
 from data_injection.errors import NO_VALUE, ConfigError
 from data_injection.files import replace_file
 from eval.run import load_config
-from olmo_ext.checks import check, has_flash_attention
+from olmo_ext.checks import check
+from olmo_ext.numerics.kernels import has_flash_attention
 from olmo_ext.overrides import check_environment, explained, override
 from olmo_ext.shipped import locate, shipped
 
@@ -55,6 +56,12 @@ class ExperimentConfig:
 
     chunked_loss: bool = False
     """Output layer and loss in chunks: equal to stock's to rounding (numerics/chunked_loss.py)."""
+
+    fused_optimizer: bool = False
+    """AdamW's step in one kernel: equal to stock's to rounding (numerics/kernels.py)."""
+
+    bf16_on_cpu: bool = False
+    """Allows train.precision amp_bf16 without a GPU, to explore with: see docs/engine.md."""
 
     @property
     def protocol(self) -> str:
@@ -175,25 +182,21 @@ def _use_corpus(experiment: ExperimentConfig, verify: Callable[[str], Manifest])
         )
     manifest = verify(experiment.corpus)
     train, stock = experiment.train, TrainConfig()
-    wanted: list[tuple[str, Any, str, Any, Any]] = [
-        ("train.data.paths", train.data, "paths", stock.data.paths,
-         [str(p) for p in corpus_paths(experiment.corpus, manifest)]),
-        ("train.data.memmap_dtype", train.data, "memmap_dtype", stock.data.memmap_dtype,
-         manifest.dtype),
-        ("train.tokenizer.identifier", train.tokenizer, "identifier", stock.tokenizer.identifier,
-         str(Path(experiment.corpus) / manifest.tokenizer)),
-        ("train.model.eos_token_id", train.model, "eos_token_id", stock.model.eos_token_id,
-         manifest.eos_token_id),
-        ("train.model.pad_token_id", train.model, "pad_token_id", stock.model.pad_token_id,
-         manifest.pad_token_id),
-    ]  # fmt: skip
-    for key, section, name, default, value in wanted:
-        given = getattr(section, name)
-        if given not in (default, value):
+    wanted: dict[str, Any] = {
+        "data.paths": [str(p) for p in corpus_paths(experiment.corpus, manifest)],
+        "data.memmap_dtype": manifest.dtype,
+        "tokenizer.identifier": str(Path(experiment.corpus) / manifest.tokenizer),
+        "model.eos_token_id": manifest.eos_token_id,
+        "model.pad_token_id": manifest.pad_token_id,
+    }
+    for key, value in wanted.items():
+        section, name = key.split(".")
+        given = getattr(getattr(train, section), name)
+        if given not in (getattr(getattr(stock, section), name), value):
             rule = f"must be {value!r}, which the corpus {experiment.corpus} has"
             remedy = "remove the key (the corpus sets it) or remove `corpus`"
-            raise ConfigError(key=key, value=given, rule=rule, remedy=remedy)
-        setattr(section, name, value)
+            raise ConfigError(key=f"train.{key}", value=given, rule=rule, remedy=remedy)
+        setattr(getattr(train, section), name, value)
     if manifest.vocab_size > train.model.vocab_size:
         most = manifest.vocab_size - 1
         rule = f"must be above the corpus' token ids, {experiment.corpus} has them up to {most}"

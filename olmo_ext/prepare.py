@@ -37,7 +37,7 @@ from olmo_ext.compat import open_indices
 from olmo_ext.config import ExperimentConfig, complete
 from olmo_ext.data import build_host, build_train_dataloader
 from olmo_ext.engines.tracking import start_wandb
-from olmo_ext.numerics.chunked_loss import check_chunked, chunk_loss
+from olmo_ext.numerics.kernels import computing_as_asked
 from olmo_ext.trainer import ExperimentTrainer
 
 
@@ -82,7 +82,6 @@ def prepare(experiment: ExperimentConfig, *, memo: Memo | None = None) -> Prepar
         verify=lambda folder: memo.once(("manifest", folder), lambda: verify_corpus(folder)),
     )
     train = experiment.train
-    check_chunked(experiment)
     stream = compile_stream(experiment, manifest=manifest, memo=memo)
     for callback in callbacks.values():
         callback.check(stream.plan, train, num_steps=stream.num_steps)
@@ -191,7 +190,7 @@ def build_trainer(
         ),
         check_interval=experiment.train.canceled_check_interval,
     )
-    return chunk_loss(trainer) if experiment.chunked_loss else trainer
+    return computing_as_asked(trainer, experiment)
 
 
 def _engine_config(asked: TrainConfig, stream: Stream) -> TrainConfig:

@@ -33,12 +33,12 @@ from eval.records import FILE_NAME
 from eval.run import DIVERGED, FAILED, extensions_of
 from olmo_ext.build import init_process_group, keep_memory
 from olmo_ext.callbacks.divergence import check_divergence, note_divergence
-from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.engines.ending import noting_failure, write_marker
 from olmo_ext.engines.origin import check_taken_up, find_origin, stock_state
 from olmo_ext.engines.ranks import get_global_rank, get_world_size
 from olmo_ext.numerics.deterministic import deterministic
+from olmo_ext.numerics.kernels import check_device
 from olmo_ext.prepare import build_trainer, prepare
 from olmo_ext.run_folder import (
     begin_ledger_at,
@@ -91,7 +91,7 @@ def train(
     folder = Path(experiment.train.save_folder)
     with deterministic(experiment), explain_disk(folder), ExitStack() as stack:
         device = init_process_group()
-        check_device(experiment.train, world_size=get_world_size())
+        check_device(experiment, device, world_size=get_world_size())
         beat.then("preparing the run's folder")
         signals = signals or stack.enter_context(StopSignals())
         ledgers: list[tuple[LedgerWriter, int | None]] = []
@@ -100,12 +100,9 @@ def train(
             try:
                 return claim_folder()
             except OSError as error:
-                raise ConfigError(
-                    key="train.save_folder",
-                    value=str(folder),
-                    rule=f"cannot be written ({error})",
-                    remedy="choose a folder on a disk that takes files",
-                ) from error
+                key, rule = "train.save_folder", f"cannot be written ({error})"
+                remedy = "choose a folder on a disk that takes files"
+                raise ConfigError(key=key, value=str(folder), rule=rule, remedy=remedy) from error
 
         def claim_folder() -> Path | None:
             check_folder(folder, resume=resume, identity=identity)

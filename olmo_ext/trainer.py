@@ -40,7 +40,7 @@ from olmo_ext.compat import (
     stock_trainer_state,
     sync_checkpoint,
 )
-from olmo_ext.engines.host import evaluating, measurement
+from olmo_ext.engines.host import write_record
 from olmo_ext.engines.ranks import get_global_rank
 from olmo_ext.engines.stock import StockEngine
 from olmo_ext.engines.tracking import mirror
@@ -249,32 +249,10 @@ class ExperimentTrainer(Trainer):
         return StockEngine(self)
 
     def measuring(self) -> AbstractContextManager[None]:
-        """Evaluation mode without gradients; the training mode is put back."""
-        return evaluating(self.dist_model)
+        return self.engine.measuring()
 
-    def record(
-        self,
-        callback: str,
-        *,
-        metric: str,
-        value: float,
-        task: str = "",
-        split: str = "train",
-        **fields: Any,
-    ) -> None:
-        """Write one measurement at the current step; mirrored to W&B. Only rank 0 writes.
-
-        `task` empty means the run as a whole. See `eval.records` for the fields.
-        """
-        if self.writer is None:
-            return
-        row = measurement(
-            self,
-            callback,
-            run_fields=self.run_fields,
-            tokens=self.global_train_tokens_seen,
-            measured={"task": task, "split": split, "metric": metric, "value": value},
-            fields=fields,
-        )
-        self.writer.write([row])
-        mirror(callback, row)
+    def record(self, callback: str, **measured: Any) -> None:
+        """Write one measurement at the current step; mirrored to W&B. Only rank 0 writes."""
+        row = write_record(self, callback, tokens=self.global_train_tokens_seen, **measured)
+        if row is not None:
+            mirror(callback, row)

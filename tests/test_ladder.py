@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from olmo.config import ModelConfig
 from olmo.model import OLMo
@@ -29,8 +30,8 @@ from eval.records import read_records
 from launch.grid import load_sweep
 from launch.runs import plan_runs
 from olmo_ext.build import compile_stream
-from olmo_ext.checks import check_device, has_flash_attention
 from olmo_ext.config import ExperimentConfig, load_experiment
+from olmo_ext.numerics.kernels import check_device, has_flash_attention
 from olmo_ext.train import train
 
 LADDER = Path(__file__).parent.parent / "configs" / "olmo_4M_to_4B"
@@ -318,10 +319,10 @@ def test_flash_attention_is_on_where_it_imports_beside_cuda(
     monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
     experiment = load("paper", "4B", f"corpus={dolma}")
     assert experiment.train.model.flash_attention is True
-    check_device(experiment.train, world_size=8)
+    check_device(experiment, torch.device("cuda"), world_size=8)
     experiment.train.precision = "fp32"
     with pytest.raises(ConfigError, match=r"flash_attention .* fp32, .*flash_attention=false"):
-        check_device(experiment.train, world_size=8)
+        check_device(experiment, torch.device("cuda"), world_size=8)
 
 
 def test_the_smoke_file_trains_saves_and_evaluates(tmp_path: Path) -> None:

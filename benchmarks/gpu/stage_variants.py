@@ -1,10 +1,11 @@
 """Stage variants: which ways to be faster pay on this card, each alone and then together.
 
     stage_variants.py CORPUS --rungs 4M:32:16,300M:16:8 --seconds 150
-A variant is a list of switches: `fused` (AdamW in one kernel), `blocks` (torch.compile per block,
-as the engine's own script), `model` (torch.compile of the whole model), `loss` (the cross-entropy
-compiled, so that the fp32 copy of the logits is not written), `linear` (output layer and loss
-together, in chunks of rows: the logits never stand whole), `graphs` (the model in CUDA graphs).
+A variant is a list of switches: `fused` and `blocks` are settings (fused_optimizer, train.compile),
+the others are tried here alone: `model` (torch.compile of the whole model), `loss` (the
+cross-entropy compiled, so that the fp32 copy of the logits is not written), `linear` (output layer
+and loss together, in chunks of rows: the logits never stand whole; as chunked_loss, for a torch
+before 2.13), `graphs` (the model in CUDA graphs).
 Losses of the first steps stand beside eager's: a variant that is faster and another model is none.
 """
 
@@ -125,18 +126,12 @@ def compiled_loss() -> Callable[..., Any]:
 def switch(trainer: Any, names: set[str]) -> None:
     """Make a trainer of ours, just built, into a variant."""
     model = trainer.model
-    if "fused" in names:
-        for group in trainer.optim.param_groups:
-            group["fused"], group["foreach"] = True, False
     if "linear" in names:
         out = model.transformer.ff_out
         trainer.loss_fn = linear_loss(out.weight)
         out.forward = lambda hidden: hidden
     if "loss" in names:
         trainer.loss_fn = compiled_loss()
-    if "blocks" in names:
-        for block in model.transformer.blocks:
-            block.compile(dynamic=False)
     if "model" in names:
         model.compile(dynamic=False)
     if "graphs" in names:
@@ -150,10 +145,13 @@ def measure(
     torch._dynamo.reset()
     rows: dict[str, Any] = {"batch": batch, "micro": micro, "steps": 1000, "warmup": 20, "rate": 1}
     rows |= {"workers": args.workers, "dry": args.dry}
+    names = set(variant.split("+"))
+    rows |= {"ours": {"fused_optimizer": "fused" in names}}
+    rows |= {"train": {"compile": {"dynamic": False} if "blocks" in names else None}}
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         free()
         trainer = ours(experiment(name, Path(folder) / "v", args.corpus, **rows), stack)
-        switch(trainer, set(variant.split("+")))
+        switch(trainer, names)
         stepper = Stepper(trainer)
         began = time.time()
         for _ in range(4):

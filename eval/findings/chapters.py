@@ -26,6 +26,7 @@ from eval.findings.contrasts import sweep_of
 from eval.findings.controls import Table, fill
 from eval.records import FILE_NAME, REQUIRED, read_records
 from eval.run import read_run
+from eval.scores.rows import one_precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +88,7 @@ def write_chapter(name: str, folders: Sequence[Path], *, document: Path, out: Pa
     its records stop before its last step.
     """
     chapter, folder = CHAPTERS[name], out / "findings" / name
-    frame = chapter.thin(pd.concat([_to_the_end(run) for run in folders]))
+    frame = chapter.thin(one_precision(pd.concat([_to_the_end(run) for run in folders])))
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / FILE_NAME, as_json_lines(frame))
     replace_file(folder / "provenance.json", json.dumps(provenance(folders), indent=1))

@@ -13,6 +13,8 @@ from typing import Any, Concatenate, ParamSpec
 
 import pandas as pd
 
+from data_injection.errors import ConfigError
+
 FOUND = (
     *("subset", "variant", "schedule", "timing", "gap", "bits", "learning_rate", "d_model"),
     *("batch_size", "rate_per_sequence", "rate_per_token", "low", "high", "n", "majority", "layer"),
@@ -60,6 +62,7 @@ def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
     where a rung has several: such cells never merge. Columns of FOUND that no record has are NaN;
     rates in the other units, and the timing, are worked out where older records do not say them.
     """
+    one_precision(frame)
     chosen = (frame.task != "") & (frame.family != "") & frame.value.notna()
     if "subset" in frame:
         chosen &= frame.subset.isna() | (frame.subset == "all")
@@ -81,6 +84,17 @@ def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
         timing=timing(rows),
         family=family.where(~several, family + text.reindex(rows.index)),
     )
+
+
+def one_precision(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame. Raises ConfigError if its runs computed in several precisions, as far as records
+    say: what bf16 does to a score is nothing that a table should average or compare unsaid."""
+    said = frame.precision.dropna().unique() if "precision" in frame else []
+    if len(said) > 1:
+        rule = "must be one in a table, and the records are of runs in several"
+        remedy = "read the folders of one precision at a time"
+        raise ConfigError(key="precision", value=", ".join(said), rule=rule, remedy=remedy)
+    return frame
 
 
 def timing(rows: pd.DataFrame) -> pd.Series:

@@ -114,7 +114,8 @@ def _check_ranks(site: Site, run: Run) -> None:
         raise ConfigError(
             key=f"run {run.name}: nodes x ranks of the site profile", rule=rule, remedy=remedy
         )
-    if site.gpus_per_node == 0 and train.precision != "fp32":
+    cpu_alone = site.gpus_per_node == 0 and not run.experiment.bf16_on_cpu
+    if cpu_alone and train.precision != "fp32":
         rule = f"is {train.precision} but the site profile asks for no GPU"
         remedy = "set gpus_per_node, or -o train.precision=fp32"
         raise ConfigError(key=f"run {run.name}: train.precision", rule=rule, remedy=remedy)

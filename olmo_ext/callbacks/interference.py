@@ -324,7 +324,7 @@ class Interference(Callback):
         group, layer, _ = place
         of_split = trainer.plan.tasks[trainer.plan.task_index(task)].split(self.split)
         fields |= {"group": group, "n": self.instances or len(of_split)}
-        fields |= {"split_error": self._split_error, "precision": trainer.engine.precision}
+        fields["split_error"] = self._split_error
         fields |= {} if layer is None else {"layer": layer}
         trainer.record(
             "interference", metric=metric, value=value, task=task, split=self.split, **fields

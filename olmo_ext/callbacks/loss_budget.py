@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_injection.errors import ConfigError
+from data_injection.errors import ConfigError, check_equal
 from data_injection.philox import raw_words
 from eval.interference.budget import HOST, LOBATTO, OWN, closure, products, update_parts
 from eval.interference.gradients import RandomDirection, Vector, sum_over_ranks
@@ -97,9 +97,8 @@ class LossBudget(Callback):
             remedy = f"take {self.every * -(-self.record // self.every)}"
             raise ConfigError(key=f"{key}.record", value=self.record, rule=rule, remedy=remedy)
         if self.split not in ("all", "train", "test"):
-            raise ConfigError(
-                key=f"{key}.split", value=self.split, rule="must be one of all, train, test"
-            )
+            rule = "must be one of all, train, test"
+            raise ConfigError(key=f"{key}.split", value=self.split, rule=rule)
         if self.points not in LOBATTO:
             rule = f"must be one of {', '.join(map(str, LOBATTO))}"
             raise ConfigError(key=f"{key}.points", value=self.points, rule=rule)
@@ -113,22 +112,15 @@ class LossBudget(Callback):
     def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
         key = "callbacks.loss_budget"
         check_exact(train, key=key)
-        optimizer = train.optimizer
-        if optimizer.name != "adamw" or optimizer.selective_updates:
-            raise ConfigError(
-                key="train.optimizer.name",
-                value=str(optimizer.name.value),
-                rule=f"must be adamw without selective_updates for {key}, whose split of an update "
-                "is derived for it",
-                remedy=f"change it or remove {key}",
-            )
-        if train.max_grad_norm_ratio is not None:
-            raise ConfigError(
-                key="train.max_grad_norm_ratio",
-                value=train.max_grad_norm_ratio,
-                rule=f"must be null for {key}: it clips each parameter by another factor",
-                remedy="use train.max_grad_norm",
-            )
+        of_adamw = [
+            ("train.optimizer.name", str(train.optimizer.name), "adamw"),
+            ("train.optimizer.selective_updates", train.optimizer.selective_updates, False),
+        ]
+        why = f" for {key}, whose split of an update is derived for it"
+        check_equal(why, *of_adamw, remedy=f"change it or remove {key}")
+        clipped = ("train.max_grad_norm_ratio", train.max_grad_norm_ratio, None)
+        why = f" for {key}: it clips each parameter by another factor"
+        check_equal(why, clipped, remedy="use train.max_grad_norm")
         if self.exact and train.distributed_strategy == "fsdp":
             rule = "must be 0 under FSDP, whose parameters cannot be set in mid-run"
             raise ConfigError(key=f"{key}.exact", value=self.exact, rule=rule)
@@ -302,7 +294,7 @@ class LossBudget(Callback):
         self._sums, self._num = defaultdict(dict), 0
 
     def _write(self, trainer: Host, task: str, metric: str, value: float, **fields: Any) -> None:
-        fields |= {"split_error": self._split_error, "precision": trainer.engine.precision}
+        fields["split_error"] = self._split_error
         trainer.record(
             "loss_budget", metric=metric, value=value, task=task, split=self.split, **fields
         )

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from data_injection.beat import Beat
 from eval.records import RecordWriter
 from olmo_ext.core.compat import get_labels, plain_name, resharded
-from olmo_ext.engines.host import Layout, MLPWeights, evaluating, local, measurement
+from olmo_ext.engines.host import Layout, MLPWeights, evaluating, local, write_record
 from olmo_ext.gradients.moments import norm_of
 
 
@@ -25,7 +25,8 @@ class CoreEngine:
 
     def __init__(self, train_module: Any) -> None:
         self.train, self.model = train_module, train_module.model
-        self.precision = str(train_module.autocast_precision or self.model.dtype)
+        dtype = str(self.model.dtype).replace("torch.float32", "fp32")
+        self.precision = "amp_bf16" if train_module.autocast_precision else dtype
         self.sharded = any(isinstance(one, DTensor) for one in self.model.parameters())
         self.num_layers = len(self.model.blocks)
         self.taken_norm: float | None = None
@@ -168,24 +169,5 @@ class CoreHost:
         finally:
             resharded(self.dist_model)
 
-    def record(
-        self,
-        callback: str,
-        *,
-        metric: str,
-        value: float,
-        task: str = "",
-        split: str = "train",
-        **fields: Any,
-    ) -> None:
-        if self.writer is None:
-            return
-        row = measurement(
-            self,
-            callback,
-            run_fields=self.run_fields,
-            tokens=self.trainer.global_train_tokens_seen,
-            measured={"task": task, "split": split, "metric": metric, "value": value},
-            fields=fields,
-        )
-        self.writer.write([row])
+    def record(self, callback: str, **measured: Any) -> None:
+        write_record(self, callback, tokens=self.trainer.global_train_tokens_seen, **measured)

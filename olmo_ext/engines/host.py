@@ -63,27 +63,22 @@ class Engine(Protocol):
     @property
     def optim(self) -> torch.optim.Optimizer: ...
 
-    @property
-    def precision(self) -> str:
-        """As the engine names it: fp32, amp_bf16, ..."""
+    precision: str
+    """As the engine names it: fp32, amp_bf16, ..."""
 
     taken_norm: float | None
     """Of this rank's part of the gradient as the optimizer took it, clipped, where `.grad` does not
     say so any more after the step; None where it does."""
 
-    @property
-    def num_layers(self) -> int: ...
+    num_layers: int
 
-    @property
-    def sharded(self) -> bool:
-        """Whether a rank holds parts of the parameters, which cannot be set in mid-run."""
+    sharded: bool
+    """Whether a rank holds parts of the parameters, which cannot be set in mid-run."""
 
-    @property
-    def microbatch_rows(self) -> int:
-        """Of a training micro-batch: no pass of a callback's exceeds its rows or tokens."""
+    microbatch_rows: int
+    """Of a training micro-batch: no pass of a callback's exceeds its rows or tokens."""
 
-    @property
-    def microbatch_tokens(self) -> int: ...
+    microbatch_tokens: int
 
     def mlp(self, layer: int) -> MLPWeights: ...
 
@@ -197,26 +192,32 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def measurement(
-    host: Host,
+def write_record(
+    host: Any,
     callback: str,
     *,
-    run_fields: dict[str, Any],
     tokens: int,
-    measured: dict[str, Any],
-    fields: dict[str, Any],
-) -> dict[str, Any]:
-    """The row of one measurement at the current step; see `eval.records` for the fields.
+    metric: str,
+    value: float,
+    task: str = "",
+    split: str = "train",
+    **fields: Any,
+) -> dict[str, Any] | None:
+    """What `Host.record` writes, by the host's `writer` and with its `run_fields`: the row.
 
-    Raises ValueError where a callback's own fields are those that the run says itself.
+    None without a writer. Raises ValueError where `fields` are among those the run says itself.
     """
-    unplanned = {"family": "", "rate_per_step": 0.0, "exposures_per_example": 0.0}
-    row = run_fields | {"step": host.global_step, "tokens": tokens} | unplanned | measured
-    if measured["task"]:
-        row |= task_fields(host.plan, measured["task"], step=host.global_step)
+    if host.writer is None:
+        return None
+    now = {"step": host.global_step, "tokens": tokens, "precision": host.engine.precision}
+    row = host.run_fields | now | {"family": "", "rate_per_step": 0.0, "exposures_per_example": 0.0}
+    row |= {"task": task, "split": split, "metric": metric, "value": value}
+    if task:
+        row |= task_fields(host.plan, task, step=host.global_step)
     if taken := sorted((row.keys() | FOLLOWING) & fields.keys()):
         raise ValueError(
             f"the record of {callback}: {', '.join(taken)} is said by the run itself; choose "
             "another name for the callback's own"
         )
+    host.writer.write([row | fields])
     return row | fields

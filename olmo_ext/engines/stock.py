@@ -16,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from eval.features.activations import residual_stream
 from eval.scores.fast_answers import CutModel, cut
 from olmo_ext.compat import cpu_shield
-from olmo_ext.engines.host import Layout, MLPWeights
+from olmo_ext.engines.host import Layout, MLPWeights, evaluating
 from olmo_ext.engines.ranks import get_world_size
 from olmo_ext.gradients.passes import num_neurons
+from olmo_ext.numerics.kernels import uncompiled
 
 if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer
@@ -52,7 +53,7 @@ class StockEngine:
         )
 
     def logits(self, input_ids_BT: Tensor, *, last: bool = True) -> Tensor:
-        logits = self.trainer.dist_model(input_ids_BT, last_logits_only=last).logits
+        logits = self.trainer.dist_model(input_ids_BT, last_logits_only=last).logits.float()
         return logits[:, -1] if last else logits
 
     def cut(self) -> CutModel | None:
@@ -89,7 +90,12 @@ class StockEngine:
         # FSDP reduces in every pass, as in the engine's own accumulation; DDP must not.
         model = self.trainer.dist_model
         no_sync = model.no_sync if isinstance(model, DDP) else nullcontext
-        with no_sync(), cpu_shield():
+        with no_sync(), cpu_shield(), uncompiled(self.cfg):
+            yield
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        with uncompiled(self.cfg), evaluating(self.trainer.dist_model):
             yield
 
     def average(self, gradient: Sequence[Tensor]) -> None:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.utils.checkpoint import checkpoint
 
-from data_injection.errors import ConfigError
+from data_injection.errors import ConfigError, check_equal
 
 if TYPE_CHECKING:
     from olmo.train import Trainer
@@ -40,19 +40,13 @@ def check_chunked(experiment: ExperimentConfig) -> None:
     """Raise ConfigError where it is asked for and torch or the model's output layer has none."""
     if not experiment.chunked_loss:
         return
+    remedy = "set chunked_loss=false"
     if not hasattr(F, "linear_cross_entropy"):
         rule = f"needs torch 2.13's linear_cross_entropy, and torch is {torch.__version__}"
-        remedy = "set chunked_loss=false"
         raise ConfigError(key="chunked_loss", value=True, rule=rule, remedy=remedy)
+    model, why = experiment.train.model, " with chunked_loss=true, which replaces the output layer"
     for name in ("weight_tying", "scale_logits"):
-        if getattr(experiment.train.model, name):
-            raise ConfigError(
-                key=f"train.model.{name}",
-                value=True,
-                rule="must be false with chunked_loss=true, which replaces the output layer's own "
-                "forward pass",
-                remedy="set chunked_loss=false",
-            )
+        check_equal(why, (f"train.model.{name}", getattr(model, name), False), remedy=remedy)
 
 
 def chunk_loss(trainer: Any) -> Any:

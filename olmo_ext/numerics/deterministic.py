@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from data_injection.errors import ConfigError
-from olmo_ext.checks import has_flash_attention
+from olmo_ext.numerics.kernels import has_flash_attention
 
 if TYPE_CHECKING:
     from olmo_ext.config import ExperimentConfig
@@ -39,13 +39,10 @@ def deterministic(experiment: ExperimentConfig) -> Iterator[None]:
         return
     _prepare_cublas()
     if experiment.train.model.flash_attention and has_flash_attention():
-        raise ConfigError(
-            key="train.model.flash_attention",
-            value=True,
-            rule="must be false with deterministic=true: the flash-attn package's backward pass "
-            "adds in any order, and torch cannot see it",
-            remedy="torch's own attention is taken instead",
-        )
+        key, rule = "train.model.flash_attention", "must be false with deterministic=true: the "
+        rule += "flash-attn package's backward pass adds in any order, and torch cannot see it"
+        remedy = "torch's own attention is taken instead"
+        raise ConfigError(key=key, value=True, rule=rule, remedy=remedy)
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:

@@ -15,7 +15,7 @@ import gc
 import hashlib
 import json
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,13 @@ class Runs:
         steps: int,
         rate: int = 0,
         precision: str = "fp32",
+        bf16_on_cpu: bool = False,
         callbacks: dict[str, Any] | None = None,
         **settings: Any,
     ) -> ExperimentConfig:
         """An experiment of `steps` steps with two tasks, `often` at `rate` instances a step and
-        `burst`; none of either at rate 0. `settings` are overrides, by key with `__` for dots."""
+        `burst`; none of either at rate 0. `settings` are overrides, by key with `__` for dots. A
+        CPU takes fp32 whatever the precision, unless `bf16_on_cpu`."""
         often = {"name": "often", "num_symbols": 20, "schedule": {"rate": rate}}
         burst = {"kind": "burst", "rate": 1, "every": 5, "phase": 2}
         tasks = [often, {"name": "burst", "num_symbols": 20, "schedule": burst}] if rate else []
@@ -98,7 +100,8 @@ class Runs:
             "train.data.persistent_workers": False,
             "train.data.pin_memory": False,
             "train.scheduler.t_warmup": 1,
-            "train.precision": precision if torch.cuda.is_available() else "fp32",
+            "train.precision": precision if torch.cuda.is_available() or bf16_on_cpu else "fp32",
+            "bf16_on_cpu": bf16_on_cpu,
             "train.max_duration": steps,
             "train.global_train_batch_size": BATCH,
             "train.device_train_microbatch_size": MICRO,
@@ -189,17 +192,6 @@ def free() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-
-
-@contextmanager
-def computing_in(precision: str) -> Any:
-    """bf16 on a CPU too, where the engine has none: for what rounding does, not for a run."""
-    with torch.autocast(
-        "cpu",
-        dtype=torch.bfloat16,
-        enabled=precision == "amp_bf16" and not torch.cuda.is_available(),
-    ):
-        yield
 
 
 def digest(model: torch.nn.Module) -> str:

@@ -16,7 +16,7 @@ from olmo_ext.build import build_model
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.gradients.passes import Loss, beside_the_step, gradient_of, measured_parameters
 from olmo_ext.gradients.tasks import rows_of_task, split_error, step_parts
-from olmo_ext.verify.runs import MICRO, Check, Runs, Stepper, computing_in, most, ours
+from olmo_ext.verify.runs import MICRO, Check, Runs, Stepper, most, ours
 
 SPLIT = {"fp32": (5e-6, 1e-6), "amp_bf16": (2e-2, 1e-2)}
 """The most that a task's part may be off by, as a share of it, and the parts' sum from the whole.
@@ -94,8 +94,9 @@ def split(runs: Runs) -> Iterator[Check]:
     """g = g_t + g_nt, and g_t by short rows against whole ones, in both precisions."""
     losses = {}
     for precision, (bound, bound_gap) in SPLIT.items():
-        with ExitStack() as stack, computing_in(precision):
-            experiment = runs.experiment(f"split-{precision}", steps=2, rate=4, precision=precision)
+        asked: dict[str, Any] = {"steps": 2, "rate": 4, "precision": precision}
+        with ExitStack() as stack:
+            experiment = runs.experiment(f"split-{precision}", **asked, bf16_on_cpu=True)
             trainer = ours(experiment, stack)
             trainer.callbacks = {"split": (found := _Split())}
             stepper = Stepper(trainer)

@@ -200,5 +200,7 @@ def test_places_variables_and_controls_tell_rows_apart_and_old_rows_do_without(t
 def test_a_row_of_before_and_one_that_says_its_precision_are_one_measurement(metric):
     row = {"metric": metric, "step": 3, "value": 0.1}
     assert identity(row | {"split_error": 1e-7, "precision": "fp32"}) == identity(row)
-    other = row | {"metric": "mine"}  # somebody's own coordinate stays one
-    assert identity(other | {"precision": "fp32"}) != identity(other)
+    other = row | {"metric": "mine"}
+    assert identity(other | {"precision": "fp32"}) == identity(other)  # the run's, in every record
+    # Somebody's own coordinate stays one.
+    assert identity(other | {"split_error": 1e-7}) != identity(other)

@@ -120,7 +120,7 @@ REFUSED = [
         "train.run_name=null, train.run_name=no, train.run_name=1e3, rung=no, rung=1e3",
         "train.data.drop_last=false, train.data.timeout=5, train.data.generate_doc_lengths=true",
         "train.data.memmap_dtype=int32, train.ddp=null, train.save_interval=5",
-        "train.epoch=1, train.compile={}",
+        "train.epoch=1",
     ),
     ("train.optimizer.betas=[0.9,1]", "train.optimizer.betas[1]"),
     ("train.optimizer.betas=[nan,0.9]", "train.optimizer.betas[0]"),
