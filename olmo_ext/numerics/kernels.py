@@ -4,8 +4,8 @@
     check_device(experiment, device, world_size=8)      # on the machine that trains
 
 Blocks are compiled one by one and in place, as the engine's own script does: parameters keep their
-names. Callbacks' passes run them as they are (`uncompiled`). For rows of another shape torch would
-make another kernel and from then on take it for the step's own too, unlike in a run that resumes.
+names. Callbacks' passes run them as they are (`uncompiled`): for rows of other shapes torch compiles
+again, for any size, and on a CPU that failed (torch 2.13, g++); a step's kernel is then its alone.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _try_compiler(settings: dict[str, Any], device: torch.device) -> None:
         rule = f"cannot compile on this machine ({why})"
         remedy = "install a C++ compiler (g++), correct the setting, or set train.compile=null"
         raise ConfigError(key="train.compile", value=settings, rule=rule, remedy=remedy) from error
-    torch.compiler.reset()  # what this process has compiled before would matter: see above
+    torch.compiler.reset()  # what this process has compiled before shall not matter
 
 
 def has_flash_attention() -> bool:

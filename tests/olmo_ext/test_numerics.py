@@ -168,8 +168,8 @@ def test_a_resumed_run_is_the_same_and_all_but_stocks(
 def test_compiled_blocks_train_as_plain_ones_and_resume_as_themselves(
     write_experiment: Write, tmp_path: Path
 ) -> None:
-    """One test, since compiling is most of its time. Callbacks look at rows of other shapes, for
-    which a second kernel would be made, and would take over the step's."""
+    """One test, since compiling is most of its time. Callbacks look at rows of other shapes: they
+    run the blocks uncompiled, for kernels of any size did not compile here."""
 
     def edit(config: dict) -> None:
         config["train"] |= {"max_duration": 6, "save_interval_unsharded": 3}
