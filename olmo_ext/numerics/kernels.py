@@ -4,8 +4,8 @@
     check_device(experiment, device, world_size=8)      # on the machine that trains
 
 Blocks are compiled one by one and in place, as the engine's own script does: parameters keep their
-names. Callbacks' passes run them as they are (`uncompiled`): for rows of other shapes torch compiles
-again, for any size, and on a CPU that failed (torch 2.13, g++); a step's kernel is then its alone.
+names. Callbacks' passes run them as they are (`uncompiled`): for rows of other shapes torch
+compiles again, for any size, and on a CPU that failed (torch 2.13, g++).
 """
 
 from __future__ import annotations
