@@ -58,7 +58,7 @@ class StockEngine:
 
     def cut(self) -> CutModel | None:
         whole = self.precision == "fp32" and not self.sharded
-        return cut(self.trainer.dist_model.module) if whole else None
+        return cut(self.trainer.model) if whole else None
 
     def residual_stream(self, input_ids_BT: Tensor) -> Tensor:
         return residual_stream(self.trainer.dist_model, input_ids_BT)
