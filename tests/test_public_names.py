@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -56,3 +58,16 @@ def test_a_public_name_is_documented(path: str) -> None:
 def test_there_are_public_names_of_every_kind() -> None:
     assert len(NAMES) == len(set(NAMES)) >= 20
     assert {name.split(".")[0] for name in NAMES} == {"data_injection", "olmo_ext", "eval"}
+
+
+def test_what_the_package_itself_offers_is_on_the_page_and_imported_when_asked_for() -> None:
+    import olmo_ext
+
+    assert set(olmo_ext.PUBLIC.values()) <= set(NAMES)
+    for name, path in olmo_ext.PUBLIC.items():
+        module, _, found = path.rpartition(".")
+        assert getattr(olmo_ext, name) is getattr(importlib.import_module(module), found)
+    assert not hasattr(olmo_ext, "paint")
+    ask = "import sys, olmo_ext; print({'torch', 'olmo', 'numpy', 'pandas'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
