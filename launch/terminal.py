@@ -8,6 +8,7 @@ with progress_bar(errors) as show:
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import shlex
@@ -15,7 +16,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -104,7 +105,7 @@ def exits() -> Iterator[None]:
         if is_rank_zero():
             if os.environ.get(DEBUG):
                 traceback.print_exc()
-            _error(str(error))
+            _error(f"{error}{_meant(str(error)) if isinstance(error, NO_SUCH_FILE) else ''}")
             if "TORCHELASTIC_RUN_ID" in os.environ:
                 say(errors, "what torchrun prints below is its account of this error, not another")
         sys.exit(BAD_INPUT)
@@ -123,6 +124,16 @@ def exits() -> Iterator[None]:
         # On whatever rank: the disk may be that node's alone.
         _error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(1)
+
+
+def _meant(said: str) -> str:
+    """The nearest neighbour of a path that was typed and is not there, if an error is about one."""
+    with suppress(OSError):
+        for path in map(Path, sys.argv[1:]):
+            there = os.listdir(path.parent) if str(path) in said and not path.exists() else []
+            if close := difflib.get_close_matches(path.name, there, n=1):
+                return f"; did you mean {path.with_name(close[0])}?"
+    return ""
 
 
 def _error(said: str) -> None:

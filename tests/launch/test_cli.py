@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from data_injection.errors import ConfigError
 from launch import cli
+from launch.terminal import exits
 from launch.train import train_as_typed
 
 Write = Callable[..., Path]
@@ -142,6 +143,21 @@ def test_a_verbs_help_has_an_example_that_it_understands(verb: str, example: str
     command.make_context(verb, shlex.split(example))
     done = CliRunner().invoke(cli.app, [verb, "--help"], env={"COLUMNS": "200"})
     assert f"For example: olmo-ext {verb} {example}".rstrip() in done.stdout
+
+
+def test_a_path_that_is_not_there_is_named_with_its_neighbour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiment.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    for typed, meant in (
+        ("experimnt.yaml", "did you mean experiment.yaml?"),
+        ("runs", "no runs\n"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["olmo-ext", "train", typed])
+        with pytest.raises(SystemExit), exits():
+            raise FileNotFoundError(f"no {typed}")
+        assert meant in capsys.readouterr().err
 
 
 def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
