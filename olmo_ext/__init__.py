@@ -1,9 +1,7 @@
 """The plugin on stock ai2-olmo: the only room that trains. What a script of your own needs of it:
 
-    from olmo_ext import load_experiment, read_records, train_experiment
-    read_records(train_experiment(load_experiment("experiment.yaml")))
-
-A name imports its module when it is first asked for, so that the command line stays light.
+from olmo_ext import load_experiment, read_records, train_experiment
+read_records(train_experiment(load_experiment("experiment.yaml")))
 """
 
 from importlib import import_module
@@ -22,7 +20,7 @@ PUBLIC = {
     "Callback": "olmo_ext.callbacks.base.Callback",
     "Task": "data_injection.tasks.base.Task",
 }
-"""Where each name comes from; verbs that are modules of ours too (train) say of what they are."""
+"""A module is imported when its name is first asked for, so that the command line stays light."""
 __all__ = list(PUBLIC)
 
 

@@ -38,8 +38,7 @@ RED, BLUE, GREEN = "#d55e00", "#0072b2", "#009e73"
 PINK, ORANGE, SKY = "#cc79a7", "#e69f00", "#56b4e9"
 COLOURS = (RED, BLUE, GREEN, PINK, ORANGE, SKY)
 
-DARKEST_LAST = 0.86
-"""Where in viridis the rarest rate's colour stands; beyond, white paper swallows it."""
+RAREST = 0.86  # its place in viridis: beyond, white paper swallows a line
 
 MARKERS = "os^Dv<>Ph*X"
 THRESHOLD: dict[str, Any] = {"color": FAINT, "linewidth": 0.9, "linestyle": (0, (4, 3))}
@@ -106,8 +105,7 @@ def _turning(look: re.Match[str]) -> str:
 def dark_colours(svgs: Sequence[str]) -> str:
     """CSS that sets the variables of these figures for a dark page."""
     used = sorted({one for text in svgs for one in re.findall(r"var\(--c(\w{6})", text)})
-    known = DARK | _dark_rates()
-    return ";".join(f"--c{one}:{known['#' + one]}" for one in used)
+    return ";".join(f"--c{one}:{(DARK | _dark_rates())['#' + one]}" for one in used)
 
 
 @cache
@@ -116,7 +114,7 @@ def _dark_rates() -> dict[str, str]:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    viridis, last = colormaps["viridis"], int(DARKEST_LAST * 256)
+    viridis, last = colormaps["viridis"], int(RAREST * 256)
     return {to_hex(viridis(i)): to_hex(viridis(250 - i * 150 // last)) for i in range(last + 1)}
 
 
@@ -247,8 +245,7 @@ def rate_colours(rows: pd.DataFrame) -> dict[float, Any]:
     from matplotlib import colormaps
 
     rates = sorted(set(rows.rate_per_step), reverse=True)
-    places = np.linspace(0.0, DARKEST_LAST, len(rates))
-    return dict(zip(rates, colormaps["viridis"](places), strict=True))
+    return dict(zip(rates, colormaps["viridis"](np.linspace(0, RAREST, len(rates))), strict=True))
 
 
 def plain(name: str) -> str:
