@@ -13,6 +13,7 @@ import gc
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -23,6 +24,7 @@ import torch
 import torch.distributed as dist
 from olmo.config import DistributedStrategy, TrainConfig
 from olmo.model import OLMo
+from olmo.optim import BoltOnWarmupScheduler, Scheduler, build_scheduler
 from olmo.torch_util import get_local_rank, get_world_size, seed_all
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import ShardingStrategy
@@ -35,6 +37,7 @@ from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.tasks.base import Task
 from data_injection.tasks.sequence_file import Encode
+from eval.checkpoints.checkpoint import by_step
 from eval.run import differences, told_differences
 from olmo_ext.checks import num_steps
 from olmo_ext.config import ExperimentConfig
@@ -239,6 +242,27 @@ OURS = ("deterministic", "chunked_loss", "fused_optimizer")
 """Settings of ours, all false by default, that do so as well."""
 
 
+def origin_step(train: TrainConfig) -> int:
+    """Steps behind the checkpoint that train.load_path names; ConfigError if it names none."""
+    named = re.fullmatch(r"step(\d+)-unsharded", by_step(Path(str(train.load_path))).name)
+    if named is None:
+        rule = "must be a folder stepN-unsharded"
+        remedy = "unshard others with AI2's scripts/unshard.py"
+        raise ConfigError(key="train.load_path", value=train.load_path, rule=rule, remedy=remedy)
+    return int(named[1])
+
+
+def build_lr(cfg: TrainConfig) -> Scheduler:
+    """The engine's scheduler; warmed up anew from where the optimizer is fresh, as its script's."""
+    scheduler = build_scheduler(cfg)
+    if not cfg.reset_optimizer_state:
+        return scheduler
+    in_tokens = cfg.scheduler.units == "tokens"
+    a_step = cfg.global_train_batch_size * cfg.model.max_sequence_length if in_tokens else 1
+    start = origin_step(cfg) * a_step
+    return BoltOnWarmupScheduler.wrap(scheduler, start, start + int(cfg.scheduler.t_warmup))
+
+
 def run_identity(experiment: ExperimentConfig, stream: Stream) -> dict[str, Any]:
     """A run's identity as JSON values: its stream and every setting that shapes its weights."""
     train = asdict(experiment.train)
@@ -249,7 +273,9 @@ def run_identity(experiment: ExperimentConfig, stream: Stream) -> dict[str, Any]
     # Only where set: runs of before are the same runs.
     if experiment.train.compile is not None:
         settings["compile"] = train["compile"]
-    ours = {name: True for name in OURS if getattr(experiment, name)}
+    ours: dict[str, Any] = {name: True for name in OURS if getattr(experiment, name)}
+    if experiment.train.reset_optimizer_state:
+        ours["fresh_optimizer_at"] = origin_step(experiment.train)
     # Through JSON, so that tuples and enumerations compare with what a file gives back.
     return json.loads(
         json.dumps(

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 UNUSED = {
     "dry_run": "pass --dry-run",
     "try_load_latest_save": "pass --resume to go on with a run",
-    "reset_optimizer_state": "start a new run",
     "reset_trainer_state": "start a new run",
     "restore_dataloader": "start a new run for another stream",
     "force_save_unsharded": "set save_interval_unsharded",
@@ -163,9 +162,7 @@ RULES = (
     ),
     *(
         Rule(
-            f"train.{name}",
-            _given_under(name),
-            f"must be given for distributed_strategy {name}",
+            f"train.{name}", _given_under(name), f"must be given for distributed_strategy {name}",
             f"write `{name}: {{{{}}}}` for the engine's defaults",
         )
         for name in ("ddp", "fsdp")
@@ -174,12 +171,13 @@ RULES = (
         "train.data.timeout", lambda v, t: t.data.num_workers or not v,
         "needs train.data.num_workers", "set it to 0",
     ),
+    Rule(
+        "train.reset_optimizer_state", lambda v, t: not v or t.load_path is not None,
+        "needs train.load_path, a checkpoint to begin with",
+    ),
     *(
         Rule(
-            f"train.{name}",
-            _as_by_default(name),
-            "has no effect here",
-            f"remove it and {remedy}",
+            f"train.{name}", _as_by_default(name), "has no effect here", f"remove it and {remedy}"
         )
         for name, remedy in UNUSED.items()
     ),

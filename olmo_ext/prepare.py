@@ -22,7 +22,7 @@ from olmo.config import TrainConfig
 from olmo.eval import build_evaluators
 from olmo.exceptions import OLMoConfigurationError
 from olmo.model import OLMo
-from olmo.optim import build_optimizer, build_scheduler
+from olmo.optim import build_optimizer
 from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size
 
 from data_injection.corpus.manifest import Manifest, verify_corpus
@@ -30,7 +30,7 @@ from data_injection.errors import ConfigError
 from eval.records import FILE_NAME as RECORDS_FILE
 from eval.records import RecordWriter
 from olmo_ext.batch_check import Witness
-from olmo_ext.build import Memo, Stream, build_model, compile_stream, run_identity, wrap
+from olmo_ext.build import Memo, Stream, build_lr, build_model, compile_stream, run_identity, wrap
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.build import build_callbacks
 from olmo_ext.compat import open_indices
@@ -102,7 +102,7 @@ def build_on_meta(train: TrainConfig, *, num_steps: int) -> dict[str, int]:
     try:
         model = OLMo(train.model.update_with(init_device="meta"))
         build_optimizer(train, model)
-        scheduler = build_scheduler(train)
+        scheduler = build_lr(train)
         rate = train.optimizer.learning_rate
         for step in (1, num_steps):
             scheduler.get_lr(rate, step, num_steps)
@@ -170,7 +170,7 @@ def build_trainer(
         model=model,
         dist_model=dist_model,
         optim=build_optimizer(cfg, dist_model),
-        scheduler=build_scheduler(cfg),
+        scheduler=build_lr(cfg),
         train_loader=loader,
         device=device,
         # Without evaluators it would still look for their tokenizer, gpt2 on the hub by default.

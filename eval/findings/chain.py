@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from eval.figures import style
-from eval.findings.contrasts import estimate
+from eval.findings.contrasts import estimate, sweep_of
 from eval.findings.controls import Table, markdown, mean
 from eval.findings.hosts import (
     AFTER,
@@ -37,23 +38,26 @@ from eval.findings.hosts import (
     twins_of,
 )
 from eval.interference.budget import HOST
+from eval.retention.retained import share_at_loss
 from eval.statistics import MIN_SEEDS, share
-from theory.advice.accumulation import Balance, balance, course
+from theory.advice.accumulation import Balance, balance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDE = "chain"
-WIDTHS = {SWEEP: "w16", WIDE: "w64"}
-"""The sweep of each width, the narrow one first."""
+WIDE, MORE = "chain", "widths"
+WIDTHS = {16: (SWEEP, OPEN), 32: (MORE, "w32"), 64: (WIDE, OPEN), 128: (MORE, "w128")}
+"""The cell of each width in open text at its own host's best learning rate."""
 
 SAME_RATE = "text_1e_2"
 """Open text at the narrow width's learning rate: the label of the wide one's control."""
 
 CELLS = {
     (SWEEP, OPEN): "w16 at 0.01",
+    (MORE, "w32"): "w32 at 0.003",
     (WIDE, OPEN): "w64 at 0.003",
     (WIDE, SAME_RATE): "w64 at 0.01",
+    (MORE, "w128"): "w128 at 0.001",
     (SWEEP, EASY): "w16 at 0.01",
     (WIDE, EASY): "w64 at 0.003",
 }
@@ -139,11 +143,12 @@ def chain(rows: pd.DataFrame, every: pd.DataFrame) -> str:
         body.append(line)
     head = ["host", "width", "seeds", "its loss", "pull", "noise", "g_nt · g_r"]
     head += ["forgotten", *LEVELS, "score +", "share left", "choice +", "share left"]
-    return f"{markdown(head, body)}\n\n" + "\n".join(f"- {line}" for line in contrasts(cells))
+    lines = [*contrasts(cells), *widths(every, cells)]
+    return f"{markdown(head, body)}\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def host_name(label: str) -> str:
-    return HOSTS[OPEN if label == SAME_RATE else label]
+    return HOSTS.get(label, HOSTS[OPEN])
 
 
 def contrasts(cells: Mapping[tuple[str, str], Links]) -> list[str]:
@@ -172,6 +177,47 @@ def contrasts(cells: Mapping[tuple[str, str], Links]) -> list[str]:
         f"not declared, (1) at equal learning rate x steps, w16 at lag 100: {_said(apart)}"
     )
     return lines
+
+
+def widths(every: pd.DataFrame, cells: Mapping[tuple[str, str], Links]) -> list[str]:
+    """The contrasts of widths.yaml, and what each cell keeps beyond width 16 at its host loss."""
+    lines = []
+    over = {cell: beyond(every, one) for cell, one in cells.items()}
+    shares = {cell: one.shares for cell, one in cells.items()}
+    for number, chosen, second in ((1, (16, 32, 64, 128), "widths (2)"), (3, (16, 32, 64), "")):
+        of = {width: WIDTHS[width] for width in chosen if WIDTHS[width] in cells}
+        for what, by_cell in ((f"widths ({number})", shares), (second or "not declared", over)):
+            said = f"{what}, 16 to {chosen[-1]}, share left per doubling"
+            said += " beyond width 16's at equal host loss" if by_cell is over else ""
+            if len(of) < len(chosen):
+                lines.append(f"{said}: too few seeds")
+                continue
+            rises = {m: slope({w: by_cell[cell][m] for w, cell in of.items()}) for m in METRICS}
+            lines.append(f"{said}: {_said(rises)}")
+    for cell, apart in over.items():
+        if cell[0] != SWEEP:
+            name = f"{CELLS[cell]}, {host_name(cell[1])}"
+            lines.append(f"not declared, {name}, beyond width 16's at its loss: {_said(apart)}")
+    return lines
+
+
+def beyond(every: pd.DataFrame, one: Links) -> dict[str, pd.Series]:
+    """By metric and seed, the share left less what width 16 keeps at the same host loss."""
+    hosts = {host: links(every, SWEEP, host) for host in HOSTS}
+    losses, found = pd.DataFrame({host: of.host_loss for host, of in hosts.items()}), {}
+    for metric, kept in one.shares.items():
+        shares = pd.DataFrame({host: of.shares[metric] for host, of in hosts.items()})
+        both = (table.reindex(kept.index).to_numpy() for table in (losses, shares))
+        at = zip(one.host_loss[kept.index], *both, strict=True)
+        found[metric] = kept - [share_at_loss(*line) for line in at]
+    return found
+
+
+def slope(by_width: Mapping[int, pd.Series]) -> pd.Series:
+    """By seed that all widths have, the rise per doubling of the width by least squares."""
+    doublings = np.log2(np.asarray(list(by_width), dtype=float))
+    apart = doublings - doublings.mean()
+    return pd.concat(by_width, axis=1, join="inner") @ (apart / (apart @ apart))
 
 
 def _shares_apart(wide: Links, narrow: Links) -> dict[str, pd.Series]:
@@ -215,32 +261,6 @@ def balanced(every: pd.DataFrame, sweep: str, host: str) -> Balance:
     )  # fmt: skip
 
 
-def held_out(every: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
-    """The comparison cells of chapter 1 at the bursts' learning rates beside what bursts predict.
-
-    Columns: sweep, rung, steps, rate, score (mean over seeds), predicted (the equation at that
-    rate from where the twin rests), without_forgetting, width_rate, exposures.
-    """
-    scores = controls[(controls.metric == "score") & (controls.split == "test")]
-    scores = scores[scores.step == scores.groupby("run").step.transform("max")]
-    scores = scores[scores.family == "comparison"].assign(sweep=scores.run.str.split("-").str[0])
-    scores = scores[scores.sweep.isin(["learning_rate", "mixture", "single", "sparse"])]
-    rates, rows = {SWEEP: 0.01, WIDE: 0.003}, []
-    for sweep, rung in WIDTHS.items():
-        found = balanced(every, sweep, OPEN)
-        own = scores[(scores.rung == rung) & (scores.learning_rate == rates[sweep])]
-        for (name, steps, rate), cell in own.groupby(["sweep", "step", "rate_per_step"]):
-            said = {"rate": rate, "gain": found.gain.value, "ceiling": CEILING}
-            said["below"] = found.below
-            row = {"sweep": name, "rung": rung, "steps": steps, "rate": rate}
-            row["score"] = cell.value.mean()
-            row["predicted"] = course(steps, **said, forgetting=found.forgetting.value)
-            row["without_forgetting"] = course(steps, **said, forgetting=0.0)
-            row["width_rate"] = int(rung[1:]) * rate
-            rows.append(row | {"exposures": cell.exposures_per_example.mean()})
-    return pd.DataFrame(rows)
-
-
 TABLES: dict[str, Table] = {"chain": chain, "predicted": predicted}
 
 
@@ -258,12 +278,12 @@ LINKS = {
 
 def draw(frame: pd.DataFrame) -> Figure:
     """The links side by side: a column a host, a colour a width."""
-    every = frame.assign(sweep=frame.run.str.split("-").str[0])
+    every = frame.assign(sweep=sweep_of(frame))
     cells = measured(every)
     figure = style.new_figure(style.WIDTHS[1], 2.8)
     axes = figure.subplots(1, len(LINKS))
     names = [HOSTS[host] for host in (EASY, OPEN) if any(host == of for _, of in cells)]
-    settings = list(dict.fromkeys(CELLS.values()))
+    settings = list(dict.fromkeys(CELLS[cell] for cell in cells))
     for axis, (link, title) in zip(axes, LINKS.items(), strict=True):
         for (sweep, host), one in cells.items():
             values = (one.shares[link] if link in METRICS else getattr(one, link)).dropna()
@@ -271,7 +291,7 @@ def draw(frame: pd.DataFrame) -> Figure:
                 continue
             found, place = estimate(values), settings.index(CELLS[sweep, host])
             axis.errorbar(
-                names.index(host_name(host)) + 0.15 * (place - 1),
+                names.index(host_name(host)) + 0.13 * (place - 2),
                 found.mean,
                 yerr=(found.high - found.low) / 2,
                 fmt="o",

@@ -18,14 +18,15 @@ from data_injection.files import replace_file
 from eval.figures import features as feature_plots
 from eval.figures import interference as interference_plots
 from eval.figures import retention as retention_plots
+from eval.figures.heatmap import heatmap
 from eval.figures.style import png
 from eval.findings import chain, hosts, mechanism, placement
 from eval.findings import controls as findings
-from eval.findings import figures as findings_figures
-from eval.findings.contrasts import sweep_of
+from eval.findings.contrasts import final, sweep_of
 from eval.findings.controls import Table, fill
 from eval.records import FILE_NAME, REQUIRED, read_records
 from eval.run import read_run
+from eval.scores.cells import cells
 from eval.scores.rows import one_precision
 
 if TYPE_CHECKING:
@@ -53,8 +54,13 @@ def _of(sweep: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.Data
     return lambda frame: draw(frame[sweep_of(frame) == sweep])
 
 
+def _staircase(frame: pd.DataFrame) -> Figure:
+    rows = final(frame)
+    return heatmap(cells(rows[rows.sweep == "mixture"]))
+
+
 CHAPTERS = {
-    "controls": Chapter(findings.SWEEPS, findings.thin, findings.TABLES, findings_figures.FIGURES),
+    "controls": Chapter(findings.SWEEPS, findings.thin, findings.TABLES, {"staircase": _staircase}),
     "mechanism": Chapter(
         ("mechanism", "matched_frequency", "shuffled"),
         mechanism.thin,
@@ -67,15 +73,13 @@ CHAPTERS = {
         },
     ),
     "hosts": Chapter(
-        ("closed_host", "chain"),
+        ("closed_host", "chain", "widths"),
         hosts.thin,
         hosts.TABLES | chain.TABLES,
         {"course": hosts.course, "chain": chain.draw},
         closed=(1024, 4096, 16384),
     ),
-    "placement": Chapter(
-        ("placement",), placement.thin, placement.TABLES, {"course": placement.course}
-    ),
+    "placement": Chapter(("placement",), placement.thin, placement.TABLES, {}),
 }
 
 

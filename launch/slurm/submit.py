@@ -80,7 +80,7 @@ def submit(
             key="--prepare", value=sorted(map(str, corpora)), rule="needs runs with one `corpus:`"
         )
     aside = errors if dry_run and errors is not None else console
-    waiting = _open_tasks(plan, aside, dry_run=dry_run)
+    waiting = _open_tasks(plan, aside, after=after, dry_run=dry_run)
     if not waiting:
         aside.print("nothing to submit")
         return []
@@ -121,8 +121,10 @@ def _check_ranks(site: Site, run: Run) -> None:
         raise ConfigError(key=f"run {run.name}: train.precision", rule=rule, remedy=remedy)
 
 
-def _open_tasks(plan: Plan, console: Console, *, dry_run: bool) -> dict[int, Run]:
-    """The runs that are neither finished nor in the queue already.
+def _open_tasks(
+    plan: Plan, console: Console, *, after: str | None, dry_run: bool
+) -> dict[int, Run]:
+    """The runs that are neither finished nor in the queue already, nor begin with such a run.
 
     Raises ConfigError if the queue cannot be asked about a run whose job may be in it: two jobs
     would train in one folder. A dry run says so and goes on.
@@ -151,6 +153,12 @@ def _open_tasks(plan: Plan, console: Console, *, dry_run: bool) -> dict[int, Run
             say(console, f"{run.name}: {said}")
             continue
         say(console, f"{run.name}: {said}; not submitted")
+    first = {run.folder for run in waiting.values()}
+    for number, run in list(waiting.items()):
+        if run.waits and run.parent and (after is None or run.parent.folder in first):
+            del waiting[number]
+            said = f"{run.name}: begins with {run.parent.name}; submit again with --after its job"
+            say(console, f"{said}, or when it has saved; not submitted")
     return waiting
 
 

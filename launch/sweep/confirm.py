@@ -2,7 +2,7 @@
 
     olmo-ext confirm                         # the controls: 45 minutes on two cores; resumable
     olmo-ext confirm --chapter mechanism     # interference, features, retention: 20 minutes
-    olmo-ext confirm --chapter hosts         # a burst in hosts and widths, 70 runs: 70 minutes
+    olmo-ext confirm --chapter hosts         # a burst in hosts and widths, 80 runs: 40 minutes
     olmo-ext confirm --out docs              # and make the committed document anew
 
 The text is docs/findings.md's; its tables and figures are made from the runs, so that a second
@@ -75,14 +75,8 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
 def _in_folder(sweep: Sweep, runs: Path) -> Sweep:
     """A sweep whose axes name corpora in runs/, with those in another folder."""
 
-    def placed(settings: Settings) -> Settings:
-        name = settings.get("corpus")
-        return (
-            settings if name is None else {**settings, "corpus": str(runs / name[len("runs/") :])}
-        )
+    def placed(of: Settings) -> Settings:
+        return {k: str(runs / v[len("runs/") :]) if k == "corpus" else v for k, v in of.items()}
 
-    axes = {
-        axis: {label: placed(settings) for label, settings in labels.items()}
-        for axis, labels in sweep.axes.items()
-    }
-    return replace(sweep, axes=axes)
+    axes = sweep.axes.items()
+    return replace(sweep, axes={a: {k: placed(v) for k, v in of.items()} for a, of in axes})

@@ -6,17 +6,18 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from data_injection.errors import ConfigError
 from eval.findings import chain
-from eval.findings.chain import held_out
 from eval.findings.chapters import CHAPTERS, as_json_lines, write_chapter
 from eval.findings.controls import fill, mean
-from eval.findings.hosts import paired, told
+from eval.findings.hosts import OPEN, SWEEP, paired, told
 from eval.findings.mechanism import rank_correlation
 from eval.records import read_records
 from launch.sweep.confirm import CONFIGS, confirm_sweeps
+from theory.advice.accumulation import course
 
 DOCS = Path(__file__).parent.parent.parent.parent / "docs"
 FRAMES = {name: read_records(DOCS / "findings" / name) for name in CHAPTERS}
@@ -110,14 +111,38 @@ def test_thinned_records_thin_and_read_back_as_they_were(name: str, tmp_path: Pa
 
 
 def test_a_rank_correlation_is_exact_and_its_p_is_that_of_permutations() -> None:
-    import pandas as pd
-
     rising = pd.Series([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
     rho, p = rank_correlation(rising, rising**3)
     assert rho == pytest.approx(1.0)
     assert p < 0.005  # 2 of 5,040 orders are as extreme
     rho, p = rank_correlation(rising, pd.Series([1.0, -1.0, 1.1, -1.1, 1.2, -1.2, 0.0]))
     assert p > 0.3
+
+
+def held_out(every: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+    """The comparison cells of chapter 1 at the bursts' learning rates beside what bursts predict.
+
+    Columns: sweep, rung, steps, rate, score (mean over seeds), predicted (the equation at that
+    rate from where the twin rests), without_forgetting, width_rate, exposures.
+    """
+    scores = controls[(controls.metric == "score") & (controls.split == "test")]
+    scores = scores[scores.step == scores.groupby("run").step.transform("max")]
+    scores = scores[scores.family == "comparison"].assign(sweep=scores.run.str.split("-").str[0])
+    scores = scores[scores.sweep.isin(["learning_rate", "mixture", "single", "sparse"])]
+    rates, rows = {SWEEP: 0.01, chain.WIDE: 0.003}, []
+    for sweep, rung in {SWEEP: "w16", chain.WIDE: "w64"}.items():
+        found = chain.balanced(every, sweep, OPEN)
+        own = scores[(scores.rung == rung) & (scores.learning_rate == rates[sweep])]
+        for (name, steps, rate), cell in own.groupby(["sweep", "step", "rate_per_step"]):
+            said = {"rate": rate, "gain": found.gain.value, "ceiling": chain.CEILING}
+            said["below"] = found.below
+            row = {"sweep": name, "rung": rung, "steps": steps, "rate": rate}
+            row["score"] = cell.value.mean()
+            row["predicted"] = course(steps, **said, forgetting=found.forgetting.value)
+            row["without_forgetting"] = course(steps, **said, forgetting=0.0)
+            row["width_rate"] = int(rung[1:]) * rate
+            rows.append(row | {"exposures": cell.exposures_per_example.mean()})
+    return pd.DataFrame(rows)
 
 
 def test_what_bursts_predict_of_other_cells_is_what_the_text_says() -> None:
@@ -156,8 +181,12 @@ def test_what_bursts_predict_of_other_cells_is_what_the_text_says() -> None:
 def test_the_pilots_losses_are_those_of_their_records() -> None:
     frame = read_records(DOCS / "findings" / "hosts" / "pilots.jsonl")
     loss = frame.groupby(["rung", "learning_rate"]).value.mean()
-    assert frame.groupby(["rung", "learning_rate"]).seed.nunique().eq(2).all()
-    narrow, wide = ([f"{value:.3f}" for value in loss[rung]] for rung in ("w16", "w64"))
+    seeds = frame.groupby(["rung", "learning_rate"]).seed.nunique()
+    assert (seeds["w128"].eq(1).all(), seeds.drop("w128").eq(2).all()) == (True, True)
+    rungs = ("w16", "w64", "w32", "w128")
+    narrow, wide, between, widest = ([f"{value:.3f}" for value in loss[rung]] for rung in rungs)
+    assert f"(1e-3, 3e-3 and 1e-2: {between[0]}, {between[1]} and {between[2]}, seeds" in SAID
+    assert f"(3e-4, 1e-3 and 3e-3: {widest[0]}, {widest[1]} and {widest[2]}, seed 7" in SAID
     assert f"3e-3, 1e-2 and 3e-2 {narrow[0]}, {narrow[1]} and {narrow[2]};" in SAID
     assert f"1e-3, 3e-3 and 1e-2 {wide[0]}, {wide[1]} and {wide[2]}:" in SAID
 
@@ -185,7 +214,7 @@ def test_a_share_of_no_gain_is_undefined_and_sparse_cells_are_left_out() -> None
         without = {cell: one for cell, one in cells.items() if cell != sparse}
         assert chain.contrasts(without)
     few = every[~((every.sweep == "closed_host") & (every.seed > 3))]
-    assert {sweep for sweep, _ in chain.measured(few)} == {chain.WIDE}
+    assert {sweep for sweep, _ in chain.measured(few)} == {chain.WIDE, chain.MORE}
     assert "too few seeds" in chain.chain(few, few)
     assert "w16" not in chain.predicted(few, few)
 
@@ -193,6 +222,18 @@ def test_a_share_of_no_gain_is_undefined_and_sparse_cells_are_left_out() -> None
 def test_the_differences_that_the_text_names_are_those_of_the_records() -> None:
     every = FRAMES["hosts"].assign(sweep=FRAMES["hosts"].run.str.split("-").str[0])
     cells = chain.measured(every)
+    narrow, between, wider = (cells[chain.WIDTHS[width]] for width in (16, 32, 64))
+
+    def apart(one: chain.Links, two: chain.Links) -> list[str]:
+        return [told(paired(one.shares[m], two.shares[m])) for m in ("score", "choice_loss")]
+
+    assert apart(between, narrow)[0] == "+0.24 ± 0.09, higher"
+    assert "(score +.24 ± .09), where the learning rate falls too" in SAID
+    assert apart(wider, between) == ["+0.01 ± 0.13, holds 0", "+0.09 ± 0.13, holds 0"]
+    assert "(score +.01 ± .13, choice loss +.09 ± .13, both hold 0)" in SAID
+    less = told(paired(wider.forgotten * 1000, between.forgotten * 1000))
+    assert less == "-1.89 ± 1.65, lower"
+    assert "(-1.89 ± 1.65 nats in a thousand steps)" in SAID
     easy = {
         metric: told(paired(wide, cells["closed_host", "t1024"].shares[metric]))
         for metric, wide in cells[chain.WIDE, "t1024"].shares.items()
