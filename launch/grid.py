@@ -31,8 +31,7 @@ from olmo_ext.shipped import locate, shipped
 
 KEYS = ("name", "experiments", "set", "axes", "only")
 ORIGIN = "init_from"
-"""Stands among a label's settings: labels of other axes' places to take, and a step. The run then
-begins with the weights, optimizer and place in the data of the run that has these labels."""
+"""Among a label's settings: labels of the run to begin with, and after which of its steps."""
 
 _LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._]*")
 

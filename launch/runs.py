@@ -187,13 +187,11 @@ def _with_parent(run: Run, runs: Mapping[str, Run]) -> Run:
     """A run that begins with another's checkpoint, knowing it. Raises ConfigError if it cannot."""
     from olmo_ext.engines.origin import check_parent
 
-    assert run.point is not None
-    if run.point.origin is None:
+    if run.point is None or run.point.origin is None:
         return run
     name, step = run.point.origin
     parent = runs[name]
-    assert run.experiment is not None
-    assert parent.experiment is not None
+    assert run.experiment and parent.experiment  # noqa: PT018
     try:
         check_parent(
             run.experiment.train, run.stream, parent.experiment.train, parent.stream, step=step

@@ -80,16 +80,11 @@ def half_life(lags: Sequence[float], retained: Sequence[float], *, gain_lag: int
 
 
 SLACK = 0.05
-"""Nats by which a host loss may lie outside of those measured and still be read at their end: what
-the mean loss of a few batches is good for."""
+"""Nats beyond the host losses measured that still count as their end: noise of a few batches."""
 
 
 def share_at_loss(loss: float, losses: ArrayLike, shares: ArrayLike) -> float:
-    """What a narrow model keeps at a host loss, linear between its hosts; NaN outside of them.
-
-    A wider model has learned more of its host when a burst comes: what it keeps beyond this is what
-    its lower loss alone would not give.
-    """
+    """What a narrow model keeps at a host loss, linear between its hosts; NaN outside of them."""
     order = np.argsort(losses)
     known = np.asarray(losses, dtype=float)[order]
     if not known[0] - SLACK <= loss <= known[-1] + SLACK:

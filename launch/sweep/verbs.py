@@ -83,9 +83,7 @@ def sweep(
         float | None,
         typer.Option(min=0, help="Then save what runs, start no more and name what is left."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the runs, train nothing.")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--dry-run", help="Show the runs, train nothing.")] = False,
     screen: Annotated[
         str | None,
         typer.Option(
@@ -103,7 +101,6 @@ def sweep(
     from launch.sweep.executor import start_server
     from launch.sweep.sweep import show_runs, train_sweeps
 
-    plan = dry_run
     if json is not None and (screen is not None or not plan):
         why = "has an effect with --dry-run alone"
         raise ConfigError(key="--json", value=str(json), rule=why, remedy="leave it out")
