@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from eval.figures import style
-from eval.findings.contrasts import estimate
+from eval.findings.contrasts import estimate, sweep_of
 from eval.findings.controls import Table, markdown, mean
 from eval.findings.hosts import (
     AFTER,
@@ -36,10 +38,17 @@ from eval.findings.hosts import (
     twins_of,
 )
 from eval.interference.budget import HOST
+from eval.retention.retained import share_at_loss
 from eval.statistics import MIN_SEEDS, share
 from theory.advice.accumulation import Balance, balance
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 WIDE, MORE = "chain", "widths"
+WIDTHS = {16: (SWEEP, OPEN), 32: (MORE, "w32"), 64: (WIDE, OPEN), 128: (MORE, "w128")}
+"""The cell of each width in open text at its own host's best learning rate."""
+
 SAME_RATE = "text_1e_2"
 """Open text at the narrow width's learning rate: the label of the wide one's control."""
 
@@ -134,7 +143,8 @@ def chain(rows: pd.DataFrame, every: pd.DataFrame) -> str:
         body.append(line)
     head = ["host", "width", "seeds", "its loss", "pull", "noise", "g_nt · g_r"]
     head += ["forgotten", *LEVELS, "score +", "share left", "choice +", "share left"]
-    return f"{markdown(head, body)}\n\n" + "\n".join(f"- {line}" for line in contrasts(cells))
+    lines = [*contrasts(cells), *widths(every, cells)]
+    return f"{markdown(head, body)}\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def host_name(label: str) -> str:
@@ -147,33 +157,74 @@ def contrasts(cells: Mapping[tuple[str, str], Links]) -> list[str]:
     if narrow is None or wide is None:
         return ["too few seeds in open text: no contrast"]
     apart = _shares_apart(wide, narrow)
-    lines = [f"(1) share left in open text: {said_of(apart)}"]
+    lines = [f"(1) share left in open text: {_said(apart)}"]
     easy = cells.get((WIDE, EASY)), cells.get((SWEEP, EASY))
     if easy[0] is not None and easy[1] is not None:
         less = _shares_apart(easy[0], easy[1])
         between = {metric: paired(apart[metric], less[metric]) for metric in METRICS}
-        lines.append(f"(2) (1) less the same with 1,024 tokens: {said_of(between)}")
+        lines.append(f"(2) (1) less the same with 1,024 tokens: {_said(between)}")
     forgotten = paired(wide.forgotten * 1000, narrow.forgotten * 1000)
     lines.append(f"(3) forgotten in open text, nats in a thousand steps: {told(forgotten)}")
     loss = paired(wide.host_loss, narrow.host_loss)
     lines.append(f"(4) the loss of open text before the burst: {told(loss)}")
     if (control := cells.get((WIDE, SAME_RATE))) is not None:
         same = _shares_apart(control, narrow)
-        lines.append(f"(5) (1) with both at 0.01: {said_of(same)}")
+        lines.append(f"(5) (1) with both at 0.01: {_said(same)}")
     for metric, values in wide.shares.items():
         early = by_seed(narrow.early[metric], narrow.gained[metric])
         apart[metric] = paired(values, early)
     lines.append(
-        f"not declared, (1) at equal learning rate x steps, w16 at lag 100: {said_of(apart)}"
+        f"not declared, (1) at equal learning rate x steps, w16 at lag 100: {_said(apart)}"
     )
     return lines
+
+
+def widths(every: pd.DataFrame, cells: Mapping[tuple[str, str], Links]) -> list[str]:
+    """The contrasts of widths.yaml, and what each cell keeps beyond width 16 at its host loss."""
+    lines = []
+    over = {cell: beyond(every, one) for cell, one in cells.items()}
+    shares = {cell: one.shares for cell, one in cells.items()}
+    for number, chosen, second in ((1, (16, 32, 64, 128), "widths (2)"), (3, (16, 32, 64), "")):
+        of = {width: WIDTHS[width] for width in chosen if WIDTHS[width] in cells}
+        for what, by_cell in ((f"widths ({number})", shares), (second or "not declared", over)):
+            said = f"{what}, 16 to {chosen[-1]}, share left per doubling"
+            said += " beyond width 16's at equal host loss" if by_cell is over else ""
+            if len(of) < len(chosen):
+                lines.append(f"{said}: too few seeds")
+                continue
+            rises = {m: slope({w: by_cell[cell][m] for w, cell in of.items()}) for m in METRICS}
+            lines.append(f"{said}: {_said(rises)}")
+    for cell, apart in over.items():
+        if cell[0] != SWEEP:
+            name = f"{CELLS[cell]}, {host_name(cell[1])}"
+            lines.append(f"not declared, {name}, beyond width 16's at its loss: {_said(apart)}")
+    return lines
+
+
+def beyond(every: pd.DataFrame, one: Links) -> dict[str, pd.Series]:
+    """By metric and seed, the share left less what width 16 keeps at the same host loss."""
+    hosts = {host: links(every, SWEEP, host) for host in HOSTS}
+    losses, found = pd.DataFrame({host: of.host_loss for host, of in hosts.items()}), {}
+    for metric, kept in one.shares.items():
+        shares = pd.DataFrame({host: of.shares[metric] for host, of in hosts.items()})
+        both = (table.reindex(kept.index).to_numpy() for table in (losses, shares))
+        at = zip(one.host_loss[kept.index], *both, strict=True)
+        found[metric] = kept - [share_at_loss(*line) for line in at]
+    return found
+
+
+def slope(by_width: Mapping[int, pd.Series]) -> pd.Series:
+    """By seed that all widths have, the rise per doubling of the width by least squares."""
+    doublings = np.log2(np.asarray(list(by_width), dtype=float))
+    apart = doublings - doublings.mean()
+    return pd.concat(by_width, axis=1, join="inner") @ (apart / (apart @ apart))
 
 
 def _shares_apart(wide: Links, narrow: Links) -> dict[str, pd.Series]:
     return {m: paired(wide.shares[m], narrow.shares[m]) for m in METRICS}
 
 
-def said_of(apart: Mapping[str, pd.Series]) -> str:
+def _said(apart: Mapping[str, pd.Series]) -> str:
     of = [f"of {style.plain(m)} {told(values)}" for m, values in apart.items()]
     return f"{', '.join(of)} ({len(apart['score'])} seeds)"
 
@@ -215,3 +266,46 @@ TABLES: dict[str, Table] = {"chain": chain, "predicted": predicted}
 
 def _small(values: pd.Series, digits: int = 3) -> str:
     return "not measured" if values.empty else estimate(values).to(digits)
+
+
+LINKS = {
+    "host_loss": "loss of the host\nbefore the burst, nats",
+    "forgotten": "forgotten a step\nafter it, nats",
+    "score": "share of the score\nleft at lag 300",
+    "choice_loss": "share of the choice loss\nleft at lag 300",
+}
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """The links side by side: a column a host, a colour a width."""
+    every = frame.assign(sweep=sweep_of(frame))
+    cells = measured(every)
+    figure = style.new_figure(style.WIDTHS[1], 2.8)
+    axes = figure.subplots(1, len(LINKS))
+    names = [HOSTS[host] for host in (EASY, OPEN) if any(host == of for _, of in cells)]
+    settings = list(dict.fromkeys(CELLS.values()))
+    for axis, (link, title) in zip(axes, LINKS.items(), strict=True):
+        for (sweep, host), one in cells.items():
+            values = (one.shares[link] if link in METRICS else getattr(one, link)).dropna()
+            if values.empty:
+                continue
+            found, place = estimate(values), settings.index(CELLS[sweep, host])
+            axis.errorbar(
+                names.index(host_name(host)) + 0.13 * (place - 2),
+                found.mean,
+                yerr=(found.high - found.low) / 2,
+                fmt="o",
+                markersize=4,
+                color=style.COLOURS[place],
+                capsize=2,
+            )
+        axis.axhline(0, **style.THRESHOLD)
+        axis.set_xlim(-0.5, len(names) - 0.5)
+        axis.set_xticks(range(len(names)), names)
+        style.dress(axis, title, below="host")
+    handles = [
+        style.handle(name, color=colour)
+        for name, colour in zip(settings, style.COLOURS, strict=False)
+    ]
+    style.legend_below(figure, handles, len(handles))
+    return figure

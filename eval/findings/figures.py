@@ -16,7 +16,7 @@ import pandas as pd
 from eval.figures import style
 from eval.figures.heatmap import heatmap
 from eval.findings.contrasts import estimate, final, over_all_pairs, per_seed
-from eval.findings.controls import GRADES, RUNGS, WITHDRAWN_AT
+from eval.findings.controls import RUNGS, WITHDRAWN_AT
 from eval.scores.cells import LEARNED_SCORE, cells
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def staircase(frame: pd.DataFrame) -> Figure:
 def controls(frame: pd.DataFrame) -> Figure:
     """Score by exposures under each control, a panel per width."""
     rows = final(frame)
-    figure, axes = _panels(2, height=3.4)
+    figure, axes = _panels(3.4)
     fast, slow = {"learning_rate": 0.01}, {"learning_rate": 0.001}
     conditions: tuple[tuple[str, str, str, str, tuple[int, ...], int, dict[str, Any]], ...] = (
         ("mixture", "in the mixture", style.BLUE, "o", (8, 4, 2, 1), 1, {}),
@@ -48,7 +48,10 @@ def controls(frame: pd.DataFrame) -> Figure:
                 for rate in rates
             ]
             x = np.log2(rates) + 0.06 * (shift - 2)
-            _points(axis, x, found, label=label, color=colour, marker=marker)
+            mean = [one.mean for one in found]
+            spread = np.transpose([(one.mean - one.low, one.high - one.mean) for one in found])
+            look = {"label": label, "color": colour, "marker": marker, "markersize": 5}
+            axis.errorbar(x, mean, yerr=spread, linewidth=1.3, capsize=2.5, **look)
         alone = estimate(per_seed(rows, "alone", rung=rung))
         axis.axhline(alone.mean, color=style.INK, linewidth=1.2, label="alone, 48 exposures")
         axis.set_xticks(range(4), ["1\n1.5", "2\n3", "4\n6", "8\n12"])
@@ -61,7 +64,7 @@ def withdrawn(frame: pd.DataFrame) -> Figure:
     """Score over steps when injection ends at step 600."""
     rows = over_all_pairs(frame)
     rows = rows[(rows.sweep == "withdrawn") & (rows.metric == "score") & (rows.split == "test")]
-    figure, axes = _panels(2, height=3.0)
+    figure, axes = _panels(3.0)
     for axis, rung in zip(axes, RUNGS[::-1], strict=True):
         table = rows[rows.rung == rung].pivot_table(index="step", columns="seed", values="value")
         axis.plot(table, color=style.BLUE, linewidth=0.8, alpha=0.6)
@@ -71,49 +74,21 @@ def withdrawn(frame: pd.DataFrame) -> Figure:
     return _legend(figure, axes, 3)
 
 
-def complexity(frame: pd.DataFrame) -> Figure:
-    """Score of the graded tasks at two rates and alone, a panel per width."""
-    rows = final(frame)
-    figure, axes = _panels(2, height=3.4)
-    for axis, rung in zip(axes, RUNGS[::-1], strict=True):
-        looks: tuple[tuple[str, str, str, str, dict[str, Any]], ...] = (
-            ("complexity", "rate 2", style.BLUE, "o", {"rate_per_step": 2.0}),
-            ("complexity", "rate 6", style.GREEN, "D", {"rate_per_step": 6.0}),
-            ("complexity_alone", "alone", style.INK, "s", {}),
-        )
-        for shift, (sweep, label, colour, marker, where) in enumerate(looks):
-            found = [
-                estimate(per_seed(rows, sweep, rung=rung, task=task, **where)) for task in GRADES
-            ]
-            x = np.arange(len(GRADES)) + 0.1 * (shift - 1)
-            _points(axis, x, found, label=label, color=colour, marker=marker, linestyle="none")
-        axis.set_xticks(range(len(GRADES)), GRADES, fontsize=8)
-        style.dress(axis, rung)
-    return _legend(figure, axes, 4)
-
-
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "staircase": staircase,
     "controls": controls,
     "withdrawn": withdrawn,
-    "complexity": complexity,
 }
 
 
-def _panels(number: int, *, height: float) -> tuple[Any, Any]:
+def _panels(height: float) -> tuple[Any, Any]:
     figure = style.new_figure(8.6, height + 0.6)
-    axes = figure.subplots(1, number, sharey=True)
+    axes = figure.subplots(1, 2, sharey=True)
     for axis in axes:
         axis.axhline(0, color=style.FAINT, linewidth=0.6)
         axis.axhline(LEARNED_SCORE, **style.THRESHOLD)
     axes[0].set_ylabel("test score", fontsize=9)
     return figure, axes
-
-
-def _points(axis: Any, x: Any, found: list[Any], **look: Any) -> None:
-    mean = np.array([one.mean for one in found])
-    spread = np.array([[one.mean - one.low, one.high - one.mean] for one in found]).T
-    axis.errorbar(x, mean, yerr=spread, markersize=5, linewidth=1.3, capsize=2.5, **look)
 
 
 def _legend(figure: Any, axes: Any, columns: int) -> Any:

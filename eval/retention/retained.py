@@ -30,6 +30,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from data_injection.errors import ConfigError
 from eval.scores.cells import CELL
@@ -76,6 +77,24 @@ def half_life(lags: Sequence[float], retained: Sequence[float], *, gain_lag: int
     if lag[i - 1] == 0:
         return fraction * float(lag[i])
     return float(lag[i - 1] * (lag[i] / lag[i - 1]) ** fraction)
+
+
+SLACK = 0.05
+"""Nats by which a host loss may lie outside of those measured and still be read at their end: what
+the mean loss of a few batches is good for."""
+
+
+def share_at_loss(loss: float, losses: ArrayLike, shares: ArrayLike) -> float:
+    """What a narrow model keeps at a host loss, linear between its hosts; NaN outside of them.
+
+    A wider model has learned more of its host when a burst comes: what it keeps beyond this is what
+    its lower loss alone would not give.
+    """
+    order = np.argsort(losses)
+    known = np.asarray(losses, dtype=float)[order]
+    if not known[0] - SLACK <= loss <= known[-1] + SLACK:
+        return math.nan
+    return float(np.interp(loss, known, np.asarray(shares, dtype=float)[order]))
 
 
 def loss_metric(frame: pd.DataFrame) -> str:

@@ -80,14 +80,8 @@ def confirm(
 def _in_folder(sweep: Sweep, runs: Path) -> Sweep:
     """A sweep whose axes name corpora in runs/, with those in another folder."""
 
-    def placed(settings: Settings) -> Settings:
-        name = settings.get("corpus")
-        return (
-            settings if name is None else {**settings, "corpus": str(runs / name[len("runs/") :])}
-        )
+    def placed(of: Settings) -> Settings:
+        return {k: str(runs / v[len("runs/") :]) if k == "corpus" else v for k, v in of.items()}
 
-    axes = {
-        axis: {label: placed(settings) for label, settings in labels.items()}
-        for axis, labels in sweep.axes.items()
-    }
-    return replace(sweep, axes=axes)
+    axes = sweep.axes.items()
+    return replace(sweep, axes={a: {k: placed(v) for k, v in of.items()} for a, of in axes})

@@ -86,7 +86,6 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the runs, train nothing.")
     ] = False,
-    plan: Annotated[bool, typer.Option("--plan", hidden=True, help="The name before 0.1.")] = False,
     screen: Annotated[
         str | None,
         typer.Option(
@@ -104,7 +103,7 @@ def sweep(
     from launch.sweep.executor import start_server
     from launch.sweep.sweep import show_runs, train_sweeps
 
-    plan = plan or dry_run
+    plan = dry_run
     if json is not None and (screen is not None or not plan):
         why = "has an effect with --dry-run alone"
         raise ConfigError(key="--json", value=str(json), rule=why, remedy="leave it out")

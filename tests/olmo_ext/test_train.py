@@ -290,7 +290,10 @@ def test_a_fresh_optimizer_is_fresh_once(write_experiment: Write, tmp_path: Path
         )
     )
     settings += [f"train.load_path={plain}/step6-unsharded", "train.reset_optimizer_state=true"]
-    settings += [f"train.save_folder={tmp_path / 'fresh'}", "callbacks.loss_budget={every: 1, instances: 0}"]
+    settings += [
+        f"train.save_folder={tmp_path / 'fresh'}",
+        "callbacks.loss_budget={every: 1, instances: 0}",
+    ]
     experiment = load_experiment(write_experiment(), settings)
     fresh = train(experiment)
     name = "model.pt.transformer.blocks.0.ff_out.weight"

@@ -7,8 +7,8 @@ import math
 import pandas as pd
 import pytest
 
-from eval.findings.widths import slope
-from eval.retention.matched_loss import SLACK, share_at_loss
+from eval.findings.chain import slope
+from eval.retention.retained import SLACK, share_at_loss
 
 LOSSES, SHARES = [2.0, 0.0, 5.0], [0.6, 1.0, 0.0]
 """Hosts in any order: a fifth of what was brought goes with each nat."""
