@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from eval.findings.contrasts import Estimate, difference, estimate, sweep_of
-from eval.findings.controls import Table, change, markdown, mean, verdict
+from eval.findings.controls import Table, markdown, mean, verdict
 from eval.retention.matched_frequency import matched_frequency
 from eval.retention.retained import half_life_text, half_lives, retention
 from eval.text import with_interval
@@ -58,7 +58,6 @@ def interference(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     body = []
     for group in GROUPS:
         perp: dict[str, pd.Series] = {}
-        units: dict[str, pd.Series] = {}
         for rung in RUNGS:
             found = {
                 name: _over_steps(every, rung, group, "cos_g_nt", name)
@@ -67,18 +66,14 @@ def interference(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             perp[rung] = found["abs_perp"]
             share = _over_steps(every, rung, group, "norm_g_r", "perp_share")
             own = _over_steps(every, rung, group, "cos_g_t_label", "perp")
-            spread = _over_steps(every, rung, group, "cos_g_nt", "random_spread")
-            # The mean size of a cosine with a random direction, not its standard deviation.
-            units[rung] = found["abs_perp"] / (spread * np.sqrt(2 / np.pi))
             texts = [estimate(values).to(3) for values in found.values()]
-            texts += map(mean, (units[rung], share, own))
+            texts += map(mean, (share, own))
             body.append([f"`{group}`", rung, *texts])
         between = f"{RUNGS[-1]} - {RUNGS[0]}"
         sizes = _three_signed(difference(perp[RUNGS[-1]], perp[RUNGS[0]]))
-        in_units = change(units[RUNGS[-1]], units[RUNGS[0]])
-        body.append([f"`{group}`", between, "", "", "", sizes, in_units, "", ""])
+        body.append([f"`{group}`", between, "", "", "", sizes, "", ""])
     head = ["neurons", "size", "cos(g_nt, g_r)", "labels permuted", "perp", "mean abs. perp"]
-    return markdown([*head, "of a random one's", "perp part of g_r", "perp of g_t_label"], body)
+    return markdown([*head, "perp part of g_r", "perp of g_t_label"], body)
 
 
 def shuffled(rows: pd.DataFrame, every: pd.DataFrame) -> str:
