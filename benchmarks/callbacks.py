@@ -44,6 +44,7 @@ from eval.records import read_records
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.interference import Interference
 from olmo_ext.callbacks.loss_budget import LossBudget
+from olmo_ext.callbacks.progress import Progress
 from olmo_ext.config import load_experiment
 from olmo_ext.gradients.passes import beside_the_step, measured_parameters
 from olmo_ext.gradients.tasks import rows_of_task, step_parts
@@ -310,6 +311,7 @@ def budget(steps: int, micro: int) -> dict[str, Any]:
                 spans["stop"].append(time.process_time())
 
         kinds = {"first": First, "loss_budget": timed_inside(Watched, inside), "last": Last}
+        kinds |= {"progress": Progress}
         with tempfile.TemporaryDirectory() as name:
             config = make(Path(name))
             often = {"every": every, "record": 10 * every}

@@ -54,12 +54,12 @@ SAME_RATE = "text_1e_2"
 
 CELLS = {
     (SWEEP, OPEN): "w16 at 0.01",
+    (MORE, "w32"): "w32 at 0.003",
     (WIDE, OPEN): "w64 at 0.003",
     (WIDE, SAME_RATE): "w64 at 0.01",
+    (MORE, "w128"): "w128 at 0.001",
     (SWEEP, EASY): "w16 at 0.01",
     (WIDE, EASY): "w64 at 0.003",
-    (MORE, "w32"): "w32 at 0.003",
-    (MORE, "w128"): "w128 at 0.001",
 }
 """Width and learning rate of the cells of the chain."""
 
@@ -283,7 +283,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     figure = style.new_figure(style.WIDTHS[1], 2.8)
     axes = figure.subplots(1, len(LINKS))
     names = [HOSTS[host] for host in (EASY, OPEN) if any(host == of for _, of in cells)]
-    settings = list(dict.fromkeys(CELLS.values()))
+    settings = list(dict.fromkeys(CELLS[cell] for cell in cells))
     for axis, (link, title) in zip(axes, LINKS.items(), strict=True):
         for (sweep, host), one in cells.items():
             values = (one.shares[link] if link in METRICS else getattr(one, link)).dropna()

@@ -181,8 +181,12 @@ def test_what_bursts_predict_of_other_cells_is_what_the_text_says() -> None:
 def test_the_pilots_losses_are_those_of_their_records() -> None:
     frame = read_records(DOCS / "findings" / "hosts" / "pilots.jsonl")
     loss = frame.groupby(["rung", "learning_rate"]).value.mean()
-    assert frame.groupby(["rung", "learning_rate"]).seed.nunique().eq(2).all()
-    narrow, wide = ([f"{value:.3f}" for value in loss[rung]] for rung in ("w16", "w64"))
+    seeds = frame.groupby(["rung", "learning_rate"]).seed.nunique()
+    assert (seeds["w128"].eq(1).all(), seeds.drop("w128").eq(2).all()) == (True, True)
+    rungs = ("w16", "w64", "w32", "w128")
+    narrow, wide, between, widest = ([f"{value:.3f}" for value in loss[rung]] for rung in rungs)
+    assert f"(1e-3, 3e-3 and 1e-2: {between[0]}, {between[1]} and {between[2]}, seeds" in SAID
+    assert f"(3e-4, 1e-3 and 3e-3: {widest[0]}, {widest[1]} and {widest[2]}, seed 7" in SAID
     assert f"3e-3, 1e-2 and 3e-2 {narrow[0]}, {narrow[1]} and {narrow[2]};" in SAID
     assert f"1e-3, 3e-3 and 1e-2 {wide[0]}, {wide[1]} and {wide[2]}:" in SAID
 
@@ -210,7 +214,7 @@ def test_a_share_of_no_gain_is_undefined_and_sparse_cells_are_left_out() -> None
         without = {cell: one for cell, one in cells.items() if cell != sparse}
         assert chain.contrasts(without)
     few = every[~((every.sweep == "closed_host") & (every.seed > 3))]
-    assert {sweep for sweep, _ in chain.measured(few)} == {chain.WIDE}
+    assert {sweep for sweep, _ in chain.measured(few)} == {chain.WIDE, chain.MORE}
     assert "too few seeds" in chain.chain(few, few)
     assert "w16" not in chain.predicted(few, few)
 
@@ -218,6 +222,18 @@ def test_a_share_of_no_gain_is_undefined_and_sparse_cells_are_left_out() -> None
 def test_the_differences_that_the_text_names_are_those_of_the_records() -> None:
     every = FRAMES["hosts"].assign(sweep=FRAMES["hosts"].run.str.split("-").str[0])
     cells = chain.measured(every)
+    narrow, between, wider = (cells[chain.WIDTHS[width]] for width in (16, 32, 64))
+
+    def apart(one: chain.Links, two: chain.Links) -> list[str]:
+        return [told(paired(one.shares[m], two.shares[m])) for m in ("score", "choice_loss")]
+
+    assert apart(between, narrow)[0] == "+0.24 ± 0.09, higher"
+    assert "(score +.24 ± .09), where the learning rate falls too" in SAID
+    assert apart(wider, between) == ["+0.01 ± 0.13, holds 0", "+0.09 ± 0.13, holds 0"]
+    assert "(score +.01 ± .13, choice loss +.09 ± .13, both hold 0)" in SAID
+    less = told(paired(wider.forgotten * 1000, between.forgotten * 1000))
+    assert less == "-1.89 ± 1.65, lower"
+    assert "(-1.89 ± 1.65 nats in a thousand steps)" in SAID
     easy = {
         metric: told(paired(wide, cells["closed_host", "t1024"].shares[metric]))
         for metric, wide in cells[chain.WIDE, "t1024"].shares.items()
