@@ -118,12 +118,11 @@ class Sweep:
                 f"sweep {self.name}: only must name points of the grid, such as {points[0].name}, "
                 f"got {unknown if isinstance(unknown, list) else list(self.only)}"
             )
-        chosen = [point for name, point in by_name.items() if name in self.only]
-        for point in chosen:
-            if point.origin is not None and point.origin[0] not in self.only:
-                rule = f"must name {point.origin[0]} too, which {point.name} begins with"
+        for name in self.only:
+            if (origin := by_name[name].origin) is not None and origin[0] not in self.only:
+                rule = f"must name {origin[0]} too, which {name} begins with"
                 raise ConfigError(key=f"sweep {self.name}: only", value=list(self.only), rule=rule)
-        return chosen
+        return [point for name, point in by_name.items() if name in self.only]
 
     def _origin(
         self, asked: Any, own: dict[str, str], experiment: tuple[str, ...]

@@ -13,6 +13,7 @@ import gc
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -36,8 +37,9 @@ from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.tasks.base import Task
 from data_injection.tasks.sequence_file import Encode
+from eval.checkpoints.checkpoint import by_step
 from eval.run import differences, told_differences
-from olmo_ext.checks import num_steps, origin_step
+from olmo_ext.checks import num_steps
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.data import build_host, check_memmaps, data_seed, fingerprint
 
@@ -239,12 +241,24 @@ next is the rest: max_duration (which bends a cosine schedule from there on), wo
 micro-batch, workers, intervals of saving and logging, W&B, callbacks."""
 
 
+def origin_step(train: TrainConfig) -> int:
+    """Steps behind the checkpoint that train.load_path names; ConfigError if it names none."""
+    named = re.fullmatch(r"step(\d+)-unsharded", by_step(Path(str(train.load_path))).name)
+    if named is None:
+        rule = "must be a folder stepN-unsharded"
+        remedy = "unshard others with AI2's scripts/unshard.py"
+        raise ConfigError(key="train.load_path", value=train.load_path, rule=rule, remedy=remedy)
+    return int(named[1])
+
+
 def build_lr(cfg: TrainConfig) -> Scheduler:
     """The engine's scheduler; warmed up anew from where the optimizer is fresh, as its script's."""
     scheduler = build_scheduler(cfg)
     if not cfg.reset_optimizer_state:
         return scheduler
-    start = origin_step(cfg)
+    in_tokens = cfg.scheduler.units == "tokens"
+    a_step = cfg.global_train_batch_size * cfg.model.max_sequence_length if in_tokens else 1
+    start = origin_step(cfg) * a_step
     return BoltOnWarmupScheduler.wrap(scheduler, start, start + int(cfg.scheduler.t_warmup))
 
 

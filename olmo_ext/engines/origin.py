@@ -22,7 +22,8 @@ from data_injection.lineage import is_effective, lineage
 from data_injection.schedules.fits import check_beginning
 from eval.checkpoints.checkpoint import by_step, load_model_config, read_identity, verify_checkpoint
 from eval.run import differences, load_config, told_differences
-from olmo_ext.checks import num_steps, origin_step
+from olmo_ext.build import origin_step
+from olmo_ext.checks import num_steps
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
