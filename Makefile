@@ -34,8 +34,8 @@ confirm: install
 	$(BIN)/olmo-ext confirm
 
 mechanism: install
-	@# Links by width and host; the same without --headline goes on with widths 32 and 128.
-	$(BIN)/olmo-ext confirm --chapter hosts --headline
+	@# The chain's links by width and host; again, it goes on where it was stopped.
+	$(BIN)/olmo-ext confirm --chapter hosts
 
 faults: install
 	FAULTS=24 FAULTS_OUT=runs/faults.jsonl $(BIN)/pytest tests/olmo_ext/test_faults.py -k killed

@@ -18,14 +18,15 @@ from data_injection.files import replace_file
 from eval.figures import features as feature_plots
 from eval.figures import interference as interference_plots
 from eval.figures import retention as retention_plots
+from eval.figures.heatmap import heatmap
 from eval.figures.style import png
 from eval.findings import chain, hosts, mechanism, placement
 from eval.findings import controls as findings
-from eval.findings import figures as findings_figures
-from eval.findings.contrasts import sweep_of
+from eval.findings.contrasts import final, sweep_of
 from eval.findings.controls import Table, fill
 from eval.records import FILE_NAME, REQUIRED, read_records
 from eval.run import read_run
+from eval.scores.cells import cells
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,16 +48,18 @@ class Chapter:
     closed: tuple[int, ...] = ()
     """Tokens of the closed hosts, RUNS/hosts/t<tokens>, that its sweeps name beside RUNS/corpus."""
 
-    beyond_headline: tuple[str, ...] = ()
-    """Sweeps that `confirm --headline` leaves out: their cells stay out of the tables."""
-
 
 def _of(sweep: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
     return lambda frame: draw(frame[sweep_of(frame) == sweep])
 
 
+def _staircase(frame: pd.DataFrame) -> Figure:
+    rows = final(frame)
+    return heatmap(cells(rows[rows.sweep == "mixture"]))
+
+
 CHAPTERS = {
-    "controls": Chapter(findings.SWEEPS, findings.thin, findings.TABLES, findings_figures.FIGURES),
+    "controls": Chapter(findings.SWEEPS, findings.thin, findings.TABLES, {"staircase": _staircase}),
     "mechanism": Chapter(
         ("mechanism", "matched_frequency", "shuffled"),
         mechanism.thin,
@@ -74,7 +77,6 @@ CHAPTERS = {
         hosts.TABLES | chain.TABLES,
         {"course": hosts.course, "chain": chain.draw},
         closed=(1024, 4096, 16384),
-        beyond_headline=("widths",),
     ),
     "placement": Chapter(
         ("placement",), placement.thin, placement.TABLES, {"course": placement.course}
