@@ -187,9 +187,7 @@ RULES = (
     ),
     *(
         Rule(
-            f"train.{name}",
-            _given_under(name),
-            f"must be given for distributed_strategy {name}",
+            f"train.{name}", _given_under(name), f"must be given for distributed_strategy {name}",
             f"write `{name}: {{{{}}}}` for the engine's defaults",
         )
         for name in ("ddp", "fsdp")
@@ -204,10 +202,7 @@ RULES = (
     ),
     *(
         Rule(
-            f"train.{name}",
-            _as_by_default(name),
-            "has no effect here",
-            f"remove it and {remedy}",
+            f"train.{name}", _as_by_default(name), "has no effect here", f"remove it and {remedy}"
         )
         for name, remedy in UNUSED.items()
     ),
