@@ -78,9 +78,7 @@ CHAPTERS = {
         {"course": hosts.course, "chain": chain.draw},
         closed=(1024, 4096, 16384),
     ),
-    "placement": Chapter(
-        ("placement",), placement.thin, placement.TABLES, {"course": placement.course}
-    ),
+    "placement": Chapter(("placement",), placement.thin, placement.TABLES, {}),
 }
 
 

@@ -14,8 +14,6 @@ import pandas as pd
 from eval.findings.contrasts import Estimate, difference, estimate, sweep_of
 from eval.findings.controls import Table, markdown, mean, verdict
 from eval.retention.matched_frequency import matched_frequency
-from eval.retention.retained import half_life_text, half_lives, retention
-from eval.text import with_interval
 
 RUNGS = ("w16", "w32", "w64", "w128")
 GROUPS = ("mlp_top", "model")
@@ -24,9 +22,6 @@ SINCE = 600
 
 BURST_STEP = 600
 """The burst of matched_frequency that one run has and its control leaves out."""
-
-GAIN_LAG = 20
-"""When Adam has put 89% of a burst's gradient into the weights (eval.retention.retained)."""
 
 COSINES = ("cos_g_nt", "cos_g_t_all", "cos_g_t_label", "cos_update", "norm_g_r")
 FEATURES = ("order_r2", "order_r2_null99", "probe_count")
@@ -169,39 +164,12 @@ def gaps(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     return markdown(head, body)
 
 
-def retained(rows: pd.DataFrame, every: pd.DataFrame) -> str:
-    """What one burst of 100 instances leaves, net of the run without it, by lag."""
-    frame = every[every.sweep == "matched_frequency"]
-    # The plain gap-25 runs have that burst as well, and then more: they are no pair. Bursts that
-    # end, as those of the pair do, come at no one gap.
-    frame = frame[frame.gap.isna()]
-    lags, body = (0, 20, 50, 100, 200), []
-    for metric, sign in (("label_loss", 1), ("score", -1)):
-        course = retention(frame, metric=metric)
-        course = course[course.kind == "net"]
-        for rung in ("w64", "w16"):
-            line = course[course.rung == rung].set_index("lag")
-            body.append([rung, metric, *(_effect(line.loc[lag], sign) for lag in lags), "", ""])
-    shares = retention(frame, gain_lag=GAIN_LAG)
-    lives = half_lives(shares).query("kind == 'net'").set_index("rung")
-    for rung, line in zip(("w64", "w16"), body[:2], strict=True):
-        of_rung = shares[(shares.kind == "net") & (shares.rung == rung)].set_index("lag")
-        cell = of_rung.loc[lags[-1]]
-        line[-2] = with_interval(cell.value, cell.low, cell.high)
-        life, longest = lives.loc[rung], int(lives.loc[rung].max_lag)
-        bounds = [half_life_text(life[name], max_lag=longest) for name in ("low", "high")]
-        line[-1] = f"{life.text} [{', '.join(bounds)}]"
-    head = ["size", "lowers / raises", *(f"lag {lag}" for lag in lags)]
-    return markdown([*head, f"share of lag {GAIN_LAG} at 200", "half-life"], body)
-
-
 TABLES: dict[str, Table] = {
     "interference": interference,
     "inner_products": inner_products,
     "shuffled": shuffled,
     "features": features,
     "gaps": gaps,
-    "retained": retained,
 }
 
 
@@ -253,8 +221,3 @@ def _metric(inside: pd.DataFrame, rung: str, metric: str, layer: int | None = No
 
 def _three_signed(found: Estimate) -> str:
     return ("+" if found.mean > 0 else "") + f"{found.to(3)}, {found.verdict}"
-
-
-def _effect(cell: pd.Series, sign: int) -> str:
-    half = (cell.effect_high - cell.effect_low) / 2
-    return f"{sign * cell.effect:.2f} ± {half:.2f}"

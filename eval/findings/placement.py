@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
 from eval.figures import style
 from eval.findings.contrasts import difference
 from eval.findings.controls import Table, markdown, mean, verdict
 from eval.findings.hosts import METRICS, UNREAD, test_scores
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WIDTHS, PLACES = ("w16", "w64"), ("early", "even", "late")
 
@@ -44,24 +39,6 @@ def placement(rows: pd.DataFrame, every: pd.DataFrame) -> str:
         interaction = verdict(difference(narrow, wide))
         body.append([style.plain(metric), "w16 - w64", "", "", "", interaction, ""])
     return markdown(["", "width", *PLACES, "late - even", "late - early"], body)
-
-
-def course(frame: pd.DataFrame) -> Figure:
-    """Test score by step, a panel a width, a line a place."""
-    figure = style.new_figure(style.WIDTHS[1], 3.0)
-    axes = figure.subplots(1, len(WIDTHS), sharey=True)
-    scores = frame[frame.metric == "score"]
-    label = scores.run.str.split("-")
-    for axis, width in zip(axes, WIDTHS, strict=True):
-        for place, colour in zip(PLACES, style.COLOURS, strict=False):
-            chosen = scores[(label.str[1] == width) & (label.str[3] == place)]
-            lines = chosen.pivot_table("value", index="step", columns="seed")
-            style.mean_over_seeds(axis, lines, color=colour)
-        axis.axhline(0, **style.THRESHOLD)
-        style.dress(axis, width, below="step", left="test score" if axis is axes[0] else "")
-    handles = [style.handle(p, color=c) for p, c in zip(PLACES, style.COLOURS, strict=False)]
-    style.legend_below(figure, handles, len(handles))
-    return figure
 
 
 TABLES: dict[str, Table] = {"placement": placement}
