@@ -9,7 +9,10 @@ set: {train.max_duration: 1200}       # for all runs
 axes:                                 # every combination is a run, named by its labels
   width: {w16: {rung: w16, train.model.d_model: 16}, w32: {...}}
   seed: {s1: {train.seed: 1}}
-only: [w16-s1]                        # of the grid, these alone; by default all
+  twin:                               # one run up to step 800, two from there
+    burst: {}
+    none: {init_from: {twin: burst, step: 800}, injection.tasks: []}
+only: [w16-s1-burst]                  # of the grid, these alone; by default all
 """
 
 from __future__ import annotations
@@ -27,6 +30,10 @@ from launch.yaml_file import read_yaml
 from olmo_ext.shipped import locate, shipped
 
 KEYS = ("name", "experiments", "set", "axes", "only")
+ORIGIN = "init_from"
+"""Stands among a label's settings: labels of other axes' places to take, and a step. The run then
+begins with the weights, optimizer and place in the data of the run that has these labels."""
+
 _LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._]*")
 
 Settings = Mapping[str, Any]
@@ -40,6 +47,8 @@ class Point:
     labels: tuple[str, ...]
     experiment: Path
     settings: dict[str, Any]
+    origin: tuple[str, int] | None = None
+    """The point that it begins with, by name, and after how many of its steps (`init_from`)."""
 
     @property
     def name(self) -> str:
@@ -92,16 +101,58 @@ class Sweep:
                     for key, value in chosen.items():
                         settings.pop(key, None)  # an axis' settings come after the sweep's
                         settings[key] = value
-                points.append(Point(labels, experiment, settings))
+                own = dict(zip(self.axes, labels[several:], strict=True))
+                origin = self._origin(settings.pop(ORIGIN, None), own, labels[:several])
+                points.append(Point(labels, experiment, settings, origin))
+        by_name = {point.name: point for point in points}
+        for point in points:
+            _check_lineage(point, by_name, f"sweep {self.name}: {ORIGIN}")
         if self.only is None:
             return points
-        by_name = {point.name: point for point in points}
         if unknown := sorted(set(self.only) - set(by_name)) or len(self.only) < 1:
             raise ConfigError(
                 f"sweep {self.name}: only must name points of the grid, such as {points[0].name}, "
                 f"got {unknown if isinstance(unknown, list) else list(self.only)}"
             )
-        return [point for name, point in by_name.items() if name in self.only]
+        chosen = [point for name, point in by_name.items() if name in self.only]
+        for point in chosen:
+            if point.origin is not None and point.origin[0] not in self.only:
+                rule = f"must name {point.origin[0]} too, which {point.name} begins with"
+                raise ConfigError(key=f"sweep {self.name}: only", value=list(self.only), rule=rule)
+        return chosen
+
+    def _origin(
+        self, asked: Any, own: dict[str, str], experiment: tuple[str, ...]
+    ) -> tuple[str, int] | None:
+        """Name and step of the point that has the labels asked for and else one's own."""
+        if asked is None:
+            return None
+        others = {k: v for k, v in asked.items() if k != "step"} if isinstance(asked, dict) else {}
+        known = {axis: [str(label) for label in labels] for axis, labels in self.axes.items()}
+        step = asked.get("step") if others else None
+        if type(step) is not int or step < 1 or any(
+            str(label) not in known.get(axis, ()) for axis, label in others.items()
+        ):  # fmt: skip
+            rule = "must give labels of the sweep's axes, and a step above 0 of the run that has them"
+            remedy = "for example {burst: burst, step: 800}"
+            key = f"sweep {self.name}: {ORIGIN}"
+            raise ConfigError(key=key, value=asked, rule=rule, remedy=remedy)
+        labels = own | {axis: str(label) for axis, label in others.items()}
+        return "-".join((*experiment, *labels.values())), step
+
+
+def _check_lineage(point: Point, by_name: Mapping[str, Point], key: str) -> None:
+    """Raise ConfigError for a point that begins with itself, or later than its parent did."""
+    names = [point.name]
+    while point.origin is not None:
+        parent = by_name[point.origin[0]]
+        names.append(parent.name)
+        if parent.name in names[:-1]:
+            raise ConfigError(key=key, value=" <- ".join(names), rule="must not go in a circle")
+        if parent.origin is not None and parent.origin[1] >= point.origin[1]:
+            rule = f"must be above {parent.origin[1]}, where {parent.name} itself begins"
+            raise ConfigError(key=f"{key}.step", value=point.origin[1], rule=rule)
+        point = parent
 
 
 def load_sweep(path: str | Path) -> Sweep:

@@ -10,8 +10,8 @@ grid share (looks at the corpus, equal plans) is worked out once.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,16 @@ class Run:
     point: Point | None = field(default=None, repr=False)
     corpus: Path | None = None
     """Absolute; None without one."""
+    parent: Run | None = field(default=None, repr=False)
+    """The run of the sweep that it begins with, at `point.origin`'s step."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether its parent has not saved yet what it begins with."""
+        if self.parent is None or self.parent.finished or self.saved_step:
+            return False
+        assert self.point is not None
+        return not _origin_of(self.point, self.folder.parent).is_dir()
 
     @property
     def log(self) -> Path:
@@ -104,6 +114,8 @@ class Planner:
         """A sweep's, in OUT/<labels>."""
         name, folder = f"{sweep.name}-{point.name}", out / point.name
         own = [f"train.run_name={name}", f"train.save_folder={_path(folder)}"]
+        if point.origin is not None:
+            own.append(f"train.load_path={_path(_origin_of(point, out))}")
         given = [*point_overrides(sweep, point), *own, *overrides]
         try:
             return self._plan(point.experiment, given, point=point, own=(name, folder))
@@ -167,8 +179,37 @@ def plan_runs(
         FileNotFoundError: a corpus that is not there, unless it comes later.
     """
     check_folder(out, "--out")
-    planner = Planner(corpus_comes_later=corpus_comes_later)
-    return [planner.point(sweep, point, out, overrides) for point in sweep.points()]
+    planner, runs = Planner(corpus_comes_later=corpus_comes_later), {}
+    for point in sweep.points():
+        runs[point.name] = planner.point(sweep, point, out, overrides)
+    return [_with_parent(run, runs) for run in runs.values()]
+
+
+def _with_parent(run: Run, runs: Mapping[str, Run]) -> Run:
+    """A run that begins with another's checkpoint, knowing it. Raises ConfigError if it cannot."""
+    from olmo_ext.engines.origin import check_parent
+
+    assert run.point is not None
+    if run.point.origin is None:
+        return run
+    name, step = run.point.origin
+    parent = runs[name]
+    assert run.experiment is not None
+    assert parent.experiment is not None
+    try:
+        check_parent(
+            run.experiment.train, run.stream, parent.experiment.train, parent.stream, step=step
+        )
+    except ConfigError as error:
+        raise ConfigError(f"run {run.point.name}, which begins with {name}: {error}") from None
+    tokens = run.num_tokens // run.num_steps * (run.num_steps - step)
+    return replace(run, parent=parent, num_tokens=tokens)
+
+
+def _origin_of(point: Point, out: Path) -> Path:
+    """The checkpoint that a point begins with."""
+    assert point.origin is not None
+    return out / point.origin[0] / f"step{point.origin[1]}-unsharded"
 
 
 def plan_sweeps(sweeps: Sequence[Sweep], out: Path, *, overrides: Sequence[str] = ()) -> list[Run]:

@@ -35,7 +35,7 @@ from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.tasks.base import Task
 from data_injection.tasks.sequence_file import Encode
 from eval.run import differences, told_differences
-from olmo_ext.checks import num_steps
+from olmo_ext.checks import num_steps, origin_step
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.data import build_host, check_memmaps, data_seed, fingerprint
 
@@ -242,7 +242,11 @@ def run_identity(experiment: ExperimentConfig, stream: Stream) -> dict[str, Any]
     for name in ("precision", "init_device", "flash_attention"):
         settings["model"].pop(name)
     # Only where set: runs of before are the same runs.
-    ours = {name: True for name in ("deterministic", "chunked_loss") if getattr(experiment, name)}
+    ours: dict[str, Any] = {
+        name: True for name in ("deterministic", "chunked_loss") if getattr(experiment, name)
+    }
+    if experiment.train.reset_optimizer_state:
+        ours["fresh_optimizer_at"] = origin_step(experiment.train)
     # Through JSON, so that tuples and enumerations compare with what a file gives back.
     return json.loads(
         json.dumps(

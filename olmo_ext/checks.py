@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from olmo.config import TrainConfig
 
 from data_injection.errors import ConfigError
+from eval.checkpoints.checkpoint import by_step
 
 if TYPE_CHECKING:
     from olmo_ext.config import ExperimentConfig
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 UNUSED = {
     "dry_run": "pass --dry-run",
     "try_load_latest_save": "pass --resume to go on with a run",
-    "reset_optimizer_state": "start a new run",
     "reset_trainer_state": "start a new run",
     "restore_dataloader": "start a new run for another stream",
     "force_save_unsharded": "set save_interval_unsharded",
@@ -199,6 +200,12 @@ RULES = (
         "train.data.timeout", lambda v, t: t.data.num_workers or not v,
         "needs train.data.num_workers", "set it to 0",
     ),
+    Rule(
+        "train.reset_optimizer_state",
+        lambda v, t: not v or (t.load_path is not None and t.scheduler.units == "steps"),
+        "needs train.load_path, a checkpoint to begin with, and train.scheduler.units: steps",
+        "leave it out: a run without a checkpoint has a fresh optimizer",
+    ),
     *(
         Rule(
             f"train.{name}",
@@ -307,6 +314,16 @@ def num_steps(train: TrainConfig) -> int:
         tokens = train.global_train_batch_size * train.model.max_sequence_length
         return math.ceil(int(number) / tokens)
     return int(number)
+
+
+def origin_step(train: TrainConfig) -> int:
+    """Steps behind the checkpoint that train.load_path names. Raises ConfigError if it names none."""
+    named = re.fullmatch(r"step(\d+)-unsharded", by_step(Path(str(train.load_path))).name)
+    if named is None:
+        rule = "must be a folder stepN-unsharded"
+        remedy = "unshard others with AI2's scripts/unshard.py"
+        raise ConfigError(key="train.load_path", value=train.load_path, rule=rule, remedy=remedy)
+    return int(named[1])
 
 
 def has_flash_attention() -> bool:

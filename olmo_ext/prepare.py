@@ -22,7 +22,7 @@ from olmo.config import TrainConfig
 from olmo.eval import build_evaluators
 from olmo.exceptions import OLMoConfigurationError
 from olmo.model import OLMo
-from olmo.optim import build_optimizer, build_scheduler
+from olmo.optim import BoltOnWarmupScheduler, Scheduler, build_optimizer, build_scheduler
 from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size
 
 from data_injection.corpus.prepare import Manifest, verify_corpus
@@ -33,6 +33,7 @@ from olmo_ext.batch_check import Witness
 from olmo_ext.build import Memo, Stream, build_model, compile_stream, run_identity, wrap
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.build import build_callbacks
+from olmo_ext.checks import origin_step
 from olmo_ext.compat import open_indices
 from olmo_ext.config import ExperimentConfig, complete
 from olmo_ext.data import build_host, build_train_dataloader
@@ -174,7 +175,7 @@ def build_trainer(
         model=model,
         dist_model=dist_model,
         optim=build_optimizer(cfg, dist_model),
-        scheduler=build_scheduler(cfg),
+        scheduler=_scheduler(cfg),
         train_loader=loader,
         device=device,
         # Without evaluators it would still look for their tokenizer, gpt2 on the hub by default.
@@ -195,6 +196,16 @@ def build_trainer(
         check_interval=experiment.train.canceled_check_interval,
     )
     return chunk_loss(trainer) if experiment.chunked_loss else trainer
+
+
+def _scheduler(cfg: TrainConfig) -> Scheduler:
+    """The engine's; warmed up anew from where the optimizer is fresh, as its own script does."""
+    scheduler = build_scheduler(cfg)
+    if cfg.reset_optimizer_state:
+        start = origin_step(cfg)
+        end = start + int(cfg.scheduler.t_warmup)
+        return BoltOnWarmupScheduler.wrap(scheduler, start, end)
+    return scheduler
 
 
 def _engine_config(asked: TrainConfig, stream: Stream) -> TrainConfig:

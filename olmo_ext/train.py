@@ -192,7 +192,8 @@ def _restore(trainer: ExperimentTrainer, checkpoint: Path) -> None:
     foreign = checkpoint.parent.absolute() != Path(trainer.cfg.save_folder).absolute()
     try:
         with stock_state() if foreign else nullcontext():
-            trainer.restore_checkpoint(checkpoint)
+            fresh = foreign and trainer.cfg.reset_optimizer_state
+            trainer.restore_checkpoint(checkpoint, load_optimizer_state=not fresh)
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
         rule = f"cannot be read ({first_line(error)})"
         remedy = "move it away and resume again: the run goes on from the checkpoint before it"

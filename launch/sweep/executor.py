@@ -245,6 +245,10 @@ class _Executor:
         for run in list(waiting):
             if len(self.running) >= self.jobs:
                 return
+            # Not for a parent that was given up: such a run says itself what it lacks.
+            busy = [*waiting, *(one.run for one in self.running.values())]
+            if run.waits and any(run.parent and run.parent.folder == o.folder for o in busy):
+                continue
             # Runs of a sweep that was killed still save and end.
             if is_locked(run.folder):
                 if run.name not in self.busy:

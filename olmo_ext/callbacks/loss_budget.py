@@ -143,7 +143,9 @@ class LossBudget(Callback):
     # -- hooks -----------------------------------------------------------------------------------
 
     def on_start(self, trainer: Host) -> None:
-        self._moments.start(trainer.global_step)
+        # Before its first instance a task's part of the moments is 0, whoever followed it.
+        placed = any(one.before(trainer.global_step) for one in trainer.plan.schedules)
+        self._moments.start(trainer.global_step if placed else 0)
 
     def on_gradients(self, trainer: Host, batch: dict[str, Any]) -> None:
         if not trainer.plan.tasks:

@@ -7,7 +7,6 @@ Its rows so far must be those of this run's stream, its model this one, and the 
 
 from __future__ import annotations
 
-import re
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path, PosixPath
@@ -18,9 +17,12 @@ import torch
 from omegaconf import OmegaConf
 
 from data_injection.errors import ConfigError
+from data_injection.ledger import LEDGER_FOLDER, position_from, read_segments
+from data_injection.lineage import is_effective, lineage
 from data_injection.schedules.fits import check_beginning
 from eval.checkpoints.checkpoint import by_step, load_model_config, read_identity, verify_checkpoint
 from eval.run import differences, load_config, told_differences
+from olmo_ext.checks import num_steps, origin_step
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
@@ -42,21 +44,67 @@ def find_origin(train: TrainConfig, stream: Stream) -> Path:
 
     Raises ConfigError: not a whole one, of other rows or another model, or a plan begun before it.
     """
-    assert train.load_path is not None
-    path = by_step(Path(train.load_path))
-    named = re.fullmatch(r"step(\d+)-unsharded", path.name)
-    if named is None or not all((path / name).is_file() for name in FILES):
-        rule = f"must be a folder stepN-unsharded with {', '.join(FILES)}"
-        remedy = "unshard others with AI2's scripts/unshard.py"
-        raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy=remedy)
+    path, step = by_step(Path(str(train.load_path))), origin_step(train)
+    if not all((path / name).is_file() for name in FILES):
+        rule = f"must hold a checkpoint: {', '.join(FILES)}"
+        raise ConfigError(key=KEY, value=train.load_path, rule=rule)
     if problems := verify_checkpoint(path):
         raise ConfigError(key=KEY, value=train.load_path, rule=f"is damaged: {'; '.join(problems)}")
-    if read_identity(path).get("plan", {}).get("tasks"):
-        rule = "was trained with a plan of its own"
+    if why := _placed_something(path, step):
         remedy = "resume that run in its own folder"
-        raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy=remedy)
-    rows = _rows_of(OmegaConf.structured(train)), _rows_of(load_config(path / "config.yaml"))
-    model = _model_of(asdict(train.model)), _model_of(load_model_config(path))
+        raise ConfigError(key=KEY, value=train.load_path, rule=why, remedy=remedy)
+    _check_same(train, load_config(path / "config.yaml"), load_model_config(path))
+    check_beginning(stream.plan.schedules, step)
+    return path
+
+
+def check_parent(
+    train: TrainConfig, stream: Stream | None, parent: TrainConfig, parents: Stream | None, *,
+    step: int,
+) -> None:  # fmt: skip
+    """Raise ConfigError unless a run can begin with what another, still to be trained, will save.
+
+    A stream is None where the corpus is still to be made: its plan is then checked at the start.
+    """
+    last = num_steps(parent)
+    if step >= num_steps(train):
+        rule = f"must be above {step}, the step that it begins with"
+        raise ConfigError(key="train.max_duration", value=train.max_duration, rule=rule)
+    kept = parent.save_num_unsharded_checkpoints_to_keep == -1
+    if step > last or not kept or (step % parent.save_interval_unsharded and step != last):
+        rule = f"must leave a checkpoint of step {step}, in a run of {last} steps"
+        remedy = f"set it to a divisor of {step}, and keep all (save_num_unsharded_checkpoints_to_"
+        key, value = "train.save_interval_unsharded", parent.save_interval_unsharded
+        raise ConfigError(key=key, value=value, rule=rule, remedy=f"{remedy}keep: -1)")
+    _check_same(train, OmegaConf.structured(parent), asdict(parent.model))
+    for one in (stream, parents):
+        if one is not None:
+            check_beginning(one.plan.schedules, step)
+
+
+def _placed_something(path: Path, step: int) -> str:
+    """Why a checkpoint may hold instances of a plan, by the ledger beside it; empty if it holds
+    none."""
+    identity = read_identity(path)
+    if not identity.get("plan", {}).get("tasks"):
+        return ""
+    place = position_from(identity.get("ledger"), where=str(path))
+    try:
+        segments = read_segments(path.parent / LEDGER_FOLDER)
+    except FileNotFoundError:
+        segments = {}
+    line = lineage(segments, place, step=step)
+    if place is None or line.problems or any(s.header.get("lost") for s in segments.values()):
+        return "was trained with a plan of its own, and no whole ledger lies beside it"
+    rows = sum(int(is_effective(one, line.stretches).sum()) for one in segments.values())
+    return f"was trained with a plan of its own ({rows} instances until then)" if rows else ""
+
+
+def _check_same(train: TrainConfig, theirs: Any, their_model: dict[str, Any]) -> None:
+    """Raise ConfigError for other rows or another model than a checkpoint's."""
+    fresh = train.reset_optimizer_state
+    rows = _rows_of(OmegaConf.structured(train), fresh), _rows_of(theirs, fresh)
+    model = _model_of(asdict(train.model)), _model_of(their_model)
     another = "give train.model those values, or another checkpoint"
     for rule, both, remedy in (
         ("was trained on other rows, or otherwise (", rows, "take those settings"),
@@ -65,15 +113,13 @@ def find_origin(train: TrainConfig, stream: Stream) -> Path:
         if found := differences(*both):
             rule += "; ".join(told_differences(found, then="then")) + ")"
             raise ConfigError(key=KEY, value=train.load_path, rule=rule, remedy=remedy)
-    check_beginning(stream.plan.schedules, int(named[1]))
-    return path
 
 
-def _rows_of(config: Any) -> dict[str, Any]:
-    """What fixes which row stands at which position, by the engine's keys; and the strategy: the
-    optimizer's state of another loads without an error, into other parameters."""
+def _rows_of(config: Any, fresh: bool) -> dict[str, Any]:
+    """What fixes which row stands at which position, by the engine's keys; and, without a fresh
+    optimizer, the strategy: another's state loads without an error, into other parameters."""
     keys = ["global_train_batch_size", "model.max_sequence_length", "data.memmap_dtype"]
-    keys += ["data.instance_filter", "distributed_strategy", "optimizer.name"]
+    keys += ["data.instance_filter", *([] if fresh else ["distributed_strategy", "optimizer.name"])]
     rows = {key: OmegaConf.select(config, key) for key in keys}
     seed = OmegaConf.select(config, "data.seed")
     rows["data.seed"] = OmegaConf.select(config, "seed") if seed is None else seed
