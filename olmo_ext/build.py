@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from olmo.config import DistributedStrategy, TrainConfig
 from olmo.model import OLMo
+from olmo.optim import BoltOnWarmupScheduler, Scheduler, build_scheduler
 from olmo.torch_util import get_local_rank, get_world_size, seed_all
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.fsdp import ShardingStrategy
@@ -232,6 +233,15 @@ SETTINGS = (
 """What else of the engine's settings makes a run that run. What may change from one start to the
 next is the rest: max_duration (which bends a cosine schedule from there on), world size,
 micro-batch, workers, intervals of saving and logging, W&B, callbacks."""
+
+
+def build_lr(cfg: TrainConfig) -> Scheduler:
+    """The engine's scheduler; warmed up anew from where the optimizer is fresh, as its script's."""
+    scheduler = build_scheduler(cfg)
+    if not cfg.reset_optimizer_state:
+        return scheduler
+    start = origin_step(cfg)
+    return BoltOnWarmupScheduler.wrap(scheduler, start, start + int(cfg.scheduler.t_warmup))
 
 
 def run_identity(experiment: ExperimentConfig, stream: Stream) -> dict[str, Any]:

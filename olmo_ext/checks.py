@@ -317,7 +317,7 @@ def num_steps(train: TrainConfig) -> int:
 
 
 def origin_step(train: TrainConfig) -> int:
-    """Steps behind the checkpoint that train.load_path names. Raises ConfigError if it names none."""
+    """Steps behind the checkpoint that train.load_path names; ConfigError if it names none."""
     named = re.fullmatch(r"step(\d+)-unsharded", by_step(Path(str(train.load_path))).name)
     if named is None:
         rule = "must be a folder stepN-unsharded"

@@ -22,7 +22,7 @@ from olmo.config import TrainConfig
 from olmo.eval import build_evaluators
 from olmo.exceptions import OLMoConfigurationError
 from olmo.model import OLMo
-from olmo.optim import BoltOnWarmupScheduler, Scheduler, build_optimizer, build_scheduler
+from olmo.optim import build_optimizer
 from olmo.torch_util import barrier, get_fs_local_rank, get_global_rank, get_world_size
 
 from data_injection.corpus.prepare import Manifest, verify_corpus
@@ -30,10 +30,9 @@ from data_injection.errors import ConfigError
 from eval.records import FILE_NAME as RECORDS_FILE
 from eval.records import RecordWriter
 from olmo_ext.batch_check import Witness
-from olmo_ext.build import Memo, Stream, build_model, compile_stream, run_identity, wrap
+from olmo_ext.build import Memo, Stream, build_lr, build_model, compile_stream, run_identity, wrap
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.build import build_callbacks
-from olmo_ext.checks import origin_step
 from olmo_ext.compat import open_indices
 from olmo_ext.config import ExperimentConfig, complete
 from olmo_ext.data import build_host, build_train_dataloader
@@ -104,7 +103,7 @@ def build_on_meta(train: TrainConfig, *, num_steps: int) -> dict[str, int]:
     try:
         model = OLMo(train.model.update_with(init_device="meta"))
         build_optimizer(train, model)
-        scheduler = build_scheduler(train)
+        scheduler = build_lr(train)
         rate = train.optimizer.learning_rate
         for step in (1, num_steps):
             scheduler.get_lr(rate, step, num_steps)
@@ -175,7 +174,7 @@ def build_trainer(
         model=model,
         dist_model=dist_model,
         optim=build_optimizer(cfg, dist_model),
-        scheduler=_scheduler(cfg),
+        scheduler=build_lr(cfg),
         train_loader=loader,
         device=device,
         # Without evaluators it would still look for their tokenizer, gpt2 on the hub by default.
@@ -196,16 +195,6 @@ def build_trainer(
         check_interval=experiment.train.canceled_check_interval,
     )
     return chunk_loss(trainer) if experiment.chunked_loss else trainer
-
-
-def _scheduler(cfg: TrainConfig) -> Scheduler:
-    """The engine's; warmed up anew from where the optimizer is fresh, as its own script does."""
-    scheduler = build_scheduler(cfg)
-    if cfg.reset_optimizer_state:
-        start = origin_step(cfg)
-        end = start + int(cfg.scheduler.t_warmup)
-        return BoltOnWarmupScheduler.wrap(scheduler, start, end)
-    return scheduler
 
 
 def _engine_config(asked: TrainConfig, stream: Stream) -> TrainConfig:

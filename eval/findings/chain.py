@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from eval.figures import style
-from eval.findings.contrasts import estimate
+from eval.findings.contrasts import estimate, sweep_of
 from eval.findings.controls import Table, markdown, mean
 from eval.findings.hosts import (
     AFTER,
@@ -38,15 +38,12 @@ from eval.findings.hosts import (
 )
 from eval.interference.budget import HOST
 from eval.statistics import MIN_SEEDS, share
-from theory.advice.accumulation import Balance, balance, course
+from theory.advice.accumulation import Balance, balance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDE = "chain"
-WIDTHS = {SWEEP: "w16", WIDE: "w64"}
-"""The sweep of each width, the narrow one first."""
-
+WIDE, MORE = "chain", "widths"
 SAME_RATE = "text_1e_2"
 """Open text at the narrow width's learning rate: the label of the wide one's control."""
 
@@ -56,6 +53,8 @@ CELLS = {
     (WIDE, SAME_RATE): "w64 at 0.01",
     (SWEEP, EASY): "w16 at 0.01",
     (WIDE, EASY): "w64 at 0.003",
+    (MORE, "w32"): "w32 at 0.01",
+    (MORE, "w128"): "w128 at 0.003",
 }
 """Width and learning rate of the cells of the chain."""
 
@@ -143,7 +142,7 @@ def chain(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 
 def host_name(label: str) -> str:
-    return HOSTS[OPEN if label == SAME_RATE else label]
+    return HOSTS.get(label, HOSTS[OPEN])
 
 
 def contrasts(cells: Mapping[tuple[str, str], Links]) -> list[str]:
@@ -152,24 +151,24 @@ def contrasts(cells: Mapping[tuple[str, str], Links]) -> list[str]:
     if narrow is None or wide is None:
         return ["too few seeds in open text: no contrast"]
     apart = _shares_apart(wide, narrow)
-    lines = [f"(1) share left in open text: {_said(apart)}"]
+    lines = [f"(1) share left in open text: {said_of(apart)}"]
     easy = cells.get((WIDE, EASY)), cells.get((SWEEP, EASY))
     if easy[0] is not None and easy[1] is not None:
         less = _shares_apart(easy[0], easy[1])
         between = {metric: paired(apart[metric], less[metric]) for metric in METRICS}
-        lines.append(f"(2) (1) less the same with 1,024 tokens: {_said(between)}")
+        lines.append(f"(2) (1) less the same with 1,024 tokens: {said_of(between)}")
     forgotten = paired(wide.forgotten * 1000, narrow.forgotten * 1000)
     lines.append(f"(3) forgotten in open text, nats in a thousand steps: {told(forgotten)}")
     loss = paired(wide.host_loss, narrow.host_loss)
     lines.append(f"(4) the loss of open text before the burst: {told(loss)}")
     if (control := cells.get((WIDE, SAME_RATE))) is not None:
         same = _shares_apart(control, narrow)
-        lines.append(f"(5) (1) with both at 0.01: {_said(same)}")
+        lines.append(f"(5) (1) with both at 0.01: {said_of(same)}")
     for metric, values in wide.shares.items():
         early = by_seed(narrow.early[metric], narrow.gained[metric])
         apart[metric] = paired(values, early)
     lines.append(
-        f"not declared, (1) at equal learning rate x steps, w16 at lag 100: {_said(apart)}"
+        f"not declared, (1) at equal learning rate x steps, w16 at lag 100: {said_of(apart)}"
     )
     return lines
 
@@ -178,7 +177,7 @@ def _shares_apart(wide: Links, narrow: Links) -> dict[str, pd.Series]:
     return {m: paired(wide.shares[m], narrow.shares[m]) for m in METRICS}
 
 
-def _said(apart: Mapping[str, pd.Series]) -> str:
+def said_of(apart: Mapping[str, pd.Series]) -> str:
     of = [f"of {style.plain(m)} {told(values)}" for m, values in apart.items()]
     return f"{', '.join(of)} ({len(apart['score'])} seeds)"
 
@@ -215,32 +214,6 @@ def balanced(every: pd.DataFrame, sweep: str, host: str) -> Balance:
     )  # fmt: skip
 
 
-def held_out(every: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
-    """The comparison cells of chapter 1 at the bursts' learning rates beside what bursts predict.
-
-    Columns: sweep, rung, steps, rate, score (mean over seeds), predicted (the equation at that
-    rate from where the twin rests), without_forgetting, width_rate, exposures.
-    """
-    scores = controls[(controls.metric == "score") & (controls.split == "test")]
-    scores = scores[scores.step == scores.groupby("run").step.transform("max")]
-    scores = scores[scores.family == "comparison"].assign(sweep=scores.run.str.split("-").str[0])
-    scores = scores[scores.sweep.isin(["learning_rate", "mixture", "single", "sparse"])]
-    rates, rows = {SWEEP: 0.01, WIDE: 0.003}, []
-    for sweep, rung in WIDTHS.items():
-        found = balanced(every, sweep, OPEN)
-        own = scores[(scores.rung == rung) & (scores.learning_rate == rates[sweep])]
-        for (name, steps, rate), cell in own.groupby(["sweep", "step", "rate_per_step"]):
-            said = {"rate": rate, "gain": found.gain.value, "ceiling": CEILING}
-            said["below"] = found.below
-            row = {"sweep": name, "rung": rung, "steps": steps, "rate": rate}
-            row["score"] = cell.value.mean()
-            row["predicted"] = course(steps, **said, forgetting=found.forgetting.value)
-            row["without_forgetting"] = course(steps, **said, forgetting=0.0)
-            row["width_rate"] = int(rung[1:]) * rate
-            rows.append(row | {"exposures": cell.exposures_per_example.mean()})
-    return pd.DataFrame(rows)
-
-
 TABLES: dict[str, Table] = {"chain": chain, "predicted": predicted}
 
 
@@ -258,7 +231,7 @@ LINKS = {
 
 def draw(frame: pd.DataFrame) -> Figure:
     """The links side by side: a column a host, a colour a width."""
-    every = frame.assign(sweep=frame.run.str.split("-").str[0])
+    every = frame.assign(sweep=sweep_of(frame))
     cells = measured(every)
     figure = style.new_figure(style.WIDTHS[1], 2.8)
     axes = figure.subplots(1, len(LINKS))

@@ -19,7 +19,7 @@ from eval.figures import features as feature_plots
 from eval.figures import interference as interference_plots
 from eval.figures import retention as retention_plots
 from eval.figures.style import png
-from eval.findings import chain, hosts, mechanism, placement
+from eval.findings import chain, hosts, mechanism, placement, widths
 from eval.findings import controls as findings
 from eval.findings import figures as findings_figures
 from eval.findings.contrasts import sweep_of
@@ -66,10 +66,10 @@ CHAPTERS = {
         },
     ),
     "hosts": Chapter(
-        ("closed_host", "chain"),
+        ("closed_host", "chain", "widths"),
         hosts.thin,
-        hosts.TABLES | chain.TABLES,
-        {"course": hosts.course, "chain": chain.draw},
+        hosts.TABLES | chain.TABLES | widths.TABLES,
+        {"course": hosts.course, "chain": chain.draw, "widths": widths.draw},
         closed=(1024, 4096, 16384),
     ),
     "placement": Chapter(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from eval.figures import style
-from eval.findings.contrasts import Estimate, estimate
+from eval.findings.contrasts import Estimate, estimate, sweep_of
 from eval.findings.controls import Table, markdown, mean, verdict
 from eval.interference.budget import budgets
 from eval.statistics import Share, share
@@ -207,7 +207,7 @@ def share_text(found: Share) -> str:
 
 def course(frame: pd.DataFrame) -> Figure:
     """Score and choice loss gained over the twin by step, a line a host."""
-    every = frame.assign(sweep=frame.run.str.split("-").str[0])
+    every = frame.assign(sweep=sweep_of(frame))
     figure = style.new_figure(style.WIDTHS[1], 3.4)
     axes = figure.subplots(1, 2)
     handles = []

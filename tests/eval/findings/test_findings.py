@@ -6,17 +6,18 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from data_injection.errors import ConfigError
 from eval.findings import chain
-from eval.findings.chain import held_out
 from eval.findings.chapters import CHAPTERS, as_json_lines, write_chapter
 from eval.findings.controls import fill, mean
-from eval.findings.hosts import paired, told
+from eval.findings.hosts import OPEN, SWEEP, paired, told
 from eval.findings.mechanism import rank_correlation
 from eval.records import read_records
 from launch.sweep.confirm import CONFIGS, confirm_sweeps
+from theory.advice.accumulation import course
 
 DOCS = Path(__file__).parent.parent.parent.parent / "docs"
 FRAMES = {name: read_records(DOCS / "findings" / name) for name in CHAPTERS}
@@ -110,14 +111,38 @@ def test_thinned_records_thin_and_read_back_as_they_were(name: str, tmp_path: Pa
 
 
 def test_a_rank_correlation_is_exact_and_its_p_is_that_of_permutations() -> None:
-    import pandas as pd
-
     rising = pd.Series([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
     rho, p = rank_correlation(rising, rising**3)
     assert rho == pytest.approx(1.0)
     assert p < 0.005  # 2 of 5,040 orders are as extreme
     rho, p = rank_correlation(rising, pd.Series([1.0, -1.0, 1.1, -1.1, 1.2, -1.2, 0.0]))
     assert p > 0.3
+
+
+def held_out(every: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+    """The comparison cells of chapter 1 at the bursts' learning rates beside what bursts predict.
+
+    Columns: sweep, rung, steps, rate, score (mean over seeds), predicted (the equation at that
+    rate from where the twin rests), without_forgetting, width_rate, exposures.
+    """
+    scores = controls[(controls.metric == "score") & (controls.split == "test")]
+    scores = scores[scores.step == scores.groupby("run").step.transform("max")]
+    scores = scores[scores.family == "comparison"].assign(sweep=scores.run.str.split("-").str[0])
+    scores = scores[scores.sweep.isin(["learning_rate", "mixture", "single", "sparse"])]
+    rates, rows = {SWEEP: 0.01, chain.WIDE: 0.003}, []
+    for sweep, rung in {SWEEP: "w16", chain.WIDE: "w64"}.items():
+        found = chain.balanced(every, sweep, OPEN)
+        own = scores[(scores.rung == rung) & (scores.learning_rate == rates[sweep])]
+        for (name, steps, rate), cell in own.groupby(["sweep", "step", "rate_per_step"]):
+            said = {"rate": rate, "gain": found.gain.value, "ceiling": chain.CEILING}
+            said["below"] = found.below
+            row = {"sweep": name, "rung": rung, "steps": steps, "rate": rate}
+            row["score"] = cell.value.mean()
+            row["predicted"] = course(steps, **said, forgetting=found.forgetting.value)
+            row["without_forgetting"] = course(steps, **said, forgetting=0.0)
+            row["width_rate"] = int(rung[1:]) * rate
+            rows.append(row | {"exposures": cell.exposures_per_example.mean()})
+    return pd.DataFrame(rows)
 
 
 def test_what_bursts_predict_of_other_cells_is_what_the_text_says() -> None:
