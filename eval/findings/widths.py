@@ -14,8 +14,8 @@ import pandas as pd
 from eval.figures import style
 from eval.findings.chain import CELLS, MORE, WIDE, Links, host_name, links, measured, said_of
 from eval.findings.contrasts import sweep_of
-from eval.findings.controls import Table, markdown
-from eval.findings.hosts import EASY, HOSTS, METRICS, OPEN, SWEEP
+from eval.findings.controls import Table, markdown, mean
+from eval.findings.hosts import EASY, HOSTS, METRICS, OPEN, SWEEP, told
 from eval.retention.matched_loss import share_at_loss
 
 if TYPE_CHECKING:
@@ -30,16 +30,16 @@ LEADS = ((WIDE, "text_1e_2"), (WIDE, EASY))
 
 def beyond(every: pd.DataFrame, one: Links) -> dict[str, pd.Series]:
     """By metric and seed, the share left less what width 16 keeps at the same host loss."""
-    hosts = [links(every, SWEEP, host) for host in HOSTS]
-
-    def at(metric: str, seed: int) -> float:
-        narrow = [(h.host_loss[seed], h.shares[metric][seed]) for h in hosts]
-        return share_at_loss(one.host_loss[seed], *zip(*narrow, strict=True))
-
-    return {
-        metric: shares - pd.Series({seed: at(metric, seed) for seed in shares.index})
-        for metric, shares in one.shares.items()
-    }
+    hosts = {host: links(every, SWEEP, host) for host in HOSTS}
+    losses, found = pd.DataFrame({host: of.host_loss for host, of in hosts.items()}), {}
+    for metric, kept in one.shares.items():
+        shares = pd.DataFrame({host: of.shares[metric] for host, of in hosts.items()})
+        narrow = [
+            share_at_loss(one.host_loss[seed], losses.loc[seed].tolist(), shares.loc[seed].tolist())
+            for seed in kept.index
+        ]
+        found[metric] = kept - narrow
+    return found
 
 
 def slope(by_width: Mapping[int, pd.Series]) -> pd.Series:
