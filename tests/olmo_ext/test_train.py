@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from olmo.optim import build_scheduler
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -261,6 +262,10 @@ def test_anybodys_checkpoint_goes_on_with_a_plan_that_begins_there(
     origin = f"train.load_path={stock}"
     part = go("part", origin, tasks=window % 6)
     assert_bit_equal(state(whole, 12), state(part, 12))
+    # A twin: from a run whose plan has placed nothing until there.
+    theirs = f"train.load_path={whole}/step6-unsharded"
+    twin, alone = go("twin", theirs, tasks=window % 11), go("alone", tasks=window % 11)
+    assert_bit_equal(state(alone, 12), state(twin, 12))
     (segment,) = read_segments(part / "ledger").values()
     assert segment.start_step == 6
     told = {one.check: one for one in audit_run(part).verdicts}
@@ -273,11 +278,52 @@ def test_anybodys_checkpoint_goes_on_with_a_plan_that_begins_there(
         ([origin, "train.global_train_batch_size=2"], 6, "global_train_batch_size: 2 now, 8 then"),
         ([origin, "train.model.n_layers=3"], 6, r"another model .*n_layers: 3 now, \d then.*give"),
         ([f"train.load_path={tmp_path}"], 6, "must be a folder stepN-unsharded"),
-        ([f"train.load_path={whole}/step6-unsharded"], 6, "was trained with a plan of its own"),
+        ([f"train.load_path={tmp_path}/step6-unsharded"], 6, "must hold a checkpoint: model.pt"),
+        (
+            [f"train.load_path={whole}/step12-unsharded", "train.max_duration=18"],
+            12,
+            r"was trained with a plan of its own \(12 instances until then\)",
+        ),
     ]:
         with pytest.raises(ConfigError, match=said):
             go("refused", *settings, tasks=window % start)
         assert not (tmp_path / "refused").exists()
+
+
+def test_a_fresh_optimizer_is_fresh_once(write_experiment: Write, tmp_path: Path) -> None:
+    """Its first step is the learning rate along the gradient's signs, warmed up again; a resumed
+    run does not begin anew."""
+    window = "[{name: cmp, num_symbols: 10, schedule: {kind: window, rate: 2, start: 6}}]"
+    settings = [f"injection.tasks={window}", "train.save_interval_unsharded=1"]
+    plain = train(
+        load_experiment(
+            write_experiment(), [f"train.save_folder={tmp_path / 'plain'}", "injection.tasks=[]"]
+        )
+    )
+    settings += [f"train.load_path={plain}/step6-unsharded", "train.reset_optimizer_state=true"]
+    settings += [f"train.save_folder={tmp_path / 'fresh'}", "callbacks.loss_budget={every: 1}"]
+    experiment = load_experiment(write_experiment(), settings)
+    fresh = train(experiment)
+    name = "model.pt.transformer.blocks.0.ff_out.weight"
+    before, after = state(plain, 6)[name], state(fresh, 7)[name]
+    rate = build_scheduler(experiment.train).get_lr(0.01, 8, 12) / 2  # of 2 steps of warmup
+    torch.testing.assert_close(
+        (after - before).abs().median(), torch.tensor(rate), rtol=0.02, atol=0
+    )
+    kept = torch.load(fresh / "step12-unsharded" / "optim.pt", weights_only=True)["state"]
+    assert {int(one["step"]) for one in kept.values()} == {6}
+    rows = read_records(fresh).query("metric == 'budget_actual'")
+    assert (rows.n.max(), rows.closure.max() < 0.05) == (6, True)
+    whole = state(fresh, 12)
+    for step in (11, 12):
+        shutil.rmtree(fresh / f"step{step}-unsharded")
+    train(load_experiment(write_experiment(), settings), resume=True)
+    assert_bit_equal(whole, state(fresh, 12))
+    other = load_experiment(write_experiment(), [*settings, "train.reset_optimizer_state=false"])
+    with pytest.raises(ConfigError, match="fresh_optimizer_at"):
+        train(other, resume=True)
+    with pytest.raises(ConfigError, match=r"train.reset_optimizer_state needs train.load_path"):
+        load_experiment(write_experiment(), ["train.reset_optimizer_state=true"])
 
 
 @pytest.mark.parametrize("damage", ["no sums", "empty sums", "identity", "identity's bytes"])

@@ -88,6 +88,21 @@ def test_a_sweep_is_an_array_of_what_is_not_finished(
     assert lines[3].split()[1:3] == [f"{tmp_path}/out/grid/s4", "12"]
 
 
+def test_twins_are_an_array_of_their_own_after_their_parents(
+    write_experiment: Write, tmp_path: Path
+) -> None:
+    write_experiment(lambda config: config["injection"].update(tasks=[]))
+    twins = "{twin: {none: {init_from: {twin: burst, step: 6}}, burst: {}}, seed: {s1: {}, s2: {}}}"
+    text = shown(write_sweep(tmp_path, twins), out=tmp_path / "out")
+    first, second = text.split("==> ")[2:4]
+    assert first.startswith(f"{tmp_path}/out/grid/slurm/1/train.sbatch <==")
+    assert "#SBATCH --array=3-4\n" in first
+    assert second.startswith(f"{tmp_path}/out/grid/slurm/1/train-2.sbatch <==")
+    assert "#SBATCH --array=1-2\n" in second
+    assert "--dependency=afterok:JOB --kill-on-invalid-dep=yes" in second
+    assert f"train.load_path={tmp_path}/out/grid/burst-s1/step6-unsharded" in text
+
+
 def test_a_corpus_that_is_still_to_be_made_is_no_error_if_a_job_makes_it(
     write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from waiting import wait_until
 import launch.sweep.executor as executor
 from data_injection.errors import ConfigError
 from data_injection.lock import is_locked, lock_folder
-from launch.grid import Sweep
+from launch.grid import Point, Sweep
 from launch.runs import Run, plan_runs
 from launch.sweep.executor import RunFailed, default_jobs, train_all, visible_gpus
 from launch.sweep.sweep import train_sweeps
@@ -112,6 +112,20 @@ def test_the_same_command_again_starts_only_what_is_not_finished(
         failures = train_all(runs, jobs=1, retries=0, keep_going=True, console=Console(quiet=True))
         assert [failure.run.name for failure in failures] == ["error-b"]
     assert [name for name, _ in starts] == ["ok-a", "error-b", "error-b"]
+
+
+def test_a_twin_waits_for_its_parent_but_not_for_one_that_was_given_up(
+    tmp_path: Path, starts: list
+) -> None:
+    def twin_of(parent: Run) -> Run:
+        point = Point(("twin",), tmp_path, {}, origin=(parent.name, 6))
+        return replace(make_run(tmp_path, f"ok-of-{parent.name}"), point=point, parent=parent)
+
+    parents = [make_run(tmp_path, name) for name in ("ok-a", "bad-b")]
+    runs = [*map(twin_of, parents), *parents]
+    train_all(runs, jobs=2, keep_going=True, console=Console(quiet=True))
+    names = [name for name, _ in starts]
+    assert names == ["ok-a", "bad-b", "ok-of-ok-a", "ok-of-bad-b"]
 
 
 def test_after_its_minutes_what_runs_is_saved_and_what_is_left_is_named(

@@ -231,6 +231,64 @@ def test_a_sweep_that_is_terminated_takes_its_runs_along(
         pass
 
 
+def twins(folder: Path, none: str = "{twin: burst, step: 6}", more: str = "") -> Sweep:
+    text = f"""
+experiments: [experiment.yaml]
+set: {{injection.tasks: [{{name: cmp, num_symbols: 10, schedule: {{kind: window, start: 6}}}}]}}
+axes:
+  twin:
+    none: {{init_from: {none}, injection.tasks: []}}
+    burst: {{injection.tasks.0.schedule.rate: 2 {more}}}
+  seed: {{s1: {{train.seed: 1}}, s2: {{train.seed: 2}}}}
+"""
+    return load_sweep(sweep_file(folder, text))
+
+
+def test_a_twin_begins_with_its_siblings_checkpoint(
+    write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_experiment()
+    runs = plan_runs(twins(tmp_path), tmp_path / "out")
+    assert [run.name for run in runs][::2] == ["sweep-none-s1", "sweep-burst-s1"]
+    twin, parent = runs[1], runs[3]
+    assert f"train.load_path={parent.folder}/step6-unsharded" in twin.arguments
+    assert (twin.num_tokens, parent.num_tokens) == (6 * 128, 12 * 128)
+    assert twin.parent == parent
+    assert (twin.waits, parent.waits) == (True, False)
+    (parent.folder / "step6-unsharded").mkdir(parents=True)
+    assert not twin.waits
+
+
+@pytest.mark.parametrize(
+    ("none", "more", "message"),
+    [
+        ("{twin: burst, step: 5}", "", "save_interval_unsharded.*leave a checkpoint of step 5"),
+        ("{twin: burst, step: 12}", "", "train.max_duration.*must be above 12"),
+        ("{twin: bust, step: 6}", "", "init_from.*must give labels of the sweep's axes"),
+        ("{twin: burst}", "", "a step above 0"),
+        ("{step: 6}", "", "must give labels"),
+        ("burst", "", "must give labels"),
+        ("{twin: none, step: 6}", "", "init_from.step.*must be above 6, where none-s1 begins"),
+        ("{twin: burst, step: 6}", ", init_from: {twin: none, step: 7}", "must be above 6"),
+        ("{twin: burst, step: 6}", ", injection.tasks.0.schedule.start: 5", "at step 6 or later"),
+        ("{twin: burst, step: 6}", ", train.model.n_layers: 2", "holds another model"),
+        (
+            "{twin: burst, step: 6}",
+            ", train.save_num_unsharded_checkpoints_to_keep: 1",
+            "keep all",
+        ),
+    ],
+)
+def test_a_checkpoint_that_the_sibling_will_not_leave_is_refused(
+    none: str, more: str, message: str, write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_experiment()
+    with pytest.raises(ConfigError, match=message):
+        plan_runs(twins(tmp_path, none, more), tmp_path / "out")
+    with pytest.raises(ConfigError, match="only must name burst-s1 too"):
+        replace(twins(tmp_path), only=("none-s1",)).points()
+
+
 def test_sweeps_of_one_name_are_refused(tmp_path: Path) -> None:
     sweep = Sweep("demo", (Path("a.yaml"),), {"seed": {"s1": {}}})
     with pytest.raises(ConfigError, match=r"share the names \['demo'\]"):
