@@ -2,6 +2,7 @@
 
     python benchmarks/callbacks.py split     # 2 minutes: the gradient's split beside two backwards
     python benchmarks/callbacks.py total     # half an hour: all callbacks at the ladder's own batch
+    python benchmarks/callbacks.py budget    # 8 minutes: loss_budget in a micro run and on the rung
 
 split: at every step of 32 rows of 256 tokens, 8 of them injected, the cheap split of the gradient
 (passes over 4-token rows; g_t_all, g_t_label and g_nt) is timed beside two backward passes over the
@@ -11,6 +12,11 @@ total: CPU seconds (one thread; other jobs may run) inside each callback when it
 (100 x median step). Five tasks share the run: `interference` measures one with all
 instances, `interference_subset` all five with a subset of each. task_eval and features measure all
 five: their cost for one task is a fifth.
+
+budget: CPU seconds inside loss_budget at a step that it measures and at one that it only follows; a
+run that measures one step in 20 spends (measured + 19 followed) / (20 x median step) on it. The
+micro runs are the findings' (configs/confirm/experiment.yaml), one task at rate 4; on the rung the
+ladder's own batch, one row injected.
 
 Memory is the peak of the process's resident set inside, above that before; Linux only.
 """
@@ -23,7 +29,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -37,12 +43,15 @@ import olmo_ext.callbacks.build
 from eval.records import read_records
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.interference import Interference
+from olmo_ext.callbacks.loss_budget import LossBudget
 from olmo_ext.config import load_experiment
 from olmo_ext.gradients.passes import beside_the_step, measured_parameters
 from olmo_ext.gradients.tasks import rows_of_task, step_parts
 from olmo_ext.train import train
 
-RUNG = Path(__file__).parents[1] / "configs/olmo_4M_to_4B/ladder/4M.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
+RUNG = CONFIGS / "olmo_4M_to_4B/ladder/4M.yaml"
+MICRO = CONFIGS / "confirm/experiment.yaml"
 
 Timings = dict[str, list[float]]
 
@@ -173,6 +182,23 @@ def two_backwards(trainer: Any, batch: dict[str, Any], timings: Timings) -> None
 HOOKS = ("on_batch", "on_gradients", "on_step")
 
 
+def timed_inside(
+    kind: type[Callback], inside: dict[int, float], around: Callable[[], Any] = nullcontext
+) -> type[Callback]:
+    """The callback, adding its CPU seconds of each step to `inside`."""
+
+    def wrap(hook: str) -> Callable[..., None]:
+        def call(self: Any, trainer: Any, *args: Any) -> None:
+            start = time.process_time()
+            with around():
+                getattr(kind, hook)(self, trainer, *args)
+            inside[trainer.global_step] += time.process_time() - start
+
+        return call
+
+    return dataclass(type(kind.__name__, (kind,), {hook: wrap(hook) for hook in HOOKS}))
+
+
 def total(steps: int, micro: int, subset: int, every: int = 100) -> dict[str, Any]:
     """Interference measures at the first and the last step, which is warm and counts."""
     inside: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
@@ -180,16 +206,7 @@ def total(steps: int, micro: int, subset: int, every: int = 100) -> dict[str, An
     spans: Timings = defaultdict(list)
 
     def timed(name: str, kind: type[Callback]) -> type[Callback]:
-        def wrap(hook: str) -> Callable[..., None]:
-            def call(self: Any, trainer: Any, *args: Any) -> None:
-                start = time.process_time()
-                with peak_memory(memory, name):
-                    getattr(kind, hook)(self, trainer, *args)
-                inside[name][trainer.global_step] += time.process_time() - start
-
-            return call
-
-        return dataclass(type(kind.__name__, (kind,), {hook: wrap(hook) for hook in HOOKS}))
+        return timed_inside(kind, inside[name], lambda: peak_memory(memory, name))
 
     @dataclass
     class First(Callback):
@@ -251,15 +268,85 @@ def total(steps: int, micro: int, subset: int, every: int = 100) -> dict[str, An
     }
 
 
+# -- the budget ----------------------------------------------------------------------------------
+
+
+def micro_experiment(folder: Path, *, width: int, steps: int) -> dict:
+    """A run of the findings on random tokens, one task at rate 4."""
+    config = yaml.safe_load(MICRO.read_text())
+    train = config["train"]
+    num = train["global_train_batch_size"] * train["model"]["max_sequence_length"] * steps
+    tokens = np.random.default_rng(0).integers(2, train["model"]["vocab_size"], size=num)
+    tokens.astype(np.uint16).tofile(folder / "tokens.npy")
+    train["model"] |= {"d_model": width, "eos_token_id": 0, "pad_token_id": 1}
+    train["data"] |= {"paths": [str(folder / "tokens.npy")]}
+    train |= {"save_folder": str(folder / "run"), "max_duration": steps}
+    train |= {"no_pre_train_checkpoint": True, "save_interval_unsharded": 10**6}
+    config["injection"]["tasks"][0]["schedule"]["rate"] = 4
+    return config
+
+
+def budget(steps: int, micro: int) -> dict[str, Any]:
+    def cost(make: Callable[[Path], dict], every: int) -> dict[str, Any]:
+        inside: dict[int, float] = defaultdict(float)
+        spans: Timings = defaultdict(list)
+        measured: set[int] = set()
+
+        @dataclass
+        class Watched(LossBudget):
+            def on_gradients(self, trainer: Any, batch: dict[str, Any]) -> None:
+                if self._stands_for(trainer):
+                    measured.add(trainer.global_step)
+                super().on_gradients(trainer, batch)
+
+        @dataclass
+        class First(Callback):
+            def on_batch(self, trainer: Any, batch: dict[str, Any]) -> None:
+                spans["start"].append(time.process_time())
+
+        @dataclass
+        class Last(Callback):
+            def on_step(self, trainer: Any, metrics: dict[str, float]) -> None:
+                spans["stop"].append(time.process_time())
+
+        kinds = {"first": First, "loss_budget": timed_inside(Watched, inside), "last": Last}
+        with tempfile.TemporaryDirectory() as name:
+            config = make(Path(name))
+            often = {"every": every, "record": 10 * every}
+            config["callbacks"] = {"first": {}, "loss_budget": often, "last": {}}
+            run(config, Path(name), kinds)
+        warm = range(2, len(spans["stop"]) + 1)
+        whole = dict(enumerate(zip(spans["start"], spans["stop"], strict=True), 1))
+        step = median(whole[i][1] - whole[i][0] - inside[i] for i in warm)
+        at, beside = (
+            median(inside[i] for i in warm if (i in measured) is there) for there in (True, False)
+        )
+        told = {"step": step, "measured": at, "followed": beside}
+        return {f"{name}, CPU s": value for name, value in told.items()} | {
+            "% of training at every: 20": 100 * (at + 19 * beside) / (20 * step)
+        }
+
+    found = {
+        f"width {width}": cost(lambda f, w=width: micro_experiment(f, width=w, steps=steps), 20)
+        for width in (16, 64)
+    }
+    rung = {"context": 2048, "micro": micro, "steps": 5, "rate": 1, "tasks": 1}
+    return found | {"4M rung, 32 x 2048": cost(lambda f: experiment(f, **rung), 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["split", "total"])
-    parser.add_argument("--steps", type=int, help="training steps (split: 8, total: 4)")
+    parser.add_argument("part", choices=["split", "total", "budget"])
+    parser.add_argument(
+        "--steps", type=int, help="steps (split: 8, total: 4, budget: 200)"
+    )
     parser.add_argument("--micro", type=int, help="rows of a micro-batch (split: 8, total: 2)")
     parser.add_argument("--subset", type=int, default=1000, help="instances a task of five")
     args = parser.parse_args()
     if args.part == "split":
         result = split(args.steps or 8, args.micro or 8)
+    elif args.part == "budget":
+        result = budget(args.steps or 200, args.micro or 2)
     else:
         result = total(args.steps or 4, args.micro or 2, args.subset)
     print(json.dumps(result, indent=1))
