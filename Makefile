@@ -34,7 +34,8 @@ confirm: install
 	$(BIN)/olmo-ext confirm
 
 mechanism: install
-	$(BIN)/olmo-ext confirm --chapter mechanism
+	@# Links by width and host; the same without --headline goes on with widths 32 and 128.
+	$(BIN)/olmo-ext confirm --chapter hosts --headline
 
 faults: install
 	FAULTS=24 FAULTS_OUT=runs/faults.jsonl $(BIN)/pytest tests/olmo_ext/test_faults.py -k killed

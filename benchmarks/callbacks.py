@@ -337,9 +337,7 @@ def budget(steps: int, micro: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=["split", "total", "budget"])
-    parser.add_argument(
-        "--steps", type=int, help="steps (split: 8, total: 4, budget: 200)"
-    )
+    parser.add_argument("--steps", type=int, help="steps (split: 8, total: 4, budget: 200)")
     parser.add_argument("--micro", type=int, help="rows of a micro-batch (split: 8, total: 2)")
     parser.add_argument("--subset", type=int, default=1000, help="instances a task of five")
     args = parser.parse_args()

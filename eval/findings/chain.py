@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from eval.figures import style
-from eval.findings.contrasts import estimate, sweep_of
+from eval.findings.contrasts import estimate
 from eval.findings.controls import Table, markdown, mean
 from eval.findings.hosts import (
     AFTER,
@@ -39,9 +38,6 @@ from eval.findings.hosts import (
 from eval.interference.budget import HOST
 from eval.statistics import MIN_SEEDS, share
 from theory.advice.accumulation import Balance, balance
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WIDE, MORE = "chain", "widths"
 SAME_RATE = "text_1e_2"
@@ -219,46 +215,3 @@ TABLES: dict[str, Table] = {"chain": chain, "predicted": predicted}
 
 def _small(values: pd.Series, digits: int = 3) -> str:
     return "not measured" if values.empty else estimate(values).to(digits)
-
-
-LINKS = {
-    "host_loss": "loss of the host\nbefore the burst, nats",
-    "forgotten": "forgotten a step\nafter it, nats",
-    "score": "share of the score\nleft at lag 300",
-    "choice_loss": "share of the choice loss\nleft at lag 300",
-}
-
-
-def draw(frame: pd.DataFrame) -> Figure:
-    """The links side by side: a column a host, a colour a width."""
-    every = frame.assign(sweep=sweep_of(frame))
-    cells = measured(every)
-    figure = style.new_figure(style.WIDTHS[1], 2.8)
-    axes = figure.subplots(1, len(LINKS))
-    names = [HOSTS[host] for host in (EASY, OPEN) if any(host == of for _, of in cells)]
-    settings = list(dict.fromkeys(CELLS.values()))
-    for axis, (link, title) in zip(axes, LINKS.items(), strict=True):
-        for (sweep, host), one in cells.items():
-            values = (one.shares[link] if link in METRICS else getattr(one, link)).dropna()
-            if values.empty:
-                continue
-            found, place = estimate(values), settings.index(CELLS[sweep, host])
-            axis.errorbar(
-                names.index(host_name(host)) + 0.15 * (place - 1),
-                found.mean,
-                yerr=(found.high - found.low) / 2,
-                fmt="o",
-                markersize=4,
-                color=style.COLOURS[place],
-                capsize=2,
-            )
-        axis.axhline(0, **style.THRESHOLD)
-        axis.set_xlim(-0.5, len(names) - 0.5)
-        axis.set_xticks(range(len(names)), names)
-        style.dress(axis, title, below="host")
-    handles = [
-        style.handle(name, color=colour)
-        for name, colour in zip(settings, style.COLOURS, strict=False)
-    ]
-    style.legend_below(figure, handles, len(handles))
-    return figure

@@ -47,6 +47,9 @@ class Chapter:
     closed: tuple[int, ...] = ()
     """Tokens of the closed hosts, RUNS/hosts/t<tokens>, that its sweeps name beside RUNS/corpus."""
 
+    beyond_headline: tuple[str, ...] = ()
+    """Sweeps that `confirm --headline` leaves out: their cells stay out of the tables."""
+
 
 def _of(sweep: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
     return lambda frame: draw(frame[sweep_of(frame) == sweep])
@@ -69,8 +72,9 @@ CHAPTERS = {
         ("closed_host", "chain", "widths"),
         hosts.thin,
         hosts.TABLES | chain.TABLES | widths.TABLES,
-        {"course": hosts.course, "chain": chain.draw, "widths": widths.draw},
+        {"course": hosts.course, "chain": widths.chain},
         closed=(1024, 4096, 16384),
+        beyond_headline=("widths",),
     ),
     "placement": Chapter(
         ("placement",), placement.thin, placement.TABLES, {"course": placement.course}

@@ -1,4 +1,4 @@
-"""The table and figure of docs/findings.md on what a burst leaves in open text at four widths.
+"""The chain of docs/findings.md at four widths in open text, and at equal host loss: table, figure.
 
 From three sweeps: width 16 is `closed_host`'s, 64 `chain`'s, 32 and 128 are `widths`'.
 """
@@ -6,14 +6,14 @@ From three sweeps: width 16 is `closed_host`'s, 64 `chain`'s, 32 and 128 are `wi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from eval.figures import style
 from eval.findings.chain import CELLS, MORE, WIDE, Links, host_name, links, measured, said_of
-from eval.findings.contrasts import sweep_of
+from eval.findings.contrasts import estimate, sweep_of
 from eval.findings.controls import Table, markdown, mean
 from eval.findings.hosts import EASY, HOSTS, METRICS, OPEN, SWEEP, told
 from eval.retention.matched_loss import share_at_loss
@@ -78,25 +78,47 @@ def widths(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     return f"{markdown(head, body)}\n\n" + "\n".join(said)
 
 
-def draw(frame: pd.DataFrame) -> Figure:
-    """Share of the burst left 300 steps later by width, and width 16's at the same host loss."""
+LINKS = {
+    "host_loss": "loss of the host\nbefore the burst, nats",
+    "forgotten": "forgotten a step\nafter it, nats",
+    "score": "share of the score\nleft at lag 300",
+    "choice_loss": "share of the choice loss\nleft at lag 300",
+}
+HOST_COLOURS = {OPEN: style.RED, EASY: style.BLUE}
+AT_ITS_LOSS = "width 16 at that host loss"
+
+
+def chain(frame: pd.DataFrame) -> Figure:
+    """The links side by side by width, a colour a host, each width at its own learning rate."""
     every = frame.assign(sweep=sweep_of(frame))
     found = measured(every)
-    cells = {width: found[cell] for width, cell in WIDTHS.items() if cell in found}
-    figure = style.new_figure(style.WIDTHS[1], 3.0)
-    axes = figure.subplots(1, len(METRICS), sharey=True)
-    for axis, metric in zip(axes, METRICS, strict=True):
-        left = pd.DataFrame({width: one.shares[metric] for width, one in cells.items()}).T
-        over = pd.DataFrame({width: beyond(every, one)[metric] for width, one in cells.items()}).T
-        for lines, colour in ((left, style.BLUE), (left - over, style.FAINT)):
-            style.mean_over_seeds(axis, lines, color=colour)
+    easy = {16: (SWEEP, EASY), 64: (WIDE, EASY)}
+    figure = style.new_figure(style.WIDTHS[2], 2.8)
+    for axis, (link, title) in zip(figure.subplots(1, len(LINKS)), LINKS.items(), strict=True):
+        for host, cells in ((OPEN, WIDTHS), (EASY, easy)):
+            for width, cell in cells.items():
+                if (one := found.get(cell)) is None:
+                    continue
+                kept = (one.shares[link] if link in METRICS else getattr(one, link)).dropna()
+                _mark(axis, width, kept, HOST_COLOURS[host])
+                if host == OPEN and width > 16 and link in METRICS:
+                    _mark(axis, 1.15 * width, kept - beyond(every, one)[link], style.FAINT)
         axis.axhline(0, **style.THRESHOLD)
         axis.set_xscale("log", base=2)
-        axis.set_xticks(list(cells), [str(width) for width in cells])
-        style.dress(axis, style.plain(metric), below="width", left="share left at lag 300")
-    names = (("what the width keeps", style.BLUE), ("width 16 at its host loss", style.FAINT))
-    style.legend_below(figure, [style.handle(name, color=c) for name, c in names], 2)
+        axis.set_xticks(list(WIDTHS), [str(width) for width in WIDTHS])
+        style.dress(axis, title, below="width")
+    names = {HOSTS[host]: colour for host, colour in HOST_COLOURS.items()}
+    names |= {AT_ITS_LOSS: style.FAINT}
+    handles = [style.handle(name, color=colour) for name, colour in names.items()]
+    style.legend_below(figure, handles, len(handles))
     return figure
+
+
+def _mark(axis: Any, width: float, values: pd.Series, colour: str) -> None:
+    if len(values := values.dropna()):
+        one = estimate(values)
+        look = {"fmt": "o", "markersize": 4, "capsize": 2, "color": colour}
+        axis.errorbar(width, one.mean, yerr=(one.high - one.low) / 2, **look)
 
 
 TABLES: dict[str, Table] = {"widths": widths}

@@ -2,7 +2,7 @@
 
     olmo-ext confirm                         # the controls: 45 minutes on two cores; resumable
     olmo-ext confirm --chapter mechanism     # interference, features, retention: 20 minutes
-    olmo-ext confirm --chapter hosts         # a burst in hosts and widths, 70 runs: 70 minutes
+    olmo-ext confirm --chapter hosts         # a burst in hosts and widths, 90 runs
     olmo-ext confirm --out docs              # and make the committed document anew
 
 The text is docs/findings.md's; its tables and figures are made from the runs, so that a second
@@ -29,15 +29,20 @@ DOCUMENT = shipped("docs/findings.md")
 README = DOCUMENT.parent.parent / "README.md"
 
 
-def confirm_sweeps(chapter: str) -> list[Sweep]:
-    """The sweeps that a chapter stands on, in the order in which they are run."""
+def confirm_sweeps(chapter: str, *, headline: bool = False) -> list[Sweep]:
+    """The sweeps that a chapter, or its headline, stands on, in the order in which they are run."""
     from eval.findings.chapters import CHAPTERS
 
-    return [load_sweep(CONFIGS / f"{name}.yaml") for name in CHAPTERS[chapter].sweeps]
+    of = CHAPTERS[chapter]
+    names = [name for name in of.sweeps if not (headline and name in of.beyond_headline)]
+    return [load_sweep(CONFIGS / f"{name}.yaml") for name in names]
 
 
-def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: Console) -> Path:
-    """Train what is missing of a chapter and write OUT/findings.md (default: in the runs' folder).
+def confirm(
+    chapter: str, runs: Path, *, out: Path | None, jobs: int, console: Console,
+    headline: bool = False,
+) -> Path:  # fmt: skip
+    """Train what is missing of a chapter, or of its headline, and write OUT/findings.md (default: in the runs' folder).
 
     Raises ConfigError for a chapter that there is not.
     """
@@ -53,7 +58,7 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     started = time.monotonic()
     corpus = embedded_corpus(runs, console)
     console.print("checking every run ...")
-    sweeps, overrides = confirm_sweeps(chapter), [f"corpus={corpus}"]
+    sweeps, overrides = confirm_sweeps(chapter, headline=headline), [f"corpus={corpus}"]
     if closed := CHAPTERS[chapter].closed:
         for num in closed:
             prepare_closed(corpus, runs / "hosts" / f"t{num}", num_tokens=num)

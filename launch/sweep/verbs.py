@@ -147,12 +147,15 @@ def confirm(
         Path | None, typer.Option(help="Where findings.md goes; default: the runs' folder.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 2,
+    headline: Annotated[
+        bool, typer.Option("--headline", help="Without widths 32 and 128 of the chapter hosts.")
+    ] = False,
 ) -> None:
     """Repeat the findings: the sweeps of configs/confirm, and docs/findings.md's numbers."""
     from launch.sweep.confirm import confirm as run
 
     with _training():
-        run(chapter, runs, out=out, jobs=jobs, console=console)
+        run(chapter, runs, out=out, jobs=jobs, console=console, headline=headline)
 
 
 @contextmanager
