@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -82,14 +81,13 @@ def submit(
             key="--prepare", value=sorted(map(str, corpora)), rule="needs runs with one `corpus:`"
         )
     aside = errors if dry_run and errors is not None else console
-    waiting = _open_tasks(plan, aside, dry_run=dry_run)
+    waiting = _open_tasks(plan, aside, after=after, dry_run=dry_run)
     if not waiting:
         aside.print("nothing to submit")
         return []
     lead = _longest_lead(site, waiting)
     folder = _free_folder(plan.root / "slurm")
-    arrays = _generations(waiting, folder)
-    texts = _render(site, plan, arrays, lead, folder, words, corpus)
+    texts = _render(site, plan, waiting, lead, folder, words, corpus)
     _raw(aside, f"lead time: SIGUSR1 {lead.seconds} s before the end: {lead.why}")
     if dry_run:
         for path, text in texts.items():
@@ -104,7 +102,7 @@ def submit(
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text)
         path.chmod(0o755 if path.suffix == ".sbatch" else 0o644)
-    return _hand_over(plan, arrays, list(texts), after, console)
+    return _hand_over(plan, waiting, list(texts), after, console)
 
 
 def _check_ranks(site: Site, run: Run) -> None:
@@ -123,8 +121,10 @@ def _check_ranks(site: Site, run: Run) -> None:
         )
 
 
-def _open_tasks(plan: Plan, console: Console, *, dry_run: bool) -> dict[int, Run]:
-    """The runs that are neither finished nor in the queue already.
+def _open_tasks(
+    plan: Plan, console: Console, *, after: str | None, dry_run: bool
+) -> dict[int, Run]:
+    """The runs that are neither finished nor in the queue already, nor begin with such a run.
 
     Raises ConfigError if the queue cannot be asked about a run whose job may be in it: two jobs
     would train in one folder. A dry run says so and goes on.
@@ -153,29 +153,13 @@ def _open_tasks(plan: Plan, console: Console, *, dry_run: bool) -> dict[int, Run
             say(console, f"{run.name}: {said}")
             continue
         say(console, f"{run.name}: {said}; not submitted")
+    first = {run.folder for run in waiting.values()}
     for number, run in list(waiting.items()):
-        folders = {other.folder for other in waiting.values()}
-        if run.waits and run.parent is not None and run.parent.folder not in folders:
+        if run.waits and run.parent and (after is None or run.parent.folder in first):
             del waiting[number]
-            said = f"begins with {run.parent.name}, which is at work; submit it again after that"
-            say(console, f"{run.name}: {said}; not submitted")
+            said = f"{run.name}: begins with {run.parent.name}; submit again with --after its job"
+            say(console, f"{said}, or when it has saved; not submitted")
     return waiting
-
-
-def _generations(waiting: dict[int, Run], folder: Path) -> dict[Path, dict[int, Run]]:
-    """Batch file -> its runs: those that can start, then those that begin with what these save."""
-    found: dict[Path, dict[int, Run]] = {}
-    left = dict(waiting)
-    while left:
-        folders = {run.folder for run in left.values()}
-        now = {
-            number: run
-            for number, run in left.items()
-            if not run.waits or run.parent is None or run.parent.folder not in folders
-        }
-        found[folder / f"train{f'-{len(found) + 1}' if found else ''}.sbatch"] = now
-        left = {number: run for number, run in left.items() if number not in now}
-    return found
 
 
 def _longest_lead(site: Site, waiting: dict[int, Run]) -> Lead:
@@ -216,11 +200,11 @@ def _free_folder(parent: Path) -> Path:
 
 
 def _render(
-    site: Site, plan: Plan, arrays: dict[Path, dict[int, Run]], lead: Lead, folder: Path,
+    site: Site, plan: Plan, waiting: dict[int, Run], lead: Lead, folder: Path,
     words: list[str] | None, corpus: Path | None,
 ) -> dict[Path, str]:  # fmt: skip
     """Every file's text, in the order in which they are handed over."""
-    where = Where(next(iter(arrays)), typed_command(), Path.cwd(), Path(sys.executable).parent)
+    where = Where(folder / "train.sbatch", typed_command(), Path.cwd(), Path(sys.executable).parent)
     texts = {}
     if words is not None:
         assert corpus is not None
@@ -229,18 +213,15 @@ def _render(
     runs_file = folder / "runs.txt" if plan.is_sweep else None
     if runs_file is not None:
         texts[runs_file] = runs_text(plan.runs)
-    for script, runs in arrays.items():
-        own = replace(where, script=script)
-        texts[script] = render_train(
-            site, runs, name=plan.name, lead=lead, where=own, runs_file=runs_file
-        )
+    texts[where.script] = render_train(
+        site, waiting, name=plan.name, lead=lead, where=where, runs_file=runs_file
+    )
     return texts
 
 
 def _hand_over(
-    plan: Plan, arrays: dict[Path, dict[int, Run]], files: list[Path], after: str | None,
-    console: Console,
-) -> list[str]:  # fmt: skip
+    plan: Plan, waiting: dict[int, Run], files: list[Path], after: str | None, console: Console
+) -> list[str]:
     """sbatch, and the numbers into the folders of what they train."""
     jobs: list[str] = []
     needed = after
@@ -255,14 +236,13 @@ def _hand_over(
         waits = f", after {needed}" if needed else ""
         _raw(console, f"job {job}{waits}: {script}")
         needed = job
-    for (script, runs), job in zip(arrays.items(), jobs[-len(arrays) :], strict=True):
-        event = {"event": "submitted", "script": str(script), "step": None}
-        for number, run in runs.items():
-            name = f"{job}_{number}" if plan.is_sweep else job
-            append_event(events_file(run.folder), event | {"job": name})
-        if plan.is_sweep:
-            told = {"job": job, "runs": len(runs), "jobs": jobs}
-            append_event(plan.root / "slurm" / "jobs.jsonl", event | told)
+    event = {"event": "submitted", "script": str(files[-1]), "step": None}
+    for number, run in waiting.items():
+        name = f"{jobs[-1]}_{number}" if plan.is_sweep else jobs[-1]
+        append_event(events_file(run.folder), event | {"job": name})
+    if plan.is_sweep:
+        told = {"job": jobs[-1], "runs": len(waiting), "jobs": jobs}
+        append_event(plan.root / "slurm" / "jobs.jsonl", event | told)
     _raw(console, f"olmo-ext status {shlex.quote(str(_shown(plan)))}")
     return jobs
 

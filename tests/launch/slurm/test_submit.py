@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from data_injection.errors import ConfigError
-from launch.slurm.jobs import append_event, events_file, read_events
+from launch.slurm.jobs import Job, Queue, append_event, events_file, read_events
 from launch.slurm.lead import measured_save, reckon_lead
 from launch.slurm.site import Site
 from launch.slurm.submit import submit
@@ -88,19 +88,25 @@ def test_a_sweep_is_an_array_of_what_is_not_finished(
     assert lines[3].split()[1:3] == [f"{tmp_path}/out/grid/s4", "12"]
 
 
-def test_twins_are_an_array_of_their_own_after_their_parents(
-    write_experiment: Write, tmp_path: Path
+def test_twins_come_after_their_parents(
+    write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_experiment(lambda config: config["injection"].update(tasks=[]))
     twins = "{twin: {none: {init_from: {twin: burst, step: 6}}, burst: {}}, seed: {s1: {}, s2: {}}}"
-    text = shown(write_sweep(tmp_path, twins), out=tmp_path / "out")
-    first, second = text.split("==> ")[2:4]
-    assert first.startswith(f"{tmp_path}/out/grid/slurm/1/train.sbatch <==")
-    assert "#SBATCH --array=3-4\n" in first
-    assert second.startswith(f"{tmp_path}/out/grid/slurm/1/train-2.sbatch <==")
-    assert "#SBATCH --array=1-2\n" in second
-    assert "--dependency=afterok:JOB --kill-on-invalid-dep=yes" in second
-    assert f"train.load_path={tmp_path}/out/grid/burst-s1/step6-unsharded" in text
+    sweep, out = write_sweep(tmp_path, twins), tmp_path / "out"
+    text = shown(sweep, out=out, after="7")
+    assert "#SBATCH --array=3-4\n" in text
+    assert "grid-none-s2: begins with grid-burst-s2; submit again with --after its job" in text
+    for number in (3, 4):
+        event = {"event": "submitted", "job": f"12_{number}"}
+        append_event(events_file(out / "grid" / f"burst-s{number - 2}"), event)
+    queue = Queue({f"12_{number}": Job("RUNNING") for number in (3, 4)})
+    monkeypatch.setattr("launch.slurm.submit.ask_slurm", lambda: queue)
+    assert "nothing to submit" in shown(sweep, out=out)
+    text = shown(sweep, out=out, after="12")
+    assert "#SBATCH --array=1-2\n" in text
+    assert "--dependency=afterok:12 " in text
+    assert f"train.load_path={out}/grid/burst-s1/step6-unsharded" in text
 
 
 def test_a_corpus_that_is_still_to_be_made_is_no_error_if_a_job_makes_it(
