@@ -131,19 +131,14 @@ class Sweep:
         """Name and step of the point that has the labels asked for and else one's own."""
         if asked is None:
             return None
-        others = {k: v for k, v in asked.items() if k != "step"} if isinstance(asked, dict) else {}
-        known = {axis: [str(label) for label in labels] for axis, labels in self.axes.items()}
-        step = asked.get("step") if others else None
-        if type(step) is not int or step < 1 or any(
-            str(label) not in known.get(axis, ()) for axis, label in others.items()
-        ):  # fmt: skip
-            rule = (
-                "must give labels of the sweep's axes, and a step above 0 of the run that has them"
-            )
-            remedy = "for example {burst: burst, step: 800}"
-            key = f"sweep {self.name}: {ORIGIN}"
-            raise ConfigError(key=key, value=asked, rule=rule, remedy=remedy)
+        others = {**asked} if isinstance(asked, dict) else {}
+        step = others.pop("step", None)
         labels = own | {axis: str(label) for axis, label in others.items()}
+        known = all(label in map(str, self.axes.get(axis, ())) for axis, label in labels.items())
+        if not (others and known and type(step) is int and step > 0):
+            rule = "must give labels of the sweep's axes and a step above 0 of the run with them"
+            remedy, key = "for example {burst: burst, step: 800}", f"sweep {self.name}: {ORIGIN}"
+            raise ConfigError(key=key, value=asked, rule=rule, remedy=remedy)
         return "-".join((*experiment, *labels.values())), step
 
 

@@ -179,9 +179,8 @@ def plan_runs(
         FileNotFoundError: a corpus that is not there, unless it comes later.
     """
     check_folder(out, "--out")
-    planner, runs = Planner(corpus_comes_later=corpus_comes_later), {}
-    for point in sweep.points():
-        runs[point.name] = planner.point(sweep, point, out, overrides)
+    planner = Planner(corpus_comes_later=corpus_comes_later)
+    runs = {point.name: planner.point(sweep, point, out, overrides) for point in sweep.points()}
     return [_with_parent(run, runs) for run in runs.values()]
 
 

@@ -42,7 +42,7 @@ def confirm(
     chapter: str, runs: Path, *, out: Path | None, jobs: int, console: Console,
     headline: bool = False,
 ) -> Path:  # fmt: skip
-    """Train what is missing of a chapter, or of its headline, and write OUT/findings.md (default: in the runs' folder).
+    """Train what is missing of a chapter and write OUT/findings.md (default: in the runs' folder).
 
     Raises ConfigError for a chapter that there is not.
     """
