@@ -301,14 +301,14 @@ def test_a_fresh_optimizer_is_fresh_once(write_experiment: Write, tmp_path: Path
         )
     )
     settings += [f"train.load_path={plain}/step6-unsharded", "train.reset_optimizer_state=true"]
-    settings += [f"train.save_folder={tmp_path / 'fresh'}", "callbacks.loss_budget={every: 1}"]
+    settings += [f"train.save_folder={tmp_path / 'fresh'}", "callbacks.loss_budget={every: 1, instances: 0}"]
     experiment = load_experiment(write_experiment(), settings)
     fresh = train(experiment)
     name = "model.pt.transformer.blocks.0.ff_out.weight"
     before, after = state(plain, 6)[name], state(fresh, 7)[name]
-    rate = build_scheduler(experiment.train).get_lr(0.01, 8, 12) / 2  # of 2 steps of warmup
+    rate = build_scheduler(experiment.train).get_lr(0.01, 8, 12) / 2  # 2 steps; eps is 1e-5
     torch.testing.assert_close(
-        (after - before).abs().median(), torch.tensor(rate), rtol=0.02, atol=0
+        (after - before).abs().median(), torch.tensor(rate), rtol=0.05, atol=0
     )
     kept = torch.load(fresh / "step12-unsharded" / "optim.pt", weights_only=True)["state"]
     assert {int(one["step"]) for one in kept.values()} == {6}

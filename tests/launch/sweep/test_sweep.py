@@ -269,7 +269,7 @@ def test_a_twin_begins_with_its_siblings_checkpoint(
         ("{step: 6}", "", "must give labels"),
         ("burst", "", "must give labels"),
         ("{twin: none, step: 6}", "", "init_from.step.*must be above 6, where none-s1 begins"),
-        ("{twin: burst, step: 6}", ", init_from: {twin: none, step: 7}", "must be above 6"),
+        ("{twin: burst, step: 6}", ", init_from: {twin: none, step: 7}", "must be above 7"),
         ("{twin: burst, step: 6}", ", injection.tasks.0.schedule.start: 5", "at step 6 or later"),
         ("{twin: burst, step: 6}", ", train.model.n_layers: 2", "holds another model"),
         (
