@@ -49,8 +49,8 @@ CELLS = {
     (WIDE, SAME_RATE): "w64 at 0.01",
     (SWEEP, EASY): "w16 at 0.01",
     (WIDE, EASY): "w64 at 0.003",
-    (MORE, "w32"): "w32 at 0.01",
-    (MORE, "w128"): "w128 at 0.003",
+    (MORE, "w32"): "w32 at 0.003",
+    (MORE, "w128"): "w128 at 0.001",
 }
 """Width and learning rate of the cells of the chain."""
 
