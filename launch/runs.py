@@ -153,6 +153,8 @@ class Planner:
                 "num_steps": steps,
                 "callbacks": json.loads(json.dumps(experiment.callbacks, default=str)),
             }
+            if point is not None and point.origin is not None:
+                settings["init_from"] = list(point.origin)
         options = [part for override in overrides for part in ("--override", override)]
         return Run(
             name=str(train.run_name),

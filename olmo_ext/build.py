@@ -9,7 +9,6 @@ world size.)
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import logging
 import os
@@ -37,7 +36,6 @@ from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.tasks.base import Task
 from data_injection.tasks.sequence_file import Encode
-from eval.checkpoints.checkpoint import by_step
 from eval.run import differences, told_differences
 from olmo_ext.checks import num_steps
 from olmo_ext.config import ExperimentConfig
@@ -51,16 +49,14 @@ _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 
 
 def keep_memory() -> None:
-    """Have glibc keep freed memory, for a process that trains on the CPU; and have Python's search
-    for garbage leave out what has been imported.
+    """Have glibc keep freed memory, for a process that trains on the CPU.
 
     A step frees the logits and asks for them again: by default they go back to the kernel, which
-    hands over each page anew, zeroed: a third of a small model's step. No number changes. Peak
-    memory does not rise; what was needed once stays taken until the process ends. Whoever sets one
-    of malloc's own variables (MALLOC_TRIM_THRESHOLD_, say) is left their choice.
+    hands over each page anew, zeroed: a third of a small model's step. No number changes. What was
+    needed once stays taken until the process ends: peak memory does not rise in micro models, and
+    on the 4M rung by a fifth to nine tenths (benchmarks/RESULTS.md). Whoever sets one of malloc's
+    own variables (MALLOC_TRIM_THRESHOLD_, say) is left their choice.
     """
-    if not gc.get_freeze_count():
-        gc.freeze()  # the engine searches before and after each save: .1 s in a million objects
     if torch.cuda.is_available() or any(name.startswith("MALLOC_") for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and macOS have none
@@ -244,9 +240,10 @@ OURS = ("deterministic", "chunked_loss", "fused_optimizer")
 
 def origin_step(train: TrainConfig) -> int:
     """Steps behind the checkpoint that train.load_path names; ConfigError if it names none."""
-    named = re.fullmatch(r"step(\d+)-unsharded", by_step(Path(str(train.load_path))).name)
+    # By its name alone: a resumed run needs the number when the folder may be gone.
+    named = re.fullmatch(r"step(\d+)-unsharded", Path(str(train.load_path)).name)
     if named is None:
-        rule = "must be a folder stepN-unsharded"
+        rule = "must name a folder stepN-unsharded, not a link to it"
         remedy = "unshard others with AI2's scripts/unshard.py"
         raise ConfigError(key="train.load_path", value=train.load_path, rule=rule, remedy=remedy)
     return int(named[1])

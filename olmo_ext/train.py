@@ -11,6 +11,7 @@ requeue.marker.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -90,6 +91,11 @@ def train(
     identity = prepared.identity
     folder = Path(experiment.train.save_folder)
     with deterministic(experiment), explain_disk(folder), ExitStack() as stack:
+        if not gc.get_freeze_count():
+            # The engine searches for garbage around each save: .1 s in a million imported objects.
+            gc.collect()
+            gc.freeze()
+            stack.callback(gc.unfreeze)
         device = init_process_group()
         check_device(experiment, device, world_size=get_world_size())
         beat.then("preparing the run's folder")

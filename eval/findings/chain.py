@@ -1,15 +1,16 @@
-"""The tables of docs/findings.md on the chain over widths: a burst in the host of two widths.
+"""The tables of docs/findings.md on the chain over widths: a burst in the host of each.
 
     chain(final_rows, every_row)      # each a Markdown table, as in eval.findings.controls
 
-Width 16 is the sweep `closed_host`, width 64 the sweep `chain`, each at its host's best learning
-rate. What a table finds too few seeds of it leaves out, and says so by not showing it.
+Width 16 is the sweep `closed_host`, 64 `chain`, 32 and 128 `widths`, each at its host's best rate.
+What a table finds too few seeds of it leaves out, and says so by not showing it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -99,10 +100,9 @@ def links(every: pd.DataFrame, sweep: str, host: str) -> Links:
     rows = rows[rows.twin == "burst"]
     after = rows[(rows.step > AFTER) & (rows.step <= LAST)]
 
-    def per_seed(metric: str, column: str = "value", where: str = "step == step") -> pd.Series:
-        chosen = after[after.metric == metric].query(where)
-        empty = pd.Series(dtype=float)
-        return chosen.groupby("seed")[column].mean() if len(chosen) else empty
+    def per_seed(metric: str, column: str = "value") -> pd.Series:
+        chosen = after[after.metric == metric]
+        return chosen.groupby("seed")[column].mean() if len(chosen) else pd.Series(dtype=float)
 
     budget = after[(after.metric == "budget") & (after.source == HOST)]
     gains = {metric: net(every, host, metric, sweep) for metric in METRICS}
@@ -173,27 +173,28 @@ def contrasts(cells: Mapping[tuple[str, str], Links]) -> list[str]:
     for metric, values in wide.shares.items():
         early = by_seed(narrow.early[metric], narrow.gained[metric])
         apart[metric] = paired(values, early)
-    lines.append(
-        f"not declared, (1) at equal learning rate x steps, w16 at lag 100: {_said(apart)}"
-    )
-    return lines
+    rest = "not declared, (1) at equal learning rate x steps, w16 at lag 100"
+    return [*lines, f"{rest}: {_said(apart)}"]
 
 
 def widths(every: pd.DataFrame, cells: Mapping[tuple[str, str], Links]) -> list[str]:
     """The contrasts of widths.yaml, and what each cell keeps beyond width 16 at its host loss."""
-    lines = []
     over = {cell: beyond(every, one) for cell, one in cells.items()}
     shares = {cell: one.shares for cell, one in cells.items()}
-    for number, chosen, second in ((1, (16, 32, 64, 128), "widths (2)"), (3, (16, 32, 64), "")):
-        of = {width: WIDTHS[width] for width in chosen if WIDTHS[width] in cells}
-        for what, by_cell in ((f"widths ({number})", shares), (second or "not declared", over)):
-            said = f"{what}, 16 to {chosen[-1]}, share left per doubling"
-            said += " beyond width 16's at equal host loss" if by_cell is over else ""
-            if len(of) < len(chosen):
-                lines.append(f"{said}: too few seeds")
-                continue
-            rises = {m: slope({w: by_cell[cell][m] for w, cell in of.items()}) for m in METRICS}
-            lines.append(f"{said}: {_said(rises)}")
+    lines = []
+    for number, last, by_cell in ((1, 128, shares), (2, 128, over), (3, 64, shares)):
+        said = f"widths ({number}), 16 to {last}, share left per doubling"
+        said += " beyond width 16's at equal host loss" if by_cell is over else ""
+        of = {width: by_cell.get(cell) for width, cell in WIDTHS.items() if width <= last}
+        if None in of.values():
+            lines.append(f"{said}: too few seeds")
+            continue
+        rises = {m: slope({width: one[m] for width, one in of.items() if one}) for m in METRICS}
+        lines.append(f"{said}: {_said(rises)}")
+    for (width, one), (wider, other) in pairwise(WIDTHS.items()):
+        if one in cells and other in cells:
+            apart = _shares_apart(cells[other], cells[one])
+            lines.append(f"not declared, w{wider} - w{width}, share left: {_said(apart)}")
     for cell, apart in over.items():
         if cell[0] != SWEEP:
             name = f"{CELLS[cell]}, {host_name(cell[1])}"
@@ -291,21 +292,15 @@ def draw(frame: pd.DataFrame) -> Figure:
                 continue
             found, place = estimate(values), settings.index(CELLS[sweep, host])
             axis.errorbar(
-                names.index(host_name(host)) + 0.13 * (place - 2),
-                found.mean,
-                yerr=(found.high - found.low) / 2,
-                fmt="o",
-                markersize=4,
+                names.index(host_name(host)) + 0.13 * (place - 2), found.mean,
+                yerr=(found.high - found.low) / 2, fmt="o", markersize=4, capsize=2,
                 color=style.COLOURS[place],
-                capsize=2,
-            )
+            )  # fmt: skip
         axis.axhline(0, **style.THRESHOLD)
         axis.set_xlim(-0.5, len(names) - 0.5)
         axis.set_xticks(range(len(names)), names)
         style.dress(axis, title, below="host")
-    handles = [
-        style.handle(name, color=colour)
-        for name, colour in zip(settings, style.COLOURS, strict=False)
-    ]
+    of = zip(settings, style.COLOURS, strict=False)
+    handles = [style.handle(name, color=colour) for name, colour in of]
     style.legend_below(figure, handles, len(handles))
     return figure

@@ -32,10 +32,11 @@ def run(
     ranks: int = 0,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """`olmo-ext WORDS`, or a script if the first one is a .py file; ends within `timeout` seconds.
+    """`olmo-ext WORDS`, or a script if the first one is a .py file.
 
     env: variables beside this process'. ranks: so many processes that find one another, as under
-    torchrun; output is of all, the status is the first that is not 0.
+    torchrun; output is of all, the status is the first that is not 0. timeout: seconds in which
+    one of them must end, or all are killed.
     """
     arguments = [str(word) for word in words]
     with tempfile.TemporaryDirectory() as folder, _meeting(ranks) as meeting:
@@ -56,16 +57,18 @@ def run(
 def _await(processes: list, timeout: float) -> int:
     """The first status that is not 0: then, as under torchrun, the other ranks are ended."""
     left, status = list(processes), 0
-    while left and status == 0:
-        ready = connection.wait([process.sentinel for process in left], timeout)
-        assert ready, f"not done after {timeout} seconds"
-        for process in [one for one in left if one.sentinel in ready]:
+    try:
+        while left and status == 0:
+            ready = connection.wait([process.sentinel for process in left], timeout)
+            assert ready, f"none ended in {timeout} seconds"
+            for process in [one for one in left if one.sentinel in ready]:
+                process.join()
+                left.remove(process)
+                status = status or process.exitcode
+    finally:
+        for process in left:
+            process.kill()
             process.join()
-            left.remove(process)
-            status = status or process.exitcode
-    for process in left:
-        process.kill()
-        process.join()
     return status
 
 
