@@ -2,7 +2,7 @@
 
     olmo-ext confirm                         # the controls: 45 minutes on two cores; resumable
     olmo-ext confirm --chapter mechanism     # interference, features, retention: 20 minutes
-    olmo-ext confirm --chapter hosts         # a burst in hosts and widths, 80 runs: 40 minutes
+    olmo-ext confirm --chapter hosts         # a burst in hosts and widths, 90 runs: 50 minutes
     olmo-ext confirm --out docs              # and make the committed document anew
 
 The text is docs/findings.md's; its tables and figures are made from the runs, so that a second
