@@ -222,15 +222,20 @@ def test_a_share_of_no_gain_is_undefined_and_sparse_cells_are_left_out() -> None
 def test_the_differences_that_the_text_names_are_those_of_the_records() -> None:
     every = FRAMES["hosts"].assign(sweep=FRAMES["hosts"].run.str.split("-").str[0])
     cells = chain.measured(every)
-    narrow, between, wider = (cells[chain.WIDTHS[width]] for width in (16, 32, 64))
+    narrow, between, wider, widest = (cells[cell] for cell in chain.WIDTHS.values())
 
     def apart(one: chain.Links, two: chain.Links) -> list[str]:
         return [told(paired(one.shares[m], two.shares[m])) for m in ("score", "choice_loss")]
 
     assert apart(between, narrow)[0] == "+0.24 ± 0.09, higher"
-    assert "(score +.24 ± .09), where the learning rate falls too" in SAID
+    assert apart(widest, wider)[0] == "+0.10 ± 0.07, higher"
+    assert "16 to 32 (+.24 ± .09) and 64 to 128 (+.10 ± .07), where the rate falls" in SAID
     assert apart(wider, between) == ["+0.01 ± 0.13, holds 0", "+0.09 ± 0.13, holds 0"]
-    assert "(score +.01 ± .13, choice loss +.09 ± .13, both hold 0)" in SAID
+    assert "none is shown (score +.01 ± .13, choice loss +.09 ± .13" in SAID
+    assert "of score +0.11 ± 0.03, higher, of choice loss +0.12 ± 0.04, higher" in SAID
+    assert "of score +0.10 ± 0.04, higher, of choice loss +0.10 ± 0.05, higher" in SAID
+    assert ".11 ± .03 of the score and .12 ± .04 of the choice loss per doubling" in SAID
+    assert ".10 ± .04 of the score and .10 ± .05 of the choice loss per doubling" in SAID
     less = told(paired(wider.forgotten * 1000, between.forgotten * 1000))
     assert less == "-1.89 ± 1.65, lower"
     assert "(-1.89 ± 1.65 nats in a thousand steps)" in SAID
