@@ -239,8 +239,7 @@ OURS = ("deterministic", "chunked_loss", "fused_optimizer")
 
 
 def origin_step(train: TrainConfig) -> int:
-    """Steps behind the checkpoint that train.load_path names; ConfigError if it names none."""
-    # By its name alone: a resumed run needs the number when the folder may be gone.
+    """Steps behind train.load_path's checkpoint, by its name alone: it may be gone at a resume."""
     named = re.fullmatch(r"step(\d+)-unsharded", Path(str(train.load_path)).name)
     if named is None:
         rule = "must name a folder stepN-unsharded, not a link to it"

@@ -26,10 +26,9 @@ OF_AI2_OLMO = {
     *(f"olmo_ext.{name}" for name in ("build", "checks", "compat", "config", "cost", "data")),
     *(
         f"olmo_ext.{name}"
-        for name in ("prepare", "run_folder", "engines.stock", "train", "trainer")
+        for name in ("prepare", "run_folder", "engines.origin", "engines.stock", "train", "trainer")
     ),
     *(f"olmo_ext.verify.{name}" for name in ("bench", "checks", "runs", "split")),
-    "olmo_ext.numerics.deterministic",
     *("launch.grid_loader", "launch.plan.cost", "launch.plan.preflight", "launch.plan.warnings"),
     *("launch.reckon", "launch.sweep.demo", "launch.sweep.screen"),
 }

@@ -80,10 +80,10 @@ def sweep(
     ] = None,
     retries: Annotated[int, typer.Option(min=0, help="More starts for a run that fails.")] = 1,
     minutes: Annotated[
-        float | None,
-        typer.Option(min=0, help="Then save what runs, start no more and name what is left."),
+        float | None, typer.Option(min=0, help="Then save what runs, and name what is left.")
     ] = None,
     plan: Annotated[bool, typer.Option("--dry-run", help="Show the runs, train nothing.")] = False,
+    before: Annotated[bool, typer.Option("--plan", hidden=True, help="Before 0.1.")] = False,
     screen: Annotated[
         str | None,
         typer.Option(
@@ -101,6 +101,7 @@ def sweep(
     from launch.sweep.executor import start_server
     from launch.sweep.sweep import show_runs, train_sweeps
 
+    plan = plan or before
     if json is not None and (screen is not None or not plan):
         why = "has an effect with --dry-run alone"
         raise ConfigError(key="--json", value=str(json), rule=why, remedy="leave it out")
