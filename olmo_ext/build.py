@@ -36,6 +36,7 @@ from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.tasks.base import Task
 from data_injection.tasks.sequence_file import Encode
+from eval.checkpoints.checkpoint import by_step
 from eval.run import differences, told_differences
 from olmo_ext.checks import num_steps
 from olmo_ext.config import ExperimentConfig
@@ -53,9 +54,8 @@ def keep_memory() -> None:
 
     A step frees the logits and asks for them again: by default they go back to the kernel, which
     hands over each page anew, zeroed: a third of a small model's step. No number changes. What was
-    needed once stays taken until the process ends: peak memory does not rise in micro models, and
-    on the 4M rung by a fifth to nine tenths (benchmarks/RESULTS.md). Whoever sets one of malloc's
-    own variables (MALLOC_TRIM_THRESHOLD_, say) is left their choice.
+    needed once stays taken: the 4M rung's process is larger for it (benchmarks/RESULTS.md). Whoever
+    sets one of malloc's own variables (MALLOC_TRIM_THRESHOLD_, say) is left their choice.
     """
     if torch.cuda.is_available() or any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -239,11 +239,12 @@ OURS = ("deterministic", "chunked_loss", "fused_optimizer")
 
 
 def origin_step(train: TrainConfig) -> int:
-    """Steps behind train.load_path's checkpoint, by its name alone: it may be gone at a resume."""
-    named = re.fullmatch(r"step(\d+)-unsharded", Path(str(train.load_path)).name)
-    if named is None:
-        rule = "must name a folder stepN-unsharded, not a link to it"
-        remedy = "unshard others with AI2's scripts/unshard.py"
+    """Steps behind train.load_path's checkpoint; ConfigError if it names none."""
+    path = Path(str(train.load_path))  # resuming with a fresh optimizer, a link may have moved
+    path = path if train.reset_optimizer_state else by_step(path)
+    if (named := re.fullmatch(r"step(\d+)-unsharded", path.name)) is None:
+        rule = "must be a folder stepN-unsharded"
+        remedy = "unshard others with AI2's scripts/unshard.py; for a fresh optimizer name no link"
         raise ConfigError(key="train.load_path", value=train.load_path, rule=rule, remedy=remedy)
     return int(named[1])
 

@@ -92,9 +92,8 @@ def train(
     folder = Path(experiment.train.save_folder)
     with deterministic(experiment), explain_disk(folder), ExitStack() as stack:
         if not gc.get_freeze_count():
-            # The engine searches for garbage around each save: .1 s in a million imported objects.
             gc.collect()
-            gc.freeze()
+            gc.freeze()  # the engine searches for garbage around each save: .1 s in imports
             stack.callback(gc.unfreeze)
         device = init_process_group()
         check_device(experiment, device, world_size=get_world_size())
