@@ -199,7 +199,7 @@ def _with_parent(run: Run, runs: Mapping[str, Run]) -> Run:
             run.experiment.train, run.stream, parent.experiment.train, parent.stream, step=step
         )
     except ConfigError as error:
-        raise ConfigError(f"run {run.point.name}, which begins with {name}: {error}") from None
+        raise error.told_of(f"run {run.point.name}, which begins with {name}") from None
     tokens = run.num_tokens // run.num_steps * (run.num_steps - step)
     return replace(run, parent=parent, num_tokens=tokens)
 
