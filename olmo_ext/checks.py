@@ -1,6 +1,7 @@
 """Which values of an experiment can be trained: the one table of rules, asked before any work.
 
     check(experiment)                                  # every number and every rule below
+    check_device(experiment, device, world_size=8)     # what depends on the machine that trains
 
 To add a rule: a line in NUMBERS (a range) or in RULES (anything else), and a line in its test.
 """
@@ -15,11 +16,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from olmo.config import TrainConfig
 
 from data_injection.errors import ConfigError
 from olmo_ext.numerics.chunked_loss import check_chunked
-from olmo_ext.numerics.kernels import check_kernels
+from olmo_ext.numerics.kernels import check_compiler, check_kernels, has_flash_attention
 
 if TYPE_CHECKING:
     from olmo_ext.config import ExperimentConfig
@@ -282,3 +284,27 @@ def num_steps(train: TrainConfig) -> int:
         tokens = train.global_train_batch_size * train.model.max_sequence_length
         return math.ceil(int(number) / tokens)
     return int(number)
+
+
+def check_device(experiment: ExperimentConfig, device: torch.device, *, world_size: int) -> None:
+    """Raise ConfigError for what this machine cannot do, or so many ranks."""
+    train = experiment.train
+    if train.precision != "fp32" and device.type == "cpu" and not experiment.bf16_on_cpu:
+        rule = "needs a CUDA device; without one the engine would silently train in fp32"
+        remedy = "use a CUDA machine, set train.precision=fp32, or explore by bf16_on_cpu=true"
+        value = str(train.precision)
+        raise ConfigError(key="train.precision", value=value, rule=rule, remedy=remedy)
+    if train.precision == "fp32" and train.model.flash_attention and has_flash_attention():
+        rule = "must be false in train.precision fp32, in which flash-attn cannot compute"
+        remedy = "set train.model.flash_attention=false"
+        raise ConfigError(key="train.model.flash_attention", value=True, rule=rule, remedy=remedy)
+    if (batch := train.global_train_batch_size) % world_size:
+        rule = f"must be a multiple of the world size {world_size}"
+        remedy = "use a number of ranks that divides it"
+        key = "train.global_train_batch_size"
+        raise ConfigError(key=key, value=batch, rule=rule, remedy=remedy)
+    if train.distributed_strategy is None:
+        rule = "must be ddp or fsdp, also on one device: the engine saves no weights otherwise"
+        raise ConfigError(key="train.distributed_strategy", value=None, rule=rule)
+    if train.compile is not None:
+        check_compiler(train.compile.asdict(), device)

@@ -34,12 +34,12 @@ from eval.records import FILE_NAME
 from eval.run import DIVERGED, FAILED, extensions_of
 from olmo_ext.build import init_process_group, keep_memory
 from olmo_ext.callbacks.divergence import check_divergence, note_divergence
+from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.engines.ending import noting_failure, write_marker
 from olmo_ext.engines.origin import check_taken_up, find_origin, stock_state
 from olmo_ext.engines.ranks import get_global_rank, get_world_size
 from olmo_ext.numerics.deterministic import deterministic
-from olmo_ext.numerics.kernels import check_device
 from olmo_ext.prepare import build_trainer, prepare
 from olmo_ext.run_folder import (
     begin_ledger_at,

@@ -30,8 +30,9 @@ from eval.records import read_records
 from launch.grid import load_sweep
 from launch.runs import plan_runs
 from olmo_ext.build import compile_stream
+from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig, load_experiment
-from olmo_ext.numerics.kernels import check_device, has_flash_attention
+from olmo_ext.numerics.kernels import has_flash_attention
 from olmo_ext.train import train
 
 LADDER = Path(__file__).parent.parent / "configs" / "olmo_4M_to_4B"

@@ -1,7 +1,6 @@
 """By which kernels a step is computed: precision, train.compile, fused_optimizer: true.
 
     check_kernels(experiment)                           # before any work
-    check_device(experiment, device, world_size=8)      # on the machine that trains
 
 Blocks are compiled one by one and in place, as the engine's own script does: parameters keep their
 names. Callbacks' passes run them as they are (`uncompiled`): for rows of other shapes torch
@@ -44,33 +43,7 @@ def check_kernels(experiment: ExperimentConfig) -> None:
             check_equal(why, (f"train.optimizer.{name}", getattr(optimizer, name), False))
 
 
-def check_device(experiment: ExperimentConfig, device: torch.device, *, world_size: int) -> None:
-    """Raise ConfigError for what this machine cannot do, or so many ranks."""
-    train = experiment.train
-    if train.precision != "fp32" and device.type == "cpu" and not experiment.bf16_on_cpu:
-        rule = "needs a CUDA device; without one the engine would silently train in fp32"
-        remedy = (
-            "run it on a CUDA machine, set train.precision=fp32, or explore by bf16_on_cpu=true"
-        )
-        value = str(train.precision)
-        raise ConfigError(key="train.precision", value=value, rule=rule, remedy=remedy)
-    if train.precision == "fp32" and train.model.flash_attention and has_flash_attention():
-        rule = "must be false in train.precision fp32, in which flash-attn cannot compute"
-        remedy = "set train.model.flash_attention=false"
-        raise ConfigError(key="train.model.flash_attention", value=True, rule=rule, remedy=remedy)
-    if (batch := train.global_train_batch_size) % world_size:
-        rule = f"must be a multiple of the world size {world_size}"
-        remedy = "use a number of ranks that divides it"
-        key = "train.global_train_batch_size"
-        raise ConfigError(key=key, value=batch, rule=rule, remedy=remedy)
-    if train.distributed_strategy is None:
-        rule = "must be ddp or fsdp, also on one device: the engine saves no weights otherwise"
-        raise ConfigError(key="train.distributed_strategy", value=None, rule=rule)
-    if train.compile is not None:
-        _try_compiler(train.compile.asdict(), device)
-
-
-def _try_compiler(settings: dict[str, Any], device: torch.device) -> None:
+def check_compiler(settings: dict[str, Any], device: torch.device) -> None:
     """Compile a line: whether there is a compiler, and such a backend and mode, torch knows."""
     try:
         torch.compile(lambda x: x.sin() + 1, **settings)(torch.ones(8, device=device))
