@@ -200,6 +200,11 @@ def timed_inside(
     return dataclass(type(kind.__name__, (kind,), {hook: wrap(hook) for hook in HOOKS}))
 
 
+def at(hook: str, note: Callable[[], Any]) -> type[Callback]:
+    """A callback that does this at one hook of every step."""
+    return dataclass(type("At", (Callback,), {hook: lambda self, *args: note()}))
+
+
 def total(steps: int, micro: int, subset: int, every: int = 100) -> dict[str, Any]:
     """Interference measures at the first and the last step, which is warm and counts."""
     inside: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
@@ -209,29 +214,20 @@ def total(steps: int, micro: int, subset: int, every: int = 100) -> dict[str, An
     def timed(name: str, kind: type[Callback]) -> type[Callback]:
         return timed_inside(kind, inside[name], lambda: peak_memory(memory, name))
 
-    @dataclass
-    class First(Callback):
-        def on_batch(self, trainer: Any, batch: dict[str, Any]) -> None:
-            Path("/proc/self/clear_refs").write_text("5")
-            spans["rss"].append(_status("VmRSS") / 1024)
-            spans["start"].append(time.process_time())
+    def begin() -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+        spans["rss"].append(_status("VmRSS") / 1024)
+        spans["start"].append(time.process_time())
 
-    @dataclass
-    class Peak(Callback):
-        def on_gradients(self, trainer: Any, batch: dict[str, Any]) -> None:
-            memory["training step"].append(_status("VmHWM") / 1024 - spans["rss"][-1])
-
-    @dataclass
-    class Last(Callback):
-        def on_step(self, trainer: Any, metrics: dict[str, float]) -> None:
-            spans["stop"].append(time.process_time())
+    def peak() -> None:
+        memory["training step"].append(_status("VmHWM") / 1024 - spans["rss"][-1])
 
     usual = dict(olmo_ext.callbacks.build.CALLBACKS)
-    kinds: dict[str, type[Callback]] = {"first": First, "peak": Peak}
+    kinds = {"first": at("on_batch", begin), "peak": at("on_gradients", peak)}
     kinds["interference"] = timed("interference", Interference)
     kinds["interference_subset"] = timed("interference_subset", Interference)
     kinds |= {name: timed(name, usual[name]) for name in ("task_eval", "features", "progress")}
-    kinds["last"] = Last
+    kinds["last"] = at("on_step", lambda: spans["stop"].append(time.process_time()))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = experiment(folder, context=2048, micro=micro, steps=steps, rate=1, tasks=5)
@@ -300,18 +296,10 @@ def budget(steps: int, micro: int) -> dict[str, Any]:
                     measured.add(trainer.global_step)
                 super().on_gradients(trainer, batch)
 
-        @dataclass
-        class First(Callback):
-            def on_batch(self, trainer: Any, batch: dict[str, Any]) -> None:
-                spans["start"].append(time.process_time())
-
-        @dataclass
-        class Last(Callback):
-            def on_step(self, trainer: Any, metrics: dict[str, float]) -> None:
-                spans["stop"].append(time.process_time())
-
-        kinds = {"first": First, "loss_budget": timed_inside(Watched, inside), "last": Last}
-        kinds |= {"progress": Progress}
+        kinds = {"first": at("on_batch", lambda: spans["start"].append(time.process_time()))}
+        kinds["loss_budget"] = timed_inside(Watched, inside)
+        kinds["last"] = at("on_step", lambda: spans["stop"].append(time.process_time()))
+        kinds["progress"] = Progress
         with tempfile.TemporaryDirectory() as name:
             config = make(Path(name))
             often = {"every": every, "record": 10 * every}
@@ -320,12 +308,12 @@ def budget(steps: int, micro: int) -> dict[str, Any]:
         warm = range(2, len(spans["stop"]) + 1)
         whole = dict(enumerate(zip(spans["start"], spans["stop"], strict=True), 1))
         step = median(whole[i][1] - whole[i][0] - inside[i] for i in warm)
-        at, beside = (
+        found, followed = (
             median(inside[i] for i in warm if (i in measured) is there) for there in (True, False)
         )
-        told = {"step": step, "measured": at, "followed": beside}
+        told = {"step": step, "measured": found, "followed": followed}
         return {f"{name}, CPU s": value for name, value in told.items()} | {
-            "% of training at every: 20": 100 * (at + 19 * beside) / (20 * step)
+            "% of training at every: 20": 100 * (found + 19 * followed) / (20 * step)
         }
 
     found = {
