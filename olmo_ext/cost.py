@@ -112,7 +112,7 @@ class Cost:
         return self.hours * self.gpus
 
 
-def check_device(*, peak_tflops: float, mfu: float) -> None:
+def check_throughput(*, peak_tflops: float, mfu: float) -> None:
     """Raise ConfigError for a peak or a share of it that no GPU has."""
     if not 0 < mfu <= 1:
         usual = "0.4 is usual at 1B and above"
@@ -145,7 +145,7 @@ def run_cost(
     if gpus < 1 or batch % gpus:
         rule = f"must divide train.global_train_batch_size {batch}"
         raise ConfigError(key="--gpus", value=gpus, rule=rule, remedy="choose a divisor")
-    check_device(peak_tflops=peak_tflops, mfu=mfu)
+    check_throughput(peak_tflops=peak_tflops, mfu=mfu)
     model = OLMo(train.model.update_with(init_device="meta"))
     tokens = num_steps * batch * train.model.max_sequence_length
     microbatch = min(train.device_train_microbatch_size, batch // gpus)

@@ -109,10 +109,10 @@ def sweep(
     loaded = [load_sweep(path) for path in sweeps]
     if not plan:
         start_server()  # imports the engine for the runs while they are checked here
-    from olmo_ext.cost import check_device
+    from olmo_ext.cost import check_throughput
 
     device = {"peak_tflops": peak_tflops, "mfu": mfu}
-    check_device(**device)
+    check_throughput(**device)
     runs = plan_sweeps(loaded, out, overrides=override or [])
     if screen is not None:
         if minutes is not None:

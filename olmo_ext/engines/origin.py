@@ -95,9 +95,10 @@ def _placed_something(path: Path, step: int) -> str:
     except FileNotFoundError:
         segments = {}
     line = lineage(segments, place, step=step)
-    if place is None or line.problems or any(s.header.get("lost") for s in segments.values()):
+    before = [segments[one.segment] for one in line.stretches]
+    if place is None or line.problems or any(one.header.get("lost") for one in before):
         return "was trained with a plan of its own, and no whole ledger lies beside it"
-    rows = sum(int(is_effective(one, line.stretches).sum()) for one in segments.values())
+    rows = sum(int(is_effective(one, line.stretches).sum()) for one in before)
     return f"was trained with a plan of its own ({rows} instances until then)" if rows else ""
 
 

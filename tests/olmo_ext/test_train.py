@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +18,14 @@ from tokenizers.models import WordLevel
 
 import olmo_ext.prepare
 from data_injection.errors import ConfigError
-from data_injection.ledger import read_segments
-from data_injection.lock import lock_folder
+from data_injection.ledger import LedgerWriter, read_segments
+from data_injection.lock import is_locked, lock_folder
 from eval.audit.audit import audit_run
 from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan, write_checksums
 from eval.records import read_records
 from eval.run import FAILED
 from eval.scores.evaluate import evaluate
+from olmo_ext.callbacks.task_eval import TaskEval
 from olmo_ext.compat import stock_trainer_state
 from olmo_ext.config import load_experiment
 from olmo_ext.engines.tracking import has_wandb_key
@@ -232,16 +235,34 @@ def test_a_run_from_before_the_ledger_goes_on_bit_for_bit(
 
 
 def test_anybodys_checkpoint_goes_on_with_a_plan_that_begins_there(
-    write_experiment: Write, tmp_path: Path
+    write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the plan, which places nothing before, had been there from the beginning."""
 
-    def go(name: str, *settings: str, tasks: str = "[]") -> Path:
-        chosen = [f"train.save_folder={tmp_path / name}", f"injection.tasks={tasks}"]
-        return train(load_experiment(write_experiment(), [*chosen, *settings]))
+    def given(name: str, *settings: str, tasks: str = "[]") -> list[str]:
+        return [f"train.save_folder={tmp_path / name}", f"injection.tasks={tasks}", *settings]
+
+    def go(*args: Any, **settings: Any) -> Path:
+        return train(load_experiment(write_experiment(), given(*args, **settings)))
 
     window = "[{name: cmp, num_symbols: 10, schedule: {kind: window, rate: 2, start: %d}}]"
-    plain, whole = go("plain"), go("whole", tasks=window % 6)
+    theirs = f"train.load_path={tmp_path}/whole/step6-unsharded"
+
+    def twin_beside(self: TaskEval, trainer: Any, metrics: dict[str, float]) -> None:
+        """In a process of its own, from a parent that is past the step and trains on."""
+        if trainer.global_step == 8:
+            assert is_locked(tmp_path / "whole")
+            # What the parent loses of its ledger after the step is not the twin's.
+            lost = {"start_step": 8, "parent": None, "header": {"lost": ["segment 0 is missing"]}}
+            LedgerWriter(tmp_path / "whole" / "ledger", **lost).close()
+            words = [["-o", one] for one in given("twin", theirs, tasks=window % 11)]
+            done = warm.run("train", write_experiment(), *chain(*words))
+            assert done.returncode == 0, done.stdout + done.stderr
+
+    plain = go("plain")
+    with monkeypatch.context() as patched:
+        patched.setattr(TaskEval, "on_step", twin_beside)
+        whole = go("whole", tasks=window % 6)
     stock = plain / "step6-unsharded"
     for name in ("olmo_ext.json", "SHA256SUMS"):  # as the engine alone writes it
         (stock / name).unlink()
@@ -252,9 +273,7 @@ def test_anybodys_checkpoint_goes_on_with_a_plan_that_begins_there(
     part = go("part", origin, tasks=window % 6)
     assert_bit_equal(state(whole, 12), state(part, 12))
     # A twin: from a run whose plan has placed nothing until there.
-    theirs = f"train.load_path={whole}/step6-unsharded"
-    twin, alone = go("twin", theirs, tasks=window % 11), go("alone", tasks=window % 11)
-    assert_bit_equal(state(alone, 12), state(twin, 12))
+    assert_bit_equal(state(go("alone", tasks=window % 11), 12), state(tmp_path / "twin", 12))
     (segment,) = read_segments(part / "ledger").values()
     assert segment.start_step == 6
     told = {one.check: one for one in audit_run(part).verdicts}
@@ -273,7 +292,10 @@ def test_anybodys_checkpoint_goes_on_with_a_plan_that_begins_there(
             12,
             r"was trained with a plan of its own \(12 instances until then\)",
         ),
+        ([theirs], 6, "no whole ledger lies beside it"),
     ]:
+        if "whole ledger" in said:
+            shutil.rmtree(whole / "ledger")
         with pytest.raises(ConfigError, match=said):
             go("refused", *settings, tasks=window % start)
         assert not (tmp_path / "refused").exists()
