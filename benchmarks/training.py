@@ -67,7 +67,7 @@ def serve(pipe: Any, variant: str, shape: Shape, most: int) -> None:
     from olmo_ext.build import keep_memory
     from olmo_ext.verify.bench import flops_per_token
     from olmo_ext.verify.checks import cpu_peak
-    from olmo_ext.verify.runs import Runs, Stepper, ours, stock
+    from olmo_ext.verify.runs import Stepper, TrialRuns, ours, stock
 
     torch.set_num_threads(1)
     if variant != "stock":
@@ -75,7 +75,7 @@ def serve(pipe: Any, variant: str, shape: Shape, most: int) -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         # Drawn in rows of the experiment's own length, which is 64 at the least.
         drawn = shape.rows * (most + 20) * shape.context // 64
-        runs = Runs(Path(folder), experiment=shape.experiment, rows=drawn)
+        runs = TrialRuns(Path(folder), experiment=shape.experiment, rows=drawn)
         experiment = runs.experiment(
             variant,
             steps=most + 10,

@@ -24,7 +24,7 @@ from data_injection.rows import Spans, checked_slots, write_spans
 from data_injection.tasks.base import IntArray
 
 
-class Host(Protocol):
+class HostCorpus(Protocol):
     """A corpus of rows: fresh dicts of tensors with at least "input_ids", shape (seq_len,)."""
 
     def __len__(self) -> int: ...
@@ -82,7 +82,7 @@ class SplicedStream:
 
     def __init__(
         self,
-        host: Host,
+        host: HostCorpus,
         *,
         order: RowOrder,
         plan: InjectionPlan,

@@ -55,10 +55,10 @@ def verify(
 
         from eval.text import new_table, print_table
         from olmo_ext.verify.checks import verify as checks
-        from olmo_ext.verify.runs import Runs
+        from olmo_ext.verify.runs import TrialRuns
 
         with tempfile.TemporaryDirectory(prefix="olmo-ext-verify-") as folder:
-            found = list(checks(Runs(Path(folder), experiment=experiment), say=beat.then))
+            found = list(checks(TrialRuns(Path(folder), experiment=experiment), say=beat.then))
     table = new_table("", "what", "value", "bound", "note")
     marks = {True: Text("ok", "green"), False: Text("FAIL", "red"), None: Text("")}
     for check in found:
@@ -96,7 +96,7 @@ def bench(
         from eval.text import new_table, print_table
         from olmo_ext.verify.bench import bench as timed
         from olmo_ext.verify.bench import num_rows
-        from olmo_ext.verify.runs import Runs
+        from olmo_ext.verify.runs import TrialRuns
 
         if rows % micro_batch:
             rule = f"must divide --rows, {rows}"
@@ -108,7 +108,7 @@ def bench(
             beat.then(f"timing {name}")
             with tempfile.TemporaryDirectory(prefix="olmo-ext-bench-") as folder:
                 told = timed(
-                    Runs(Path(folder), experiment=path, rows=num_rows(steps, rows)),
+                    TrialRuns(Path(folder), experiment=path, rows=num_rows(steps, rows)),
                     steps=steps, seconds=seconds, peak_tflops=peak_tflops, precision=precision,
                     train__global_train_batch_size=rows,
                     train__device_train_microbatch_size=micro_batch,

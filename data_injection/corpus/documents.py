@@ -114,7 +114,7 @@ Reader = Callable[[Callable[[int], None], Callable[[ConfigError], None]], Iterat
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     record: dict[str, Any]
     """What the manifest says of it, and the recipe's view of it."""
     num_bytes: int | None
@@ -123,13 +123,13 @@ class Source:
     """Documents, given a function to tell of the bytes read and one of bad documents."""
 
 
-def resolve_sources(sources: Sequence[str | Path], *, text_field: str) -> list[Source]:
+def resolve_sources(sources: Sequence[str | Path], *, text_field: str) -> list[TextSource]:
     """Expand folders and globs, sorted; raises if a source names nothing or is named twice."""
     if isinstance(sources, str | Path) or not sources:
         raise ConfigError(
             key="sources", value=sources, rule="must be a list with at least one source"
         )
-    resolved: list[Source] = []
+    resolved: list[TextSource] = []
     for source in map(str, sources):
         if source.startswith("hf:"):
             resolved.append(_resolve_hf(source, text_field=text_field))
@@ -146,14 +146,14 @@ def resolve_sources(sources: Sequence[str | Path], *, text_field: str) -> list[S
     return resolved
 
 
-def _resolve_file(path: Path, text_field: str) -> Source:
+def _resolve_file(path: Path, text_field: str) -> TextSource:
     stat = path.stat()
     if not stat.st_size and path.suffix.lower() in (".gz", ".zst"):
         # Among good shards it would be lost without a word: an empty archive has a header.
         rule = "has 0 bytes, which no whole .gz or .zst has"
         raise ConfigError(key=path, rule=rule, remedy="fetch it again")
     record = {"source": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    return Source(
+    return TextSource(
         record=record,
         num_bytes=stat.st_size,
         read=lambda on_bytes, on_bad: iter_documents(
@@ -162,9 +162,9 @@ def _resolve_file(path: Path, text_field: str) -> Source:
     )
 
 
-def _resolve_hf(source: str, *, text_field: str) -> Source:
+def _resolve_hf(source: str, *, text_field: str) -> TextSource:
     dataset = _open_hf(source)
-    return Source(
+    return TextSource(
         record={"source": source, "fingerprint": getattr(dataset, "_fingerprint", None)},
         num_bytes=None,
         read=lambda _, on_bad: _rows(dataset, text_field, where=source, on_bad=on_bad),

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from data_injection.beat import Beat, to_stderr
-from data_injection.corpus.documents import Source, reader_of_texts, resolve_sources
+from data_injection.corpus.documents import TextSource, reader_of_texts, resolve_sources
 from data_injection.corpus.embedded import embedded_documents, embedded_sources, train_tokenizer
 from data_injection.corpus.encoder import TOKENIZER, Encoder, choose_encoder, tokenizer_path
 from data_injection.corpus.folder import Reached, num_bad, prepared, read_place
@@ -67,7 +67,7 @@ def prepare_embedded(
         beat.then(f"training a tokenizer on {num_chars / 1e6:.0f}M characters")
         tokenizer = train_tokenizer(itertools.chain(*texts), vocab_size=vocab_size)
         sources = [
-            Source(record=record, num_bytes=sum(map(len, text)), read=reader_of_texts(text))
+            TextSource(record=record, num_bytes=sum(map(len, text)), read=reader_of_texts(text))
             for record, text in zip(origins, texts, strict=True)
         ]
         encoder = choose_encoder(tokenizer.to_str().encode(), where="embedded", dtype="uint16")
@@ -140,7 +140,7 @@ def prepare_corpus(
 
 def _tokenize(
     partial: Path,
-    sources: Sequence[Source],
+    sources: Sequence[TextSource],
     encoder: Encoder,
     beat: Beat,
     *,
@@ -207,7 +207,7 @@ def _tokenize(
     )
 
 
-def _bytes_teller(sources: Sequence[Source], beat: Beat, what: str) -> Callable[[int], None]:
+def _bytes_teller(sources: Sequence[TextSource], beat: Beat, what: str) -> Callable[[int], None]:
     """Tells the beat of so many more bytes read, out of all if that is known of every source."""
     sizes = [source.num_bytes for source in sources if source.num_bytes is not None]
     total = sum(sizes) if len(sizes) == len(sources) else 0
@@ -283,7 +283,7 @@ class Counts:
         return counts | ({"bad": len(bad), "bad_lines": bad} if bad else {})
 
 
-def _read(source: Source, counts: Counts, on_bytes: Callable[[int], None]) -> Iterator[str]:
+def _read(source: TextSource, counts: Counts, on_bytes: Callable[[int], None]) -> Iterator[str]:
     """The texts of a source that are not empty."""
     for text in source.read(on_bytes, counts.leave_out):
         if text:

@@ -13,7 +13,7 @@ from typing import Any
 from data_injection.config import ScheduleConfig
 from data_injection.errors import ConfigError
 from data_injection.schedules.base import Geometry, Schedule, parse_rate, rate_per_step
-from data_injection.schedules.exact import Burst, Even, Trace
+from data_injection.schedules.exact import Bursts, Even, Trace
 from data_injection.schedules.random import Bernoulli, Random
 
 SCHEDULES = {
@@ -142,7 +142,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _burst(config: ScheduleConfig, geometry: Geometry, stop: int | None, *, key: str) -> Burst:
+def _burst(config: ScheduleConfig, geometry: Geometry, stop: int | None, *, key: str) -> Bursts:
     every = config.every
     for name, value in (("every", every), ("phase", config.phase)):
         if value is not None and not _is_whole(value):
@@ -172,7 +172,7 @@ def _burst(config: ScheduleConfig, geometry: Geometry, stop: int | None, *, key:
         raise ConfigError(key=key, value=float(size), rule=rule, remedy=remedy)
     if config.total is not None:
         _whole(config.total, least=0, key=f"{key}.total")
-    burst = Burst(int(size), every=every, phase=config.phase, stop=stop, total=config.total)
+    burst = Bursts(int(size), every=every, phase=config.phase, stop=stop, total=config.total)
     burst.promised = config.total
     return burst
 

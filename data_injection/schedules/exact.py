@@ -1,7 +1,7 @@
 """Schedules in closed form: evenly spread (also in a window), in bursts, or step by step as listed.
 
 Even(Fraction(1, 10)).before(50_000)            # 5000
-Burst(20, every=20).count(40)                   # 20
+Bursts(20, every=20).count(40)                   # 20
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Even(Schedule):
         return -(-self.rate.numerator // self.rate.denominator)
 
 
-class Burst(Schedule):
+class Bursts(Schedule):
     """`size` instances in one step every `every` steps, the first at step `phase`.
 
     The study's matched-frequency experiment (Fig. 6b) is size = every = 1, 10, 20, 50, 100. With

@@ -1,6 +1,6 @@
 """Read and replace what a model computes at one place, without touching its weights.
 
-    site = Site(layer=1, position=0)
+    site = PatchSite(layer=1, position=0)
     states_BD = read_states(model, input_ids_BT, [site])[site]
     with patched(model, site, lambda hidden_BD: states_BD):
         logits_BL = label_logits(model, input_ids_BT, labels_L)
@@ -34,7 +34,7 @@ ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Site:
+class PatchSite:
     """A place in a model's computation."""
 
     layer: int
@@ -60,7 +60,7 @@ def num_blocks(model: nn.Module) -> int:
 
 @contextmanager
 def _changed(
-    model: nn.Module, site: Site, change: Callable[[torch.Tensor], torch.Tensor]
+    model: nn.Module, site: PatchSite, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
     """While open, states_BTD that pass the site are replaced by `change` of them."""
     blocks: Any = model.transformer.blocks  # type: ignore[union-attr]
@@ -95,12 +95,12 @@ def _module(block: Any, component: Component) -> nn.Module:
 
 @torch.no_grad()
 def read_states(
-    model: nn.Module, input_ids_BT: torch.Tensor, sites: Sequence[Site]
-) -> dict[Site, torch.Tensor]:
+    model: nn.Module, input_ids_BT: torch.Tensor, sites: Sequence[PatchSite]
+) -> dict[PatchSite, torch.Tensor]:
     """The states_BD that pass the sites, in one forward pass."""
-    found: dict[Site, torch.Tensor] = {}
+    found: dict[PatchSite, torch.Tensor] = {}
 
-    def keep(site: Site) -> Callable[[torch.Tensor], torch.Tensor]:
+    def keep(site: PatchSite) -> Callable[[torch.Tensor], torch.Tensor]:
         def note(hidden_BTD: torch.Tensor) -> torch.Tensor:
             found[site] = hidden_BTD[:, site.position].clone()
             return hidden_BTD
@@ -116,7 +116,7 @@ def read_states(
 
 @contextmanager
 def patched(
-    model: nn.Module, site: Site, replace: Callable[[torch.Tensor], torch.Tensor]
+    model: nn.Module, site: PatchSite, replace: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
     """While open, the state_BD at a site is `replace` of what the model computed there."""
 
@@ -192,8 +192,8 @@ def starting_at(
 
 @torch.no_grad()
 def states_at(
-    model: nn.Module, inputs_NT: torch.Tensor, sites: Sequence[Site]
-) -> dict[Site, torch.Tensor]:
+    model: nn.Module, inputs_NT: torch.Tensor, sites: Sequence[PatchSite]
+) -> dict[PatchSite, torch.Tensor]:
     """`read_states` of any number of rows; each (N, D), on the model's device."""
     device = next(model.parameters()).device
     parts = [read_states(model, part.to(device), sites) for part in inputs_NT.split(ROWS_AT_ONCE)]
@@ -206,7 +206,7 @@ def answers(
     task: Task,
     inputs_NT: torch.Tensor,
     *,
-    site: Site | None = None,
+    site: PatchSite | None = None,
     states_ND: torch.Tensor | None = None,
 ) -> FloatArray:
     """Logits of the task's labels, with the states at a site replaced if one is given; (N, L)."""

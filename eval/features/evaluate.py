@@ -25,7 +25,7 @@ from data_injection.tasks.base import Task
 from eval.alignment.causal import causal_effects
 from eval.alignment.controls import METRIC, Place, feature_rank, places_of, score_alignment
 from eval.alignment.das import STEPS
-from eval.alignment.interventions import Site, num_blocks
+from eval.alignment.interventions import PatchSite, num_blocks
 from eval.checkpoints.checkpoint import (
     Checkpoint,
     by_step,
@@ -47,7 +47,7 @@ _CALLBACK = ("layers", "position", "contexts", "permutations")
 
 
 @dataclass(frozen=True)
-class Job:
+class FeatureJob:
     """A checkpoint whose tasks are to be measured."""
 
     folder: Path
@@ -58,7 +58,7 @@ class Job:
 
 def find_jobs(
     source: str | Path, *, steps: Sequence[int] = (), tasks: Sequence[str] = ()
-) -> list[Job]:
+) -> list[FeatureJob]:
     """The checkpoints of a run, of all runs below a folder, or the one that is given, by step.
 
     steps, tasks: these alone; empty means all that are there (tasks: all that declare targets).
@@ -81,7 +81,7 @@ def find_jobs(
         for checkpoint in find_checkpoints(folder):
             is_meant = one is None or checkpoint.path.resolve() == one.resolve()
             if chosen and is_meant and (not steps or checkpoint.step in steps):
-                jobs.append(Job(folder, checkpoint, plan, chosen))
+                jobs.append(FeatureJob(folder, checkpoint, plan, chosen))
     if unknown := sorted(set(tasks) - known):
         raise ConfigError(
             f"--task: no run has a task {unknown} that declares targets; these do: {sorted(known)}"
@@ -93,13 +93,13 @@ def find_jobs(
 
 
 def evaluate_features(
-    jobs: Sequence[Job],
+    jobs: Sequence[FeatureJob],
     *,
     das: bool = False,
     rank: int | None = None,
     search_steps: int = STEPS,
     device: str = "cpu",
-) -> Iterator[tuple[Job, str, int]]:
+) -> Iterator[tuple[FeatureJob, str, int]]:
     """Measure what is missing; yields (job, what was measured, records written) one by one.
 
     Args:
@@ -127,7 +127,7 @@ def evaluate_features(
                     yield job, what, len(rows)
 
 
-def num_missing(jobs: Sequence[Job], *, das: bool, rank: int | None = None) -> int:
+def num_missing(jobs: Sequence[FeatureJob], *, das: bool, rank: int | None = None) -> int:
     """How many pieces `evaluate_features` has to measure; no model is read."""
     missing, done = 0, {folder: _Done(folder) for folder in {job.folder for job in jobs}}
     for job in jobs:
@@ -142,7 +142,7 @@ def num_missing(jobs: Sequence[Job], *, das: bool, rank: int | None = None) -> i
 
 
 def _measure(
-    job: Job,
+    job: FeatureJob,
     done: _Done,
     known: dict[Any, Any],
     *,
@@ -250,7 +250,7 @@ class _Done:
             & ((rows["rank"] == rank) | (rank is None))
         ]
         sites = [
-            Site(int(layer), int(position))
+            PatchSite(int(layer), int(position))
             for layer, position in zip(rows.layer, rows.position, strict=True)
         ]
         return set(zip(rows.variable, sites, rows.held_out, strict=True))

@@ -25,7 +25,7 @@ from eval.text import number, template
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """One run's folder as the report saw it."""
 
     folder: str
@@ -85,7 +85,7 @@ def answer(counts: LearnedCounts) -> str:
 def render(
     source: str,
     table: pd.DataFrame,
-    runs: list[Run],
+    runs: list[ReportedRun],
     figures: Sequence[Drawn],
     command: str | None,
     *,
@@ -152,7 +152,7 @@ def _who(group: pd.DataFrame) -> Iterator[tuple[str, ...]]:
         )
 
 
-def _plan_rows(run: Run) -> Iterator[tuple[str, ...]]:
+def _plan_rows(run: ReportedRun) -> Iterator[tuple[str, ...]]:
     """A row a task: what was planned for the whole run, and what the latest checkpoint has seen."""
     try:
         tasks = json.loads(run.info.get("tasks", "{}"))
@@ -168,7 +168,7 @@ def _plan_rows(run: Run) -> Iterator[tuple[str, ...]]:
         )  # fmt: skip
 
 
-def _audit_rows(run: Run) -> Iterator[tuple[str, ...]]:
+def _audit_rows(run: ReportedRun) -> Iterator[tuple[str, ...]]:
     """A row a check of the run's audit.json; with its step; of another plan it says so."""
     found = run.audit
     for one in found.get("verdicts", ()):
@@ -177,7 +177,7 @@ def _audit_rows(run: Run) -> Iterator[tuple[str, ...]]:
         yield (run.name, f"{found.get('step')}{stale}", *said)
 
 
-def _cost_row(run: Run) -> tuple[str, ...]:
+def _cost_row(run: ReportedRun) -> tuple[str, ...]:
     hours, flops = run.hours, 6.0 * run.params * run.tokens
     speed = "not kept" if hours is None else f"{run.tokens / hours / 3600:,.0f}"
     return (
@@ -186,7 +186,7 @@ def _cost_row(run: Run) -> tuple[str, ...]:
     )
 
 
-def _notes(table: pd.DataFrame, runs: list[Run]) -> list[str]:
+def _notes(table: pd.DataFrame, runs: list[ReportedRun]) -> list[str]:
     """What stands between these numbers and a finding, for this very set of runs."""
     notes = [
         f"Run {r.name} ({r.folder}) is unfinished: {r.unfinished}." for r in runs if r.unfinished
@@ -242,7 +242,7 @@ def _decimals(value: float) -> str:
     return "not measured" if pd.isna(value) else f"{value:.3f}"
 
 
-def _run_row(run: Run) -> tuple[str, ...]:
+def _run_row(run: ReportedRun) -> tuple[str, ...]:
     # Twelve digits tell plans apart on a page; records.csv has the whole hash.
     hashes = ", ".join(one[:12] for one in run.plan_hash.split(", "))
     last = "none" if run.last_step is None else f"{run.last_step:,}"

@@ -22,7 +22,7 @@ from eval.audit.ledger import read_ledger
 from eval.figures.index import draw_figures
 from eval.record_lines import whole_rows
 from eval.records import REQUIRED, read_records, record_files
-from eval.report.page import Run, render
+from eval.report.page import ReportedRun, render
 from eval.report.tables import markdown_cells
 from eval.run import AUDIT, PLAN, RUN, SPEED, find_below, read_if_whole, read_run
 from eval.scores.cells import cells
@@ -75,7 +75,7 @@ def report_cells(
     return replace_file(out / "report.html", page), table
 
 
-def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[Run]]:
+def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[ReportedRun]]:
     """All records with their run's folder, and the runs, started or not.
 
     Raises FileNotFoundError or ConfigError, with what to do, if there is nothing to report.
@@ -105,14 +105,14 @@ def load_runs(source: str | Path) -> tuple[pd.DataFrame, list[Run]]:
     return pd.concat(tables, ignore_index=True), _mark_unfinished(runs)
 
 
-def _run(folder: Path, root: Path, rows: pd.DataFrame | None) -> Run:
+def _run(folder: Path, root: Path, rows: pd.DataFrame | None) -> ReportedRun:
     info = _info(folder)
     said = {}
     for name in ("run", "rung", "protocol", "seed", "plan_hash"):
         values = [] if rows is None else sorted({str(value) for value in rows[name]})
         said[name] = ", ".join(values) or info.get(name, "")
     planned = info.get("num_steps", "")
-    return Run(
+    return ReportedRun(
         folder=str(folder.relative_to(root)),
         name=said["run"] or folder.name,
         rung=said["rung"],
@@ -193,7 +193,7 @@ def _info(folder: Path) -> dict[str, str]:
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
 
 
-def _mark_unfinished(runs: list[Run]) -> list[Run]:
+def _mark_unfinished(runs: list[ReportedRun]) -> list[ReportedRun]:
     """Unfinished: behind its own plan or, where run.json names none, behind its rung's furthest."""
     marked = []
     for run in runs:

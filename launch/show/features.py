@@ -15,7 +15,7 @@ from rich.table import Table
 
 from eval.alignment.controls import METRIC
 from eval.alignment.das import STEPS
-from eval.features.evaluate import METRICS, Job, evaluate_features, find_jobs, num_missing
+from eval.features.evaluate import METRICS, FeatureJob, evaluate_features, find_jobs, num_missing
 from eval.features.presence import COUNTS
 from eval.records import FILE_NAME, read_records
 from eval.text import (
@@ -78,7 +78,7 @@ def measure_features(
         say(console, str(export))
 
 
-def _price(jobs: Sequence[Job], pieces: int, das: bool, search_steps: int) -> str:
+def _price(jobs: Sequence[FeatureJob], pieces: int, das: bool, search_steps: int) -> str:
     said = f"{plural(len(jobs), 'checkpoint')}, {plural(pieces, 'piece')} to measure"
     if not das:
         return said
@@ -88,7 +88,7 @@ def _price(jobs: Sequence[Job], pieces: int, das: bool, search_steps: int) -> st
     )
 
 
-def _rows_of(job: Job) -> pd.DataFrame:
+def _rows_of(job: FeatureJob) -> pd.DataFrame:
     """The records of features of a checkpoint, whoever wrote them."""
     frame = read_records(job.folder / FILE_NAME)
     names = {name for task in job.tasks for name in task.targets()}

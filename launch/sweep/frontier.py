@@ -21,7 +21,7 @@ from launch.runs import Run
 
 
 @dataclass(frozen=True)
-class Frontier:
+class RateFrontier:
     """Where learned turns to not learned in the mixtures of one rung and family."""
 
     rate: float
@@ -36,7 +36,7 @@ class Frontier:
     num_rates: int
 
 
-def fit_frontier(rates: Sequence[float], learned: Sequence[bool]) -> Frontier:
+def fit_frontier(rates: Sequence[float], learned: Sequence[bool]) -> RateFrontier:
     """The threshold with the fewest rates on its wrong side; of equally good ones, the middle.
 
     A step and not a logistic curve: few rates, each learned or not, mostly separate without
@@ -57,7 +57,7 @@ def fit_frontier(rates: Sequence[float], learned: Sequence[bool]) -> Frontier:
     low, high = edges[best[0]], edges[best[-1] + 1]
     side = "all" if best[-1] == 0 else "none" if best[0] == len(flags) else "between"
     middle = 2 ** ((low + high) / 2)
-    return Frontier(middle, 2**low, 2**high, side, int(wrong.min()), len(flags))
+    return RateFrontier(middle, 2**low, 2**high, side, int(wrong.min()), len(flags))
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def kinds_of(run: Run) -> dict[Kind, tuple[float, ...]]:
     return found
 
 
-def fit_frontiers(mixtures: Sequence[Run]) -> dict[Kind, Frontier]:
+def fit_frontiers(mixtures: Sequence[Run]) -> dict[Kind, RateFrontier]:
     """The frontier of each kind, from the records of the mixtures.
 
     Runs of one learning rate and length are read together and apart from the others: in one table

@@ -29,7 +29,7 @@ from eval.text import new_table, number, print_table
 from launch.grid import Sweep
 from launch.reckon import Reckoner
 from launch.runs import Run
-from launch.sweep.frontier import Frontier, Kind, check_alike, fit_frontiers, kinds_of
+from launch.sweep.frontier import Kind, RateFrontier, check_alike, fit_frontiers, kinds_of
 from launch.sweep.sweep import train_sweeps
 from launch.terminal import say, typed_command
 
@@ -63,7 +63,7 @@ def parse_budget(text: str) -> Budget:
 
 
 @dataclass(frozen=True)
-class Cell:
+class SingleCell:
     """Single-task runs that differ in the seed alone; they are taken together or not at all."""
 
     kind: Kind
@@ -80,17 +80,17 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Choice:
+class CellChoice:
     """What the budget pays for."""
 
-    chosen: list[Cell]
-    left_out: list[tuple[Cell, str]]
+    chosen: list[SingleCell]
+    left_out: list[tuple[SingleCell, str]]
     """Cells and why they are not trained."""
     spent: float
     """By mixtures and chosen cells."""
 
 
-def choose_cells(cells_: Sequence[Cell], *, budget: Budget, spent: float) -> Choice:
+def choose_cells(cells_: Sequence[SingleCell], *, budget: Budget, spent: float) -> CellChoice:
     """Nearest first, the cheaper of two equally near; one too dear is passed over for the next.
 
     Args:
@@ -109,12 +109,12 @@ def choose_cells(cells_: Sequence[Cell], *, budget: Budget, spent: float) -> Cho
         else:
             chosen.append(cell)
             spent += cell.price
-    return Choice(chosen, left_out, spent)
+    return CellChoice(chosen, left_out, spent)
 
 
 def single_cells(
-    runs: Sequence[Run], frontiers: Mapping[Kind, Frontier], *, unit: str, reckoner: Reckoner
-) -> list[Cell]:
+    runs: Sequence[Run], frontiers: Mapping[Kind, RateFrontier], *, unit: str, reckoner: Reckoner
+) -> list[SingleCell]:
     """The cells of single-task runs, with their price and their distance from the frontier."""
     grouped: dict[tuple[Kind, float], list[Run]] = {}
     for run in runs:
@@ -126,7 +126,7 @@ def single_cells(
         known = frontier is not None and rate > 0
         distance = abs(log2(rate) - log2(frontier.rate)) if frontier and known else float("inf")
         price = sum(price_of(run, unit=unit, reckoner=reckoner) for run in members)
-        found.append(Cell(kind, rate, tuple(members), price, distance))
+        found.append(SingleCell(kind, rate, tuple(members), price, distance))
     return found
 
 
@@ -204,7 +204,7 @@ def screen_sweeps(
     mfu: float,
     console: Console,
     overrides: Sequence[str] = (),
-) -> Choice | None:
+) -> CellChoice | None:
     """Train the mixtures, choose single-task cells, write and train them; None if not that far.
 
     Args:
@@ -262,7 +262,7 @@ def screen_sweeps(
 
 
 def _show(
-    frontiers: Mapping[Kind, Frontier], choice: Choice, budget: Budget, console: Console
+    frontiers: Mapping[Kind, RateFrontier], choice: CellChoice, budget: Budget, console: Console
 ) -> None:
     numbers = ("learned in mixtures from", "between", "on the wrong side")
     table = new_table("rung", "family", numbers=numbers)

@@ -34,7 +34,7 @@ from olmo_ext.callbacks.build import build_callbacks
 from olmo_ext.core.checks import check_run, settings_for_checks
 from olmo_ext.core.compat import Callback, SkipStepOptimizer, kept, require_core
 from olmo_ext.core.host import CoreHost
-from olmo_ext.core.loader import HostRows
+from olmo_ext.core.loader import LoaderRows
 from olmo_ext.engines.ranks import get_global_rank, get_world_size
 
 
@@ -89,7 +89,7 @@ class Injection(Callback):
         self._witness = Witness(
             plan,
             trainer.data_loader.order(),
-            HostRows(trainer.data_loader),
+            LoaderRows(trainer.data_loader),
             rank=get_global_rank(),
             world_size=get_world_size(),
         )

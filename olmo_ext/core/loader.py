@@ -119,8 +119,8 @@ class InjectedComposable(Injected, ComposableDataLoader):
         return self.get_instance(row)
 
 
-class HostRows:
-    """The loader's rows as `data_injection.splice.Host`."""
+class LoaderRows:
+    """The loader's rows as `data_injection.splice.HostCorpus`."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader

@@ -1,6 +1,6 @@
 """How fast is this machine: stock's trainer and ours in turns, on an experiment's own model.
 
-    told = bench(Runs(folder, experiment=path, rows=num_rows(40, 8)), steps=40, seconds=60, ...)
+    told = bench(TrialRuns(folder, experiment=path, rows=num_rows(40, 8)), steps=40, seconds=9, ...)
 
 Turns of a few steps share the card's clocks and whatever else the machine does, so that the ratio
 says more than either time.
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from olmo_ext.verify.runs import Runs, Stepper, free, ours, stock
+from olmo_ext.verify.runs import Stepper, TrialRuns, free, ours, stock
 
 BLOCK = 5
 """Steps of one trainer before the other's turn."""
@@ -30,11 +30,11 @@ def num_rows(steps: int, batch: int) -> int:
 
 
 def bench(
-    runs: Runs, *, steps: int, seconds: float, peak_tflops: float, **settings: Any
+    runs: TrialRuns, *, steps: int, seconds: float, peak_tflops: float, **settings: Any
 ) -> dict[str, Any]:
     """Steps of both in turns, at most `steps` each and about `seconds` in all; see `turns`.
 
-    runs: with `num_rows` rows at least. settings: of `Runs.experiment`, such as
+    runs: with `num_rows` rows at least. settings: of `TrialRuns.experiment`, such as
     train__global_train_batch_size. One task of one instance a step is spliced into our batches and
     none into stock's.
     """

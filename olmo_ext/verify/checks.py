@@ -1,8 +1,8 @@
 """What is checked on a machine: a row each of what was measured, its bound, and whether it holds.
 
-    for check in verify(Runs(folder), say=print): ...
+    for check in verify(TrialRuns(folder), say=print): ...
 
-To add one: a generator of `Check`s over `Runs`, a line in LOOKS.
+To add one: a generator of `Check`s over `TrialRuns`, a line in LOOKS.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from olmo_ext.train import train
 from olmo_ext.verify.runs import (
     BATCH,
     Check,
-    Runs,
     Stepper,
+    TrialRuns,
     digest,
     equal,
     free,
@@ -57,7 +57,7 @@ MEMORY = 1.1
 """The most that a step may need of what `plan --cost` reckons."""
 
 
-def verify(runs: Runs, *, say: Say) -> Iterator[Check]:
+def verify(runs: TrialRuns, *, say: Say) -> Iterator[Check]:
     """All checks in turn; `say` is told what comes next. One that raises has failed."""
     for name, look in LOOKS.items():
         say(name)
@@ -69,7 +69,7 @@ def verify(runs: Runs, *, say: Say) -> Iterator[Check]:
         free()
 
 
-def machine(runs: Runs) -> Iterator[Check]:
+def machine(runs: TrialRuns) -> Iterator[Check]:
     """What all other rows are of."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
     yield Check(
@@ -85,7 +85,7 @@ def machine(runs: Runs) -> Iterator[Check]:
     yield equal(f"process group ({dist.get_backend()})", float(one.sum()), 4.0 * world, took)
 
 
-def kernels(runs: Runs) -> Iterator[Check]:
+def kernels(runs: TrialRuns) -> Iterator[Check]:
     """Which attention the model's shape may take on a card."""
     if not torch.cuda.is_available():
         return
@@ -129,7 +129,7 @@ class Timed(Callback):
         return self.inner.wants_global_loss(trainer)
 
 
-def first_steps(runs: Runs) -> Iterator[Check]:
+def first_steps(runs: TrialRuns) -> Iterator[Check]:
     """The first steps with every callback: that they measure, and what a measurement costs."""
     with ExitStack() as stack:
         experiment = runs.experiment("first", steps=STEPS, rate=2, callbacks=CALLBACKS)
@@ -160,7 +160,7 @@ def first_steps(runs: Runs) -> Iterator[Check]:
         yield Check(f"cost of {name}, in steps", cost / alone, note=note)
 
 
-def same_weights(runs: Runs) -> Iterator[Check]:
+def same_weights(runs: TrialRuns) -> Iterator[Check]:
     """Ours, ours again and stock's over the host text alone, by deterministic algorithms."""
     found = {}
     for name in ("ours", "again", "stock"):
@@ -180,7 +180,7 @@ def same_weights(runs: Runs) -> Iterator[Check]:
     yield equal("ours against stock ai2-olmo", found["stock"], found["ours"], after)
 
 
-def resumed(runs: Runs) -> Iterator[Check]:
+def resumed(runs: TrialRuns) -> Iterator[Check]:
     """A deterministic run, stopped in its middle and resumed, against itself uninterrupted."""
     half = STEPS // 2
 
@@ -216,7 +216,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {keystr(path): one for path, one in leaves if isinstance(one, torch.Tensor)}
 
 
-def memory(runs: Runs) -> Iterator[Check]:
+def memory(runs: TrialRuns) -> Iterator[Check]:
     """What a step needed at its peak beside what `plan --cost` reckons, callbacks off."""
     # The tracker of a CPU's tensors takes one forward pass.
     experiment = runs.experiment(
@@ -247,7 +247,7 @@ def cpu_peak(stepper: Stepper) -> float:
     return float(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
 
 
-LOOKS: dict[str, Callable[[Runs], Iterator[Check]]] = {
+LOOKS: dict[str, Callable[[TrialRuns], Iterator[Check]]] = {
     "machine and process group": machine,
     "attention kernels": kernels,
     "first steps with all callbacks": first_steps,

@@ -1,6 +1,6 @@
 """Short runs of a model on drawn tokens: ours and stock's, stepped by hand.
 
-    runs = Runs(folder, experiment=None)
+    runs = TrialRuns(folder, experiment=None)
     with ExitStack() as stack:
         stepper = Stepper(ours(runs.experiment("a", steps=4, rate=2), stack))
         stepper.step()
@@ -48,7 +48,7 @@ BATCH, MICRO = 8, 4
 """Rows of a step and of a micro-batch."""
 
 
-class Runs:
+class TrialRuns:
     """Experiments over one drawn text, each in a folder of its own below `folder`.
 
     Args:

@@ -16,7 +16,7 @@ from olmo_ext.build import build_model
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.gradients.passes import Loss, beside_the_step, gradient_of, measured_parameters
 from olmo_ext.gradients.tasks import rows_of_task, split_error, step_parts
-from olmo_ext.verify.runs import MICRO, Check, Runs, Stepper, most, ours
+from olmo_ext.verify.runs import MICRO, Check, Stepper, TrialRuns, most, ours
 
 SPLIT = {"fp32": (5e-6, 1e-6), "amp_bf16": (2e-2, 1e-2)}
 """The most that a task's part may be off by, as a share of it, and the parts' sum from the whole.
@@ -24,7 +24,7 @@ SPLIT = {"fp32": (5e-6, 1e-6), "amp_bf16": (2e-2, 1e-2)}
 Measured: 6.5e-7 and 8e-8, 2.1e-3 and 1.4e-3 on an H200 (docs/findings/gpu)."""
 
 
-def device(runs: Runs) -> Iterator[Check]:
+def device(runs: TrialRuns) -> Iterator[Check]:
     """The gradient of one pass on the card against the CPU's, same weights and rows."""
     if not torch.cuda.is_available():
         return
@@ -33,7 +33,7 @@ def device(runs: Runs) -> Iterator[Check]:
         yield most(f"gradient on the card, {precision}, from the CPU's fp32", gap, bound)
 
 
-def device_gap(runs: Runs, place: torch.device, precision: str) -> float:
+def device_gap(runs: TrialRuns, place: torch.device, precision: str) -> float:
     """How far a device's gradient is from that of the CPU in fp32, as a share of it."""
     cfg = runs.experiment("device", steps=1).train
     model = build_model(cfg, torch.device("cpu"))
@@ -90,7 +90,7 @@ def distance(ours: Vector, theirs: Vector) -> float:
     return float((one - two).norm() / two.norm())
 
 
-def split(runs: Runs) -> Iterator[Check]:
+def split(runs: TrialRuns) -> Iterator[Check]:
     """g = g_t + g_nt, and g_t by short rows against whole ones, in both precisions."""
     losses = {}
     for precision, (bound, bound_gap) in SPLIT.items():

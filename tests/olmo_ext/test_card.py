@@ -20,7 +20,7 @@ from eval.interference.gradients import gram
 from eval.scores.fast_answers import cut, fast_answer
 from olmo_ext.callbacks.loss_budget import LossBudget
 from olmo_ext.verify.checks import CALLBACKS
-from olmo_ext.verify.runs import Runs, ours
+from olmo_ext.verify.runs import TrialRuns, ours
 
 SETTINGS = {name: settings | {"every": 1} for name, settings in CALLBACKS.items()}
 SETTINGS["loss_budget"] |= {"record": 1, "exact": 1}
@@ -31,7 +31,7 @@ def one_step(folder: Path, monkeypatch: pytest.MonkeyPatch, *, moved: bool) -> l
     monkeypatch.setattr(LossBudget, "on_step", lambda *args: None)  # asks the optimizer's moments
     callbacks = {n: s for n, s in SETTINGS.items() if n != "features"}  # its probes are NumPy's
     with ExitStack() as stack:
-        runs = Runs(folder)
+        runs = TrialRuns(folder)
         trainer = ours(runs.experiment("one", steps=6, rate=2, callbacks=callbacks), stack)
         batch = next(iter(trainer.train_loader))
         trainer.global_step = 1
@@ -90,7 +90,7 @@ def test_a_mask_of_the_cpu_among_the_cards_is_found(
 def model(tmp_path: Path) -> tuple[Any, Any]:
     """A tiny model, and a task of its plan."""
     with ExitStack() as stack:
-        trainer = ours(Runs(tmp_path).experiment("m", steps=6, rate=2), stack)
+        trainer = ours(TrialRuns(tmp_path).experiment("m", steps=6, rate=2), stack)
     return trainer.model.eval(), trainer.plan.tasks[0]
 
 

@@ -18,13 +18,13 @@ from data_injection.errors import ConfigError
 from launch.cli import app
 from olmo_ext.verify.bench import num_rows
 from olmo_ext.verify.checks import LOOKS, same_weights, verify
-from olmo_ext.verify.runs import Check, Runs
+from olmo_ext.verify.runs import Check, TrialRuns
 from olmo_ext.verify.split import device_gap, split
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    return Runs(tmp_path)
+def runs(tmp_path: Path) -> TrialRuns:
+    return TrialRuns(tmp_path)
 
 
 def passed(checks: Any) -> dict[str, bool | None]:
@@ -42,7 +42,7 @@ def test_the_verb_passes_here_and_writes_what_it_shows(tmp_path: Path) -> None:
 
 
 def test_a_wrong_gradient_split_fails_in_both_precisions(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
+    runs: TrialRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = olmo_ext.verify.split.step_parts
     assert set(passed(split(runs)).values()) == {True}
@@ -58,7 +58,7 @@ def test_a_wrong_gradient_split_fails_in_both_precisions(
     ]
 
 
-def test_weights_that_are_not_stocks_fail(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_stocks_fail(runs: TrialRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     right = olmo_ext.verify.checks.stock
 
     def nudged(experiment: Any) -> Any:
@@ -75,9 +75,9 @@ def test_weights_that_are_not_stocks_fail(runs: Runs, monkeypatch: pytest.Monkey
 
 
 def test_what_raises_has_failed_and_the_rest_is_still_checked(
-    runs: Runs, monkeypatch: pytest.MonkeyPatch
+    runs: TrialRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(runs: Runs) -> Any:
+    def broken(runs: TrialRuns) -> Any:
         raise RuntimeError("no such kernel\nand a trace")
 
     looks = {"broken": broken, "whole": lambda runs: [Check("whole", 1.0)]}
@@ -89,14 +89,14 @@ def test_what_raises_has_failed_and_the_rest_is_still_checked(
     assert said == ["broken", "whole"]
 
 
-def test_the_same_device_has_the_same_gradient_and_bf16_another(runs: Runs) -> None:
+def test_the_same_device_has_the_same_gradient_and_bf16_another(runs: TrialRuns) -> None:
     place = torch.device("cpu")
     assert device_gap(runs, place, "fp32") == 0
     assert 1e-4 < device_gap(runs, place, "amp_bf16") < 3e-2
 
 
 def test_an_experiments_own_model_is_taken(write_experiment: Any, tmp_path: Path) -> None:
-    runs = Runs(tmp_path, experiment=write_experiment())
+    runs = TrialRuns(tmp_path, experiment=write_experiment())
     model = runs.experiment("one", steps=1, rate=1).train.model
     assert model.d_model == runs.experiment("two", steps=1).train.model.d_model
     assert passed(LOOKS["memory"](runs)) == {"peak memory of a step by plan --cost": True}
@@ -150,6 +150,6 @@ def test_the_bench_verb_times_both_trainers_and_writes_what_it_shows(tmp_path: P
 
 def test_the_text_of_bench_lasts_for_all_steps_of_both(tmp_path: Path) -> None:
     asked = {"train__global_train_batch_size": 2, "train__device_train_microbatch_size": 2}
-    runs = Runs(tmp_path, rows=num_rows(20, 2))
+    runs = TrialRuns(tmp_path, rows=num_rows(20, 2))
     told = olmo_ext.verify.bench.bench(runs, steps=20, seconds=1e9, peak_tflops=1, **asked)
     assert told["steps"] == 20

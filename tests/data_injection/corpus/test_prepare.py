@@ -18,7 +18,7 @@ import zstandard
 from data_injection.corpus import embedded as embedded_text
 from data_injection.corpus import folder as corpus_folder
 from data_injection.corpus import prepare as corpus
-from data_injection.corpus.documents import Source, iter_documents
+from data_injection.corpus.documents import TextSource, iter_documents
 from data_injection.corpus.embedded import embedded_documents, train_tokenizer
 from data_injection.corpus.encoder import Encoder, parse_tokenizer
 from data_injection.corpus.manifest import Manifest, corpus_paths, load_manifest, verify_corpus
@@ -623,7 +623,7 @@ def test_a_stream_that_has_fewer_documents_than_before_is_not_gone_on_with(
 ) -> None:
     """A file that changed has another recipe; a stream on a hub need not have any fingerprint."""
     texts = ["word word word"] * 40
-    stream = Source({"source": "hf:somebody/text"}, None, lambda on_bytes, on_bad: iter(texts))
+    stream = TextSource({"source": "hf:somebody/text"}, None, lambda on_bytes, on_bad: iter(texts))
     monkeypatch.setattr(corpus, "BATCH_DOCUMENTS", 2)
     monkeypatch.setattr(corpus, "resolve_sources", lambda sources, text_field: [stream])
     settings: dict[str, Any] = {"tokenizer": tokenizer, "max_shard_tokens": 16}

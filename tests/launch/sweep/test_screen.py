@@ -19,7 +19,7 @@ from launch.runs import Run, plan_sweeps
 from launch.sweep.frontier import Kind, fit_frontier
 from launch.sweep.screen import (
     Budget,
-    Cell,
+    SingleCell,
     choose_cells,
     parse_budget,
     screen_sweeps,
@@ -90,8 +90,8 @@ def test_another_budget_is_refused(text: str) -> None:
         parse_budget(text)
 
 
-def cell(name: str, *, price: float, distance: float) -> Cell:
-    return Cell(Kind(name, "comparison", 0.01, 60, 8), 1e-4, (), price, distance)
+def cell(name: str, *, price: float, distance: float) -> SingleCell:
+    return SingleCell(Kind(name, "comparison", 0.01, 60, 8), 1e-4, (), price, distance)
 
 
 def test_the_nearest_cells_are_taken_while_they_can_be_paid_and_the_rest_is_told() -> None:

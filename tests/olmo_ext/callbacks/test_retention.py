@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from data_injection.errors import ConfigError
-from data_injection.schedules.exact import Burst as BurstSchedule
-from data_injection.schedules.exact import Even, Trace
+from data_injection.schedules.exact import Bursts, Even, Trace
 from eval.checkpoints.checkpoint import find_checkpoints, load_model, load_plan
 from eval.records import read_records
 from eval.retention.bursts import find_bursts, geometric_lags, moments
@@ -69,7 +68,7 @@ def spans(schedule: object, **options: int) -> list[tuple[int, int, int]]:
 
 
 def test_a_burst_is_a_step_with_instances_after_a_gap() -> None:
-    assert spans(BurstSchedule(8, every=6, phase=2)) == [(2, 3, 8), (8, 9, 14), (14, 15, 20)]
+    assert spans(Bursts(8, every=6, phase=2)) == [(2, 3, 8), (8, 9, 14), (14, 15, 20)]
     assert spans(Even(Fraction(1, 10))) == [(9, 10, 19), (19, 20, 20)]
 
 
@@ -86,7 +85,7 @@ def test_what_never_stops_is_one_burst_without_a_gap() -> None:
 
 
 def test_a_burst_knows_its_instances() -> None:
-    found = find_bursts(BurstSchedule(8, every=6), num_steps=20, min_gap=4)
+    found = find_bursts(Bursts(8, every=6), num_steps=20, min_gap=4)
     assert [(b.number, b.first, b.count) for b in found] == [
         (1, 0, 8),
         (2, 8, 8),
@@ -96,8 +95,8 @@ def test_a_burst_knows_its_instances() -> None:
 
 
 def test_a_burst_left_out_stands_where_the_other_run_has_it() -> None:
-    full = find_bursts(BurstSchedule(8, every=6), num_steps=20, min_gap=4)
-    cut = BurstSchedule(8, every=6, stop=12)
+    full = find_bursts(Bursts(8, every=6), num_steps=20, min_gap=4)
+    cut = Bursts(8, every=6, stop=12)
     control = find_bursts(cut, num_steps=17, min_gap=4, left_out=[12])
     assert [b.injected for b in control] == [True, True, False]
     one, other = full[2], control[2]
@@ -111,11 +110,11 @@ def test_a_burst_left_out_stands_where_the_other_run_has_it() -> None:
 @pytest.mark.parametrize("step", [-1, 6, 20])
 def test_a_step_that_leaves_no_burst_out_is_refused(step: int) -> None:
     with pytest.raises(ConfigError, match=f"step {step} is no place of a burst"):
-        find_bursts(BurstSchedule(8, every=6), num_steps=20, min_gap=4, left_out=[step])
+        find_bursts(Bursts(8, every=6), num_steps=20, min_gap=4, left_out=[step])
 
 
 def test_lags_end_where_the_next_burst_begins() -> None:
-    burst = find_bursts(BurstSchedule(8, every=6), num_steps=20, min_gap=4)[0]
+    burst = find_bursts(Bursts(8, every=6), num_steps=20, min_gap=4)[0]
     assert [(m.step, m.lag) for m in moments(burst, lags=(1, 2, 5, 6))] == [
         *((0, None), (1, 0), (2, 1), (3, 2), (6, 5)),
     ]

@@ -29,12 +29,12 @@ def loader_of(folder: Path, kind: str, *, section: Any = None, **settings: Any) 
 
 def mismatches(loader: Any, batch: dict[str, Any], step: int) -> int:
     """Rows of a rank's batch that are not SplicedStream's."""
-    from olmo_ext.core.loader import HostRows
+    from olmo_ext.core.loader import LoaderRows
 
     plan = loader.plan
     num = (step + 1) * plan.geometry.batch_size
     stream = SplicedStream(
-        HostRows(loader), order=loader.order(), plan=plan, num_positions=num, pad_token_id=1
+        LoaderRows(loader), order=loader.order(), plan=plan, num_positions=num, pad_token_id=1
     )
     wrong = 0
     for row, slot in enumerate(loader.slots):
