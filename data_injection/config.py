@@ -127,4 +127,4 @@ def injection_config(values: dict[str, Any]) -> InjectionConfig:
         ]
         return InjectionConfig(**values | {"tasks": tasks})
     except TypeError as error:  # names the key that the section has not
-        raise ConfigError(f"injection: {error}") from None
+        raise ConfigError(key="injection", rule=f"must have known keys: {error}") from None

@@ -26,7 +26,7 @@ class ConfigError(ValueError):
     """A setting or an input that cannot be used.
 
     Args:
-        message: the whole sentence, for an error that is about no single key.
+        message: the whole sentence, where it is not the text below.
         key: the setting, as the user writes it, e.g. "train.global_train_batch_size", or the file.
         value: what it is.
         rule: what it must be, as the sentence goes on from the key: "must be at least 1".
@@ -59,12 +59,10 @@ class ConfigError(ValueError):
         return str(self).removesuffix(f"; {self.remedy}")
 
     def under(self, prefix: str) -> ConfigError:
-        """The same error of a part, told by the whole: its key, or its text, begins with `prefix`.
+        """The same error of a part, told by the whole: its key begins with `prefix`.
 
         error.under("injection.tasks[0]")           # params.k becomes injection.tasks[0].params.k
         """
-        if not self.key:
-            return ConfigError(f"{prefix}.{self}")
         return ConfigError(**self._told | {"key": f"{prefix}.{self.key}"})
 
     def told_of(self, where: str | Path) -> ConfigError:

@@ -25,7 +25,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from data_injection.errors import ConfigError, short
+from data_injection.errors import ConfigError
 from launch.yaml_file import read_yaml
 from olmo_ext.shipped import locate, shipped
 
@@ -74,10 +74,9 @@ class Sweep:
         parts = [label for axis in self.axes.values() for label in axis]
         for label in [self.name, *parts, *(stems if several else ())]:
             if not _LABEL.fullmatch(str(label)):
-                raise ConfigError(
-                    f"sweep {self.name}: {label!r} becomes a part of run names and folders; use "
-                    "letters, digits, . and _ only, not . first"
-                )
+                rule = "must be letters, digits, . and _ only, not . first: it becomes a part of "
+                rule, key = rule + "run names and folders", f"sweep {self.name}: a label"
+                raise ConfigError(key=key, value=label, rule=rule)
         for name, axis in self.axes.items():
             # Some file systems take w and W for one folder.
             if not axis or len({str(label).lower() for label in axis}) < len(axis):
@@ -87,10 +86,9 @@ class Sweep:
                     rule="must have labels, all different as text (in lower case too)",
                 )
         if len({stem.lower() for stem in stems}) < len(stems):
-            raise ConfigError(
-                f"sweep {self.name}: experiments {stems} share a file name, so that their runs "
-                "would share a folder; rename one"
-            )
+            rule = "must differ in their file names, which become names of folders"
+            key = f"sweep {self.name}: experiments"
+            raise ConfigError(key=key, value=stems, rule=rule, remedy="rename one")
         points = []
         for experiment in self.experiments:
             for choice in product(*(axis.items() for axis in self.axes.values())):
@@ -112,11 +110,9 @@ class Sweep:
                 raise ConfigError(key=key, value=point.origin[1], rule=rule)
         if self.only is None:
             return points
-        if unknown := sorted(set(self.only) - set(by_name)) or len(self.only) < 1:
-            raise ConfigError(
-                f"sweep {self.name}: only must name points of the grid, such as {points[0].name}, "
-                f"got {unknown if isinstance(unknown, list) else list(self.only)}"
-            )
+        if (unknown := sorted(set(self.only) - set(by_name))) or not self.only:
+            rule = f"must name points of the grid, such as {points[0].name}"
+            raise ConfigError(key=f"sweep {self.name}: only", value=unknown, rule=rule)
         for name in self.only:
             if (origin := by_name[name].origin) is not None and origin[0] not in self.only:
                 rule = f"must name {origin[0]} too, which {name} begins with"
@@ -148,7 +144,8 @@ def load_sweep(path: str | Path) -> Sweep:
     raw = read_yaml(path)
     if not isinstance(raw, dict) or set(raw) - set(KEYS):
         unknown = sorted(set(raw) - set(KEYS), key=str) if isinstance(raw, dict) else raw
-        raise ConfigError(f"{path}: a sweep has the keys {', '.join(KEYS)}; got {short(unknown)}")
+        rule = f"must have the keys {', '.join(KEYS)} of a sweep"
+        raise ConfigError(key=path, value=unknown, rule=rule)
     files, axes, settings = raw.get("experiments"), raw.get("axes"), raw.get("set") or {}
     if not isinstance(files, list) or not files:
         rule = "must list at least one experiment file"

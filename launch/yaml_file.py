@@ -1,7 +1,7 @@
 """Our own YAML files, read so that nothing in them is lost, and as what they should hold.
 
     read_yaml(Path("sweep.yaml"))                   # a key that stands twice is refused
-    read_settings(Site, Path("site.yaml"), as_text=True)    # every value as it is written
+    read_settings(Cluster, Path("site.yaml"), as_text=True)    # every value as it is written
     from_mapping(PhaseSettings, {"seeds": [0, 1, 2]})
 
 YAML's own readers take the last of two equal keys, and with it a cell of a sweep is gone.

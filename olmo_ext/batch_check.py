@@ -27,7 +27,7 @@ from data_injection.digest import rows_digest
 from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, StepRows
 from data_injection.rows import Spans
-from data_injection.splice import Host, spans_of
+from data_injection.splice import HostCorpus, spans_of
 
 
 class StreamError(RuntimeError):
@@ -44,7 +44,7 @@ class Witness:
     """
 
     def __init__(
-        self, plan: InjectionPlan, order: RowOrder, host: Host, *, rank: int, world_size: int
+        self, plan: InjectionPlan, order: RowOrder, host: HostCorpus, *, rank: int, world_size: int
     ) -> None:
         self.plan, self.order, self.host = plan, order, host
         self.rank, self.world_size = rank, world_size

@@ -150,7 +150,7 @@ def _read_yaml(path: Path, changed: int, size: int) -> Any:
     check_environment(path.read_text(encoding="utf-8", errors="replace"), where=str(path))
     # Plain text is read as one key; nobody wants to see all of it as an unknown one.
     if len(raw) and not set(raw) & set(known):
-        raise ConfigError(f"{path} {what}")
+        raise ConfigError(key=path, rule=what)
     return raw
 
 

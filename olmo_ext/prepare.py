@@ -113,10 +113,9 @@ def build_on_meta(train: TrainConfig, *, num_steps: int) -> dict[str, int]:
         TypeError,
         AssertionError,
     ) as error:
-        raise ConfigError(
-            "train.model, train.optimizer or train.scheduler: the engine cannot build them "
-            f"({str(error) or type(error).__name__}); correct the setting that it names"
-        ) from error
+        key, remedy = "train.model, optimizer or scheduler", "correct the setting that it names"
+        rule = f"cannot be built by the engine ({str(error) or type(error).__name__})"
+        raise ConfigError(key=f"train: {key}", rule=rule, remedy=remedy) from error
     return {"params": model.num_params(include_embedding=False), "params_total": model.num_params()}
 
 

@@ -188,7 +188,8 @@ class ExperimentTrainer(Trainer):
         would train ten more after its last checkpoint, which would be lost."""
         if self.signals.on_any_rank(self.device):
             if self.signals.received == NOT_FINITE:
-                raise DivergedError(f"the loss of step {self.global_step} is not a number")
+                key = f"the loss of step {self.global_step}"
+                raise DivergedError(key=key, rule="is not a number")
             self.stop_reason = self.signals.received
         elif self.global_step % self.check_interval == 0 and super().check_if_cancelled()[0]:
             limit = self.cfg.time_limit

@@ -75,9 +75,6 @@ MOST_LINES_OF_THE_ROOMS = 42_200
 function. Raised by the loss budget, by what refuses, resumes and tells of bad input, by OLMo-core
 and by the report; lower it whenever something has gone."""
 
-MOST_PROSE = 45
-"""Errors that are a sentence of their own, as where several settings together are wrong."""
-
 
 @cache
 def modules() -> dict[str, Path]:
@@ -204,13 +201,13 @@ def test_no_file_is_too_long_and_no_folder_too_full() -> None:
 def test_an_error_of_input_says_what_it_is_about() -> None:
     """A key, its rule and remedy: what a program can take apart, and a test can ask for."""
     prose = [
-        f"{path.relative_to(ROOT)}:{node.lineno}"
+        str(path.relative_to(ROOT))
         for path in modules().values()
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "ConfigError"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("ConfigError", "DivergedError")
         if not {word.arg for word in node.keywords} & {"key", None}
     ]
-    assert len(prose) <= MOST_PROSE, prose
+    assert prose == ["eval/findings/chapters.py"]  # of a maker of chapters, about two numbers
 
 
 def test_the_rooms_stay_small() -> None:

@@ -168,7 +168,8 @@ def _group(protocol: str, family: str, rows: pd.DataFrame, question: Question) -
     if question.bits is not None:
         names.append("bits")
     if names == ["params"]:
-        raise ConfigError("one frequency only; a threshold needs at least two, or two gaps")
+        rule = "has one value only; a threshold needs at least two, or two gaps"
+        raise ConfigError(key="frequency", rule=rule)
     surface = fit_surface(table, covariates=names, response=question.response)
     point = [name for name in ("gap", "bits") if name in names]
     alike = table.assign(task=rows.task).groupby(["params", "frequency", *point, "seed", "task"])

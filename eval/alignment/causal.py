@@ -22,14 +22,7 @@ import torch
 from data_injection.philox import permutation
 from data_injection.tasks.base import FloatArray, IntArray, Task
 from eval.alignment.counterfactuals import Pairs, draw_pairs, operands, token_of
-from eval.alignment.interventions import (
-    COMPONENTS,
-    PatchSite,
-    answers,
-    frozen,
-    num_blocks,
-    states_at,
-)
+from eval.alignment.interventions import COMPONENTS, Site, answers, frozen, num_blocks, states_at
 from eval.statistics import ratio_fields, share_of
 
 NUM_PAIRS = 510
@@ -66,16 +59,16 @@ def causal_effects(model: torch.nn.Module, task: Task, *, seed: int) -> list[dic
     return rows
 
 
-def _sites(model: torch.nn.Module, task: Task, *, first: int) -> Iterator[PatchSite]:
+def _sites(model: torch.nn.Module, task: Task, *, first: int) -> Iterator[Site]:
     for position in range(first, task.length - 1):
         for component in COMPONENTS:
             start = 0 if component == "residual" else 1
             for layer in range(start, num_blocks(model) + 1):
-                yield PatchSite(layer, position, component)
+                yield Site(layer, position, component)
 
 
 def _patch_all(
-    model: torch.nn.Module, task: Task, pairs: Pairs, sites: list[PatchSite]
+    model: torch.nn.Module, task: Task, pairs: Pairs, sites: list[Site]
 ) -> Iterator[dict[str, Any]]:
     base_NT, target_NT = (
         torch.from_numpy(task.tokens[side, :-1]) for side in (pairs.base, pairs.target)
@@ -97,7 +90,7 @@ def _patch_all(
 
 
 def _ablate_all(
-    model: torch.nn.Module, task: Task, examples: IntArray, sites: list[PatchSite]
+    model: torch.nn.Module, task: Task, examples: IntArray, sites: list[Site]
 ) -> Iterator[dict[str, Any]]:
     inputs_NT = torch.from_numpy(task.tokens[examples, :-1])
     states = states_at(model, inputs_NT, sites)
@@ -125,5 +118,5 @@ def _difference(logits_NL: FloatArray, one: IntArray, other: IntArray) -> FloatA
     return logits_NL[rows, one] - logits_NL[rows, other]
 
 
-def _fields(site: PatchSite) -> dict[str, Any]:
+def _fields(site: Site) -> dict[str, Any]:
     return {"component": site.component, "layer": site.layer, "position": site.position}

@@ -25,7 +25,7 @@ from data_injection.philox import permutation
 from data_injection.tasks.base import FloatArray, IntArray, Task
 from eval.alignment.counterfactuals import ANSWER, Pairs, draw_pairs, operands, token_of
 from eval.alignment.das import STEPS, chosen_labels, interchange, learn_subspaces, random_subspaces
-from eval.alignment.interventions import PatchSite, num_blocks
+from eval.alignment.interventions import Site, num_blocks
 from eval.statistics import share_fields
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ RANDOM_DRAWS = 20
 _RANDOM = 10_000
 """Random subspaces must not be those that the searches start from."""
 
-Place = tuple[str, PatchSite, str]
+Place = tuple[str, Site, str]
 """A variable, where it is looked for, and what is held out."""
 
 
@@ -67,7 +67,7 @@ def places_of(task: Task, *, depth: int) -> Iterator[Place]:
             at_input = variable != ANSWER and position == own
             for layer in range(0 if at_input else 1, depth + (position == last)):
                 for held_out in HELD_OUT:
-                    yield variable, PatchSite(layer, position), held_out
+                    yield variable, Site(layer, position), held_out
 
 
 def feature_rank(task: Task, present: dict[str, IntArray]) -> int:

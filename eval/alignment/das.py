@@ -1,8 +1,8 @@
 """Distributed alignment search: is a variable one subspace of the states at a place, causally?
 
     pairs = draw_pairs(task, "tok1", among=task.train, num=2048, seed=0)
-    bases_SDK = learn_subspaces(model, task, pairs, PatchSite(1, 0), rank=1, seeds=[0, 1, 2])
-    interchange(model, task, held_out, PatchSite(1, 0), bases_SDK)    # (S, N): the target's label?
+    bases_SDK = learn_subspaces(model, task, pairs, Site(1, 0), rank=1, seeds=[0, 1, 2])
+    interchange(model, task, held_out, Site(1, 0), bases_SDK)    # (S, N): the target's label?
 
 Geiger, Wu, Potts, Icard and Goodman 2024 (arXiv 2303.02536): learn the rank-K subspace for which
 swapping a source example's coordinates in it into a base example gives the label of the
@@ -29,14 +29,7 @@ from torch import nn
 from data_injection.philox import permutation
 from data_injection.tasks.base import IntArray, Task
 from eval.alignment.counterfactuals import Pairs
-from eval.alignment.interventions import (
-    PatchSite,
-    answers,
-    check_finite,
-    frozen,
-    starting_at,
-    states_at,
-)
+from eval.alignment.interventions import Site, answers, check_finite, frozen, starting_at, states_at
 
 STEPS = 200
 BATCH_PAIRS = 64
@@ -50,7 +43,7 @@ def learn_subspaces(
     model: nn.Module,
     task: Task,
     pairs: Pairs,
-    site: PatchSite,
+    site: Site,
     *,
     rank: int,
     seeds: Sequence[int],
@@ -102,7 +95,7 @@ def random_subspaces(width: int, *, rank: int, seeds: Sequence[int]) -> torch.Te
 
 @torch.no_grad()
 def interchange(
-    model: nn.Module, task: Task, pairs: Pairs, site: PatchSite, bases_SDK: torch.Tensor | None
+    model: nn.Module, task: Task, pairs: Pairs, site: Site, bases_SDK: torch.Tensor | None
 ) -> NDArray[np.bool_]:
     """Whether the model answers with the target's label, for every subspace and pair; (S, N).
 
@@ -137,7 +130,7 @@ def chosen_labels(model: nn.Module, task: Task, examples: IntArray) -> IntArray:
 
 
 def _swapped(
-    base_BTD: torch.Tensor, source_BD: torch.Tensor, site: PatchSite, basis_SDK: torch.Tensor
+    base_BTD: torch.Tensor, source_BD: torch.Tensor, site: Site, basis_SDK: torch.Tensor
 ) -> torch.Tensor:
     """The bases' states with the sources' coordinates; rows are seed by seed, as many for each."""
     base_BD, swapped_BTD = base_BTD[:, site.position], base_BTD.clone()
@@ -148,13 +141,13 @@ def _swapped(
 
 
 def _states(
-    model: nn.Module, task: Task, pairs: Pairs, site: PatchSite
+    model: nn.Module, task: Task, pairs: Pairs, site: Site
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """After the site's block the bases' states_NTD of all tokens, and the sources' states_ND at
     the site; a row per pair, but each example is run once: the search changes none of it."""
     if site.component != "residual":
         raise ValueError(f"the search is in the residual stream, got {site}")
-    sites = [PatchSite(site.layer, position) for position in range(task.length - 1)]
+    sites = [Site(site.layer, position) for position in range(task.length - 1)]
     examples, place = np.unique(np.stack([pairs.base, pairs.source]), return_inverse=True)
     with frozen(model):
         found = states_at(model, torch.from_numpy(task.tokens[examples, :-1]), sites)

@@ -1,6 +1,6 @@
 """Read and replace what a model computes at one place, without touching its weights.
 
-    site = PatchSite(layer=1, position=0)
+    site = Site(layer=1, position=0)
     states_BD = read_states(model, input_ids_BT, [site])[site]
     with patched(model, site, lambda hidden_BD: states_BD):
         logits_BL = label_logits(model, input_ids_BT, labels_L)
@@ -34,7 +34,7 @@ ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class PatchSite:
+class Site:
     """A place in a model's computation."""
 
     layer: int
@@ -51,16 +51,14 @@ def num_blocks(model: nn.Module) -> int:
     """Number of blocks; ConfigError if the model hides them in groups."""
     transformer = model.transformer
     if "blocks" not in transformer._modules:  # type: ignore[union-attr]
-        raise ConfigError(
-            "interventions need a model whose blocks can be reached; train with "
-            "train.model.block_group_size 1"
-        )
+        rule = "must be 1 for interventions, which reach every block"
+        raise ConfigError(key="train.model.block_group_size", rule=rule, remedy="train with 1")
     return len(transformer.blocks)  # type: ignore[arg-type, union-attr]
 
 
 @contextmanager
 def _changed(
-    model: nn.Module, site: PatchSite, change: Callable[[torch.Tensor], torch.Tensor]
+    model: nn.Module, site: Site, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
     """While open, states_BTD that pass the site are replaced by `change` of them."""
     blocks: Any = model.transformer.blocks  # type: ignore[union-attr]
@@ -95,12 +93,12 @@ def _module(block: Any, component: Component) -> nn.Module:
 
 @torch.no_grad()
 def read_states(
-    model: nn.Module, input_ids_BT: torch.Tensor, sites: Sequence[PatchSite]
-) -> dict[PatchSite, torch.Tensor]:
+    model: nn.Module, input_ids_BT: torch.Tensor, sites: Sequence[Site]
+) -> dict[Site, torch.Tensor]:
     """The states_BD that pass the sites, in one forward pass."""
-    found: dict[PatchSite, torch.Tensor] = {}
+    found: dict[Site, torch.Tensor] = {}
 
-    def keep(site: PatchSite) -> Callable[[torch.Tensor], torch.Tensor]:
+    def keep(site: Site) -> Callable[[torch.Tensor], torch.Tensor]:
         def note(hidden_BTD: torch.Tensor) -> torch.Tensor:
             found[site] = hidden_BTD[:, site.position].clone()
             return hidden_BTD
@@ -116,7 +114,7 @@ def read_states(
 
 @contextmanager
 def patched(
-    model: nn.Module, site: PatchSite, replace: Callable[[torch.Tensor], torch.Tensor]
+    model: nn.Module, site: Site, replace: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
     """While open, the state_BD at a site is `replace` of what the model computed there."""
 
@@ -192,8 +190,8 @@ def starting_at(
 
 @torch.no_grad()
 def states_at(
-    model: nn.Module, inputs_NT: torch.Tensor, sites: Sequence[PatchSite]
-) -> dict[PatchSite, torch.Tensor]:
+    model: nn.Module, inputs_NT: torch.Tensor, sites: Sequence[Site]
+) -> dict[Site, torch.Tensor]:
     """`read_states` of any number of rows; each (N, D), on the model's device."""
     device = next(model.parameters()).device
     parts = [read_states(model, part.to(device), sites) for part in inputs_NT.split(ROWS_AT_ONCE)]
@@ -206,7 +204,7 @@ def answers(
     task: Task,
     inputs_NT: torch.Tensor,
     *,
-    site: PatchSite | None = None,
+    site: Site | None = None,
     states_ND: torch.Tensor | None = None,
 ) -> FloatArray:
     """Logits of the task's labels, with the states at a site replaced if one is given; (N, L)."""
@@ -228,10 +226,9 @@ def check_finite(logits: torch.Tensor) -> torch.Tensor:
     """A model's logits. Raises DivergedError where one is not a number: the arg max of
     NaN would count as an answer, and of such a model there is nothing to explain."""
     if not bool(torch.isfinite(logits).all()):
-        raise DivergedError(
-            "the model's logits are not finite: it has diverged, and there is nothing to explain; "
-            "choose other checkpoints with --step"
-        )
+        rule = "are not finite: it has diverged, and there is nothing to explain"
+        remedy = "choose other checkpoints with --step"
+        raise DivergedError(key="the model's logits", rule=rule, remedy=remedy)
     return logits
 
 

@@ -145,9 +145,9 @@ def trace_ledger(segments: Mapping[int, Segment], checkpoint: SavedCheckpoint | 
     Raises ConfigError if what the checkpoint names is no place in the ledger.
     """
     if checkpoint is not None and checkpoint.place_problem is not None:
-        raise ConfigError(
-            f"{checkpoint.place_problem}; nothing tells its rows: use another checkpoint"
-        )
+        problem, remedy = checkpoint.place_problem, "nothing tells its rows: use another checkpoint"
+        text = f"{problem}; {remedy}"
+        raise ConfigError(text, key=checkpoint.path, rule=problem, remedy=remedy)
     position = checkpoint.position if checkpoint is not None else None
     step = checkpoint.step if checkpoint is not None else 0
     line = lineage(segments, position, step=step)

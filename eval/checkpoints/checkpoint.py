@@ -234,9 +234,8 @@ def _read_model_config(path: Path) -> Any:
 
     if not (path / "config.yaml").is_file():
         refuse_core(path, "for this convert it to a folder of transformers and give that")
-        raise ConfigError(
-            f"{path} has no config.yaml, which says what model the weights are of; {RESTORE}"
-        )
+        rule = "has no config.yaml, which says what model the weights are of"
+        raise ConfigError(key=path, rule=rule, remedy=RESTORE)
     load_config(path / "config.yaml")  # in words where it is no YAML
     try:
         return ModelConfig.load(path / "config.yaml", key="model", validate_paths=False)

@@ -200,10 +200,9 @@ def check_finite(provenance: Provenance, state: dict[str, torch.Tensor]) -> None
     bad = [name for name, part in state.items() if not bool(part.isfinite().all())]
     bad += [str(row["task"]) for row in provenance.scores if row.get("diverged") is True]
     if bad:
-        raise DivergedError(
-            f"{provenance.path} has diverged ({bad[0]} is not finite); export an earlier one with "
-            "--step, or pass --despite-divergence"
-        )
+        rule = f"has diverged ({bad[0]} is not finite)"
+        remedy = "export an earlier one with --step, or pass --despite-divergence"
+        raise DivergedError(key=provenance.path, rule=rule, remedy=remedy)
 
 
 def _read_whole(path: Path) -> dict[str, torch.Tensor]:

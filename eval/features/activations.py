@@ -50,9 +50,8 @@ class SymbolStates:
                 f"for {len(self.symbols_S)} symbols"
             )
         if not np.isfinite(self.hidden_LSD).all():
-            raise DivergedError(
-                "states must be finite: the model has diverged; choose another checkpoint (--step)"
-            )
+            rule, remedy = "must be finite: the model has diverged", "choose another --step"
+            raise DivergedError(key="states", rule=rule, remedy=remedy)
         if len(np.unique(self.symbols_S)) != len(self.symbols_S):
             raise ValueError(
                 f"{len(self.symbols_S)} rows are of {len(np.unique(self.symbols_S))} symbols: a "

@@ -25,7 +25,7 @@ from data_injection.tasks.base import Task
 from eval.alignment.causal import causal_effects
 from eval.alignment.controls import METRIC, Place, feature_rank, places_of, score_alignment
 from eval.alignment.das import STEPS
-from eval.alignment.interventions import PatchSite, num_blocks
+from eval.alignment.interventions import Site, num_blocks
 from eval.checkpoints.checkpoint import (
     Checkpoint,
     by_step,
@@ -83,9 +83,9 @@ def find_jobs(
             if chosen and is_meant and (not steps or checkpoint.step in steps):
                 jobs.append(FeatureJob(folder, checkpoint, plan, chosen))
     if unknown := sorted(set(tasks) - known):
-        raise ConfigError(
-            f"--task: no run has a task {unknown} that declares targets; these do: {sorted(known)}"
-        )
+        rule = "must be tasks of the runs that declare targets"
+        remedy = f"these do: {', '.join(sorted(known)) or 'none'}"
+        raise ConfigError(key="--task", value=unknown, rule=rule, remedy=remedy)
     if not jobs:
         at = f" of step {', '.join(map(str, steps))}" if steps else ""
         raise FileNotFoundError(f"no complete checkpoint{at} in or below {source}")
@@ -250,7 +250,7 @@ class _Done:
             & ((rows["rank"] == rank) | (rank is None))
         ]
         sites = [
-            PatchSite(int(layer), int(position))
+            Site(int(layer), int(position))
             for layer, position in zip(rows.layer, rows.position, strict=True)
         ]
         return set(zip(rows.variable, sites, rows.held_out, strict=True))

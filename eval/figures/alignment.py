@@ -90,7 +90,8 @@ def _groups(frame: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFram
     # Of the subsets of pairs, not of the task's examples, which task_rows would keep whole.
     rows = task_rows(chosen[chosen.subset == "answered"].assign(subset="all"))
     if rows.empty:
-        raise ConfigError("no model of the records answers any pair rightly; train it further")
+        rule, remedy = "hold no model that answers any pair rightly", "train it further"
+        raise ConfigError(key="records", rule=rule, remedy=remedy)
     rows = rows[
         rows.step == rows.groupby(["run", "plan_hash", "seed", "task"]).step.transform("max")
     ]

@@ -171,8 +171,9 @@ def evaluate(
                 rows = [told | row for row in rows]
             yield Done(source, rows, problem)
     if problems:
-        num = f"{len(problems)} of {len(sources)} checkpoints could not be scored:\n"
-        raise ConfigError((num if len(sources) > 1 else "") + "\n".join(problems))
+        rule = f"{len(problems)} of {len(sources)} checkpoints could not be scored:\n"
+        text = (rule if len(sources) > 1 else "") + "\n".join(problems)
+        raise ConfigError(text, key="CHECKPOINT", value=problems, rule=rule)
 
 
 def reads_sequences(source: Source) -> bool:
@@ -189,10 +190,9 @@ def chosen_sources(paths: str | Path | Sequence[str | Path], choice: Choice) -> 
     kept = [source for source in sources if source.step in choice.steps]
     if not kept:
         there = sorted({source.step for source in sources if source.step is not None})
-        raise ConfigError(
-            f"--step {', '.join(map(str, choice.steps))}: no checkpoint of such a step; there are "
-            f"{', '.join(map(str, there)) or 'none with a step in their name'}"
-        )
+        remedy = f"there are {', '.join(map(str, there)) or 'none with a step in their name'}"
+        rule = "must be a checkpoint's step"
+        raise ConfigError(key="--step", value=[*choice.steps], rule=rule, remedy=remedy)
     return kept
 
 

@@ -261,7 +261,8 @@ def _check_device(device: str) -> None:
     if device not in ("cpu", "cuda"):
         raise ConfigError(key="--device", value=device, rule="must be cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no GPU here; leave it out or see doctor")
+        rule, remedy = "is for a GPU, and torch sees none here", "leave it out or see doctor"
+        raise ConfigError(key="--device", value=device, rule=rule, remedy=remedy)
 
 
 def _tasks_of(plan: Path) -> TaskSet:

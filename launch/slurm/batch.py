@@ -23,7 +23,7 @@ from data_injection.errors import ConfigError
 from eval.text import template
 from launch.runs import Run
 from launch.slurm.lead import Lead
-from launch.slurm.site import Site
+from launch.slurm.site import Cluster
 from launch.slurm.torchrun import environment_of, torchrun_command
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.,:@%+/=-]+")
@@ -89,7 +89,7 @@ def _words(run: Run) -> list[str]:
 
 
 def render_train(
-    site: Site,
+    site: Cluster,
     runs: Mapping[int, Run],
     *,
     name: str,
@@ -143,7 +143,7 @@ def runs_text(runs: Mapping[int, Run]) -> str:
 
 
 def render_prepare(
-    site: Site, sources: Sequence[str], corpus: Path, *, name: str, where: Where
+    site: Cluster, sources: Sequence[str], corpus: Path, *, name: str, where: Where
 ) -> str:
     """The batch file that makes the corpus; `sources` are the words of `olmo-ext prepare`."""
     words = ["prepare", *sources, "--out", str(corpus)]
@@ -197,7 +197,7 @@ def _fill(name: str, where: Where, **values: Any) -> str:
     )
 
 
-def _resources(site: Site) -> list[str]:
+def _resources(site: Cluster) -> list[str]:
     gpus = ":".join(filter(None, (site.gpu_type, str(site.gpus_per_node))))
     asked: list[tuple[str, object]] = [
         ("partition", site.partition),
@@ -215,7 +215,7 @@ def _resources(site: Site) -> list[str]:
     return [directive(option, value) for option, value in asked if value is not None]
 
 
-def _environment(site: Site, where: Where) -> str:
+def _environment(site: Cluster, where: Where) -> str:
     """setup, the environment's activation, variables."""
     lines = list(site.setup)
     if site.activate:
@@ -228,11 +228,11 @@ def _environment(site: Site, where: Where) -> str:
     return "\n".join(lines)
 
 
-def _has_container(site: Site) -> bool:
+def _has_container(site: Cluster) -> bool:
     return bool(site.container) or any("container" in option for option in site.srun_options)
 
 
-def _srun(site: Site, *, shutdown_timeout: int) -> str:
+def _srun(site: Cluster, *, shutdown_timeout: int) -> str:
     """One torchrun a node; a line an option."""
     several = site.nodes > 1
     command = torchrun_command(

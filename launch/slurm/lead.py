@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from data_injection.errors import ConfigError
 from eval.run import PROGRESS, read_if_whole
-from launch.slurm.site import Site
+from launch.slurm.site import Cluster
 
 if TYPE_CHECKING:
     from olmo.config import TrainConfig
@@ -56,7 +56,7 @@ class Lead:
         return f"{self.seconds} s, set by the site; {total}" if self.given else total
 
 
-def reckon_lead(site: Site, train: TrainConfig, *, num_steps: int, folder: Path) -> Lead:
+def reckon_lead(site: Cluster, train: TrainConfig, *, num_steps: int, folder: Path) -> Lead:
     """What a run needs on this site.
 
     Raises:
@@ -77,7 +77,7 @@ def reckon_lead(site: Site, train: TrainConfig, *, num_steps: int, folder: Path)
     return lead
 
 
-def _step(site: Site, train: TrainConfig, num_steps: int, folder: Path) -> tuple[float, str]:
+def _step(site: Cluster, train: TrainConfig, num_steps: int, folder: Path) -> tuple[float, str]:
     if site.step_seconds is not None:
         return site.step_seconds, "the site's step_seconds"
     speed = read_if_whole(folder / PROGRESS).get("steps_per_second")
@@ -94,7 +94,7 @@ def _step(site: Site, train: TrainConfig, num_steps: int, folder: Path) -> tuple
     return max(reckoned, 1.0), f"estimated, {how}" if reckoned > 1 else "estimated, at least 1 s"
 
 
-def _save(site: Site, train: TrainConfig, folder: Path) -> tuple[float, str]:
+def _save(site: Cluster, train: TrainConfig, folder: Path) -> tuple[float, str]:
     if site.save_seconds is not None:
         return site.save_seconds, "the site's save_seconds"
     from eval.checkpoints.checkpoint import find_checkpoints

@@ -48,7 +48,7 @@ OURS_OF_SRUN = {
 
 
 @dataclass(frozen=True)
-class Site:
+class Cluster:
     """One cluster, or one way to use it. A key of the YAML is a field here."""
 
     time: str
@@ -180,13 +180,13 @@ def parse_time(text: str, *, key: str) -> int:
     raise ConfigError(key=key, value=text, rule=rule)
 
 
-def load_site(path: str | Path) -> Site:
+def load_site(path: str | Path) -> Cluster:
     """Read a site profile. Raises FileNotFoundError, or ConfigError naming file, key and remedy."""
     path = locate(path)
     if not path.is_file():
         some = shipped("configs/sites")
         raise FileNotFoundError(f"no site profile {path}; {some} has some to begin with")
-    return read_settings(Site, path, as_text=True)
+    return read_settings(Cluster, path, as_text=True)
 
 
 def _meant(name: str, ours: set[str]) -> str:

@@ -26,7 +26,7 @@ from launch.runs import Run
 from launch.slurm.batch import Where, render_prepare, render_train, run_line, runs_text
 from launch.slurm.jobs import append_event, ask_slurm, events_file, read_events
 from launch.slurm.lead import Lead, reckon_lead
-from launch.slurm.site import Site
+from launch.slurm.site import Cluster
 from launch.slurm.submission import Plan, plan_submission
 from launch.terminal import say, typed_command
 
@@ -38,7 +38,7 @@ _MAY_LIVE = ("submitted", "started", "requeued")
 def submit(
     source: Path,
     *,
-    site: Site,
+    site: Cluster,
     out: Path | None,
     overrides: Sequence[str] = (),
     after: str | None = None,
@@ -104,7 +104,7 @@ def submit(
     return _hand_over(plan, waiting, list(texts), after, console)
 
 
-def _check_ranks(site: Site, run: Run) -> None:
+def _check_ranks(site: Cluster, run: Run) -> None:
     assert run.experiment is not None
     train = run.experiment.train
     ranks, batch = site.nodes * site.ranks, train.global_train_batch_size
@@ -149,7 +149,7 @@ def _open_tasks(
                 f"is gone, move {events_file(run.folder)} away"
             )
             if not dry_run:
-                raise ConfigError(f"run {run.name}: {said}")
+                raise ConfigError(f"run {run.name}: {said}", key=f"run {run.name}", rule=said)
             say(console, f"{run.name}: {said}")
             continue
         say(console, f"{run.name}: {said}; not submitted")
@@ -162,7 +162,7 @@ def _open_tasks(
     return waiting
 
 
-def _longest_lead(site: Site, waiting: dict[int, Run]) -> Lead:
+def _longest_lead(site: Cluster, waiting: dict[int, Run]) -> Lead:
     """An array has one; runs of one shape that have not begun are reckoned once."""
     leads: dict[tuple[object, ...], Lead] = {}
     for run in waiting.values():
@@ -200,7 +200,7 @@ def _free_folder(parent: Path) -> Path:
 
 
 def _render(
-    site: Site, plan: Plan, waiting: dict[int, Run], lead: Lead, folder: Path,
+    site: Cluster, plan: Plan, waiting: dict[int, Run], lead: Lead, folder: Path,
     words: list[str] | None, corpus: Path | None,
 ) -> dict[Path, str]:  # fmt: skip
     """Every file's text, in the order in which they are handed over."""

@@ -186,9 +186,8 @@ def _own_folders(runs: Sequence[Run]) -> Iterator[None]:
             try:
                 stack.enter_context(lock_folder(folder))
             except ConfigError:
-                raise ConfigError(
-                    f"another sweep is training in {folder}; wait for it, or choose another --out"
-                ) from None
+                rule, remedy = "is trained in by another sweep", "wait for it or choose another"
+                raise ConfigError(key="--out", value=folder, rule=rule, remedy=remedy) from None
         yield
 
 

@@ -134,8 +134,7 @@ def check_alike(mixtures: Sequence[Run], singles: Sequence[Run]) -> None:
         told = sorted(f"{kind} ({kind.setting})" for kind in kinds)
         return "; ".join(told[:4]) + ("; ..." if len(told) > 4 else "") if told else "none above 0"
 
-    raise ConfigError(
-        "--screen: no mixture screens any of the single-task runs: rung, family with its variant, "
-        "learning rate, steps and batch size must be the same, with a rate above 0; the mixtures "
-        f"have {some(screened)}, the single tasks {some(wanted)}"
-    )
+    rule = "must have a mixture that screens a single-task run: of the same rung, family with its "
+    rule += "variant, learning rate, steps and batch size, and a rate above 0"
+    remedy = f"the mixtures have {some(screened)}, the single tasks {some(wanted)}"
+    raise ConfigError(key="--screen", rule=rule, remedy=remedy)

@@ -116,7 +116,8 @@ def sweep(
     runs = plan_sweeps(loaded, out, overrides=override or [])
     if screen is not None:
         if minutes is not None:
-            raise ConfigError("--minutes does not go with --screen, which stops at its own budget")
+            rule = "does not go with --screen, which stops at its own budget"
+            raise ConfigError(key="--minutes", value=minutes, rule=rule)
         from launch.sweep.screen import screen_sweeps
 
         with _training():

@@ -52,8 +52,8 @@ def build_callbacks(settings: dict[str, Any]) -> dict[str, Callback]:
             merged = OmegaConf.merge(OmegaConf.structured(kind), wanted[name])
             callbacks[name] = OmegaConf.to_object(merged)
         except OmegaConfBaseException as error:
-            known = ", ".join(kind.__dataclass_fields__)
-            raise ConfigError(
-                f"callbacks.{name}: {(error.msg or str(error)).splitlines()[0]}; it has {known}"
-            ) from None
+            rule = f"cannot be read: {(error.msg or str(error)).splitlines()[0]}"
+            known = f"it has {', '.join(kind.__dataclass_fields__)}"
+            key = f"callbacks.{name}"
+            raise ConfigError(key=key, value=wanted[name], rule=rule, remedy=known) from None
     return callbacks  # type: ignore[return-value]

@@ -52,7 +52,8 @@ def check_logits(trainer: ExperimentTrainer) -> None:
     if get_world_size() > 1:
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
     if not finite.item():
-        raise DivergedError(f"the logits after step {trainer.global_step} are not finite")
+        key = f"the logits after step {trainer.global_step}"
+        raise DivergedError(key=key, rule="are not finite")
 
 
 @contextmanager
@@ -64,7 +65,8 @@ def telling_divergence(trainer: ExperimentTrainer) -> Iterator[None]:
         numbers = (part for p in trainer.dist_model.parameters() for part in (p, p.grad))
         if all(part is None or bool(part.isfinite().all()) for part in numbers):
             raise
-        raise DivergedError(f"the weights at step {trainer.global_step} are not finite") from error
+        key = f"the weights at step {trainer.global_step}"
+        raise DivergedError(key=key, rule="are not finite") from error
 
 
 def note_divergence(trainer: ExperimentTrainer, why: str) -> DivergedError:
@@ -75,10 +77,9 @@ def note_divergence(trainer: ExperimentTrainer, why: str) -> DivergedError:
     if get_global_rank() == 0:
         told = {"step": trainer.global_step, "why": why, "checkpoint": last and last.name}
         replace_file(folder / DIVERGED, json.dumps(told) + "\n", sync=True)
-    return DivergedError(
-        f"{folder} diverged: {why}; its last good checkpoint is {last or 'none'}: {ANEW}, for "
-        "--resume --despite-divergence goes on from the checkpoint and into the same numbers"
-    )
+    remedy = f"its last good checkpoint is {last or 'none'}: {ANEW}, for --resume "
+    remedy += "--despite-divergence goes on from the checkpoint and into the same numbers"
+    return DivergedError(key=folder, rule=f"diverged: {why}", remedy=remedy)
 
 
 def check_divergence(folder: Path, *, despite: bool) -> None:

@@ -37,10 +37,10 @@ except ImportError as error:
 def require_core() -> None:
     """Raise ConfigError where OLMo-core 3 is not installed."""
     if MISSING:
-        raise ConfigError(
-            f"olmo_ext.core needs ai2-olmo-core 3.0.0 ({MISSING}); `pip install '.[core]'` in an "
-            "environment without ai2-olmo, which pins another version of it"
-        )
+        remedy = "`pip install '.[core]'` in an environment without ai2-olmo, which pins another "
+        remedy += "version of it"
+        rule = f"needs ai2-olmo-core 3.0.0 ({MISSING})"
+        raise ConfigError(key="olmo_ext.core", rule=rule, remedy=remedy)
 
 
 def kept(batch: dict[str, Any], device: Any) -> dict[str, Any]:

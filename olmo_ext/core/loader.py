@@ -73,10 +73,9 @@ class Injected:
             return
         if before["plan_hash"] != self.plan.hash:
             found = differences(self.plan.canonical, before["plan"])
-            raise ConfigError(
-                "the checkpoint was trained by another plan; it cannot be resumed:\n  "
-                + "\n  ".join(told_differences(found))
-            )
+            rule = "was trained by another plan; it cannot be resumed:\n  "
+            rule += "\n  ".join(told_differences(found))
+            raise ConfigError(key="the checkpoint", rule=rule)
         super().load_state_dict({k: v for k, v in state.items() if k != STATE})  # type: ignore[misc]
 
     def _continue_unplanned(self: Any, state: dict[str, Any]) -> None:

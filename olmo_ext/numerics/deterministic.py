@@ -61,7 +61,6 @@ def deterministic(experiment: ExperimentConfig) -> Iterator[None]:
 def _prepare_cublas() -> None:
     given = os.environ.setdefault(CUBLAS, FIT[0]) if not torch.cuda.is_initialized() else None
     if (given or os.environ.get(CUBLAS)) not in FIT:
-        raise ConfigError(
-            f"deterministic=true needs {CUBLAS} to be one of {', '.join(FIT)} before CUDA starts, "
-            f"and it is {os.environ.get(CUBLAS, 'unset')}; set it in the environment"
-        )
+        rule = f"must be one of {', '.join(FIT)} before CUDA starts, for deterministic=true"
+        remedy, value = "set it in the environment", os.environ.get(CUBLAS)
+        raise ConfigError(key=CUBLAS, value=value, rule=rule, remedy=remedy)

@@ -25,7 +25,7 @@ from eval.export.huggingface import import_hf, load_hf
 from eval.records import REQUIRED, RecordWriter, read_records
 from eval.run import load_config, load_identity, read_object, read_run
 from launch.slurm.jobs import append_event, events_file, read_events
-from launch.slurm.site import Site
+from launch.slurm.site import Cluster
 from launch.yaml_file import read_settings, read_yaml
 from olmo_ext.config import load_experiment
 
@@ -42,7 +42,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "manifest": ("manifest.json", lambda path: load_manifest(path.parent)),
     "records": ("records.jsonl", lambda path: read_records(path)),
     "yaml": ("x.yaml", read_yaml),
-    "site": ("site.yaml", lambda path: read_settings(Site, path, as_text=True)),
+    "site": ("site.yaml", lambda path: read_settings(Cluster, path, as_text=True)),
     "config": ("config.yaml", load_config),
     "experiment": ("experiment.yaml", load_experiment),
     "model": ("config.yaml", lambda path: load_model_config(path.parent)),

@@ -80,4 +80,3 @@ def test_an_error_carries_key_value_rule_and_remedy() -> None:
 def test_an_error_of_a_part_is_told_by_the_whole() -> None:
     error = ConfigError(key="params.k", value=0, rule="must be 1").under("tasks[0]")
     assert (error.key, error.value, error.rule) == ("tasks[0].params.k", 0, "must be 1")
-    assert str(ConfigError("k is wrong").under("tasks[0]")) == "tasks[0].k is wrong"

@@ -159,8 +159,9 @@ def test_an_optimizer_or_scheduler_that_cannot_be_built_is_found_by_a_dry_run(
     write_experiment: Write,
 ) -> None:
     experiment = load_experiment(write_experiment(), ["train.optimizer.learning_rate=0"])
-    with pytest.raises(ConfigError, match="the engine cannot build them"):
+    with pytest.raises(ConfigError, match="cannot be built by the engine") as refused:
         train(experiment, dry_run=True)
+    assert "train.model, optimizer or scheduler" in refused.value.key
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from eval.alignment.das import (
     learn_subspaces,
     random_subspaces,
 )
-from eval.alignment.interventions import PatchSite, label_logits, patched, read_states
+from eval.alignment.interventions import Site, label_logits, patched, read_states
 
 Make = Callable[..., nn.Module]
 
-EMBEDDING = PatchSite(layer=0, position=0)
+EMBEDDING = Site(layer=0, position=0)
 
 
 def pairs_of(task: Task, variable: str) -> tuple[Pairs, Pairs]:
@@ -40,7 +40,7 @@ def overlap(one_DK: torch.Tensor, other_DK: torch.Tensor) -> float:
     return float(torch.linalg.svdvals(one_DK.T @ other_DK).min())
 
 
-def search(model: nn.Module, task: Task, variable: str, site: PatchSite, rank: int) -> tuple:
+def search(model: nn.Module, task: Task, variable: str, site: Site, rank: int) -> tuple:
     train, test = pairs_of(task, variable)
     bases = learn_subspaces(model, task, train, site, rank=rank, seeds=[0, 1])
     return bases, interchange(model, task, test, site, bases).mean(axis=1)
@@ -85,12 +85,12 @@ def test_a_feature_that_a_probe_would_find_but_nothing_reads_moves_no_answer(
     planted: Make, ranks: Task
 ) -> None:
     """After block 1 the first token's state still holds its rank, but the second has read it."""
-    assert search(planted(ranks), ranks, "tok1", PatchSite(1, 0), rank=1)[1].max() == 0
+    assert search(planted(ranks), ranks, "tok1", Site(1, 0), rank=1)[1].max() == 0
 
 
 def test_the_variables_part_where_the_model_parts_them(planted: Make, ranks: Task) -> None:
     """At the second token after block 1 both operands are there, on directions of their own."""
-    model, site = planted(ranks), PatchSite(1, 1)
+    model, site = planted(ranks), Site(1, 1)
     bases, accuracy = search(model, ranks, "tok1", site, rank=1)
     assert accuracy.min() > 0.85
     assert all(overlap(basis, model.feature_DK) < 0.1 for basis in bases)
@@ -112,9 +112,9 @@ def test_seeds_learned_side_by_side_are_those_learned_alone(planted: Make, ranks
     assert not torch.allclose(together[0], together[1])
 
 
-@pytest.mark.parametrize("site", [EMBEDDING, PatchSite(1, 1), PatchSite(2, 1)])
+@pytest.mark.parametrize("site", [EMBEDDING, Site(1, 1), Site(2, 1)])
 def test_a_search_is_the_plain_one_that_runs_the_whole_model_at_every_step(
-    site: PatchSite, planted: Make, ranks: Task
+    site: Site, planted: Make, ranks: Task
 ) -> None:
     model, (train, test) = planted(ranks), pairs_of(ranks, "tok1")
     steps, places = 8, np.searchsorted(ranks.label_tokens, ranks.tokens[:, -1])

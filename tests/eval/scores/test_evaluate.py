@@ -313,7 +313,7 @@ def test_a_choice_that_there_is_not_is_refused_before_any_work(run: Path, tmp_pa
     for arguments, said in (
         (["--task", "cmq"], ["--task must be in the plan", "cmp, add, got 'cmq'"]),
         (["--split", "dev"], ["--split must be train or test, got 'dev'"]),
-        (["--step", "7"], ["--step 7", "there are 0, 6, 12"]),
+        (["--step", "7"], ["--step", "got [7]", "there are 0, 6, 12"]),
         (["--device", "tpu"], ["--device must be cpu or cuda, got 'tpu'"]),
         (["--out", str(tmp_path / "x.txt")], ["--out", ".csv or .parquet"]),
         (["--out", str(tmp_path / "no" / "x.csv")], ["--out", "no folder", "make it"]),
@@ -457,7 +457,7 @@ def test_a_remote_model_of_ones_own_code_is_not_run(run: Path, tmp_path: Path) -
 def test_without_a_gpu_cuda_is_refused(run: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert "--device cuda: torch sees no GPU" in refused(run, "--device", "cuda")
+    assert "--device is for a GPU, and torch sees none" in refused(run, "--device", "cuda")
 
 
 def test_measure_asks_each_task_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

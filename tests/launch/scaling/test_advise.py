@@ -159,7 +159,7 @@ def test_complexity_is_a_covariate_where_it_was_varied() -> None:
 
 def test_one_frequency_that_rounding_makes_two_is_one(tmp_path: Path) -> None:
     write_runs(tmp_path / "one", rates=(2, 2.0004))
-    with pytest.raises(ConfigError, match="one frequency only"):
+    with pytest.raises(ConfigError, match="frequency has one value only"):
         ask(tmp_path / "one", size="w32")
 
 

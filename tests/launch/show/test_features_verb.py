@@ -134,18 +134,16 @@ def test_the_command_shows_the_probes_and_says_what_it_wrote(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "key", "value"),
     [
-        ({"tasks": ["mul"]}, r"no run has a task \['mul'\] that declares targets"),
-        (
-            {"export": Path("rows.xlsx")},
-            r"--export must end in \.csv or \.parquet, got 'rows\.xlsx'",
-        ),
+        ({"tasks": ["mul"]}, "--task", ["mul"]),
+        ({"export": Path("rows.xlsx")}, "--export", "rows.xlsx"),
     ],
 )
-def test_a_wrong_option_is_refused(run: Path, options: dict, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_wrong_option_is_refused(run: Path, options: dict, key: str, value: object) -> None:
+    with pytest.raises(ConfigError) as refused:
         features(run, **options)
+    assert (refused.value.key, refused.value.value) == (key, value)
 
 
 def test_a_step_without_a_checkpoint_and_a_folder_being_written_are_refused(run: Path) -> None:

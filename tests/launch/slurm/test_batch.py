@@ -30,7 +30,7 @@ from launch.slurm.batch import (
     runs_text,
 )
 from launch.slurm.lead import Lead
-from launch.slurm.site import Site
+from launch.slurm.site import Cluster
 from olmo_ext.engines.ending import write_marker
 
 LEAD = Lead(1.0, 2.0, 60.0, "test", "test")
@@ -85,8 +85,8 @@ class Bench:
     def where(self, script: Path) -> Where:
         return Where(script, "olmo-ext submit", self.folder, self.folder / "bin")
 
-    def write(self, task: Run, *, site: Site | None = None) -> Path:
-        site = site or Site(time="60")
+    def write(self, task: Run, *, site: Cluster | None = None) -> Path:
+        site = site or Cluster(time="60")
         script = task.folder / "logs" / "slurm" / "1" / "train.sbatch"
         where = self.where(script)
         script.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def test_an_array_reads_its_own_line_word_for_word(bench: Bench) -> None:
     folder.mkdir()
     runs_file.write_text(runs_text(tasks))
     script = folder / "train.sbatch"
-    site, where = Site(time="60", array_limit=3), bench.where(script)
+    site, where = Cluster(time="60", array_limit=3), bench.where(script)
     script.write_text(
         render_train(site, tasks, name="sweep", lead=LEAD, where=where, runs_file=runs_file)
     )
@@ -208,18 +208,18 @@ def test_control_characters_are_refused_wherever_they_stand(bad: str, bench: Ben
     ):
         with pytest.raises(ConfigError, match="control character"):
             render_train(
-                Site(time="60"), {1: task}, name="a", lead=LEAD, where=bench.where(good / "s")
+                Cluster(time="60"), {1: task}, name="a", lead=LEAD, where=bench.where(good / "s")
             )
     with pytest.raises(ConfigError, match="control character"):
         directive("output", bad)
     with pytest.raises(ConfigError, match="control character"):
-        render_prepare(Site(time="60"), [bad], good, name="a", where=bench.where(good / "s"))
+        render_prepare(Cluster(time="60"), [bad], good, name="a", where=bench.where(good / "s"))
 
 
 def test_words_of_prepare_are_quoted_too(bench: Bench) -> None:
     script, name = bench.folder / "prepare.sbatch", "".join(HOSTILE)
     corpus, where = bench.folder / name, bench.where(script)
-    script.write_text(render_prepare(Site(time="60"), HOSTILE, corpus, name=name, where=where))
+    script.write_text(render_prepare(Cluster(time="60"), HOSTILE, corpus, name=name, where=where))
     assert bench.bash(script).returncode == 0
     assert bench.arguments("olmo-ext") == ["prepare", *HOSTILE, "--out", str(corpus)]
     assert not list(bench.folder.rglob("x"))
@@ -293,7 +293,7 @@ def test_a_finished_run_is_not_started_and_one_that_ends_is_done_whatever_the_st
 
 def test_requeues_without_a_step_forward_come_to_an_end(bench: Bench) -> None:
     task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
-    script = bench.write(task, site=Site(time="60", max_stalled_requeues=2))
+    script = bench.write(task, site=Cluster(time="60", max_stalled_requeues=2))
     for step in (5, 5, 6, 6, 6):  # steps forward begin the count anew
         done = bench.bash(script, behave=marker(step), RUN=str(task.folder))
     assert events(task)[1::2] == ["requeued"] * 4 + ["stalled"]
@@ -306,7 +306,7 @@ def test_requeues_without_a_step_forward_come_to_an_end(bench: Bench) -> None:
 
 def test_steps_to_and_fro_are_no_steps_forward(bench: Bench) -> None:
     task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
-    script = bench.write(task, site=Site(time="60", max_stalled_requeues=2))
+    script = bench.write(task, site=Cluster(time="60", max_stalled_requeues=2))
     for step in (0, 1, 0, 1):
         bench.bash(script, behave=marker(step), RUN=str(task.folder))
     assert events(task)[1::2] == ["requeued"] * 3 + ["stalled"]
@@ -345,18 +345,18 @@ def test_a_notice_that_comes_before_torchrun_handles_it_kills_nothing(bench: Ben
 
 def test_one_node_meets_nobody_and_several_meet_at_the_first(bench: Bench) -> None:
     task = one_run("r", bench.folder / "r", 40, ("train", "x.yaml"))
-    bench.bash(bench.write(task, site=Site(time="60", gpus_per_node=8)))
+    bench.bash(bench.write(task, site=Cluster(time="60", gpus_per_node=8)))
     assert {"--standalone", "--nproc-per-node=8", "--nnodes=1"} <= set(bench.arguments())
-    bench.bash(bench.write(task, site=Site(time="60", nodes=2, gpus_per_node=4)))
+    bench.bash(bench.write(task, site=Cluster(time="60", nodes=2, gpus_per_node=4)))
     arguments = set(bench.arguments())
     assert {"--rdzv-backend=c10d", "--rdzv-endpoint=node1:20007", "--rdzv-id=7-0"} <= arguments
-    text = bench.write(task, site=Site(time="60", nodes=2, gpus_per_node=4)).read_text()
+    text = bench.write(task, site=Cluster(time="60", nodes=2, gpus_per_node=4)).read_text()
     assert "export OLMO_SHARED_FS=1" in text
     assert "srun --nodes=2 --ntasks=2 --ntasks-per-node=1" in text
 
 
 def test_the_directives_are_those_of_the_profile(bench: Bench) -> None:
-    site = Site(
+    site = Cluster(
         time="1-12", partition="gpu", account="a", qos="high", nodes=2, gpus_per_node=8,
         gpu_type="h100", gpu_option="gres", cpus_per_node=96, memory="0",
         directives=["--exclusive"], setup=["module load cuda"], activate="/v env/bin/activate",
@@ -380,7 +380,9 @@ def test_the_directives_are_those_of_the_profile(bench: Bench) -> None:
 def test_setup_may_read_variables_that_are_not_set(bench: Bench) -> None:
     """As `module load` and conda do."""
     task = one_run("r", bench.folder / "r", 40, ("train",))
-    script = bench.write(task, site=Site(time="60", setup=["echo $NOT_SET", "export A=$NOT_SET"]))
+    script = bench.write(
+        task, site=Cluster(time="60", setup=["echo $NOT_SET", "export A=$NOT_SET"])
+    )
     assert bench.bash(script).returncode == 0
     assert events(task) == ["started", "ended"]
 
@@ -406,7 +408,7 @@ def test_the_agents_of_several_nodes_meet_and_train_one_run(
     source = write_experiment()
     run = source.parent / "run"
     task = one_run("tiny", run, 12, ("train", str(source), "--resume"))
-    site = Site(time="60", nodes=2, ranks_per_node=1)
+    site = Cluster(time="60", nodes=2, ranks_per_node=1)
     script = bench.write(task, site=site)
     variables = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
     real = f"{Path(sys.executable).parent}:{bench.folder / 'bin'}:{os.environ['PATH']}"

@@ -26,7 +26,7 @@ from eval.audit.audit import audit_run
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import read_records
 from launch.slurm.jobs import read_events
-from launch.slurm.site import Site
+from launch.slurm.site import Cluster
 from launch.slurm.status import find_status
 from launch.slurm.submit import submit
 
@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.skipif(bool(missing()), reason="; ".join(missing()) or "SLURM is there"),
 ]
 
-SITE = Site(
+SITE = Cluster(
     time="10", ranks_per_node=2, cpus_per_node=2, prepare_cpus=1, step_seconds=1, margin_seconds=20
 )
 ONE_RANK = replace(SITE, ranks_per_node=1, cpus_per_node=1)
@@ -84,7 +84,7 @@ def write(write_in: Callable, folder: Path, name: str, **train: object) -> Path:
     return write_in(folder)(edit).rename(folder / f"{name}.yaml")
 
 
-def hold(source: Path, site: Site, *, lives: int) -> Site:
+def hold(source: Path, site: Cluster, *, lives: int) -> Cluster:
     """Have the run's first lives wait for their signals (held.py); a site where that is found."""
     edited = yaml.safe_load(source.read_text())
     edited["callbacks"]["held:Hold"] = {"lives": lives}
@@ -93,7 +93,7 @@ def hold(source: Path, site: Site, *, lives: int) -> Site:
     return replace(site, setup=[f"export PYTHONPATH={here}:$PYTHONPATH"])
 
 
-def hand_in(source: Path, *, site: Site = SITE, **options: object) -> list[str]:
+def hand_in(source: Path, *, site: Cluster = SITE, **options: object) -> list[str]:
     settings = {"out": None} | options
     return submit(source, site=site, console=Console(quiet=True), **settings)  # type: ignore[arg-type]
 

@@ -16,16 +16,16 @@ from rich.console import Console
 from data_injection.errors import ConfigError
 from launch.slurm.jobs import Job, Queue, append_event, events_file, read_events
 from launch.slurm.lead import measured_save, reckon_lead
-from launch.slurm.site import Site
+from launch.slurm.site import Cluster
 from launch.slurm.submit import submit
 from olmo_ext.config import load_experiment
 
 Write = Callable[..., Path]
 
-SITE = Site(time="10", ranks_per_node=2)
+SITE = Cluster(time="10", ranks_per_node=2)
 
 
-def shown(source: Path, *, site: Site = SITE, **options: object) -> str:
+def shown(source: Path, *, site: Cluster = SITE, **options: object) -> str:
     """What a dry run prints."""
     out = io.StringIO()
     settings = {"out": None, "dry_run": True} | options
@@ -181,8 +181,9 @@ def test_a_run_that_may_live_is_not_submitted_while_the_queue_cannot_be_asked(
     told = events_file(tmp_path / "run")
     append_event(told, {"job": "7", "event": event})
     said = "job 7 may be in the queue, which cannot be asked .no route to the controller."
-    with pytest.raises(ConfigError, match=f"{said}.*move {told} away"):
+    with pytest.raises(ConfigError, match=f"{said}.*move {told} away") as refused:
         shown(source, dry_run=False)
+    assert refused.value.key == "run tiny"
     assert [one["job"] for one in read_events(tmp_path / "run")] == ["7"]
     assert "may be in the queue" in shown(source)
     append_event(told, {"job": "7", "event": "failed"})
@@ -196,6 +197,7 @@ def test_what_is_no_experiment_is_said_in_a_line(tmp_path: Path) -> None:
         for options in ({}, {"after": "12", "overrides": ["corpus=none"]}):
             with pytest.raises(ConfigError, match="is no experiment: it has none of") as found:
                 shown(tmp_path / name, **options)
+            assert found.value.key == str(tmp_path / name)
             assert len(str(found.value)) < 300
 
 
@@ -242,7 +244,7 @@ def test_every_rung_of_the_ladder_can_be_written_for_a_cluster(
 ) -> None:
     root = Path(__file__).parent.parent.parent.parent / "configs" / "olmo_4M_to_4B"
     monkeypatch.chdir(tmp_path)
-    site = Site(time="24:00:00", gpus_per_node=8, nodes=4)
+    site = Cluster(time="24:00:00", gpus_per_node=8, nodes=4)
     for path in sorted((root / preset).glob("*.yaml")):
         text = shown(path, site=site, after="1")
         assert "--rdzv-backend=c10d" in text

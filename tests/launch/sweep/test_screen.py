@@ -312,7 +312,7 @@ def test_mixtures_unlike_every_single_cell_are_refused_before_they_are_trained(
         text = SINGLE.replace("axes:", f"{change}\naxes:")
         unlike = write_sweeps(tmp_path, MIXTURE, text)
         runs = plan_sweeps(unlike, tmp_path / "out")
-        with pytest.raises(ConfigError, match="no mixture screens any of the single-task runs"):
+        with pytest.raises(ConfigError, match="--screen must have a mixture that screens"):
             screen_sweeps(
                 unlike, runs, budget="1e12tokens", out=tmp_path / "out", plan=False,
                 console=Console(quiet=True), **OPTIONS,

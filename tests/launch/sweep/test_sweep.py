@@ -147,23 +147,30 @@ axes:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "key", "rule", "value"),
     [
-        ("- a\n", "a sweep has the keys"),
-        ("experimets: [a.yaml]\naxes: {}\n", "a sweep has the keys.*experimets"),
-        ("axes: {a: {b: {}}}\n", "experiments must list"),
-        ("experiments: [a.yaml]\n", "axes must map"),
-        ("experiments: [a.yaml]\naxes: {seed: [1, 2]}\n", "axes.seed must map labels"),
-        ("experiments: [a.yaml]\naxes: {seed: {s1: 3}}\n", "axes.seed must map labels"),
-        ("experiments: [a.yaml]\nset: 3\naxes: {s: {s1: {}}}\n", "set must map"),
-        ("{", "is not YAML"),
+        ("- a\n", "", "must have the keys", ["a"]),
+        ("experimets: [a.yaml]\naxes: {}\n", "", "must have the keys", ["experimets"]),
+        ("axes: {a: {b: {}}}\n", ": experiments", "must list", None),
+        ("experiments: [a.yaml]\n", ": axes", "must map", None),
+        ("experiments: [a.yaml]\naxes: {seed: [1, 2]}\n", ": axes.seed", "must map labels", [1, 2]),
+        (
+            "experiments: [a.yaml]\naxes: {seed: {s1: 3}}\n",
+            ": axes.seed",
+            "must map labels",
+            {"s1": 3},
+        ),
+        ("experiments: [a.yaml]\nset: 3\naxes: {s: {s1: {}}}\n", ": set", "must map", 3),
+        ("{", "", "is not YAML", ...),
     ],
 )
 def test_a_sweep_file_that_cannot_be_one_is_refused(
-    tmp_path: Path, text: str, message: str
+    tmp_path: Path, text: str, key: str, rule: str, value: object
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_sweep(sweep_file(tmp_path, text))
+    with pytest.raises(ConfigError) as refused:
+        load_sweep(file := sweep_file(tmp_path, text))
+    assert (refused.value.key, refused.value.value) == (f"{file}{key}", value)
+    assert rule in refused.value.rule
 
 
 def test_a_missing_sweep_file_is_said(tmp_path: Path) -> None:
@@ -173,8 +180,9 @@ def test_a_missing_sweep_file_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", ["a/b", "a-b", "$(touch x)", "a b", "", "..", ".hidden"])
 def test_a_label_that_is_no_part_of_a_name_is_refused(label: str) -> None:
-    with pytest.raises(ConfigError, match="becomes a part of run names"):
+    with pytest.raises(ConfigError, match="becomes a part of run names") as refused:
         Sweep("demo", (Path("a.yaml"),), {"seed": {label: {}}}).points()
+    assert refused.value.value == label
 
 
 @pytest.mark.parametrize("axis", [{}, {1: {}, "1": {}}])
@@ -297,8 +305,9 @@ def test_sweeps_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_experiments_of_one_file_name_are_refused() -> None:
     sweep = Sweep("demo", (Path("ladder/4M.yaml"), Path("paper/4M.yaml")), {"seed": {"s1": {}}})
-    with pytest.raises(ConfigError, match="share a file name"):
+    with pytest.raises(ConfigError, match="must differ in their file names") as refused:
         sweep.points()
+    assert (refused.value.key, refused.value.value) == ("sweep demo: experiments", ["4M", "4M"])
 
 
 def test_a_point_that_cannot_run_is_named_before_any_run_starts(
