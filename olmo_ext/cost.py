@@ -207,7 +207,8 @@ def extra_bytes(experiment: ExperimentConfig, cost: Cost) -> dict[str, float]:
         if settings is None or not tasks:
             continue
         if name == "interference" and "model" in settings.get("groups", ["model"]):
-            found["callbacks.interference.groups"] = (4 * measured + 2) * copy
+            copies = 1 if settings.get("offload") else tasks + 3 * measured + 2
+            found["callbacks.interference.groups"] = copies * copy
         elif name == "loss_budget":
             found["callbacks.loss_budget.tasks"] = (3 * tasks + 3 * measured + 5) * copy
     return found
@@ -216,8 +217,8 @@ def extra_bytes(experiment: ExperimentConfig, cost: Cost) -> dict[str, float]:
 REMEDIES = {
     "train.precision": "set train.precision=amp_bf16, whose attention keeps no such matrix, or a "
     "smaller train.device_train_microbatch_size",
-    "callbacks.interference.groups": "measure [mlp_top] alone, which copies one MLP, fewer tasks, "
-    "or train with FSDP on more GPUs",
+    "callbacks.interference.groups": "set callbacks.interference.offload=true, which leaves one "
+    "copy on the GPU, measure [mlp_top] alone or fewer tasks, or train with FSDP on more GPUs",
     "callbacks.loss_budget.tasks": "follow fewer tasks, or train with FSDP on more GPUs",
 }
 

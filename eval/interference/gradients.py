@@ -51,19 +51,21 @@ class Shard:
 
 
 @torch.no_grad()
-def gram(vectors: Sequence[Vector]) -> torch.Tensor:
+def gram(vectors: Sequence[Vector], *, device: torch.device | None = None) -> torch.Tensor:
     """Dot products of all pairs of vectors by parameter, of this rank's shards; (P, V, V) double.
 
     Sum over parameters for a group of them, and over ranks (`sum_over_ranks`) for whole vectors.
+    device: where to multiply vectors of which some lie elsewhere, brought there by the chunk.
     """
     num_params, num_vectors = len(vectors[0]), len(vectors)
-    device = vectors[0][0].device if num_params else torch.device("cpu")
-    out_PVV = torch.zeros(num_params, num_vectors, num_vectors, dtype=torch.float64, device=device)
+    place = device or (vectors[0][0].device if num_params else torch.device("cpu"))
+    out_PVV = torch.zeros(num_params, num_vectors, num_vectors, dtype=torch.float64, device=place)
     for index in range(num_params):
         parts = [vector[index] for vector in vectors]
         # Double precision: |g_r minus its projection|^2 is a difference of nearly equal numbers.
         for start in range(0, len(parts[0]), CHUNK):
-            block = torch.stack([part[start : start + CHUNK] for part in parts]).double()
+            chunks = [part[start : start + CHUNK].to(device or part.device) for part in parts]
+            block = torch.stack(chunks).double()
             out_PVV[index] += block @ block.T
     # One triangle, twice: some processors' kernels round (i, j) and (j, i) differently.
     return out_PVV.tril() + out_PVV.tril(-1).mT

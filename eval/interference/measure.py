@@ -46,17 +46,22 @@ Table = NDArray[np.float64]
 
 
 def group_tables(
-    vectors: Mapping[str, Vector], layers: Sequence[int], groups: Sequence[str]
+    vectors: Mapping[str, Vector],
+    layers: Sequence[int],
+    groups: Sequence[str],
+    *,
+    device: torch.device | None = None,
 ) -> dict[Place, torch.Tensor]:
     """Gram matrices (V, V) of this rank's shards for each layer and the whole model, as asked.
 
     Args:
         layers: the layer of each parameter, -1 for what is in no layer.
+        device: of `gram`.
     """
     if not {"layers", "model"} & set(groups):
         return {}
     # Multiplied once by parameter: a layer, and the model, are sums of what is there already.
-    table_PVV = gram(list(vectors.values()))
+    table_PVV = gram(list(vectors.values()), device=device)
     tables: dict[Place, torch.Tensor] = {}
     if "layers" in groups:
         layer_P = torch.tensor(layers, device=table_PVV.device)
@@ -82,6 +87,7 @@ def neuron_tables(
     *,
     layer: int,
     chosen: Mapping[str, Sequence[int]],
+    device: torch.device | None = None,
 ) -> dict[Place, torch.Tensor]:
     """Gram matrices (V, V) of this rank's shards of each task's chosen neurons.
 
@@ -96,7 +102,7 @@ def neuron_tables(
     for task in references:
         entries = mlp.entries(chosen[task])
         picked = [[mlp.pick(pair, entries)] for pair in pairs.values()]
-        tables["mlp_top", layer, task] = gram(picked)[0]
+        tables["mlp_top", layer, task] = gram(picked, device=device)[0]
     return tables
 
 
@@ -207,20 +213,23 @@ class Reference:
     p_half: Vector
 
 
-def join_halves(r: Sequence[Vector], p: Sequence[Vector], mlp: MLP, *, share: float) -> Reference:
+def join_halves(
+    r: Sequence[Vector], p: Sequence[Vector], mlp: MLP, *, share: float, device: torch.device
+) -> Reference:
     """The reference from the gradients of its two halves, which it takes for its own.
 
     Args:
         r: gradients of the two halves' mean label losses.
         p: the same with permuted labels.
         share: share of the first half in all instances.
+        device: where to compute, and where the parts in the MLP are.
     """
     # The mean over all instances is the weighted mean of the halves' means, so two passes give both
     # it and the halves. In place: a vector is as large as the model, one MLP's part is not.
-    pairs = [[part.clone() for part in mlp.of(vector)] for vector in (*r, p[1])]
+    pairs = [[part.to(device, copy=True) for part in mlp.of(vector)] for vector in (*r, p[1])]
     for first, second in (r, p):
         for one, two in zip(first, second, strict=True):
-            two.lerp_(one, share)
+            two.copy_(two.to(device).lerp_(one.to(device), share))
     return Reference(r=r[1], p=p[1], choosing=pairs[0], r_half=pairs[1], p_half=pairs[2])
 
 

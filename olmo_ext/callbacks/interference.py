@@ -2,14 +2,15 @@
 
 Extra memory, in fp32 copies of the measured parameters (a rank's shards under FSDP; all parameters
 if `groups` has model, the blocks if it has layers, else one MLP), for T tasks: 2 T for references,
-2 T for the step's parts, 3 for halves, 4 T + 3 in all; where not all parameters are measured, one
-gradient of the others while a pass runs. No pass exceeds a micro-batch's tokens.
+2 T for the step's parts, 2 for halves or the update, 4 T + 2 in all; with `offload` 1. Where not
+all parameters are measured, one gradient of the others while a pass runs. No pass exceeds a
+micro-batch's tokens.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -118,6 +119,9 @@ class Interference(Callback):
     """Also take the rest's gradient by half of the batch's rows, to tell the population's from the
     noise of a batch: half a step's time once an interval, and a copy of the parameters."""
 
+    offload: bool = False
+    """Keep references and parts in the host's memory: the same records by a slower way."""
+
     seed: int = 0
     """Of the order of instances, the permuted labels and the random direction."""
 
@@ -160,6 +164,7 @@ class Interference(Callback):
             return
         # Here and not in on_step: `.grad` still is the whole batch's, averaged and not yet clipped.
         params = measured_parameters(trainer, lambda name: self._is_measured(trainer, name))
+        params = replace(params, offload=self.offload)
         mlp = params.mlp(trainer.engine.mlp(self.layer))
         vectors = {"g": params.gradient()}
         with beside_the_step(trainer):
@@ -310,9 +315,12 @@ class Interference(Callback):
     def _tables(self, measured: Measured, vectors: dict[str, Vector]) -> dict[Place, Table]:
         """Gram matrices of the vectors over all ranks by place."""
         params, mlp, references, _ = measured
-        tables = group_tables(vectors, params.layers, self.groups)
+        device = params.tensors[0].device if params.offload else None
+        tables = group_tables(vectors, params.layers, self.groups, device=device)
         if "mlp_top" in self.groups:
-            tables |= neuron_tables(vectors, references, mlp, layer=self.layer, chosen=self._chosen)
+            tables |= neuron_tables(
+                vectors, references, mlp, layer=self.layer, chosen=self._chosen, device=device
+            )
         # Under FSDP each rank has inner products of its own shards; a sum makes them whole. One
         # reduction for all places, for each waits for the slowest rank.
         summed = sum_over_ranks(list(tables.values()), params.group)

@@ -67,6 +67,9 @@ class Parameters:
     total_sizes: list[int]
     """Entries over all ranks."""
 
+    offload: bool = False
+    """Keep what `gradient_of` gives in the host's memory, pinned beside a card."""
+
     def flat(self, values: Iterable[torch.Tensor | None]) -> Vector:
         """Tensors of the parameters' shapes as a vector; None, as of an empty shard, is zeros.
 
@@ -257,4 +260,12 @@ def gradient_of(trainer: Host, params: Parameters, losses: Iterable[Loss]) -> Ve
     vector = params.gradient()
     model.zero_grad(set_to_none=True)
     trainer.engine.average(vector)
-    return vector
+    return [on_host(part) for part in vector] if params.offload else vector
+
+
+def on_host(part: torch.Tensor) -> torch.Tensor:
+    """A copy in the host's memory, pinned where there is a card."""
+    pinned = torch.cuda.is_available()
+    host = torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned)
+    host.copy_(part)
+    return host

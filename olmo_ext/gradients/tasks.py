@@ -119,7 +119,8 @@ def reference_of(
         tokens, permuted = task.tokens[half], permuted_labels(task, half, seed=seed)
         for labels, into in ((tokens[:, -1], r), (permuted, p)):
             into.append(gradient_of(trainer, params, label_losses(trainer, tokens, labels)))
-    return join_halves(r, p, mlp, share=len(instances[0::2]) / len(instances))
+    share = len(instances[0::2]) / len(instances)
+    return join_halves(r, p, mlp, share=share, device=trainer.device)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from card import CUDA, Card, Mixed, card, on_card
 from eval.interference.gradients import gram
 from eval.scores.fast_answers import cut, fast_answer
 from olmo_ext.callbacks.loss_budget import LossBudget
+from olmo_ext.gradients import passes
 from olmo_ext.verify.checks import CALLBACKS
 from olmo_ext.verify.runs import TrialRuns, ours
 
@@ -26,10 +27,14 @@ SETTINGS = {name: settings | {"every": 1} for name, settings in CALLBACKS.items(
 SETTINGS["loss_budget"] |= {"record": 1, "exact": 1}
 
 
-def one_step(folder: Path, monkeypatch: pytest.MonkeyPatch, *, moved: bool) -> list[dict[str, Any]]:
+def one_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, moved: bool, offload: bool = False
+) -> list[dict[str, Any]]:
     """The records of a step with all callbacks, the optimizer's left out."""
+    folder.mkdir(exist_ok=True)
     monkeypatch.setattr(LossBudget, "on_step", lambda *args: None)  # asks the optimizer's moments
     callbacks = {n: s for n, s in SETTINGS.items() if n != "features"}  # its probes are NumPy's
+    callbacks["interference"] = SETTINGS["interference"] | {"offload": offload}
     with ExitStack() as stack:
         runs = TrialRuns(folder)
         trainer = ours(runs.experiment("one", steps=6, rate=2, callbacks=callbacks), stack)
@@ -56,11 +61,8 @@ def one_step(folder: Path, monkeypatch: pytest.MonkeyPatch, *, moved: bool) -> l
 def test_a_step_with_callbacks_stays_on_the_card_and_measures_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    for moved in (False, True):
-        (folder := tmp_path / str(moved)).mkdir()
-        found.append(one_step(folder, monkeypatch, moved=moved))
-    here, there = found
+    here = one_step(tmp_path / "here", monkeypatch, moved=False)
+    there = one_step(tmp_path / "there", monkeypatch, moved=True)
     assert len(here) == len(there) > 20
     assert {"cos_g_nt", "score"} <= {row["metric"] for row in here}
     for one, two in zip(here, there, strict=True):
@@ -69,6 +71,23 @@ def test_a_step_with_callbacks_stays_on_the_card_and_measures_the_same(
             assert two["value"] is None
         else:  # cosines near zero: rounding alone
             assert two["value"] == pytest.approx(one["value"], rel=1e-4, abs=1e-5)
+
+
+def test_what_waits_in_the_hosts_memory_is_measured_on_the_card_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, kept = passes.on_host, []
+
+    def on_host(part: torch.Tensor) -> torch.Tensor:
+        kept.append(host := real(part))
+        assert not isinstance(host, Card)
+        return host
+
+    monkeypatch.setattr(passes, "on_host", on_host)
+    plain = one_step(tmp_path / "plain", monkeypatch, moved=True)
+    assert not kept
+    assert one_step(tmp_path / "offload", monkeypatch, moved=True, offload=True) == plain
+    assert kept
 
 
 def test_a_mask_of_the_cpu_among_the_cards_is_found(

@@ -279,6 +279,8 @@ def test_a_callback_over_the_whole_model_is_told_before_it_is_paid() -> None:
     assert key == "callbacks.interference.groups"
     assert f"{24 * cost.num_params_total / 1e9:.0f} GB" in reason
     assert "mlp_top" in remedy
+    offloaded, _ = on_ladder("1B", "{interference: {offload: true}}")
+    assert extra_bytes(offloaded, cost) == {key: 4 * cost.num_params_total}
 
 
 @pytest.mark.parametrize(

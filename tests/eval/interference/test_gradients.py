@@ -233,7 +233,7 @@ def test_halves_share_nothing_and_their_mean_is_the_whole() -> None:
     mlp = MLP(0, 1, 1, 1, 3, (Shard(0, 2), Shard(0, 1)))
     r = [[torch.full((size,), value) for size in (2, 1, 5)] for value in (1.0, 4.0)]
     p = [[torch.full((size,), value) for size in (2, 1, 5)] for value in (2.0, 5.0)]
-    joined = join_halves(r, p, mlp, share=1 / 3)
+    joined = join_halves(r, p, mlp, share=1 / 3, device=torch.device("cpu"))
     assert [float(part[0]) for part in (*joined.r, *joined.p)] == pytest.approx([3] * 3 + [4] * 3)
     halves_of = (joined.choosing, joined.r_half, joined.p_half)
     assert [float(part[0][0]) for part in halves_of] == [1, 4, 5]
