@@ -66,7 +66,7 @@ def serve(pipe: Any, variant: str, shape: Shape, most: int) -> None:
     """Take as many steps as asked for, until asked for none; `most` in all."""
     from olmo_ext.build import keep_memory
     from olmo_ext.verify.bench import flops_per_token
-    from olmo_ext.verify.checks import cpu_peak
+    from olmo_ext.verify.checks import step_peak
     from olmo_ext.verify.runs import Stepper, TrialRuns, ours, stock
 
     torch.set_num_threads(1)
@@ -95,7 +95,7 @@ def serve(pipe: Any, variant: str, shape: Shape, most: int) -> None:
             pipe.send(took)
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         # Last, for it is a tracker's step: slow, and of another process size.
-        told = {"losses": stepper.losses, "rss_mib": rss, "tensors_mb": cpu_peak(stepper) / 1e6}
+        told = {"losses": stepper.losses, "rss_mib": rss, "tensors_mb": step_peak(stepper) / 1e6}
         pipe.send({**told, "flops_per_token": flops_per_token(trainer)})
 
 

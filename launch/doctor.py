@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -133,26 +134,28 @@ def _devices() -> Iterator[Finding]:
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
         said = f"{torch.cuda.get_device_name(index)}, {memory:.0f} GiB"
         yield Finding("ok", f"cuda:{index}", said)
-    if torch.cuda.is_bf16_supported():
-        yield Finding("ok", "bf16", "supported")
-    else:
-        yield Finding("note", "bf16", "no", "use train.precision=fp32", "twice the memory and time")
+    lacks = ("use train.precision=fp32", "twice the memory and time")
+    yield _has("bf16", "supported" if torch.cuda.is_bf16_supported() else "", "no", *lacks)
+
+
+def _has(what: str, found: str, lacking: str, remedy: str, cost: str) -> Finding:
+    """`found` if it is not empty, else what is lacking: a note."""
+    return Finding("ok", what, found) if found else Finding("note", what, lacking, remedy, cost)
 
 
 def _optional(name: str, module: str, remedy: str, cost: str) -> Finding:
     from importlib.metadata import version
 
-    try:
+    with suppress(ImportError):
         import_module(module)
-    except ImportError:
-        return Finding("note", name, "not installed", remedy, cost)
-    return Finding("ok", name, version(name))
+        return Finding("ok", name, version(name))
+    return Finding("note", name, "not installed", remedy, cost)
 
 
 def _program(name: str, remedy: str, cost: str) -> Finding:
     beside = Path(sys.executable).with_name(name)
-    path = shutil.which(name) or (str(beside) if beside.exists() else None)
-    return Finding("ok", name, path) if path else Finding("note", name, "not on PATH", remedy, cost)
+    path = shutil.which(name) or (str(beside) if beside.exists() else "")
+    return _has(name, path, "not on PATH", remedy, cost)
 
 
 def _embedded_text() -> Finding:
@@ -168,22 +171,15 @@ def _embedded_text() -> Finding:
 def _disk(folder: Path) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
     said = f"{free:.0f} GiB free"
-    return (
-        Finding("ok", "disk", said)
-        if free > 2
-        else Finding("note", "disk", said, "make room", "a run stops at a full disk")
-    )
+    return _has("disk", said if free > 2 else "", said, "make room", "a run stops at a full disk")
 
 
 def _wandb() -> Finding:
     from olmo_ext.engines.tracking import has_wandb_key
 
-    if has_wandb_key():
-        return Finding("ok", "W&B", "an API key is set")
-    return Finding(
-        "note", "W&B", "no API key", "wandb login, or WANDB_API_KEY",
-        "runs that ask for W&B log offline; all records are on the disk anyway",
-    )  # fmt: skip
+    cost = "runs that ask for W&B log offline; all records are on the disk anyway"
+    found = "an API key is set" if has_wandb_key() else ""
+    return _has("W&B", found, "no API key", "wandb login, or WANDB_API_KEY", cost)
 
 
 def doctor(json: JsonFile = None) -> None:

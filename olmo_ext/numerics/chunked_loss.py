@@ -68,27 +68,16 @@ def chunked_micro_batch(
         if torch.is_autocast_enabled(hidden_ND.device.type):  # as it would cast a linear layer's
             dtype = torch.get_autocast_dtype(hidden_ND.device.type)
             hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
-        ce = F.linear_cross_entropy(
-            hidden_ND,
-            weight_VD,
-            labels_N,
-            reduction="sum",
-            ignore_index=IGNORED,
-            options=torch.nn.LinearCrossEntropyOptions(
-                batch_chunk_size=CHUNK, acc_policy="accurate"
-            ),
-        )
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK, acc_policy="accurate")
+        asked: dict[str, Any] = {"ignore_index": IGNORED, "options": options}
+        ce = F.linear_cross_entropy(hidden_ND, weight_VD, labels_N, reduction="sum", **asked)
         z = _z_squared(hidden_ND, weight_VD, labels_N) if with_z else torch.zeros_like(ce)
         return torch.stack([ce, z])
 
     with _output_layer(trainer.model, losses):
-        ce, z = trainer.dist_model(
-            input_ids=micro_batch["input_ids"],
-            attention_mask=micro_batch.get("attention_mask"),
-            attention_bias=micro_batch.get("attention_bias"),
-            doc_lens=micro_batch.get("doc_lens"),
-            max_doc_lens=micro_batch.get("max_doc_lens"),
-        ).logits
+        names = ("attention_mask", "attention_bias", "doc_lens", "max_doc_lens")
+        given = {name: micro_batch.get(name) for name in names}
+        ce, z = trainer.dist_model(input_ids=micro_batch["input_ids"], **given).logits
     ce_loss = ce / batch_size_in_tokens
     if not with_z:
         return ce_loss, ce_loss, None

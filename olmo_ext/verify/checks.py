@@ -23,7 +23,7 @@ from torch.utils._pytree import keystr, tree_leaves_with_path
 from eval.checkpoints.sharded import first_line
 from olmo_ext.build import init_process_group
 from olmo_ext.callbacks.base import Callback
-from olmo_ext.cost import run_cost
+from olmo_ext.cost import extra_bytes, run_cost
 from olmo_ext.numerics.deterministic import deterministic
 from olmo_ext.train import train
 from olmo_ext.verify.runs import (
@@ -101,12 +101,13 @@ def kernels(runs: TrialRuns) -> Iterator[Check]:
         yield Check(f"attention kernels, {dtype}".replace("torch.", ""), found or "neither")
 
 
-class Timed(Callback):
+class Timed:
     """A callback and the seconds of each step that it took part in."""
 
     def __init__(self, inner: Callback) -> None:
         self.inner, self.seconds = inner, 0.0
         self.steps: list[float] = []
+        self.on_batch, self.wants_global_loss = inner.on_batch, inner.wants_global_loss
 
     def on_gradients(self, trainer: Any, batch: dict[str, Any]) -> None:
         sync()
@@ -121,12 +122,6 @@ class Timed(Callback):
         self.inner.on_step(trainer, metrics)
         sync()
         self.steps.append(self.seconds + time.perf_counter() - start)
-
-    def on_batch(self, trainer: Any, batch: dict[str, Any]) -> None:
-        self.inner.on_batch(trainer, batch)
-
-    def wants_global_loss(self, trainer: Any) -> bool:
-        return self.inner.wants_global_loss(trainer)
 
 
 def first_steps(runs: TrialRuns) -> Iterator[Check]:
@@ -217,31 +212,40 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def memory(runs: TrialRuns) -> Iterator[Check]:
-    """What a step needed at its peak beside what `plan --cost` reckons, callbacks off."""
-    # The tracker of a CPU's tensors takes one forward pass.
-    experiment = runs.experiment(
-        "memory", steps=3, precision="amp_bf16", train__device_train_microbatch_size=BATCH
-    )
-    with ExitStack() as stack:
-        stepper = Stepper(ours(experiment, stack))
-        stepper.step()
-        if torch.cuda.is_available():
-            free()
+    """What a step needed at its peak beside what `plan --cost` reckons, callbacks off and on."""
+    now = {
+        n: s | {"every": 1} | ({"record": 1} if "record" in s else {}) for n, s in CALLBACKS.items()
+    }
+    for what, callbacks in {"callbacks off": {}, "all callbacks": now}.items():
+        asked: dict[str, Any] = {"precision": "amp_bf16", "callbacks": callbacks, "rate": 2}
+        asked |= {"train__device_train_microbatch_size": BATCH}
+        experiment = runs.experiment(what.replace(" ", "-"), steps=3, **asked)
+        with ExitStack() as stack:
+            stepper = Stepper(ours(experiment, stack))
             stepper.step()
-            peak = float(torch.cuda.max_memory_allocated())
-        else:
-            peak = cpu_peak(stepper)
-    reckoned = run_cost(experiment.train, num_steps=3).memory.step
-    note = f"{peak / 1e6:,.1f} MB of {reckoned / 1e6:,.1f} MB reckoned"
-    yield most("peak memory of a step by plan --cost", peak / reckoned, MEMORY, note)
+            free()
+            peak = step_peak(stepper)
+        cost = run_cost(experiment.train, num_steps=3)
+        extra = extra_bytes(experiment, cost).items()
+        reckoned = cost.memory.step + sum(
+            size for key, size in extra if key.startswith("callbacks")
+        )
+        note = f"{MEMORY} times what plan --cost reckons, {reckoned / 1e6:,.1f}"
+        yield most(f"peak MB of a step, {what}", peak / 1e6, MEMORY * reckoned / 1e6, note)
 
 
-def cpu_peak(stepper: Stepper) -> float:
+def step_peak(stepper: Stepper) -> float:
     """Bytes of all tensors that were alive at once in a step, the model's and optimizer's too."""
+    if torch.cuda.is_available():
+        stepper.step()
+        return float(torch.cuda.max_memory_allocated())
     from torch.distributed._tools.mem_tracker import MemTracker
 
     trainer, tracker = stepper.trainer, MemTracker()
     tracker.track_external(trainer.dist_model, trainer.optim)
+    for name in ("pre_fw", "post_fw", "pre_bw", "post_bw"):
+        # By module it would follow one forward pass a step, no callback's beside it.
+        setattr(tracker, f"_{name}_hook", lambda *args: None)
     with tracker:
         stepper.step()
     return float(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])

@@ -99,7 +99,13 @@ def test_an_experiments_own_model_is_taken(write_experiment: Any, tmp_path: Path
     runs = TrialRuns(tmp_path, experiment=write_experiment())
     model = runs.experiment("one", steps=1, rate=1).train.model
     assert model.d_model == runs.experiment("two", steps=1).train.model.d_model
-    assert passed(LOOKS["memory"](runs)) == {"peak memory of a step by plan --cost": True}
+    off, on = LOOKS["memory"](runs)
+    assert (off.name, on.name) == tuple(
+        f"peak MB of a step, {what}" for what in ("callbacks off", "all callbacks")
+    )
+    for row in (off, on):  # numbers, which the JSON then has
+        assert 0 < row.value <= row.bound
+    assert off.bound < on.bound
 
 
 class ToldSteps:
