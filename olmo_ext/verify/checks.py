@@ -213,9 +213,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def memory(runs: TrialRuns) -> Iterator[Check]:
     """What a step needed at its peak beside what `plan --cost` reckons, callbacks off and on."""
-    now = {
-        n: s | {"every": 1} | ({"record": 1} if "record" in s else {}) for n, s in CALLBACKS.items()
-    }
+    now = {n: s | dict.fromkeys({"every", "record"} & s.keys(), 1) for n, s in CALLBACKS.items()}
     for what, callbacks in {"callbacks off": {}, "all callbacks": now}.items():
         asked: dict[str, Any] = {"precision": "amp_bf16", "callbacks": callbacks, "rate": 2}
         asked |= {"train__device_train_microbatch_size": BATCH}
@@ -226,10 +224,8 @@ def memory(runs: TrialRuns) -> Iterator[Check]:
             free()
             peak = step_peak(stepper)
         cost = run_cost(experiment.train, num_steps=3)
-        extra = extra_bytes(experiment, cost).items()
-        reckoned = cost.memory.step + sum(
-            size for key, size in extra if key.startswith("callbacks")
-        )
+        extra = extra_bytes(experiment, cost)
+        reckoned = cost.memory.step + sum(extra[key] for key in extra if "callbacks" in key)
         note = f"{MEMORY} times what plan --cost reckons, {reckoned / 1e6:,.1f}"
         yield most(f"peak MB of a step, {what}", peak / 1e6, MEMORY * reckoned / 1e6, note)
 
