@@ -156,12 +156,9 @@ def run_cost(
         num_tokens=tokens,
         flops=float((model.num_fwd_flops + model.num_bck_flops) * tokens),
         flops_6nd=float(6 * num_params * tokens),
-        gpus=gpus,
-        peak_tflops=peak_tflops,
-        mfu=mfu,
-        microbatch=microbatch,
+        gpus=gpus, peak_tflops=peak_tflops, mfu=mfu, microbatch=microbatch,
         memory=run_memory(train, model, gpus=gpus, microbatch=microbatch),
-    )
+    )  # fmt: skip
 
 
 def run_memory(train: TrainConfig, built: OLMo, *, gpus: int, microbatch: int) -> Memory:

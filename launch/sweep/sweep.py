@@ -49,14 +49,9 @@ def train_sweeps(
         + (f", pinned to GPUs {', '.join(gpus)}" if gpus else ", one core each")
     )
     failures = train_all(
-        runs,
-        jobs=jobs,
+        runs, jobs=jobs, retries=retries, minutes=minutes, gpus=gpus, keep_going=True,
         console=console,
-        retries=retries,
-        keep_going=True,
-        gpus=gpus,
-        minutes=minutes,
-    )
+    )  # fmt: skip
     left = [run for run in runs if not run.finished] if minutes is not None else []
     if left:
         steps = ", ".join(f"{run.name} at step {run.saved_step}/{run.num_steps}" for run in left)
@@ -89,15 +84,9 @@ def show_runs(
         told |= {"gpu_hours": row.cost.gpu_hours, "checkpoints": row.num_checkpoints}
         told |= {"storage": row.storage, "folder": str(run.folder), "finished": run.finished}
         rows.append(told)
-        table.add_row(
-            run.name,
-            f"{run.num_steps:,}",
-            count(run.num_tokens),
-            number(row.cost.gpu_hours),
-            str(row.num_checkpoints),
-            size(row.storage),
-            str(run.folder) + (" (finished)" if run.finished else ""),
-        )
+        where = str(run.folder) + (" (finished)" if run.finished else "")
+        counts = (f"{run.num_steps:,}", count(run.num_tokens), number(row.cost.gpu_hours))
+        table.add_row(run.name, *counts, str(row.num_checkpoints), size(row.storage), where)
     print_table(table, console)
     write_rows(json, rows)
     console.print(
@@ -113,11 +102,6 @@ def failure_table(failures: Sequence[Failure]) -> Table:
     table = new_table("failed run", "ended with", numbers=("starts", "at step"), beside=beside)
     for failure in failures:
         run = failure.run
-        table.add_row(
-            run.name,
-            failure.why,
-            str(failure.attempts),
-            f"{failure.step}/{run.num_steps}",
-            f"{failure.last_line}\n{run.log}",
-        )
+        counts = (str(failure.attempts), f"{failure.step}/{run.num_steps}")
+        table.add_row(run.name, failure.why, *counts, f"{failure.last_line}\n{run.log}")
     return table

@@ -293,12 +293,9 @@ class Interference(Callback):
         # The null of every cosine: a direction that is anew at each step and the same on any number
         # of ranks, since its numbers are drawn by their place in the whole.
         random = RandomDirection(
-            params.shards,
-            params.total_sizes,
-            seed=self.seed,
-            counter=trainer.global_step,
+            params.shards, params.total_sizes, seed=self.seed, counter=trainer.global_step,
             device=trainer.device,
-        )
+        )  # fmt: skip
         vectors = vectors | {"z": random}
         for name, reference in references.items():
             vectors |= {f"r/{name}": reference.r, f"p/{name}": reference.p}

@@ -143,17 +143,11 @@ def stock(experiment: ExperimentConfig) -> Trainer:
     loader = build_train_dataloader(cfg)
     model = build_model(cfg, device)
     dist_model = wrap(model, cfg, device)
+    optim, scheduler = build_optimizer(cfg, dist_model), build_scheduler(cfg)
     return Trainer(
-        cfg=cfg,
-        epoch=0,
-        model=model,
-        dist_model=dist_model,
-        optim=build_optimizer(cfg, dist_model),
-        scheduler=build_scheduler(cfg),
-        train_loader=loader,
-        device=device,
-        evaluators=[],
-    )
+        cfg=cfg, epoch=0, model=model, dist_model=dist_model, optim=optim, scheduler=scheduler,
+        train_loader=loader, device=device, evaluators=[],
+    )  # fmt: skip
 
 
 class Stepper:
