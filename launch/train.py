@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,6 +99,7 @@ def _train(
     from eval.checkpoints.checkpoint import find_checkpoints
     from eval.run import MARKER, read_if_whole, read_run
     from olmo_ext.config import load_experiment
+    from olmo_ext.engines.ending import noting_failure
     from olmo_ext.train import train as run
 
     logging.basicConfig(
@@ -107,7 +109,10 @@ def _train(
     with interruptible("--resume goes on from the last checkpoint"):
         loaded = load_experiment(experiment, override, corpus=False)
         _warn_of_memory(loaded)
-        folder = run(loaded, dry_run=dry_run, **settings)
+        # Of what ends a job before the folder is its own; there are logs where there is a job.
+        logs = Path(loaded.train.save_folder) / "logs"
+        with nullcontext() if dry_run else noting_failure(logs):
+            folder = run(loaded, dry_run=dry_run, **settings)
     # Not after an error: it can wait for ranks that are still inside a collective.
     dist.destroy_process_group()
     if not is_rank_zero():

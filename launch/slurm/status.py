@@ -9,7 +9,6 @@ lock of its folder.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
@@ -176,15 +175,6 @@ def _state(
     return "new" if checkpoint is None else "interrupted"
 
 
-def _tail(path: Path, size: int = 65536) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - size, 0))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
-
-
 def _exposures(path: Path, injected: Container[str]) -> tuple[int, dict[str, float]]:
     """The highest step with a record of an injected task, and each such task's exposures there.
 
@@ -224,24 +214,16 @@ def _age(path: Path) -> float | None:
 
 
 def _error(folder: Path, events: Sequence[dict[str, Any]]) -> str:
-    """What the last start left in FAILED.
-
-    Where it left none (it is of before, or died before the folder was its own, or by a kill): the
-    last line of its log that looks like an error of ours; torchrun's own report comes after it.
-    """
-    last, told = events[-1] if events else {}, read_if_whole(folder / FAILED)
-    if told and all(told.get(key) == last.get(key) for key in ("job", "restart")):
-        rank = f"[rank{told['rank']}]: " if told.get("rank") else ""
-        text = (str(told.get("text")).splitlines() or [""])[0]
-        return f"{rank}{told.get('error')}: {text}"
-    log = _tail(folder / "logs" / "train.log")
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    ours = [
-        line for line in lines if re.search(r"(^|\]:)\s*(error:|[\w.]*(Error|Exception)\b)", line)
-    ]
-    named = [line for line in ours if "ChildFailedError" not in line]
-    chosen = named or ours or lines
-    return chosen[-1] if chosen else ""
+    """What the last start left in FAILED; of one that ended before the folder was its own, in logs/
+    (launch/train.py). A kill leaves nothing."""
+    last = events[-1] if events else {}
+    for path in (folder / FAILED, folder / "logs" / FAILED):
+        told = read_if_whole(path)
+        if told and all(told.get(key) == last.get(key) for key in ("job", "restart")):
+            rank = f"[rank{told['rank']}]: " if told.get("rank") else ""
+            text = (str(told.get("text")).splitlines() or [""])[0]
+            return f"{rank}{told.get('error')}: {text}"
+    return f"left no word of why; {folder}/logs/train.log may have it" if events else ""
 
 
 # -- for people and programs ---------------------------------------------------------------------

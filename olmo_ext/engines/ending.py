@@ -16,7 +16,7 @@ from typing import Any
 
 from data_injection.errors import NO_VALUE, ConfigError
 from data_injection.files import replace_file
-from eval.run import FAILED, MARKER
+from eval.run import FAILED, MARKER, read_if_whole
 from olmo_ext.engines.ranks import get_global_rank
 
 
@@ -32,7 +32,8 @@ def write_marker(folder: Path, *, step: int, num_steps: int, reason: str) -> Non
 
 @contextmanager
 def noting_failure(folder: Path) -> Iterator[None]:
-    """Leave FAILED for an error that ends this start: of several ranks' the first."""
+    """Leave FAILED, where there is the folder, for an error that ends this start: of several
+    ranks' the first."""
     try:
         yield
     except Exception as error:
@@ -42,7 +43,8 @@ def noting_failure(folder: Path) -> Iterator[None]:
             value = None if error.value is NO_VALUE else error.value
             told |= {"key": error.key, "value": value, "rule": error.rule, "remedy": error.remedy}
         with suppress(OSError):  # the disk may be what failed
-            if not (folder / FAILED).exists():
+            before = read_if_whole(folder / FAILED)
+            if not before or any(before.get(k) != told.get(k) for k in ("job", "restart")):
                 replace_file(folder / FAILED, json.dumps(told, default=str) + "\n", sync=True)
         raise
 

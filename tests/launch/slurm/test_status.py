@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from data_injection.errors import ConfigError
 from data_injection.lock import lock_folder
+from launch.cli import app
 from launch.slurm.jobs import Job, Queue, append_event, ask_slurm, events_file, read_events
 from launch.slurm.status import Status, find_status, run_status, show_status
 
@@ -139,26 +142,24 @@ def test_what_ended_a_start_is_read_as_values_and_only_of_the_last_start(tmp_pat
     (run / "failed.json").write_text(json.dumps(told))
     event = {"job": "7", "event": "failed", "restart": 2}
     assert run_status(run, [event], Queue()).error == "[rank1]: OSError: no"
-    assert run_status(run, [event | {"restart": 3}], Queue()).error == ""
+    assert "left no word" in run_status(run, [event | {"restart": 3}], Queue()).error
 
 
-def test_the_last_error_is_ours_and_not_torchruns_account_of_it(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    log = run / "logs" / "train.log"
-    log.parent.mkdir(exist_ok=True)
-    log.write_text(
-        "RuntimeError: an earlier start\n"
-        "Traceback (most recent call last):\n"
-        "[rank1]: torch.OutOfMemoryError: CUDA out of memory.\n"
-        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
-        "=====\nsrun: error: node1: task 0: Exited with exit code 1\n"
-    )
-    told = status(run, "submitted started failed", Job("FAILED"))
-    assert told.error == "[rank1]: torch.OutOfMemoryError: CUDA out of memory."
-    log.write_text("error: corpus: there is no folder dolma; make it\nsrun: error: node1\n")
-    assert status(run, "failed", Job("FAILED")).error.startswith(
-        "error: corpus: there is no folder"
-    )
+def test_a_start_that_ended_before_the_folder_was_its_own_has_told_why_in_its_logs(
+    write_experiment: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run = write_experiment(), tmp_path / "run"
+    event = {"job": "7", "event": "failed", "restart": 0}
+    append_event(events_file(run), event)
+    assert "left no word of why" in run_status(run, [event], Queue()).error
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for dry in (True, False):
+        words = ["train", str(path), "-o", f"corpus={tmp_path}/none", *["--dry-run"] * dry]
+        assert CliRunner().invoke(app, words).exception
+        assert (run / "logs" / "failed.json").exists() is not dry
+    said = run_status(run, [event], Queue()).error
+    assert said.startswith(f"FileNotFoundError: corpus: there is no folder {tmp_path}/none")
+    assert "left no word" in run_status(run, [event | {"job": "8"}], Queue()).error
 
 
 def test_records_give_age_and_exposures(tmp_path: Path) -> None:
