@@ -107,15 +107,15 @@ def test_the_cheap_split_is_that_of_full_backward_passes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize(("offset", "z_loss"), [(0, False), (3, True)])
 def test_the_split_is_exact_over_two_ranks_though_one_has_no_rows(
-    strategy: str, offset: int, z_loss: bool, write_experiment: Write, tmp_path: Path
+    strategy: str, write_experiment: Write, tmp_path: Path
 ) -> None:
-    """With accumulation: two micro-batches of 2 rows a rank."""
+    """With accumulation, two micro-batches of 2 rows a rank, an offset and the z-loss; without
+    those two, two ranks measure what one does (below), which is exact (above)."""
     experiment = edited(
-        write_experiment, distributed_strategy=strategy, softmax_auxiliary_loss=z_loss
+        write_experiment, distributed_strategy=strategy, softmax_auxiliary_loss=True
     )
-    overrides = [f"injection.offset={offset}", "train.max_duration=4"]
+    overrides = ["injection.offset=3", "train.max_duration=4"]
     run_worker(experiment, str(tmp_path / "errors.json"), *overrides, ranks=2)
     assert_exact(tmp_path / "errors.json")
 
