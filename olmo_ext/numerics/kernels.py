@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 def check_kernels(experiment: ExperimentConfig) -> None:
     """Raise ConfigError for what the engine or torch would not compile, or not fuse."""
     train, optimizer = experiment.train, experiment.train.optimizer
+    if experiment.bf16_on_cpu and train.precision == "fp32":
+        rule = "allows bf16 without a GPU and does nothing in train.precision=fp32"
+        remedy = "set train.precision=amp_bf16, or bf16_on_cpu=false"
+        raise ConfigError(key="bf16_on_cpu", value=True, rule=rule, remedy=remedy)
     if train.compile is not None:
         settings = [("train.model.block_group_size", train.model.block_group_size, 1)]
         if train.distributed_strategy == "fsdp" and train.fsdp is not None:

@@ -101,7 +101,7 @@ class TrialRuns:
             "train.data.pin_memory": False,
             "train.scheduler.t_warmup": 1,
             "train.precision": precision if torch.cuda.is_available() or bf16_on_cpu else "fp32",
-            "bf16_on_cpu": bf16_on_cpu,
+            "bf16_on_cpu": bf16_on_cpu and precision != "fp32",
             "train.max_duration": steps,
             "train.global_train_batch_size": BATCH,
             "train.device_train_microbatch_size": MICRO,

@@ -34,9 +34,9 @@ def losses_and_gradient(
     path: Path, overrides: list[str], *, precision: str = "fp32", masked: bool = False
 ) -> tuple[list[float], torch.Tensor]:
     """Cross-entropy, z-loss and flat gradient of the first batch, with accumulation."""
-    given = [f"train.precision={precision}", "bf16_on_cpu=true"]
+    given = BF16 if precision == "amp_bf16" else [f"train.precision={precision}"]
     with ExitStack() as stack:
-        given += [*overrides, "train.device_train_microbatch_size=2"]
+        given = [*given, *overrides, "train.device_train_microbatch_size=2"]
         experiment = load_experiment(path, given)
         trainer = ours(experiment, stack)
         batch = dict(next(iter(trainer.train_loader)))
@@ -247,6 +247,7 @@ def test_an_output_layer_that_is_no_layer_of_its_own_is_refused(
 @pytest.mark.parametrize(
     ("asked", "key"),
     [
+        (["bf16_on_cpu=true"], "bf16_on_cpu"),
         ([COMPILED, "train.model.block_group_size=2"], "train.model.block_group_size"),
         (
             [COMPILED, "train.distributed_strategy=fsdp", "train.fsdp.use_orig_params=false"],
