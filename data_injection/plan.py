@@ -270,11 +270,6 @@ def compile_plan(
     check_rows(tasks, schedules, geometry, offset=config.offset)
     check_layout(config, tasks)
     return InjectionPlan(
-        config,
-        tasks=tasks,
-        schedules=schedules,
-        geometry=geometry,
-        epoch_rows=epoch_rows,
-        eos_token_id=eos_token_id,
-        num_steps=num_steps if needed else None,
-    )
+        config, tasks=tasks, schedules=schedules, geometry=geometry, epoch_rows=epoch_rows,
+        eos_token_id=eos_token_id, num_steps=num_steps if needed else None,
+    )  # fmt: skip

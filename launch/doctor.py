@@ -186,9 +186,8 @@ def doctor(json: JsonFile = None) -> None:
     """Say what is missing here, what that costs and how to get it; status 1 if no run can work."""
     from rich.text import Text
 
-    from eval.text import check_target, new_table, print_table
+    from eval.text import new_table, print_table
 
-    check_target(json, "--json")
     table = new_table("", "what", "found", "what it costs", "how to get it")
     colours = {"ok": "green", "note": "yellow", "fail": "red"}
     failed = False

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from data_injection.beat import Beat
 from data_injection.errors import ConfigError
+from eval.text import check_target
 
 REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
@@ -55,10 +56,22 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--override", "-o", help="Dotted setting, e.g. train.seed=1; repeatable."),
 ]
+
+
+def _json_target(path: Path | None) -> Path | None:
+    check_target(path, "--json")
+    return path
+
+
 JsonFile = Annotated[
     Path | None,
-    typer.Option("--json", help="Also write what the table says to a file; -: to stdout alone."),
-]
+    typer.Option(
+        "--json", callback=_json_target,
+        help="Also write what the table says to a file; -: to stdout alone.",
+    ),
+]  # fmt: skip
+"""Asked before any work whether it can be written."""
+
 ExperimentFile = Annotated[Path, typer.Argument(help="Experiment YAML.")]
 
 

@@ -62,16 +62,10 @@ def train(
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_after(await_agent_end)
         _train(
-            experiment,
-            override,
-            verbose=verbose,
-            resume=resume,
-            dry_run=dry_run,
-            new_ledger=new_ledger,
-            despite_divergence=despite_divergence,
-            signals=signals,
+            experiment, override, verbose=verbose, resume=resume, dry_run=dry_run,
+            new_ledger=new_ledger, despite_divergence=despite_divergence, signals=signals,
             beat=beat,
-        )
+        )  # fmt: skip
         if exit_code_on_signal and signals.received and not dry_run:
             raise typer.Exit(exit_code_on_signal)
 

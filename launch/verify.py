@@ -30,10 +30,8 @@ def _machine(json: Path | None, *, small: bool) -> Iterator[Beat]:
         import torch
         import torch.distributed as dist
 
-        from eval.text import check_target
         from olmo_ext.build import keep_memory
 
-        check_target(json, "--json")
         logging.basicConfig(level=logging.ERROR)
         keep_memory()
         if small:

@@ -124,16 +124,9 @@ def prepare_corpus(
 
     def build(partial: Path, beat: Beat) -> Manifest:
         return _tokenize(
-            partial,
-            resolved,
-            encoder,
-            beat,
-            name=name,
-            recipe=recipe,
-            max_shard_tokens=max_shard_tokens,
-            max_tokens=max_tokens,
-            skip_bad=skip_bad,
-        )
+            partial, resolved, encoder, beat, name=name, recipe=recipe,
+            max_shard_tokens=max_shard_tokens, max_tokens=max_tokens, skip_bad=skip_bad,
+        )  # fmt: skip
 
     return prepared(Path(folder), recipe, build, skip_bad=skip_bad)
 

@@ -72,13 +72,9 @@ def build_tasks(
         family = _check_task(task, key=key, names=tasks)
         if issubclass(family, Sequences):
             tasks[task.name] = build_sequences(
-                task,
-                seq_len=seq_len,
-                vocab_size=vocab_size,
-                encode=encode,
-                tables=tables or {},
+                task, seq_len=seq_len, vocab_size=vocab_size, encode=encode, tables=tables or {},
                 key=key,
-            )
+            )  # fmt: skip
             continue
         if task.share_symbols_with is not None:
             source = tasks[task.share_symbols_with]

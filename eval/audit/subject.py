@@ -172,17 +172,10 @@ def open_run(folder: Path, *, step: int | None = None) -> Subject:
         segments = {}
     experiment, plan, plan_problem, unknown = _compile(folder, identity)
     return Subject(
-        folder=folder,
-        identity=identity,
-        identity_problem=problem,
-        experiment=experiment,
-        checkpoints=tuple(checkpoints),
-        audited=audited,
-        segments=segments,
-        plan=plan,
-        plan_problem=plan_problem,
-        unknown_family=unknown,
-    )
+        folder=folder, identity=identity, identity_problem=problem, experiment=experiment,
+        checkpoints=tuple(checkpoints), audited=audited, segments=segments, plan=plan,
+        plan_problem=plan_problem, unknown_family=unknown,
+    )  # fmt: skip
 
 
 def _read_identity(

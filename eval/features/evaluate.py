@@ -199,12 +199,9 @@ def _probe(
     layers = sorted(settings.get("layers") or range(num_blocks(model) + 1))
     options = {name: settings[name] for name in _CALLBACK[1:] if name in settings}
     return score_features(
-        lambda ids: residual_stream(model, ids.to(device)),
-        task,
-        layers=layers,
-        seed=seed,
+        lambda ids: residual_stream(model, ids.to(device)), task, layers=layers, seed=seed,
         **options,
-    )
+    )  # fmt: skip
 
 
 def _present(probed: pd.DataFrame) -> dict[str, Any]:

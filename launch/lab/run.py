@@ -27,7 +27,7 @@ from data_injection.errors import ConfigError
 from data_injection.files import check_folder, replace_file
 from eval.figures import style
 from eval.run import read_if_whole
-from eval.text import check_target, print_table, write_table
+from eval.text import print_table, write_table
 from launch.json_file import write_rows
 from launch.lab.cells import run_cells
 from launch.lab.tables import (
@@ -97,7 +97,6 @@ def run_experiments(
 ) -> None:
     """Run experiments one after the other; all settings are checked before the first begins."""
     check_folder(out, "--out")
-    check_target(json, "--json")
     settings = {name: load_settings(name, config, seeds=seeds) for name in names}
     started = time.monotonic()
     rows: list[dict[str, Any]] = []

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_injection.errors import ConfigError
-from eval.text import check_target, count, new_table, number, print_table
+from eval.text import count, new_table, number, print_table
 from launch.grid import is_sweep, load_sweep, point_overrides
 from launch.grid_loader import GridLoader
 from launch.json_file import write_json
@@ -180,7 +180,6 @@ def plan_cost(
     console: Console,
 ) -> None:
     """The verb: read, reckon, show, write."""
-    check_target(json_path, "--json")
     experiments = read_experiments(paths, overrides)
     rows = Reckoner(gpus=gpus, peak_tflops=peak_tflops, mfu=mfu).rows(experiments)
     show_costs(rows, console)

@@ -173,7 +173,6 @@ def plan(
         from launch.plan.rows import SUFFIXES, write_rows
         from olmo_ext.config import load_experiment
 
-        check_target(json, "--json")
         check_target(export, "--export", suffixes=SUFFIXES)
         config = load_experiment(experiments[0], override, corpus=False)
     gpus = 1 if gpus is None else gpus

@@ -18,9 +18,9 @@ from data_injection.errors import ConfigError
 from data_injection.files import check_folder, replace_file
 from data_injection.schedules.base import parse_rate
 from eval.advice.groups import Group, Question, load_groups, parse_size, records_hash
-from eval.text import check_target, count, number
+from eval.text import count, number
 from launch.json_file import write_json
-from launch.terminal import say
+from launch.terminal import say, typed_command
 from theory.advice.surface import misplaced, no_trend
 from theory.advice.thresholds import Exchange, Threshold, exchange, threshold
 
@@ -54,7 +54,6 @@ def advise(
     question: Question,
     out: Path | None,
     as_json: Path | None,
-    command: str,
     console: Console,
 ) -> None:
     """Print a line per answer; write advice.png (to `out`, or beside the runs) and the JSON.
@@ -68,14 +67,13 @@ def advise(
     if question.frequency is None and question.size is None:
         rule = "must be given, one of them or both: there is nothing to advise on"
         raise ConfigError(key="--frequency and --size", rule=rule)
-    check_target(as_json, "--json")
     if out is not None:
         check_folder(out, "--out")
     found, left_out = load_groups(source, question)
     for group in found:
         answer(group, question)
     told = {
-        "command": command,
+        "command": typed_command(),
         "commit": git_commit(),
         "records": str(source),
         "records_sha256": records_hash(source),

@@ -19,9 +19,9 @@ import numpy as np
 from data_injection.errors import ConfigError
 from data_injection.schedules.base import parse_rate
 from eval.advice.groups import Question, load_groups, records_hash
-from eval.text import check_target, count, new_table, number, print_table
+from eval.text import count, new_table, number, print_table
 from launch.json_file import write_json
-from launch.terminal import say
+from launch.terminal import say, typed_command
 from launch.yaml_file import from_mapping, read_yaml
 from theory.advice.mixture_plan import HOST, MixturePlan
 from theory.advice.mixture_planner import (
@@ -71,13 +71,11 @@ def mixture(
     sweep: Path | None,
     question: Question,
     as_json: Path | None,
-    command: str,
     console: Console,
 ) -> None:
     """Print what is learned where, and the ways in for `target`; ConfigError for what is wrong."""
     from eval.commit import git_commit
 
-    check_target(as_json, "--json")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; docs/advice.md has a mixture to start from")
     try:
@@ -97,7 +95,7 @@ def mixture(
         _show_ways(plan, ways, target, where, console)
     if as_json is not None:
         told = {
-            "command": command,
+            "command": typed_command(),
             "commit": git_commit(),
             "plan": asdict(plan),
             "calibration": [asdict(one) for one in measured],

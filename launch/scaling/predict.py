@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from data_injection.errors import ConfigError
-from eval.text import check_target, new_table, number, print_table, with_interval
+from eval.text import new_table, number, print_table, with_interval
 from launch.json_file import write_json
-from launch.terminal import say
+from launch.terminal import say, typed_command
 from theory.advice.accumulation import LEARNED, Balance, balance
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ CLEAR = 0.1
 """The least gain in score of a burst of one seed, which has no interval."""
 
 
-def predict(
-    source: Path, *, ceiling: float, out: Path | None, command: str, console: Console
-) -> None:
+def predict(source: Path, *, ceiling: float, out: Path | None, console: Console) -> None:
     """Print a row a size and host; write what was found to `out`.
 
     Raises ConfigError or FileNotFoundError where the runs hold no burst with a twin, or one whose
@@ -46,7 +44,6 @@ def predict(
         rule = f"must be above {LEARNED}, the score of a learned task, and at most 1"
         remedy = "leave it out (0.9), or take what the task comes to when it is trained alone"
         raise ConfigError(key="--ceiling", value=str(ceiling), rule=rule, remedy=remedy)
-    check_target(out, "--json")
     rows = [predicted(cell, curves, ceiling) for cell, curves in twins(source).items()]
     table = new_table("size", "host", numbers=("lr", "seeds", "gain", "g", "lambda", "rate*"))
     for row in rows:
@@ -61,7 +58,7 @@ def predict(
     say(console, "g and lambda in thousandths, an instance and a step; rate* in instances a step")
     if out is not None:
         told = {
-            "command": command,
+            "command": typed_command(),
             "commit": git_commit(),
             "records": str(source),
             "ceiling": ceiling,

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from launch.terminal import JsonFile, errors, refuse_idle, tables, typed_command
+from launch.terminal import JsonFile, errors, refuse_idle, tables
 
 app = typer.Typer(
     help="Scaling laws and what they advise on size and mixture.", no_args_is_help=True
@@ -48,11 +48,9 @@ def fit(
     Writes fit.json, CSV tables and scaling.png, the study's Fig. 1.
     """
     from data_injection.files import read_json
-    from eval.text import check_target
     from launch.json_file import write_json
     from launch.scaling.fit import fit_source
 
-    check_target(json, "--json")
     columns = {"params": params, "tokens": tokens, "flops": flops, "loss": loss}
     path = fit_source(
         source,
@@ -102,14 +100,7 @@ def advise(
         frequency=frequency, size=size, unit=unit, gap=gap, bits=bits, family=family,
         protocol=protocol, run=run, response=response,  # type: ignore[arg-type]
     )  # fmt: skip
-    run_advise(
-        runs,
-        question=question,
-        out=out,
-        as_json=json,
-        command=typed_command(),
-        console=tables(json),
-    )
+    run_advise(runs, question=question, out=out, as_json=json, console=tables(json))
 
 
 @app.command()
@@ -140,7 +131,7 @@ def mixture(
     )  # fmt: skip
     run_mixture(
         tasks, target=target, rung=rung, sweep=calibrate, question=question, as_json=json,
-        command=typed_command(), console=tables(json),
+        console=tables(json),
     )  # fmt: skip
 
 
@@ -154,4 +145,4 @@ def predict(
     """Say which rate each size needs, from two short runs of it: a burst and its twin."""
     from launch.scaling.predict import predict as run_predict
 
-    run_predict(runs, ceiling=ceiling, out=json, command=typed_command(), console=tables(json))
+    run_predict(runs, ceiling=ceiling, out=json, console=tables(json))

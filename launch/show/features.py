@@ -53,7 +53,6 @@ def measure_features(
     """Measure what is missing under a bar on stderr, then show and export what is there."""
     if export is not None:
         check_target(export, "--export", suffixes=TABLE_SUFFIXES)
-    check_target(json, "--json")
     jobs = [job for source in sources for job in find_jobs(source, steps=steps, tasks=tasks)]
     pieces, written = num_missing(jobs, das=das, rank=rank), 0
     if pieces:

@@ -16,7 +16,7 @@ from data_injection.reference.grammar import TASKS
 from eval.reference.evaluate import ReferenceRun, evaluate_reference, find_reference
 from eval.reference.tasks import natural_rates
 from eval.run import run_folders
-from eval.text import check_target, new_table, number, print_table
+from eval.text import new_table, number, print_table
 from launch.json_file import write_rows
 from launch.terminal import progress_bar, say
 
@@ -35,7 +35,6 @@ def reference(
     errors: Console,
 ) -> None:
     """Scan, print and measure; see `find_reference` and `evaluate_reference`."""
-    check_target(json, "--json")
     shown: set[object] = set()
     rows: list[dict[str, Any]] = []
     for folder in [folder for source in sources for folder in run_folders(source)]:

@@ -30,6 +30,21 @@ if TYPE_CHECKING:
     from eval.scores.evaluate import TaskSet
 
 
+def _check_device(device: str) -> str:
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(key="--device", value=device, rule="must be cpu or cuda")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            rule, remedy = "is for a GPU, and torch sees none here", "leave it out or see doctor"
+            raise ConfigError(key="--device", value=device, rule=rule, remedy=remedy)
+    return device
+
+
+Device = Annotated[str, typer.Option(callback=_check_device, help="cpu or cuda.")]
+
+
 def evaluate(
     sources: Annotated[
         list[Path], typer.Argument(help="Runs, folders of runs, checkpoints, HF folders.")
@@ -41,7 +56,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Run or experiment.yaml whose tasks checkpoints outside runs are asked."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     jobs: Annotated[int, typer.Option(min=1, help="Checkpoints side by side.")] = 1,
     export: Annotated[Path | None, typer.Option(help="Table of all rows: .csv, .parquet.")] = None,
     out: Annotated[Path | None, typer.Option(hidden=True, help="--export, before 0.1.")] = None,
@@ -56,8 +71,6 @@ def evaluate(
 
         option, target = ("--out", out) if export is None else ("--export", export)
         check_target(target, option, suffixes=TABLE_SUFFIXES)
-        check_target(json, "--json")
-        _check_device(device)
         choice = Choice(task, split or ("train", "test"), step)
         found = chosen_sources(sources, choice)
         asked = _tasks_of(plan) if plan is not None else None
@@ -94,7 +107,7 @@ def features(
         int | None, typer.Option(min=1, help="Of subspaces; default: of what the probes found.")
     ] = None,
     search_steps: Annotated[int, typer.Option(min=1, help="Of a subspace's search.")] = 200,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     export: Annotated[Path | None, typer.Option(help="Table of all rows: .csv, .parquet.")] = None,
     json: JsonFile = None,
 ) -> None:
@@ -117,7 +130,7 @@ def reference(
         int | None, typer.Option(min=1, help="Scan an evenly spread sample of so many tokens.")
     ] = None,
     most: Annotated[int, typer.Option(min=2, help="Distinct statements measured a task.")] = 500,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     json: JsonFile = None,
 ) -> None:
     """Natural comparisons and additions of the corpus: their frequency, and loss by checkpoint."""
@@ -144,10 +157,8 @@ def report(
         from eval.report.tables import print_cells
         from eval.report.write import report_cells
         from eval.run import left_out
-        from eval.text import check_target
         from launch.show.watch import watch_report
 
-        check_target(json, "--json")
     if watch is not None:
         with interruptible("the last report stays"):
             watch_report(source, out, every=watch, command=typed_command(), errors=errors)
@@ -199,7 +210,6 @@ def audit(
         explained = explain_step(run, explain, checkpoint=step, corpus=corpus, most=rows)
         show_explanation(explained, console)
         return
-    check_target(json, "--json")
     target = export_path(run, export) if export is not None else None
     check_target(target, "--export")
     with interruptible("nothing was written"), progress_bar(errors) as progress:
@@ -244,25 +254,10 @@ def export(
         raise ConfigError(key="--to", value=to, rule="must be hf or olmo")
     with at_work(f"exporting {source}"):
         done = export_hf(
-            source,
-            out,
-            step=step,
-            tokenizer=tokenizer,
-            no_tokenizer=no_tokenizer,
-            dtype=dtype,
+            source, out, step=step, tokenizer=tokenizer, no_tokenizer=no_tokenizer, dtype=dtype,
             despite_divergence=despite_divergence,
-        )
+        )  # fmt: skip
     console.print(f"{out}: {done.provenance.path}, {done.num_params:,} parameters in {dtype}")
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    if device not in ("cpu", "cuda"):
-        raise ConfigError(key="--device", value=device, rule="must be cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        rule, remedy = "is for a GPU, and torch sees none here", "leave it out or see doctor"
-        raise ConfigError(key="--device", value=device, rule=rule, remedy=remedy)
 
 
 def _tasks_of(plan: Path) -> TaskSet:

@@ -74,8 +74,6 @@ def status(
     json: JsonFile = None,
 ) -> None:
     """What runs are at, what SLURM says of their jobs, and why a failed one failed."""
-    from eval.text import check_target
     from launch.slurm.status import show_status
 
-    check_target(json, "--json")
     show_status(runs, json=json, console=console)

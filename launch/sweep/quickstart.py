@@ -85,9 +85,7 @@ def quickstart(
     from eval.report.tables import print_cells
     from eval.report.write import report_cells
     from eval.scores.staircase import learned_per_rung
-    from eval.text import check_target
 
-    check_target(json, "--json")
     started = time.monotonic()
     widths = widths or (SMOKE_WIDTHS if smoke else WIDTHS)
     # load_experiment would say so too, but after the corpus is made.

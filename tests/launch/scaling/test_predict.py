@@ -77,7 +77,7 @@ def test_twins_are_found_by_their_plans_and_what_was_found_is_written(
     assert list(pair["scores"].index) == list(pair["twin"].index) == [0, 3, 6, 9, 12]
     monkeypatch.setattr("launch.scaling.predict.CLEAR", -2.0)  # too short to have learned
     out = tmp_path / "predicted.json"
-    predict(tmp_path / "runs", ceiling=0.9, out=out, command="predict", console=Console())
+    predict(tmp_path / "runs", ceiling=0.9, out=out, console=Console())
     assert json.loads(out.read_text())["sizes"][0]["burst"] == {"start": 2, "stop": 6, "rate": 2.0}
     with pytest.raises(ConfigError) as error:
         twins(tmp_path / "runs" / "burst")
@@ -101,7 +101,7 @@ def test_twins_are_found_by_their_plans_and_what_was_found_is_written(
 @pytest.mark.parametrize("ceiling", [0.5, 1.01, float("nan")])
 def test_a_ceiling_that_is_not_above_learned_is_refused_before_any_work(ceiling: float) -> None:
     with pytest.raises(ConfigError) as error:
-        predict(Path("none"), ceiling=ceiling, out=None, command="predict", console=Console())
+        predict(Path("none"), ceiling=ceiling, out=None, console=Console())
     assert error.value.key == "--ceiling"
 
 
