@@ -14,7 +14,7 @@ from typing import Any
 from data_injection.corpus.manifest import MANIFEST, corpus_paths, load_manifest, verify_corpus
 from data_injection.digest import fingerprint
 from data_injection.errors import ConfigError
-from eval.audit.host import HostRows, host_rows
+from eval.audit.host_rows import HostRows, host_rows
 from eval.audit.subject import (
     DIFFERS,
     NOT_CHECKED,

@@ -15,7 +15,7 @@ import numpy as np
 from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from eval.audit.corpus import check_corpus, load_decoder
-from eval.audit.host import places
+from eval.audit.host_rows import places
 from eval.audit.ledger import STATES, RunLedger, trace_ledger
 from eval.audit.rows import planned_rows
 from eval.audit.subject import OK, open_run

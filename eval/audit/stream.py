@@ -2,10 +2,10 @@
 
     check_stream(subject, host, plan, full=True)
 
-Rows are read again by `eval.audit.host`, which shares no code with the training. Every checkpoint
-holds the digest of all tokens trained on until then (data_injection/digest.py); since that is a
-sum, the difference between two checkpoints judges the steps between them alone. A sample is of such
-intervals as a whole: nothing that is kept tells of a single token what it was.
+Rows are read again by `eval.audit.host_rows`, which shares no code with the training. Every
+checkpoint holds the digest of all tokens trained on until then (data_injection/digest.py); since
+that is a sum, the difference between two checkpoints judges the steps between them alone. A sample
+is of such intervals as a whole: nothing that is kept tells of a single token what it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from data_injection.digest import rows_digest
 from data_injection.plan import InjectionPlan
-from eval.audit.host import HostRows, natural_examples, splice
+from eval.audit.host_rows import HostRows, natural_examples, splice
 from eval.audit.ledger import SavedCheckpoint
 from eval.audit.subject import NOT_CHECKED, Progress, Subject, Verdict, judge, listing, no_progress
 from eval.text import plural

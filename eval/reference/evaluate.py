@@ -24,7 +24,7 @@ from data_injection.reference.scan import Place, ReferenceScan, scan_reference, 
 from data_injection.reference.vocabulary import TokenText
 from data_injection.schedules.base import Geometry
 from eval.audit.corpus import Corpus, find_corpus, tokenizer_file
-from eval.audit.host import HostRows, host_rows
+from eval.audit.host_rows import HostRows, host_rows
 from eval.audit.subject import Subject, open_run
 from eval.checkpoints.checkpoint import Checkpoint, find_checkpoints, load_model
 from eval.records import FILE_NAME, RecordWriter, records_of

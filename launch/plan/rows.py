@@ -18,7 +18,7 @@ import numpy as np
 from data_injection.files import replaced
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.sequences import Sequences
-from eval.audit.host import HostRows, places
+from eval.audit.host_rows import HostRows, places
 
 SUFFIXES = (".parquet", ".jsonl")
 

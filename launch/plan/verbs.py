@@ -166,7 +166,7 @@ def plan(
         rule = f"takes one experiment, got {len(experiments)}"
         raise ConfigError(key="plan", rule=rule, remedy="--cost takes more")
     with at_work("starting"):
-        from eval.audit.host import host_rows
+        from eval.audit.host_rows import host_rows
         from eval.text import check_target
         from launch.json_file import write_json
         from launch.plan.preflight import as_json, preflight, show

@@ -26,7 +26,7 @@ from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.schedules.layout import lay_out
 from data_injection.splice import SplicedStream, spans_of, splice_batch
 from data_injection.tasks.sequence_file import kept_table
-from eval.audit.host import splice as audit_splice
+from eval.audit.host_rows import splice as audit_splice
 
 BATCH, SEQ_LEN, VOCAB, EOS, STEPS = 8, 48, 200, 0, 20
 HOST = 199

@@ -20,7 +20,7 @@ from data_injection.ledger import read_segments
 from data_injection.plan import InjectionPlan
 from eval.audit.audit import audit_run
 from eval.audit.explain import explain_step
-from eval.audit.host import HostRows
+from eval.audit.host_rows import HostRows
 from eval.audit.identity import check_plan
 from eval.audit.ledger import trace_ledger
 from eval.audit.rows import check_rows

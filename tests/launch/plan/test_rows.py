@@ -13,7 +13,7 @@ import pyarrow.parquet
 from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.splice import splice_batch
-from eval.audit.host import HostRows
+from eval.audit.host_rows import HostRows
 from launch.plan import rows as rows_module
 from launch.plan.rows import write_rows
 
