@@ -7,8 +7,9 @@ import gc
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    import torch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -142,6 +146,51 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder / "run"
 
     return of
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[torch.device]:
+    """Where a test trains, in this process and in those that it starts: `pytest -m gpu` takes the
+    card alone, the usual suite the CPU."""
+    import torch
+    import torch.distributed as dist
+
+    has_card = torch.cuda.is_available()
+    if request.param == "cuda" and not has_card:
+        pytest.skip("no CUDA device here")
+    if request.param == "cuda":
+        # Read when CUDA starts, which may be in a test that does not ask for determinism.
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    else:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def leave() -> None:
+        """gloo's group is no nccl's."""
+        if has_card and dist.is_initialized():
+            dist.destroy_process_group()
+
+    leave()
+    yield torch.device(request.param)
+    leave()
+
+
+@pytest.fixture
+def exactly(device: torch.device) -> list[str]:
+    """Overrides under which a run on the device is the same to the bit."""
+    return ["deterministic=true"] if device.type == "cuda" else []
+
+
+@pytest.fixture
+def device_each(device: torch.device) -> torch.device:
+    """`device`, one for each of two ranks."""
+    import torch
+
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("two ranks need two CUDA devices: nccl has no two on one")
+    return device
 
 
 @pytest.fixture(scope="session")

@@ -56,15 +56,25 @@ project_tests() {
     "$PYTHON" -m pytest -q -p no:cacheprovider --timeout 100 $files
 }
 
+# Exactness, inertness and resume of tiny runs, on the card; without one each says why it is skipped.
+gpu_tests() {
+  stage gpu_tests 90 env OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -m gpu -p no:cacheprovider \
+    tests/olmo_ext/callbacks/test_interference.py tests/olmo_ext/callbacks/test_loss_budget.py \
+    tests/olmo_ext/test_train.py
+}
+
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,power.limit --format=csv 2> /dev/null
 for one in $STAGES; do
   case $one in
     env) python_stage env 90 ;;
-    verify) stage verify 120 "$PYTHON" -m launch verify --json "$OUT/verify.json" ;;
+    verify)
+      stage verify 120 "$PYTHON" -m launch verify --json "$OUT/verify.json"
+      [ -d tests ] && gpu_tests
+      ;;
     speed) python_stage speed 170 ${DRY:+--workers 0 --rungs 4M:4:2:5,20M:4:2:5 --seconds 5} ;;
     variants)
       python_stage variants "${VARIANTS_S:-190}" --seconds "${VARIANTS_S:-180}" \
-        ${DRY:+--workers 0 --rungs 4M:4:2,300M:4:2 --seconds 100 --each 1}
+        ${DRY:+--workers 0 --rungs 4M:4:2,300M:4:2,20M:4:2,1B:4:2 --seconds $((100 * ${SLOW:-1})) --each 1}
       ;;
     cells)
       python_stage cells "$([ -n "$DRY" ] && echo 60 || left)" \

@@ -7,6 +7,8 @@ cross-entropy compiled, so that the fp32 copy of the logits is not written), `li
 and loss together, in chunks of rows: the logits never stand whole; as chunked_loss, for a torch
 before 2.13), `graphs` (the model in CUDA graphs).
 Losses of the first steps stand beside eager's: a variant that is faster and another model is none.
+A rehearsal (--dry) compiles by aot_eager, which makes no kernels: it shows that every variant runs,
+and to the same losses. --backend inductor rehearses the kernels too, at minutes of g++ a variant.
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ VARIANTS = {
     "1B": ["", "blocks+loss+fused", "linear+blocks+fused"],
 }
 IGNORED = -100
+BACKEND = "inductor"
+"""Of torch.compile, in this process."""
 CHUNK = 8192
 """Rows of hidden states whose logits stand at a time."""
 
@@ -102,7 +106,7 @@ def loss_and_gradient(
 
 
 def linear_loss(weight_VD: torch.Tensor) -> Callable[..., Any]:
-    chunk_loss = torch.compile(loss_and_gradient, dynamic=False)
+    chunk_loss = torch.compile(loss_and_gradient, dynamic=False, backend=BACKEND)
 
     def loss(hidden: Any, labels: Any, reduction: str = "sum", **settings: Any) -> Any:
         assert reduction == "sum", reduction
@@ -113,7 +117,7 @@ def linear_loss(weight_VD: torch.Tensor) -> Callable[..., Any]:
 
 
 def compiled_loss() -> Callable[..., Any]:
-    @torch.compile(dynamic=False)
+    @torch.compile(dynamic=False, backend=BACKEND)
     def cross_entropy(logits: Any, labels: Any, reduction: str) -> Any:
         return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction=reduction)
 
@@ -133,9 +137,10 @@ def switch(trainer: Any, names: set[str]) -> None:
     if "loss" in names:
         trainer.loss_fn = compiled_loss()
     if "model" in names:
-        model.compile(dynamic=False)
+        model.compile(dynamic=False, backend=BACKEND)
     if "graphs" in names:
-        model.compile(dynamic=False, mode="reduce-overhead")
+        graphs = {"mode": "reduce-overhead"} if BACKEND == "inductor" else {}
+        model.compile(dynamic=False, backend=BACKEND, **graphs)
 
 
 def measure(
@@ -145,9 +150,9 @@ def measure(
     torch._dynamo.reset()
     rows: dict[str, Any] = {"batch": batch, "micro": micro, "steps": 1000, "warmup": 20, "rate": 1}
     rows |= {"workers": args.workers, "dry": args.dry}
-    names = set(variant.split("+"))
+    names, blocks = set(variant.split("+")), {"dynamic": False, "backend": BACKEND}
     rows |= {"ours": {"fused_optimizer": "fused" in names}}
-    rows |= {"train": {"compile": {"dynamic": False} if "blocks" in names else None}}
+    rows |= {"train": {"compile": blocks if "blocks" in names else None}}
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         free()
         trainer = ours(experiment(name, Path(folder) / "v", args.corpus, **rows), stack)
@@ -191,7 +196,10 @@ def run() -> None:
     parser.add_argument("--seconds", type=float, default=170, help="of the whole stage")
     parser.add_argument("--each", type=float, default=4, help="of each variant's timed part")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--backend", help="of torch.compile: inductor, in a rehearsal aot_eager")
     args = parser.parse_args()
+    global BACKEND
+    BACKEND = args.backend or ("aot_eager" if args.dry else "inductor")
     torch._dynamo.config.cache_size_limit = 128
     until = time.time() + args.seconds
     for text in args.rungs.split(","):

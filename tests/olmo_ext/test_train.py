@@ -110,7 +110,7 @@ def test_two_ranks_train_as_one_and_resume_bit_equal(
 
 
 def test_resuming_is_bit_equal_with_dropout_and_workers_too(
-    write_experiment: Write, tmp_path: Path
+    exactly: list[str], write_experiment: Write, tmp_path: Path
 ) -> None:
     """Dropout draws from the global generator, which nothing else may draw from in between."""
 
@@ -118,8 +118,8 @@ def test_resuming_is_bit_equal_with_dropout_and_workers_too(
         config["train"]["model"]["residual_dropout"] = 0.2
         config["train"]["data"]["num_workers"] = 1
 
-    overrides = [f"train.save_folder={tmp_path / 'cut'}"]
-    full = train(load_experiment(write_experiment(edit)))
+    overrides = [f"train.save_folder={tmp_path / 'cut'}", *exactly]
+    full = train(load_experiment(write_experiment(edit), exactly))
     train(load_experiment(write_experiment(edit), [*overrides, "train.stop_at=6"]))
     cut = train(load_experiment(write_experiment(edit), overrides), resume=True)
     assert_bit_equal(state(full, 12), state(cut, 12))

@@ -75,9 +75,10 @@ def full_passes(trainer: Any, params: Parameters, batch: dict[str, Any]) -> dict
     dist.all_gather(parts, batch["input_ids"])
     ids_BT = torch.stack(parts, dim=1).flatten(0, 1)  # row j of rank r is slot j * world + r
     rows = plan.at(trainer.global_step - 1)
-    masks = {"g": torch.ones(len(ids_BT), ids_BT.shape[1] - 1, dtype=torch.bool)}
+    masks = {"g": torch.ones_like(ids_BT[:, 1:], dtype=torch.bool)}
     masks["nt"] = masks["g"].clone()
-    of_half = torch.arange(len(ids_BT))[:, None] // world < len(ids_BT) // world // 2
+    row_B = torch.arange(len(ids_BT), device=trainer.device)
+    of_half = row_B[:, None] // world < len(ids_BT) // world // 2
     for index, task in enumerate(plan.tasks):
         slots = rows.slots[rows.tasks == index]
         if len(slots) == 0:
@@ -105,8 +106,8 @@ def full_passes(trainer: Any, params: Parameters, batch: dict[str, Any]) -> dict
         instances = instances_of(task, split="all", num=0, seed=0)
         halves = instances[0::2], instances[1::2]
         permuted = [permuted_labels(task, half, seed=0) for half in halves]
-        tokens = torch.as_tensor(task.tokens[[*halves[0], *halves[1]]])
-        null = torch.as_tensor([*permuted[0], *permuted[1]])
+        tokens = torch.as_tensor(task.tokens[[*halves[0], *halves[1]]], device=trainer.device)
+        null = torch.as_tensor([*permuted[0], *permuted[1]], device=trainer.device)
         for name, labels in (("r", tokens[:, -1]), ("p", null)):
             out[f"{name}/{task.name}"] = gradient(
                 model,
@@ -119,13 +120,13 @@ def full_passes(trainer: Any, params: Parameters, batch: dict[str, Any]) -> dict
 
 def plain_model(trainer: Any, params: Parameters) -> OLMo:
     """The model without a wrapper, with the run's present weights."""
-    model = OLMo(trainer.cfg.model.update_with(init_device="cpu"))
+    model = OLMo(trainer.cfg.model.update_with(init_device="cpu")).to(trainer.device)
     own = dict(model.named_parameters())
     assert own.keys() == set(params.names)
     for name, part, shard, total in zip(
         params.names, params.values(), params.shards, params.total_sizes, strict=True
     ):
-        flat = torch.zeros(total)
+        flat = torch.zeros(total, device=trainer.device)
         flat[shard.start : shard.stop] = part
         if params.group is not None:
             dist.all_reduce(flat)
@@ -138,7 +139,7 @@ def gradient(model: OLMo, loss: Callable[[], torch.Tensor]) -> Vector:
 
 
 def relative_error(params: Parameters, cheap: Vector, full: Vector) -> float:
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64, device=cheap[0].device)
     for one, whole, shard in zip(cheap, full, params.shards, strict=True):
         two = whole[shard.start : shard.stop]
         sums += torch.stack([(one - two).double().square().sum(), two.double().square().sum()])

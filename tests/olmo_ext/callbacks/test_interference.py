@@ -81,6 +81,7 @@ def assert_exact(path: Path) -> None:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize(("offset", "z_loss"), [(0, False), (3, True)])
 def test_the_cheap_split_is_that_of_full_backward_passes(
+    device: torch.device,
     strategy: str,
     offset: int,
     z_loss: bool,
@@ -108,7 +109,7 @@ def test_the_cheap_split_is_that_of_full_backward_passes(
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_split_is_exact_over_two_ranks_though_one_has_no_rows(
-    strategy: str, write_experiment: Write, tmp_path: Path
+    device_each: torch.device, strategy: str, write_experiment: Write, tmp_path: Path
 ) -> None:
     """With accumulation, two micro-batches of 2 rows a rank, an offset and the z-loss; without
     those two, two ranks measure what one does (below), which is exact (above)."""
@@ -125,12 +126,12 @@ def test_the_split_is_exact_over_two_ranks_though_one_has_no_rows(
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_measuring_changes_neither_losses_nor_weights(
-    strategy: str, write_experiment: Write, tmp_path: Path
+    exactly: list[str], strategy: str, write_experiment: Write, tmp_path: Path
 ) -> None:
     folders = []
     for name, settings in (("with", SETTINGS | {"every": 1}), ("without", None)):
         experiment = edited(write_experiment, settings=settings, distributed_strategy=strategy)
-        overrides = [f"train.save_folder={tmp_path / name}"]
+        overrides = [f"train.save_folder={tmp_path / name}", *exactly]
         folders.append(train(load_experiment(experiment, overrides)))
     assert_same_run(*folders)
 

@@ -169,18 +169,18 @@ def test_bursts_at_one_gap_are_neither_all_measured_nor_all_missed() -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_measuring_changes_nothing_and_a_resumed_run_has_the_same_budget(
-    strategy: str, write_experiment: Write, tmp_path: Path
+    exactly: list[str], strategy: str, write_experiment: Write, tmp_path: Path
 ) -> None:
     settings = {"every": 3, "record": 9, "instances": 20}
     slow = {"optimizer": {"name": "adamw", "learning_rate": 1e-4}}
     settings |= {"exact": 1} if strategy == "ddp" else {}
     bare = edited(write_experiment, distributed_strategy=strategy, **slow)
-    run(bare, tmp_path / "bare")
+    run(bare, tmp_path / "bare", *exactly)
     path = edited(write_experiment, settings=settings, distributed_strategy=strategy, **slow)
-    whole = run(path, tmp_path / "whole")
+    whole = run(path, tmp_path / "whole", *exactly)
     assert_same_weights(tmp_path / "bare", tmp_path / "whole")
-    run(path, tmp_path / "cut", "train.stop_at=6")
-    cut = run(path, tmp_path / "cut", resume=True)
+    run(path, tmp_path / "cut", "train.stop_at=6", *exactly)
+    cut = run(path, tmp_path / "cut", *exactly, resume=True)
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
     last = budget(cut).loc[12]
     assert last.to_dict() == budget(whole).loc[12].to_dict()
