@@ -31,6 +31,7 @@ for name, texts in zip(("english", "python"), embedded_documents(), strict=True)
 PY
   "$PY" -m launch.cli prepare "$TMP" --out "$OUT/dolma" --tokenizer dolma-v1_5 --name embedded-dolma-v1_5 > /dev/null
 fi
+git describe --always --dirty > "$OUT/commit" # its results say of what they are
 install -m 644 "$HERE"/device_run.sh "$HERE"/gpu_common.py "$HERE"/stage_*.py "$OUT/"
 find "$OUT" -name __pycache__ -prune -exec rm -rf {} +
 

@@ -52,8 +52,8 @@ def turns(
 ) -> dict[str, float | int]:
     """Medians of the steps of stock's trainer `a` and ours `b`.
 
-    Returns: steps of each; stock_s, ours_s a step; ratio, the median over pairs of ours over
-    stock's; tokens/s of each; FLOPs a token as the engine counts, forward and backward; our MFU of
+    Returns: card ("" on a CPU); steps of each; stock_s, ours_s a step; ratio, the median over pairs
+    of ours over stock's; tokens/s of each; FLOPs a token as the engine counts, forward and backward; our MFU of
     `peak_tflops`; peak memory of both together on the card, GB (0 without one); last losses.
     """
     steppers = Stepper(a), Stepper(b)
@@ -72,6 +72,7 @@ def turns(
     tokens = b.cfg.global_train_batch_size * b.cfg.model.max_sequence_length
     flops = flops_per_token(b)
     return {
+        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "steps": len(times[0]),
         "stock_s": median(times[0]),
         "ours_s": median(times[1]),
