@@ -53,8 +53,8 @@ def turns(
     """Medians of the steps of stock's trainer `a` and ours `b`.
 
     Returns: card ("" on a CPU); steps of each; stock_s, ours_s a step; ratio, the median over pairs
-    of ours over stock's; tokens/s of each; FLOPs a token as the engine counts, forward and backward; our MFU of
-    `peak_tflops`; peak memory of both together on the card, GB (0 without one); last losses.
+    of ours over stock's; tokens/s of each; FLOPs a token as the engine counts, both ways;
+    our MFU of `peak_tflops`; peak memory of both on the card, GB (0 without one); last losses.
     """
     steppers = Stepper(a), Stepper(b)
     for stepper in steppers:
