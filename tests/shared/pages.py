@@ -1,11 +1,13 @@
 """The commands of a page of docs, run as a reader would run them, and held against what it shows.
 
-A block ```console has commands after "$ " and what they print. A block whose first line is a
-comment with a file's name is that file. `olmo-ext` runs in this process, sparing it the imports.
+A block ```console has commands after "$ " and what they print, a block ```bash commands alone. A
+block whose first line is a comment with a file's name is that file. `olmo-ext` runs in this
+process, sparing it the imports.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import subprocess
@@ -20,17 +22,21 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from data_injection.errors import ConfigError
-from launch.terminal import BAD_INPUT
+from launch.terminal import BAD_INPUT, NO_SUCH_FILE
 
 ROOT = Path(__file__).parents[2]
 
 MEASURED = re.compile(r"(?<![\w.])[-+]?\d*\.\d+(?:e[-+]?\d+)?|\b[0-9a-f]{12,}\b")
 """Decimals, which may differ on another machine, and digests, which depend on the text."""
 
+COUNTED = re.compile(rf"{MEASURED.pattern}|\b\d[\d,]*\b")
+"""Counts too, of a page whose commands count the corpus: a test has a smaller one."""
+
 
 class Command(NamedTuple):
     line: str
-    shown: str
+    shown: str | None
+    """What the page says it prints; None where it says nothing."""
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -45,19 +51,44 @@ def files(text: str) -> dict[str, str]:
 
 
 def commands(text: str) -> Iterator[Command]:
-    for block in blocks(text, "console"):
+    fence = r"^```(console|bash)\n(.*?)^```"
+    for language, block in re.findall(fence, text, re.DOTALL | re.MULTILINE):
+        if language == "bash":
+            lines = block.splitlines()
+            while lines:
+                line = _first(lines)
+                del lines[: line.count("\n") + 1]
+                if line and not line.startswith("#"):
+                    yield Command(line, None)
+            continue
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             lines = part.splitlines()
-            length = 1
-            while not _whole("\n".join(lines[:length])):
-                length += 1
-            yield Command("\n".join(lines[:length]), "\n".join(lines[length:]))
+            line = _first(lines)
+            yield Command(line, "\n".join(lines[line.count("\n") + 1 :]))
+
+
+def unfenced(text: str) -> list[str]:
+    """What looks like a command, and stands where `commands` does not look."""
+    fence = r"^```(\w*)\n(.*?)^```"
+    blocks = re.findall(fence, text, re.DOTALL | re.MULTILINE)
+    prose = re.sub(fence, "", text, flags=re.DOTALL | re.MULTILINE)
+    found = [block for language, block in blocks if language not in ("bash", "console", "python")]
+    lines = [line for block in found for line in block.splitlines() if line.startswith("$ ")]
+    return lines + re.findall(r"^ {4}(?:\$ |olmo-ext |make |python3? \S*[./-]).*", prose, re.MULTILINE)
+
+
+def _first(lines: Sequence[str]) -> str:
+    """The first command of lines, with those that it goes on in."""
+    length = 1
+    while not _whole("\n".join(lines[:length])):
+        length += 1
+    return "\n".join(lines[:length])
 
 
 def _whole(line: str) -> bool:
     """Whether a command ends here: no open quote, and no backslash before the line's end."""
     try:
-        shlex.split(line)
+        shlex.split(line, comments=True)
     except ValueError:
         return False
     return not line.endswith("\\")
@@ -66,12 +97,12 @@ def _whole(line: str) -> bool:
 def run(line: str) -> tuple[int, str]:
     """Status and standard output (of an error its message) of a command in this folder."""
     line = line.replace("\\\n", " ")
-    words = shlex.split(line)
+    words = shlex.split(line, comments=True)
     if words[0] == "olmo-ext":
         from launch.cli import app
 
         done = CliRunner().invoke(app, words[1:], prog_name="olmo-ext")
-        if isinstance(done.exception, ConfigError):  # as launch.cli.main ends
+        if isinstance(done.exception, (ConfigError, *NO_SUCH_FILE)):  # as launch.cli.main ends
             return BAD_INPUT, f"{done.stdout}error: {done.exception}"
         if not isinstance(done.exception, SystemExit | None):
             raise done.exception
@@ -83,16 +114,42 @@ def run(line: str) -> tuple[int, str]:
     return bash.returncode, bash.stdout + bash.stderr
 
 
-def same(shown: str, printed: str, *, exactly: bool = False) -> bool:
+def same(
+    shown: str,
+    printed: str,
+    *,
+    measured: re.Pattern[str] | None = MEASURED,
+    within: float = math.inf,
+) -> bool:
     """Whether a page shows what was printed: "..." stands for anything, white space and the drawn
-    lines of tables do not count; of what is MEASURED, unless `exactly`, only that it is there."""
+    lines of tables do not count; of what is `measured` only that it is there, and that it differs
+    by no more than a share `within`."""
+    numbers: list[str] = []
 
-    def plain(text: str) -> str:
-        text = re.sub(r"[─━]+", " ", text)
-        return " ".join((text if exactly else MEASURED.sub("#", text)).split())
+    def pattern(part: str) -> str:
+        if measured is None:
+            return re.escape(part)
+        told = measured.findall(part)
+        numbers.extend(told)
+        between = [re.escape(text) for text in measured.split(part)]
+        return f"({measured.pattern})".join(between)
 
-    pattern = ".*?".join(re.escape(part.strip()) for part in plain(shown).split("..."))
-    return re.fullmatch(pattern.replace(".*?", r"\s?.*?\s?"), plain(printed)) is not None
+    parts = [pattern(part.strip()) for part in _plain(shown).split("...")]
+    match = re.fullmatch(r"\s?.*?\s?".join(parts), _plain(printed))
+    return match is not None and all(
+        _near(*pair, within=within) for pair in zip(numbers, match.groups(), strict=True)
+    )
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[─━]+", " ", text).split())
+
+
+def _near(told: str, found: str, *, within: float) -> bool:
+    try:
+        return abs(float(told) - float(found)) <= within * max(abs(float(told)), 1e-12)
+    except ValueError:  # a digest
+        return True
 
 
 def typed(text: str) -> Iterator[tuple[str, bool]]:
