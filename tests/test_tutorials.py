@@ -105,7 +105,9 @@ def test_a_command_is_run_or_it_is_said_why_not() -> None:
     for page, starts in ELSEWHERE.items():
         lines = [line for of, line in commands if of == page]
         for start in starts:
-            assert any(f"{line}\n".startswith(start) for line in lines), f"{page} has no more: {start}"
+            assert any(f"{line}\n".startswith(start) for line in lines), (
+                f"{page} has no more: {start}"
+            )
     assert len(told) < len(commands) / 2, f"{len(told)} of {len(commands)} commands are not run"
     for page, text in PAGES.items():
         assert pages.unfenced(text) == [], f"{page}: put it into a block ```console or ```bash"

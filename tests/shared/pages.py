@@ -74,7 +74,9 @@ def unfenced(text: str) -> list[str]:
     prose = re.sub(fence, "", text, flags=re.DOTALL | re.MULTILINE)
     found = [block for language, block in blocks if language not in ("bash", "console", "python")]
     lines = [line for block in found for line in block.splitlines() if line.startswith("$ ")]
-    return lines + re.findall(r"^ {4}(?:\$ |olmo-ext |make |python3? \S*[./-]).*", prose, re.MULTILINE)
+    return lines + re.findall(
+        r"^ {4}(?:\$ |olmo-ext |make |python3? \S*[./-]).*", prose, re.MULTILINE
+    )
 
 
 def _first(lines: Sequence[str]) -> str:
