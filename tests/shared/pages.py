@@ -207,6 +207,8 @@ def _of_verb(words: Sequence[str], *, mentioned: bool) -> str:
     try:
         found = command.make_context(command.name, list(rest), parent=context)
     except Exception as error:
+        if isinstance(error, ConfigError):  # a page on GPUs, read where there is none, is right
+            return "" if (error.key, error.value) == ("--device", "cuda") else str(error)
         if not hasattr(error, "format_message"):
             raise
         # A sentence may leave out values, or have a word in their place.
