@@ -18,6 +18,7 @@ from olmo_ext.cost import (
     MFU,
     PEAK_TFLOPS,
     Cost,
+    check_throughput,
     checkpoint_bytes,
     kept_checkpoints,
     run_cost,
@@ -52,6 +53,7 @@ class Reckoner:
     def __init__(
         self, *, gpus: int = 1, peak_tflops: float = PEAK_TFLOPS, mfu: float = MFU
     ) -> None:
+        check_throughput(peak_tflops=peak_tflops, mfu=mfu)
         self.options: dict[str, Any] = {"gpus": gpus, "peak_tflops": peak_tflops, "mfu": mfu}
         self._rows: dict[str, Row] = {}
 

@@ -70,7 +70,7 @@ HEAVY = (
 MOST_LINES_OF_A_FILE = 350
 MOST_MODULES_OF_A_FOLDER = 14
 MOST_LINES_OF_THE_PATH = 3_100
-MOST_LINES_OF_THE_ROOMS = 42_200
+MOST_LINES_OF_THE_ROOMS = 42_400
 """Far from the aim, 28,500: shared scaffolding is worth hundreds of lines, the rest would be
 function. Raised by the loss budget, by what refuses, resumes and tells of bad input, by OLMo-core
 and by the report; lower it whenever something has gone."""
@@ -207,7 +207,7 @@ def test_an_error_of_input_says_what_it_is_about() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("ConfigError", "DivergedError")
         if not {word.arg for word in node.keywords} & {"key", None}
     ]
-    assert prose == ["eval/findings/chapters.py"]  # of a maker of chapters, about two numbers
+    assert prose == []
 
 
 def test_the_rooms_stay_small() -> None:

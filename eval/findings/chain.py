@@ -8,7 +8,7 @@ What a table finds too few seeds of it leaves out, and says so by not showing it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 WIDE, MORE = "chain", "widths"
 WIDTHS = {16: (SWEEP, OPEN), 32: (MORE, "w32"), 64: (WIDE, OPEN), 128: (MORE, "w128")}
 """The cell of each width in open text at its own host's best learning rate."""
+
+NARROW = tuple((SWEEP, host) for host in HOSTS)
+"""The cells of width 16, on whose shares by host loss `beyond` stands."""
 
 SAME_RATE = "text_1e_2"
 """Open text at the narrow width's learning rate: the label of the wide one's control."""
@@ -132,9 +135,20 @@ def _enough(every: pd.DataFrame, sweep: str, host: str) -> bool:
 
 def chain(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     """The links by host and width, and the declared contrasts."""
-    cells, body = measured(every), []
-    for cell, one in cells.items():
-        line = [host_name(cell[1]), CELLS[cell], str(len(one.left["score"]))]
+    cells = measured(every)
+    named = {cell: (host_name(cell[1]), CELLS[cell]) for cell in cells}
+    return table(every, named, cells, [*contrasts(cells), *widths(every, cells)])
+
+
+def table(
+    every: pd.DataFrame, named: Mapping[tuple[str, str], tuple[str, str]],
+    cells: Mapping[tuple[str, str], Links], lines: Sequence[str],
+) -> str:  # fmt: skip
+    """The links of cells, a row each under its host and width, and below it lines of contrasts."""
+    body = []
+    for cell, name in named.items():
+        one = cells[cell]
+        line = [*name, str(len(one.left["score"]))]
         line += [mean(one.host_loss), _small(one.pull), _small(one.noise), _small(one.inner)]
         line += [_small(one.forgotten * 1000, 1), *levels(every, cell[1], cell[0])]
         for metric in METRICS:
@@ -143,7 +157,6 @@ def chain(rows: pd.DataFrame, every: pd.DataFrame) -> str:
         body.append(line)
     head = ["host", "width", "seeds", "its loss", "pull", "noise", "g_nt · g_r"]
     head += ["forgotten", *LEVELS, "score +", "share left", "choice +", "share left"]
-    lines = [*contrasts(cells), *widths(every, cells)]
     return f"{markdown(head, body)}\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
@@ -157,24 +170,24 @@ def contrasts(cells: Mapping[tuple[str, str], Links]) -> list[str]:
     if narrow is None or wide is None:
         return ["too few seeds in open text: no contrast"]
     apart = _shares_apart(wide, narrow)
-    lines = [f"(1) share left in open text: {_said(apart)}"]
+    lines = [f"(1) share left in open text: {verdicts(apart)}"]
     easy = cells.get((WIDE, EASY)), cells.get((SWEEP, EASY))
     if easy[0] is not None and easy[1] is not None:
         less = _shares_apart(easy[0], easy[1])
         between = {metric: paired(apart[metric], less[metric]) for metric in METRICS}
-        lines.append(f"(2) (1) less the same with 1,024 tokens: {_said(between)}")
+        lines.append(f"(2) (1) less the same with 1,024 tokens: {verdicts(between)}")
     forgotten = paired(wide.forgotten * 1000, narrow.forgotten * 1000)
     lines.append(f"(3) forgotten in open text, nats in a thousand steps: {told(forgotten)}")
     loss = paired(wide.host_loss, narrow.host_loss)
     lines.append(f"(4) the loss of open text before the burst: {told(loss)}")
     if (control := cells.get((WIDE, SAME_RATE))) is not None:
         same = _shares_apart(control, narrow)
-        lines.append(f"(5) (1) with both at 0.01: {_said(same)}")
+        lines.append(f"(5) (1) with both at 0.01: {verdicts(same)}")
     for metric, values in wide.shares.items():
         early = by_seed(narrow.early[metric], narrow.gained[metric])
         apart[metric] = paired(values, early)
     rest = "not declared, (1) at equal learning rate x steps, w16 at lag 100"
-    return [*lines, f"{rest}: {_said(apart)}"]
+    return [*lines, f"{rest}: {verdicts(apart)}"]
 
 
 def widths(every: pd.DataFrame, cells: Mapping[tuple[str, str], Links]) -> list[str]:
@@ -190,21 +203,23 @@ def widths(every: pd.DataFrame, cells: Mapping[tuple[str, str], Links]) -> list[
             lines.append(f"{said}: too few seeds")
             continue
         rises = {m: slope({width: one[m] for width, one in of.items() if one}) for m in METRICS}
-        lines.append(f"{said}: {_said(rises)}")
+        lines.append(f"{said}: {verdicts(rises)}")
     for (width, one), (wider, other) in pairwise(WIDTHS.items()):
         if one in cells and other in cells:
             apart = _shares_apart(cells[other], cells[one])
-            lines.append(f"not declared, w{wider} - w{width}, share left: {_said(apart)}")
+            lines.append(f"not declared, w{wider} - w{width}, share left: {verdicts(apart)}")
     for cell, apart in over.items():
         if cell[0] != SWEEP:
             name = f"{CELLS[cell]}, {host_name(cell[1])}"
-            lines.append(f"not declared, {name}, beyond width 16's at its loss: {_said(apart)}")
+            lines.append(f"not declared, {name}, beyond width 16's at its loss: {verdicts(apart)}")
     return lines
 
 
-def beyond(every: pd.DataFrame, one: Links) -> dict[str, pd.Series]:
+def beyond(
+    every: pd.DataFrame, one: Links, narrow: Sequence[tuple[str, str]] = NARROW
+) -> dict[str, pd.Series]:
     """By metric and seed, the share left less what width 16 keeps at the same host loss."""
-    hosts = {host: links(every, SWEEP, host) for host in HOSTS}
+    hosts = {cell: links(every, *cell) for cell in narrow}
     losses, found = pd.DataFrame({host: of.host_loss for host, of in hosts.items()}), {}
     for metric, kept in one.shares.items():
         shares = pd.DataFrame({host: of.shares[metric] for host, of in hosts.items()})
@@ -225,7 +240,8 @@ def _shares_apart(wide: Links, narrow: Links) -> dict[str, pd.Series]:
     return {m: paired(wide.shares[m], narrow.shares[m]) for m in METRICS}
 
 
-def _said(apart: Mapping[str, pd.Series]) -> str:
+def verdicts(apart: Mapping[str, pd.Series]) -> str:
+    """The verdicts on a difference of shares, by metric."""
     of = [f"of {style.plain(m)} {told(values)}" for m, values in apart.items()]
     return f"{', '.join(of)} ({len(apart['score'])} seeds)"
 

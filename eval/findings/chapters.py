@@ -20,7 +20,7 @@ from eval.figures import interference as interference_plots
 from eval.figures import retention as retention_plots
 from eval.figures.heatmap import heatmap
 from eval.figures.style import png
-from eval.findings import chain, hosts, mechanism, placement
+from eval.findings import chain, hosts, mechanism, placement, regimes
 from eval.findings import controls as findings
 from eval.findings.contrasts import final, sweep_of
 from eval.findings.controls import Table, fill
@@ -48,6 +48,12 @@ class Chapter:
 
     closed: tuple[int, ...] = ()
     """Tokens of the closed hosts, RUNS/hosts/t<tokens>, that its sweeps name beside RUNS/corpus."""
+
+    facts: tuple[int, ...] = ()
+    """And of the hosts of facts, RUNS/hosts/f<facts>."""
+
+    beside: tuple[str, ...] = ()
+    """Chapters whose records its tables read too."""
 
 
 def _of(sweep: str, draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
@@ -80,6 +86,15 @@ CHAPTERS = {
         closed=(1024, 4096, 16384),
     ),
     "placement": Chapter(("placement",), placement.thin, placement.TABLES, {}),
+    "regimes": Chapter(
+        ("streams", "one_rate", "fresh_seeds", "facts", "large_host"),
+        hosts.thin,
+        regimes.TABLES,
+        {},
+        closed=(1024, 4096, 16384, 65536),
+        facts=(128, 2048),
+        beside=("hosts",),
+    ),
 }
 
 
@@ -100,13 +115,25 @@ def write_chapter(name: str, folders: Sequence[Path], *, document: Path, out: Pa
     for figure, draw in chapter.figures.items():
         replace_file(folder / f"{figure}.png", png(draw(frame)))
     text, old = document.read_text(), []
-    for other in CHAPTERS:
-        if (path := out / "findings" / other / FILE_NAME).exists():
-            text = fill(text, read_records(path), CHAPTERS[other].tables)
+    for other, one in CHAPTERS.items():
+        if not missing(other, out):
+            text = fill(text, chapter_records(other, out), one.tables)
         else:
             old.append(other)
     note = f"> Not run here, committed numbers: {', '.join(old)}.\n\n" if old else ""
     return replace_file(out / "findings.md", note + text)
+
+
+def missing(name: str, out: Path) -> list[str]:
+    """Of a chapter and those beside it, the ones whose records are not in OUT/findings."""
+    of = (name, *CHAPTERS[name].beside)
+    return [one for one in of if not (out / "findings" / one / FILE_NAME).exists()]
+
+
+def chapter_records(name: str, out: Path) -> pd.DataFrame:
+    """The records that a chapter's tables read, from OUT/findings."""
+    of = (name, *CHAPTERS[name].beside)
+    return pd.concat([read_records(out / "findings" / one) for one in of], ignore_index=True)
 
 
 def _to_the_end(folder: Path) -> pd.DataFrame:
@@ -115,10 +142,9 @@ def _to_the_end(folder: Path) -> pd.DataFrame:
     last = frame[frame.metric == "score"].step.max()
     steps = read_run(folder)["num_steps"]
     if last != steps:
-        raise ConfigError(
-            f"{folder}: scores are recorded up to step {last}, its last step is {steps}; train it "
-            f"to its end, or `olmo-ext eval {folder}` if it was"
-        )
+        rule = f"must hold scores of its last step, {steps}, and they end at {last}"
+        remedy = f"train it to its end, or `olmo-ext eval {folder}` if it was"
+        raise ConfigError(key=f"{folder}: records", value=last, rule=rule, remedy=remedy)
     return frame
 
 

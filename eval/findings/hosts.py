@@ -61,7 +61,7 @@ def thin(frame: pd.DataFrame) -> pd.DataFrame:
     kept = test_scores(frame) | frame.metric.isin(["train_loss", *gradients])
     kept &= frame.step >= BURST - 300
     order = ["run", "step", "task", "metric", "source"]
-    return frame[kept].drop(columns=UNREAD, errors="ignore").sort_values(order)
+    return frame[kept].drop(columns=UNREAD, errors="ignore").sort_values(order, kind="stable")
 
 
 def kept(rows: pd.DataFrame, every: pd.DataFrame) -> str:

@@ -110,12 +110,9 @@ def _prepare_facts(
     tokens = LEAST_TOKENS if max_tokens is None else max_tokens
     made = prepare_facts(count, out, tokenizer=tokenizer, noise=share, num_tokens=tokens)
     entropy, first = (made.sources[0][name] for name in ("entropy", "first"))
-    console.print(
-        f"entropy: {entropy:.4f} nats a token; the least loss there is, in rows of T tokens:"
-    )
-    console.print(
-        f"({entropy:.4f} T - {first:.4f}) / (T - 1), since a row's first is not predicted"
-    )
+    console.print(f"entropy: {entropy:.4f} nats a token; the least loss of rows of T tokens, whose")
+    console.print("first is not predicted, as ai2-olmo logs it (their sum over all T tokens):")
+    console.print(f"({entropy:.4f} T - {first:.4f}) / T")
     return made
 
 

@@ -3,6 +3,7 @@
     olmo-ext confirm                         # the controls: 45 minutes on two cores; resumable
     olmo-ext confirm --chapter mechanism     # interference, features, retention: 20 minutes
     olmo-ext confirm --chapter hosts         # a burst in hosts and widths, 90 runs: 50 minutes
+    olmo-ext confirm --chapter regimes       # one rate, facts, fresh seeds, streams: an hour
     olmo-ext confirm --out docs              # and make the committed document anew
 
 The text is docs/findings.md's; its tables and figures are made from the runs, so that a second
@@ -42,14 +43,18 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     Raises ConfigError for a chapter that there is not.
     """
     from data_injection.corpus.closed import prepare_closed
+    from data_injection.corpus.facts import prepare_facts
     from data_injection.files import replace_file
-    from eval.findings.chapters import CHAPTERS, write_chapter
+    from eval.findings.chapters import CHAPTERS, chapter_records, missing, write_chapter
     from eval.findings.controls import fill
-    from eval.records import read_records
 
     if chapter not in CHAPTERS:
         rule = f"must be one of {', '.join(CHAPTERS)}"
         raise ConfigError(key="--chapter", value=chapter, rule=rule)
+    if needed := [one for one in missing(chapter, out or runs) if one != chapter]:
+        rule = f"compares its runs with those of {needed[0]}, whose records are not there"
+        remedy = f"olmo-ext confirm --chapter {needed[0]}"
+        raise ConfigError(key="--chapter", value=chapter, rule=rule, remedy=remedy)
     started = time.monotonic()
     corpus = embedded_corpus(runs, console)
     console.print("checking every run ...")
@@ -57,6 +62,8 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     if closed := CHAPTERS[chapter].closed:
         for num in closed:
             prepare_closed(corpus, runs / "hosts" / f"t{num}", num_tokens=num)
+        for num in CHAPTERS[chapter].facts:
+            prepare_facts(num, runs / "hosts" / f"f{num}", tokenizer=str(corpus))
         sweeps, overrides = [_in_folder(sweep, runs) for sweep in sweeps], []
     planned = plan_sweeps(sweeps, runs, overrides=overrides)
     console.print(f"{len(planned)} runs; each is one process on one thread, {jobs} side by side")
@@ -65,9 +72,9 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     folders = [run.folder for run in planned]
     path = write_chapter(chapter, folders, document=DOCUMENT, out=out or runs).resolve()
     if path == DOCUMENT and README.exists():  # the committed one: the README shows a table of it
-        frame, readme = read_records(path.parent / "findings" / chapter), README
-        text = fill(readme.read_text(), frame, CHAPTERS[chapter].tables)
-        replace_file(readme, text)
+        frame = chapter_records(chapter, path.parent)
+        text = fill(README.read_text(), frame, CHAPTERS[chapter].tables)
+        replace_file(README, text)
     console.print(f"{path}\n{time.monotonic() - started:.0f} s")
     return path
 

@@ -45,7 +45,7 @@ def check_chunked(experiment: ExperimentConfig) -> None:
         rule = f"needs torch 2.13's linear_cross_entropy, and torch is {torch.__version__}"
         raise ConfigError(key="chunked_loss", value=True, rule=rule, remedy=remedy)
     model, why = experiment.train.model, " with chunked_loss=true, which replaces the output layer"
-    for name in ("weight_tying", "scale_logits"):
+    for name in ("weight_tying", "scale_logits", "include_bias"):
         check_equal(why, (f"train.model.{name}", getattr(model, name), False), remedy=remedy)
 
 

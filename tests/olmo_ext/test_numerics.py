@@ -235,7 +235,7 @@ def test_it_is_part_of_the_run_and_not_of_its_plan(write_experiment: Write, key:
     assert on.stream.plan.hash == plain.stream.plan.hash
 
 
-@pytest.mark.parametrize("key", ["weight_tying", "scale_logits"])
+@pytest.mark.parametrize("key", ["weight_tying", "scale_logits", "include_bias"])
 def test_an_output_layer_that_is_no_layer_of_its_own_is_refused(
     write_experiment: Write, key: str
 ) -> None:

@@ -1,0 +1,214 @@
+"""The tables of docs/findings.md, chapter 5: the chain's contrasts in further regimes.
+
+    one_rate(rows, every)      # each a Markdown table, as in eval.findings.controls
+
+One learning rate for all widths, fresh seeds, one host more, hosts of facts, streams that bursts
+predict. Each stands beside the runs of chapter 3, whose records are in `every` too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from eval.findings import chain
+from eval.findings.chain import links, slope, verdicts
+from eval.findings.contrasts import estimate
+from eval.findings.controls import Table, markdown, mean, verdict
+from eval.findings.hosts import EASY, HOSTS, METRICS, OPEN, SWEEP, host_loss, paired, told
+from theory.advice.accumulation import LEARNED, course
+
+Shares = Mapping[str, pd.Series]
+"""By metric, a value a seed."""
+
+RATES = {
+    "0.003": {16: ("one_rate", "w16"), 32: chain.WIDTHS[32], 64: chain.WIDTHS[64],
+              128: ("one_rate", "w128")},
+    "0.01": {16: (SWEEP, OPEN), 32: ("one_rate", "w32"), 64: (chain.WIDE, chain.SAME_RATE)},
+}  # fmt: skip
+"""The cell of each width in open text, by learning rate."""
+
+
+def one_rate(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """The chain in open text with widths side by side at one learning rate."""
+    named = {
+        cell: ("open text", f"w{width} at {rate}")
+        for rate, of in RATES.items()
+        for width, cell in of.items()
+    }
+    cells = {cell: links(every, *cell) for cell in named}
+    kept = {rate: {w: cells[cell].shares for w, cell in of.items()} for rate, of in RATES.items()}
+    lines = []
+    for number, (rate, of) in enumerate(kept.items(), start=1):
+        rises = {m: slope({width: shares[m] for width, shares in of.items()}) for m in METRICS}
+        what = f"share left per doubling, {min(of)} to {max(of)}, all at {rate}"
+        lines.append(f"({number}) {what}: {verdicts(rises)}")
+    slow, fast = kept.values()
+    apart = {m: sum(paired(fast[w][m], slow[w][m]) for w in fast) / len(fast) for m in METRICS}
+    what = "(3) share left at 0.01 less at 0.003, mean of widths 16 to 64"
+    lines.append(f"{what}: {verdicts(apart)}")
+    return chain.table(every, named, cells, lines)
+
+
+def fresh_seeds(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Chapter 3's headline contrasts with its seeds, with the new ones alone, and with all."""
+    before = {(16, h): links(every, SWEEP, h).shares for h in (OPEN, EASY)}
+    before |= {(64, h): links(every, chain.WIDE, h).shares for h in (OPEN, EASY)}
+    fresh = {of: links(every, "fresh_seeds", "w{}_{}".format(*of)).shares for of in before}
+    both = {of: {m: pd.concat([before[of][m], fresh[of][m]]) for m in METRICS} for of in before}
+    body = []
+    for what, contrast in HEADLINES.items():
+        for metric, name in (("score", "score"), ("choice_loss", "choice loss")):
+            line = [what, name]
+            for of in (before, fresh, both):
+                found = contrast({cell: shares[metric] for cell, shares in of.items()})
+                line += [f"{told(found)} ({len(found)})"]
+            body.append(line)
+    head = ["contrast of the share left", "of", "chapter 3's seeds", "fresh seeds", "all"]
+    return markdown(head, body)
+
+
+HEADLINES = {
+    "w16, 1,024 tokens - open text": lambda of: paired(of[16, EASY], of[16, OPEN]),
+    "open text, w64 - w16": lambda of: paired(of[64, OPEN], of[16, OPEN]),
+    "the same less with 1,024 tokens": lambda of: paired(
+        paired(of[64, OPEN], of[16, OPEN]), paired(of[64, EASY], of[16, EASY])
+    ),
+}
+
+
+def dose(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """Width 16 by host with 65,536 tokens among them, and matched damage with that host."""
+    added = ("large_host", "w16_t65536")
+    order = [*((SWEEP, host) for host in HOSTS if host != OPEN), added, (SWEEP, OPEN)]
+    named = {cell: (HOSTS.get(cell[1], "65,536"), "w16 at 0.01") for cell in order}
+    cells = {cell: links(every, *cell) for cell in named}
+    shares = {cell: one.shares for cell, one in cells.items()}
+    steps = {"16,384 less 65,536 tokens": (order[-3], added),
+             "65,536 tokens less open text": (added, order[-1])}  # fmt: skip
+    lines = [
+        f"(1) share left with {name}: {verdicts(_apart(shares[a], shares[b]))}"
+        for name, (a, b) in steps.items()
+    ]
+    widths = {width: links(every, *cell) for width, cell in chain.WIDTHS.items()}
+    over = {width: chain.beyond(every, one, order) for width, one in widths.items()}
+    rises = {m: slope({width: of[m] for width, of in over.items()}) for m in METRICS}
+    what = "(2) share left per doubling, 16 to 128, beyond width 16's at equal host loss"
+    lines.append(f"{what}: {verdicts(rises)}")
+    lines += [
+        f"not declared, w{width}, beyond width 16's at its loss: {verdicts(of)}"
+        for width, of in over.items()
+        if width != min(over)
+    ]
+    return chain.table(every, named, cells, lines)
+
+
+FACTS = {(16, 2048): "w16_f2048", (16, 128): "w16_f128",
+         (64, 2048): "w64_f2048", (64, 128): "w64_f128"}  # fmt: skip
+LEAST = {2048: 1.7865, 128: 1.1354}
+"""The least loss of such a host in rows of 32 tokens, as ai2-olmo logs it and `prepare` prints."""
+
+
+def facts(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """The chain in hosts of facts, and the contrasts declared for it."""
+    rates = {16: "0.01", 64: "0.001"}
+    named = {("facts", label): (f"{num:,} facts", f"w{width} at {rates[width]}")
+             for (width, num), label in FACTS.items()}  # fmt: skip
+    cells = {cell: links(every, *cell) for cell in named}
+    of = {cell: cells["facts", label] for cell, label in FACTS.items()}
+    wide = _apart(of[64, 2048].shares, of[16, 2048].shares)
+    easy = _apart(of[64, 128].shares, of[16, 128].shares)
+    dosed = _apart(of[16, 128].shares, of[16, 2048].shares)
+    forgotten = paired(of[64, 2048].forgotten, of[16, 2048].forgotten) * 1000
+    beyond = {cell: one.host_loss - LEAST[cell[1]] for cell, one in of.items()}
+    left = ", ".join(f"w{w} with {n:,} {mean(beyond[w, n])}" for w, n in FACTS)
+    lines = [
+        f"(1) share left at width 16, 128 less 2,048 facts: {verdicts(dosed)}",
+        f"(2) share left with 2,048 facts, w64 - w16: {verdicts(wide)}",
+        f"(3) (2) less the same with 128 facts: {verdicts(_apart(wide, easy))}",
+        f"(4) forgotten with 2,048 facts, nats in a thousand steps: {told(forgotten)}",
+        f"(5) the host's loss with 2,048 facts: {told(paired(beyond[64, 2048], beyond[16, 2048]))}",
+        f"the host's loss beyond its least: {left}",
+    ]
+    return chain.table(every, named, cells, lines)
+
+
+def streams(rows: pd.DataFrame, every: pd.DataFrame) -> str:
+    """What bursts say that streams come to, beside what they came to."""
+    expected, trained = predicted_scores(every), stream_scores(every)
+    body = []
+    for host, name in HOSTS.items():
+        line = [name, mean(host_loss(every, host))]
+        for rate in STREAM_RATES:
+            line += [f"{expected[host, rate]:.2f}", mean(trained[host, rate])]
+        body.append(line)
+    head = ["host", "its loss (bursts')"]
+    for rate in STREAM_RATES:
+        head += [f"{rate} a step: predicted", "trained"]
+    losses = {host: -host_loss(every, host).mean() for host in HOSTS}
+    by_loss = {(host, rate): losses[host] for host, rate in expected}
+    ranks = [rank_by_seed(trained, one) for one in (expected, by_loss)]
+    wide = pd.DataFrame(trained)
+    means = wide.mean()
+    wanted = pd.Series(expected).reindex(means.index)
+    off, right = (means - wanted).abs(), (means >= LEARNED) == (wanted >= LEARNED)
+    pair = pd.DataFrame({r: wide[OPEN, r] - wide["t16384", r] for r in STREAM_RATES}).mean(axis=1)
+    lines = [
+        f"(1) Spearman over the hosts, mean of the rates: {verdict(estimate(ranks[0]))}",
+        f"(2) (1) less that of the host's loss: {verdict(estimate(ranks[0] - ranks[1]))}",
+        f"(3) off by {off.mean():.2f} on average, on the same side of .5 in {right.sum()} of "
+        f"{len(off)} cells",
+        f"not declared, open text less 16,384 tokens, the pair in which prediction and host's loss "
+        f"differ, mean of the rates: {verdict(estimate(pair))}",
+    ]  # fmt: skip
+    return f"{markdown(head, body)}\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+STREAM_RATES, STREAM_STEPS, STREAM_END = (2, 4, 8), 1200, 2000
+
+
+def predicted_scores(every: pd.DataFrame) -> dict[tuple[str, int], float]:
+    """By host and rate, the score at the end of a stream by the bursts of `closed_host`."""
+    found = {}
+    for host in HOSTS:
+        of = chain.balanced(every, SWEEP, host)
+        numbers = {"gain": of.gain.value, "forgetting": of.forgetting.value, "below": of.below}
+        for rate in STREAM_RATES:
+            ends = course(STREAM_STEPS, rate=rate, ceiling=chain.CEILING, **numbers)
+            found[host, rate] = ends
+    return found
+
+
+def stream_scores(every: pd.DataFrame) -> dict[tuple[str, int], pd.Series]:
+    """By host and rate, the test score at the end, a value a seed."""
+    rows = every[(every.sweep == "streams") & (every.metric == "score") & (every.split == "test")]
+    rows = rows[rows.step == STREAM_END]
+    label = rows.run.str.split("-")
+    return {
+        (str(host), int(str(rate).removeprefix("r"))): part.set_index("seed").value.sort_index()
+        for (host, rate), part in rows.groupby([label.str[2], label.str[3]])
+    }
+
+
+def rank_by_seed(
+    trained: Mapping[tuple[str, int], pd.Series], expected: Mapping[tuple[str, int], float]
+) -> pd.Series:
+    """By seed, Spearman's correlation over the hosts of expected and trained, mean of the rates."""
+    wide, of = pd.DataFrame(trained), pd.Series(expected)
+    each = [wide[[(h, r) for h in HOSTS]].corrwith(of[[(h, r) for h in HOSTS]], axis=1,
+            method="spearman") for r in STREAM_RATES]  # fmt: skip
+    return pd.concat(each, axis=1).mean(axis=1)
+
+
+def _apart(a: Shares, b: Shares) -> dict[str, pd.Series]:
+    return {metric: paired(a[metric], b[metric]) for metric in METRICS}
+
+
+TABLES: dict[str, Table] = {
+    "one_rate": one_rate,
+    "fresh_seeds": fresh_seeds,
+    "dose": dose,
+    "facts": facts,
+    "streams": streams,
+}
