@@ -6,9 +6,9 @@
 Text has an entropy floor that nobody knows. Of `num` facts, each drawn uniformly and written as a
 document a, b, c, EOS, the entropy is log(num) / 4 nats a token; `noise` adds to it, the share of
 occurrences whose c is drawn anew. A row's first token, of entropy `first`, is never predicted: in
-rows of T an all-knowing model has (T entropy - first) / (T - 1), and what a loss has beyond it was
-not learned of the host. The tokens stand in the manifest among the special ones, so that no task
-draws them and a task that names one is refused.
+rows of T an all-knowing model has (T entropy - first) / T as ai2-olmo logs it, and what a loss has
+beyond it was not learned of the host. The tokens stand in the manifest among the special ones: no
+task draws them, and one that names one is refused.
 """
 
 from __future__ import annotations

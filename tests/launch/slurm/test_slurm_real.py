@@ -307,7 +307,9 @@ def test_paths_with_shell_characters_reach_slurm_as_they_are(
     assert out.name == f"{job}.out"
     assert not list(tmp_path.rglob("x"))
     ((status,), _) = find_status([folder])
-    assert (status.state, status.error) == ("failed", "ValueError: the reason")
+    log = folder / "tiny" / "logs" / "train.log"  # of a start that ends before ours could tell
+    assert (status.state, str(log) in status.error) == ("failed", True)
+    assert "ValueError: the reason" in log.read_text()
 
 
 def test_what_sbatch_refuses_is_told_in_its_words(
