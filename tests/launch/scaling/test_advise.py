@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,26 +57,6 @@ def ask(source: Path, **question) -> list[str]:
 
 def call(*arguments: object):
     return CliRunner().invoke(app, [str(one) for one in arguments])
-
-
-def documented() -> list[tuple[list[str], list[str]]]:
-    """(arguments, lines) of each `scaling advise` that docs/advice.md shows."""
-    text = (ROOT / "docs" / "advice.md").read_text()
-    blocks = re.findall(r"```\n\s*\$ olmo-ext scaling (advise .*)\n((?:.+\n)+?)\s*```", text)
-    return [(shlex.split(command), said.splitlines()) for command, said in blocks]
-
-
-@pytest.mark.parametrize("index", range(3))
-def test_the_documents_examples_are_what_the_verb_prints(index: int, tmp_path: Path) -> None:
-    """Every line but the last, the figure's path, and none more."""
-    assert len(documented()) == 3
-    arguments, lines = documented()[index]
-    if "--out" in arguments:
-        arguments = arguments[: arguments.index("--out")]
-    source = ROOT / arguments[1]
-    done = call("advise", source, *arguments[2:], "--out", tmp_path)
-    assert done.exit_code == 0, done.output
-    assert done.output.splitlines() == [*lines, str(tmp_path / "advice.png")]
 
 
 def test_the_verb_writes_a_figure_and_a_traceable_file(tmp_path: Path) -> None:
