@@ -19,7 +19,7 @@ VARIANT = {"stage": "variants", "rung": "4M", "mfu": 0.06, "peak_gb": 7.63, "t":
 RESULTS = [
     {"stage": "env", "t": 86400.0, "gpu": "NVIDIA H100", "commit": "abc1234"},
     SPEED,
-    {"stage": "speed", "rung": "1B", "error": "out of memory in /root/of/a/machine/file.py"},
+    {"stage": "speed", "rung": "1B", "error": "out of memory in /scratch/of/a/run/file.py"},
     VARIANT | {"variant": "eager", "tok_s": 1e6, "loss_diff": 0.0},
     VARIANT | {"variant": "model", "tok_s": 1.5e6, "loss_diff": 1.4e-3},
 ]
@@ -49,7 +49,7 @@ def test_a_session_is_taken_in_and_its_tables_have_its_numbers(
 ) -> None:
     kept = tables.take_in(write(tmp_path / "results.jsonl", RESULTS), tmp_path)
     assert kept.name == "h100-1970-01-02.jsonl"
-    assert "/root" not in kept.read_text()
+    assert "/scratch" not in kept.read_text()
     rows = list(tables.read_results(kept))
     text = tables.filled(EMPTY, rows)
     where = "H100, 1970-01-02, abc1234"
