@@ -46,6 +46,9 @@ from theory.advice.accumulation import Balance, balance
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Shares = Mapping[str, pd.Series]
+"""Of what a burst brought: by metric, a value a seed."""
+
 WIDE, MORE = "chain", "widths"
 WIDTHS = {16: (SWEEP, OPEN), 32: (MORE, "w32"), 64: (WIDE, OPEN), 128: (MORE, "w128")}
 """The cell of each width in open text at its own host's best learning rate."""
@@ -169,19 +172,18 @@ def contrasts(cells: Mapping[tuple[str, str], Links]) -> list[str]:
     narrow, wide = cells.get((SWEEP, OPEN)), cells.get((WIDE, OPEN))
     if narrow is None or wide is None:
         return ["too few seeds in open text: no contrast"]
-    apart = _shares_apart(wide, narrow)
+    apart = shares_apart(wide.shares, narrow.shares)
     lines = [f"(1) share left in open text: {verdicts(apart)}"]
     easy = cells.get((WIDE, EASY)), cells.get((SWEEP, EASY))
     if easy[0] is not None and easy[1] is not None:
-        less = _shares_apart(easy[0], easy[1])
-        between = {metric: paired(apart[metric], less[metric]) for metric in METRICS}
+        between = shares_apart(apart, shares_apart(easy[0].shares, easy[1].shares))
         lines.append(f"(2) (1) less the same with 1,024 tokens: {verdicts(between)}")
     forgotten = paired(wide.forgotten * 1000, narrow.forgotten * 1000)
     lines.append(f"(3) forgotten in open text, nats in a thousand steps: {told(forgotten)}")
     loss = paired(wide.host_loss, narrow.host_loss)
     lines.append(f"(4) the loss of open text before the burst: {told(loss)}")
     if (control := cells.get((WIDE, SAME_RATE))) is not None:
-        same = _shares_apart(control, narrow)
+        same = shares_apart(control.shares, narrow.shares)
         lines.append(f"(5) (1) with both at 0.01: {verdicts(same)}")
     for metric, values in wide.shares.items():
         early = by_seed(narrow.early[metric], narrow.gained[metric])
@@ -202,11 +204,11 @@ def widths(every: pd.DataFrame, cells: Mapping[tuple[str, str], Links]) -> list[
         if None in of.values():
             lines.append(f"{said}: too few seeds")
             continue
-        rises = {m: slope({width: one[m] for width, one in of.items() if one}) for m in METRICS}
+        rises = slopes({width: one for width, one in of.items() if one})
         lines.append(f"{said}: {verdicts(rises)}")
     for (width, one), (wider, other) in pairwise(WIDTHS.items()):
         if one in cells and other in cells:
-            apart = _shares_apart(cells[other], cells[one])
+            apart = shares_apart(shares[other], shares[one])
             lines.append(f"not declared, w{wider} - w{width}, share left: {verdicts(apart)}")
     for cell, apart in over.items():
         if cell[0] != SWEEP:
@@ -232,12 +234,17 @@ def beyond(
 def slope(by_width: Mapping[int, pd.Series]) -> pd.Series:
     """By seed that all widths have, the rise per doubling of the width by least squares."""
     doublings = np.log2(np.asarray(list(by_width), dtype=float))
-    apart = doublings - doublings.mean()
-    return pd.concat(by_width, axis=1, join="inner") @ (apart / (apart @ apart))
+    off = doublings - doublings.mean()
+    return pd.concat(by_width, axis=1, join="inner") @ (off / (off @ off))
 
 
-def _shares_apart(wide: Links, narrow: Links) -> dict[str, pd.Series]:
-    return {m: paired(wide.shares[m], narrow.shares[m]) for m in METRICS}
+def slopes(by_width: Mapping[int, Shares]) -> dict[str, pd.Series]:
+    return {m: slope({width: one[m] for width, one in by_width.items()}) for m in METRICS}
+
+
+def shares_apart(a: Shares, b: Shares) -> dict[str, pd.Series]:
+    """a - b by metric, of the seeds that both have."""
+    return {m: paired(a[m], b[m]) for m in METRICS}
 
 
 def verdicts(apart: Mapping[str, pd.Series]) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from eval.figures import style
 from eval.findings import chain
-from eval.findings.chain import links, slope, verdicts
+from eval.findings.chain import links, shares_apart, slopes, verdicts
 from eval.findings.contrasts import estimate
 from eval.findings.controls import Table, markdown, mean, verdict
 from eval.findings.hosts import EASY, HOSTS, METRICS, OPEN, SWEEP, host_loss, paired, told, twins_of
@@ -36,11 +37,11 @@ def one_rate(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     lines = []
     kept = {rate: {w: cells[cell].shares for w, cell in of.items()} for rate, of in RATES.items()}
     for number, (rate, of) in enumerate(kept.items(), start=1):
-        rises = {m: slope({width: shares[m] for width, shares in of.items()}) for m in METRICS}
+        rises = slopes(of)
         what = f"share left per doubling, {min(of)} to {max(of)}, all at {rate}"
         lines.append(f"({number}) {what}: {verdicts(rises)}")
-        own = {width: links(every, *chain.WIDTHS[width]).shares for width in of}
-        rest = {m: slope({w: one[m] for w, one in own.items()}) - rises[m] for m in METRICS}
+        own = slopes({width: links(every, *chain.WIDTHS[width]).shares for width in of})
+        rest = shares_apart(own, rises)
         lines.append(f"not declared, at own rates less ({number}): {verdicts(rest)}")
     slow, fast = kept.values()
     apart = {m: sum(paired(fast[w][m], slow[w][m]) for w in fast) / len(fast) for m in METRICS}
@@ -57,23 +58,16 @@ def fresh_seeds(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     both = {of: {m: pd.concat([before[of][m], fresh[of][m]]) for m in METRICS} for of in before}
     body = []
     for what, contrast in HEADLINES.items():
-        for metric, name in (("score", "score"), ("choice_loss", "choice loss")):
-            line = [what, name]
+        for metric in METRICS:
+            line = [what, style.plain(metric)]
             for of in (before, fresh, both):
                 found = contrast({cell: shares[metric] for cell, shares in of.items()})
                 line += [f"{told(found)} ({len(found)})"]
                 if of is fresh:
                     line.append(", ".join(f"{value:+.2f}" for value in found))
             body.append(line)
-    head = [
-        "contrast of the share left",
-        "of",
-        "chapter 3's seeds",
-        "fresh seeds",
-        "by seed",
-        "all",
-    ]
-    return markdown(head, body)
+    head = ["contrast of the share left", "of", "chapter 3's seeds", "fresh seeds", "by seed"]
+    return markdown([*head, "all"], body)
 
 
 HEADLINES = {
@@ -95,12 +89,12 @@ def dose(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     steps = {"16,384 less 65,536 tokens": (order[-3], added),
              "65,536 tokens less open text": (added, order[-1])}  # fmt: skip
     lines = [
-        f"(1) share left with {name}: {verdicts(_apart(shares[a], shares[b]))}"
+        f"(1) share left with {name}: {verdicts(shares_apart(shares[a], shares[b]))}"
         for name, (a, b) in steps.items()
     ]
     widths = {width: links(every, *cell) for width, cell in chain.WIDTHS.items()}
     over = {width: chain.beyond(every, one, order) for width, one in widths.items()}
-    rises = {m: slope({width: of[m] for width, of in over.items()}) for m in METRICS}
+    rises = slopes(over)
     what = "(2) share left per doubling, 16 to 128, beyond width 16's at equal host loss"
     lines.append(f"{what}: {verdicts(rises)}")
     return chain.table(every, named, cells, lines)
@@ -119,9 +113,9 @@ def facts(rows: pd.DataFrame, every: pd.DataFrame) -> str:
              for (width, num), label in FACTS.items()}  # fmt: skip
     cells = {cell: links(every, *cell) for cell in named}
     of = {cell: cells["facts", label] for cell, label in FACTS.items()}
-    wide = _apart(of[64, 2048].shares, of[16, 2048].shares)
-    easy = _apart(of[64, 128].shares, of[16, 128].shares)
-    dosed = _apart(of[16, 128].shares, of[16, 2048].shares)
+    wide = shares_apart(of[64, 2048].shares, of[16, 2048].shares)
+    easy = shares_apart(of[64, 128].shares, of[16, 128].shares)
+    dosed = shares_apart(of[16, 128].shares, of[16, 2048].shares)
     forgotten = paired(of[64, 2048].forgotten, of[16, 2048].forgotten) * 1000
     nats = {name: {cell: getattr(one, name)["choice_loss"] for cell, one in of.items()}
             for name in ("gained", "left")}  # fmt: skip
@@ -132,7 +126,7 @@ def facts(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     lines = [
         f"(1) share left at width 16, 128 less 2,048 facts: {verdicts(dosed)}",
         f"(2) share left with 2,048 facts, w64 - w16: {verdicts(wide)}",
-        f"(3) (2) less the same with 128 facts: {verdicts(_apart(wide, easy))}",
+        f"(3) (2) less the same with 128 facts: {verdicts(shares_apart(wide, easy))}",
         f"(4) forgotten with 2,048 facts, nats in a thousand steps: {told(forgotten)}",
         f"(5) the host's loss with 2,048 facts: {told(paired(beyond[64, 2048], beyond[16, 2048]))}",
         f"the host's loss beyond its least: {left}",
@@ -183,7 +177,9 @@ def streams(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     return f"{markdown(head, body)}\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-AT_THE_BURST = "twin == 'burst' and metric == 'score' and split == 'test' and step == 1200"
+AT_THE_BURST = (
+    f"twin == 'burst' and metric == 'score' and split == 'test' and step == {chain.AFTER}"
+)
 STREAM_RATES, STREAM_STEPS, STREAM_END = (2, 4, 8), 1200, 2000
 
 
@@ -217,10 +213,6 @@ def rank_by_seed(
     each = [wide[[(h, r) for h in HOSTS]].corrwith(of[[(h, r) for h in HOSTS]], axis=1,
             method="spearman") for r in STREAM_RATES]  # fmt: skip
     return pd.concat(each, axis=1).mean(axis=1)
-
-
-def _apart(a: Mapping[str, pd.Series], b: Mapping[str, pd.Series]) -> dict[str, pd.Series]:
-    return {metric: paired(a[metric], b[metric]) for metric in METRICS}
 
 
 TABLES: dict[str, Table] = {
