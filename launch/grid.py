@@ -75,8 +75,8 @@ class Sweep:
         for label in [self.name, *parts, *(stems if several else ())]:
             if not _LABEL.fullmatch(str(label)):
                 rule = "must be letters, digits, . and _ only, not . first: it becomes a part of "
-                rule, key = rule + "run names and folders", f"sweep {self.name}: a label"
-                raise ConfigError(key=key, value=label, rule=rule)
+                rule += "run names and folders"
+                raise ConfigError(key=f"sweep {self.name}: a label", value=label, rule=rule)
         for name, axis in self.axes.items():
             # Some file systems take w and W for one folder.
             if not axis or len({str(label).lower() for label in axis}) < len(axis):
