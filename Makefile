@@ -52,7 +52,8 @@ test-all: install
 	$(MAKE) --jobs=2 lint tests
 
 tests: install
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	@# One more than cores: some wait on SLURM and on agents.
+	$(BIN)/pytest -n $$(($(JOBS) + 1)) --dist loadfile --no-loadscope-reorder
 
 test-core: $(CORE)/bin/.installed
 	@# Without OLMo-core 3 its tests skip: here that is a failure.

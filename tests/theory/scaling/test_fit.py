@@ -19,8 +19,8 @@ COLUMNS = ("params", "tokens", "loss")
 DRAWS, COVERED = 100, 88
 """Issue 7: each constant's 95% interval covers the truth in at least 88 of 100 draws."""
 
-RESAMPLES = 200
-"""Five beyond either end of an interval; docs/scaling.md's table was counted with 400."""
+RESAMPLES = 100
+"""Two beyond either end of an interval; docs/scaling.md's table was counted with 400."""
 
 
 def small_table(law: Law = PAPER, *, noise: float = 0.01, seed: int = 0) -> Runs:
@@ -31,6 +31,11 @@ def small_table(law: Law = PAPER, *, noise: float = 0.01, seed: int = 0) -> Runs
 
 def values(law: Law) -> np.ndarray:
     return np.array([getattr(law, name) for name in ("L0", "log_A", "alpha", "log_B", "beta")])
+
+
+def at_the_truth(law: Law) -> np.ndarray:
+    """One start: that the usual ones end at the same optimum is another test's."""
+    return np.array([[law.L0, np.exp(law.log_A), law.alpha, np.exp(law.log_B), law.beta]])
 
 
 def widths(fitted) -> np.ndarray:
@@ -46,7 +51,8 @@ def test_each_constants_interval_covers_the_truth_in_at_least_88_of_100_draws(de
     answers = {f"N_s*({eps})": law.small_below(params.max(), eps=eps) for eps in (0.0, 0.05)}
     covered = dict.fromkeys((*CONSTANTS, "compute_exponent", "reach", *answers), 0)
     for seed in range(DRAWS):
-        fitted = fit_law(draw(design, seed=seed), resamples=RESAMPLES, seed=seed)
+        runs = draw(design, seed=seed)
+        fitted = fit_law(runs, resamples=RESAMPLES, seed=seed, starts=at_the_truth(law))
         assert fitted.unfinished == 0
         for name in covered.keys() - answers.keys():
             low, high = fitted.interval(name)
