@@ -1,4 +1,4 @@
-"""A training step of ours, of ours with the loss in chunks, and of stock ai2-olmo's own Trainer.
+"""A training step of ours, with the loss in chunks and in bf16 too, and of ai2-olmo's Trainer.
 
     python benchmarks/training.py --out training.json          # about 25 minutes on an idle core
     python benchmarks/training.py --table training.json        # the table of RESULTS.md
@@ -34,6 +34,8 @@ VARIANTS = {
     "stock": "stock's Trainer",
     "ours": "ours",
     "chunked": "ours, `chunked_loss: true`",
+    "bf16": "ours, `bf16_on_cpu: true`",
+    "bf16 chunked": "ours, both",
 }
 
 
@@ -83,7 +85,9 @@ def serve(pipe: Any, variant: str, shape: Shape, most: int) -> None:
             train__model__max_sequence_length=shape.context,
             train__global_train_batch_size=shape.rows,
             train__device_train_microbatch_size=min(shape.rows, 32),
-            chunked_loss=variant == "chunked",
+            chunked_loss="chunked" in variant,
+            precision="amp_bf16" if "bf16" in variant else "fp32",
+            bf16_on_cpu="bf16" in variant,
         )
         trainer = stock(experiment) if variant == "stock" else ours(experiment, stack)
         stepper = Stepper(trainer)

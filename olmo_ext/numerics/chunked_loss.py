@@ -65,12 +65,15 @@ def chunked_micro_batch(
 
     def losses(hidden_BTD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        asked: dict[str, Any] = {"reduction": "sum", "ignore_index": IGNORED}
+        chunked: dict[str, Any] = {"batch_chunk_size": CHUNK, "acc_policy": "accurate"}
         if torch.is_autocast_enabled(hidden_ND.device.type):  # as it would cast a linear layer's
             dtype = torch.get_autocast_dtype(hidden_ND.device.type)
             hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
-        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK, acc_policy="accurate")
-        asked: dict[str, Any] = {"ignore_index": IGNORED, "options": options}
-        ce = F.linear_cross_entropy(hidden_ND, weight_VD, labels_N, reduction="sum", **asked)
+            # torch's sum would be rounded to 8 bits: each row's loss, to be added in fp32 here.
+            asked["reduction"], chunked["acc_dtype"] = "none", torch.float32
+        asked["options"] = torch.nn.LinearCrossEntropyOptions(**chunked)
+        ce = F.linear_cross_entropy(hidden_ND, weight_VD, labels_N, **asked).float().sum()
         z = _z_squared(hidden_ND, weight_VD, labels_N) if with_z else torch.zeros_like(ce)
         return torch.stack([ce, z])
 

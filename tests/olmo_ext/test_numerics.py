@@ -54,7 +54,11 @@ def losses_and_gradient(
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("z_loss", ["false", "true"])
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-6), ("amp_bf16", 1e-2)])
+@pytest.mark.parametrize(
+    ("precision", "of_loss", "of_gradient"),
+    # torch's own sum in bf16 would be off by up to 4e-3.
+    [("fp32", 1e-6, 1e-6), ("amp_bf16", 1e-3, 1e-2)],
+)
 def test_loss_and_gradient_are_the_engines(
     write_experiment: Write,
     monkeypatch: pytest.MonkeyPatch,
@@ -62,7 +66,8 @@ def test_loss_and_gradient_are_the_engines(
     masked: bool,
     z_loss: str,
     precision: str,
-    bound: float,
+    of_loss: float,
+    of_gradient: float,
 ) -> None:
     monkeypatch.setattr(chunked_loss, "CHUNK", 7)  # of 2 rows of 16: a last chunk that is not full
     settings = [f"train.softmax_auxiliary_loss={z_loss}", f"train.distributed_strategy={strategy}"]
@@ -71,8 +76,8 @@ def test_loss_and_gradient_are_the_engines(
     losses, whole = losses_and_gradient(path, settings, **asked)
     chunked, gradient = losses_and_gradient(path, [*settings, ON], **asked)
     assert len(losses) == 1 + (z_loss == "true")
-    assert chunked == pytest.approx(losses, rel=bound)
-    assert float((gradient - whole).norm() / whole.norm()) < bound
+    assert chunked == pytest.approx(losses, rel=of_loss)
+    assert float((gradient - whole).norm() / whole.norm()) < of_gradient
 
 
 MEASURED: dict[str, Any] = {
