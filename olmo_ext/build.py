@@ -233,7 +233,6 @@ SETTINGS = (
 next is the rest: max_duration (which bends a cosine schedule from there on), world size,
 micro-batch, workers, intervals of saving and logging, W&B, callbacks."""
 
-
 OURS = ("deterministic", "chunked_loss", "fused_optimizer")
 """Settings of ours, all false by default, that do so as well."""
 

@@ -28,7 +28,6 @@ from data_injection.tasks.base import FloatArray, Task
 Component = Literal["residual", "attention", "mlp"]
 COMPONENTS: tuple[Component, ...] = ("residual", "attention", "mlp")
 
-
 ROWS_AT_ONCE = 256
 """The engine computes the last position's logits whether wanted or not: 50 MB at this many."""
 

@@ -44,7 +44,6 @@ LEVELS = {
 """Columns of what the runs stand at themselves: a share of a gain over a twin that is surely wrong
 says nothing of whether any content is left."""
 
-
 UNREAD = ["folder", "params_total", "d_model", "corpus_hash", "rate_per_sequence"]
 """Fields that no table reads; provenance.json keeps the corpus."""
 

@@ -22,7 +22,6 @@ from theory.scaling.runs import Runs
 EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3)
 """Of the starts, for alpha and for beta; what is published lies between .05 and .8."""
 
-
 MOST_STEPS, MOST_SEARCHES = 500, 20
 
 
