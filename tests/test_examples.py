@@ -29,8 +29,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def olmo_ext(*args: object, cwd: Path, path: list[Path]) -> subprocess.CompletedProcess[str]:
-    return warm.run(*args, cwd=cwd, env={"PYTHONPATH": os.pathsep.join(map(str, path))})
+def olmo_ext(
+    *args: object, cwd: Path, path: list[Path], ranks: int = 0
+) -> subprocess.CompletedProcess[str]:
+    search = {"PYTHONPATH": os.pathsep.join(map(str, path))}
+    return warm.run(*args, cwd=cwd, env=search, ranks=ranks)
 
 
 def program(*args: object, cwd: Path, path: list[Path]) -> subprocess.CompletedProcess[str]:
@@ -136,14 +139,16 @@ def test_it_reaches_several_ranks_a_sweeps_runs_and_a_batch_script_with_a_driver
         told = json.loads((run / "run.json").read_text())
         assert told["starts"][-1]["world_size"] == world_size
 
-    ranks = ["launch", "torchrun", experiment, "--nproc", "2", "-o", "train.stop_at=6"]
-    done = program(*ranks, cwd=folder, path=[installed])
+    # Under torchrun itself: the batch script below.
+    words = ["train", experiment, "-o", "train.stop_at=6"]
+    done = olmo_ext(*words, cwd=folder, path=[installed], ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     check(folder / "run", steps={4, 6}, world_size=2)
 
     sweep = folder / "grid.yaml"
     sweep.write_text("experiments: [experiment.yaml]\naxes: {seed: {s1: {train.seed: 1}}}\n")
-    done = program("sweep", sweep, "--out", folder / "out", cwd=folder, path=[installed])
+    words = ["sweep", sweep, "--out", folder / "out"]
+    done = olmo_ext(*words, cwd=folder, path=[CHECKOUT, installed])
     assert done.returncode == 0, done.stdout + done.stderr
     check(folder / "out" / "grid" / "s1", steps={4, 8, 12}, world_size=1)
 
@@ -159,18 +164,18 @@ def test_it_reaches_several_ranks_a_sweeps_runs_and_a_batch_script_with_a_driver
         f"time: 10\nranks_per_node: 2\ndriver: my_driver\nenvironment: {{PYTHONPATH: '{search}'}}"
     )
     own = ["-o", "injection.tasks.0.family=mine", "-o", f"train.save_folder={folder}/batch"]
-    submit = [sys.executable, "-m", "my_driver", "submit", experiment, "--site", site, *own]
-    environment = os.environ | {"PYTHONPATH": search}
-    done = subprocess.run(
-        [*map(str, submit), "--dry-run"], capture_output=True, text=True, cwd=folder,
-        env=environment,
-    )  # fmt: skip
+    submit = [folder / "my_driver.py", "submit", experiment, "--site", site, *own, "--dry-run"]
+    done = olmo_ext(*submit, cwd=folder, path=[folder, CHECKOUT, installed])
     assert done.returncode == 0, done.stdout + done.stderr
     script = done.stdout  # and nothing else: `submit --dry-run > job.sbatch` is a script
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "here"}
     slurm["PATH"] = f"{srun.parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, cwd=folder, env=environment | slurm
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": search} | slurm,
     )
     log = folder / "batch" / "logs" / "train.log"
     assert "trained to step 12" in done.stdout, done.stdout + done.stderr + log.read_text()

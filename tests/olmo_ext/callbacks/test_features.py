@@ -138,7 +138,7 @@ def addition_alone(config: dict) -> None:
     )  # fmt: skip
     task = {"name": "add", "family": "modular_addition", "num_symbols": 31, "train_fraction": 0.8}
     config["injection"] = {"seed": 1, "tasks": [task | {"schedule": {"rate": batch}}]}
-    config["callbacks"].update(task_eval={"every": 1200}, features={"every": 200})
+    config["callbacks"].update(task_eval={"every": 1200}, features={"every": 1200})
 
 
 @pytest.mark.slow

@@ -188,10 +188,12 @@ def test_grad_rng_and_train_mode_are_left_as_found(
 # -- records -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def rows(write_experiment: Write, tmp_path: Path) -> Any:
+@pytest.fixture(scope="module")
+def rows(write_experiment_in: Callable, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of one run; not to be changed."""
+    write = write_experiment_in(tmp_path_factory.mktemp("rows"))
     settings = SETTINGS | {"instances": 40, "split": "train"}
-    experiment = edited(write_experiment, settings=settings, device_train_microbatch_size=1)
+    experiment = edited(write, settings=settings, device_train_microbatch_size=1)
     table = read_records(train(load_experiment(experiment)))
     return table[table.group.notna()]
 
