@@ -135,7 +135,7 @@ def split(steps: int, micro: int) -> dict[str, Any]:
             def full() -> None:
                 two_backwards(trainer, batch, timings)
 
-            with beside_the_step(trainer):
+            with beside_the_step(trainer, params):
                 for measure in (cheap, full) if trainer.global_step % 2 else (full, cheap):
                     measure()
 

@@ -75,7 +75,7 @@ def cut(model: Any) -> CutModel:
         return states[0][:, -1] * scale if scale != 1 else states[0][:, -1]
 
     # A head of more rows than tokens is used whole: the engine's logits have them too.
-    return CutModel(past, last_states, head.weight.detach())
+    return CutModel(past, last_states, head.weight)
 
 
 class _Stopped(Exception):

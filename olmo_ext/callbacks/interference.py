@@ -167,7 +167,7 @@ class Interference(Callback):
         params = replace(params, offload=self.offload)
         mlp = params.mlp(trainer.engine.mlp(self.layer))
         vectors = {"g": params.gradient()}
-        with beside_the_step(trainer):
+        with beside_the_step(trainer, params):
             tasks = {task.name: task for task in chosen_tasks(self.tasks, trainer.plan)}
             parts = step_parts(trainer, params, batch, measured=tasks)
             vectors |= parts

@@ -24,6 +24,7 @@ from eval.interference.measure import instances_of, permuted_labels
 from olmo_ext.callbacks.base import Callback, check_least, check_measured, chosen_tasks, due
 from olmo_ext.gradients.moments import Moments, adam_steps, norm_of
 from olmo_ext.gradients.passes import (
+    Loss,
     Parameters,
     at_values,
     beside_the_step,
@@ -108,6 +109,7 @@ class LossBudget(Callback):
         self._split_error: float | None = None
         self._step: _Step | None = None
         self._latest: tuple[int, State] = (-1, {})
+        self._losses_of: dict[tuple[str, bool], list[Loss]] = {}
 
     def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
         key = "callbacks.loss_budget"
@@ -139,7 +141,7 @@ class LossBudget(Callback):
         params = self._moments.parameters(trainer)
         norm = norm_of(params.gradient())
         measured = self._stands_for(trainer) > 0 and self._moments.known(trainer)
-        with beside_the_step(trainer):
+        with beside_the_step(trainer, params):
             parts = step_parts(trainer, params, batch, measured=())
             if self._split_error is None:  # once a run
                 self._split_error = split_error(trainer, params, batch, parts)
@@ -216,7 +218,7 @@ class LossBudget(Callback):
         signed = [part * signs[i].sign() for i, part in enumerate(parts[HOST])]
         if self.exact and self._num % self.exact == 0:
             self._take_host_steps(trainer, params, step, parts[HOST])
-        with beside_the_step(trainer):
+        with beside_the_step(trainer, params):
             end = self._state(trainer, params)
         self._latest = trainer.global_step, end
         gradients = mean_along(
@@ -251,7 +253,7 @@ class LossBudget(Callback):
         """What the host's part of the step alone does to each loss."""
         assert step.before is not None
         there = [one + two for one, two in zip(step.before, host, strict=True)]
-        with torch.no_grad(), at_values(params, there), beside_the_step(trainer):
+        with torch.no_grad(), at_values(params, there), beside_the_step(trainer, params):
             for task in chosen_tasks(self.tasks, trainer.plan):
                 loss, gradient = step.state[task.name]
                 alone = mean_over_ranks(one() for one in self._losses(trainer, task))
@@ -266,11 +268,15 @@ class LossBudget(Callback):
             state[task.name] = value, [part.clone() for part in gradient]
         return state
 
-    def _losses(self, trainer: Host, task: Task, *, permuted: bool = False) -> list[Any]:
+    def _losses(self, trainer: Host, task: Task, *, permuted: bool = False) -> list[Loss]:
+        key = task.name, permuted
+        if key in self._losses_of:
+            return self._losses_of[key]
         chosen = instances_of(task, split=self.split, num=self.instances, seed=self.seed)
         tokens = task.tokens[chosen]
         labels = permuted_labels(task, chosen, seed=self.seed) if permuted else tokens[:, -1]
-        return label_losses(trainer, tokens, labels, choices_C=task.label_tokens)
+        losses = label_losses(trainer, tokens, labels, choices_C=task.label_tokens)
+        return self._losses_of.setdefault(key, losses)
 
     # -- what is recorded ------------------------------------------------------------------------
 

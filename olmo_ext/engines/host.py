@@ -85,8 +85,10 @@ class Engine(Protocol):
     def autocast(self) -> AbstractContextManager[Any]:
         """The run's own precision, for a forward pass."""
 
-    def logits(self, input_ids_BT: Tensor, *, last: bool = True) -> Tensor:
-        """Logits of the last position, shape (B, V), or of all, (B, T, V)."""
+    def logits(
+        self, input_ids_BT: Tensor, *, last: bool = True, of: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """Logits of the last position, shape (B, V), or of all, (B, T, V); of these tokens."""
 
     def cut(self) -> CutModel | None:
         """The model for `eval.scores.fast_answers`; None in another precision than fp32, where it

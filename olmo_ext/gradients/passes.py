@@ -1,6 +1,6 @@
 """Gradients of other losses beside a training step's own, which is left exactly as it was.
 
-    with beside_the_step(trainer):
+    with beside_the_step(trainer, params):
         vector = gradient_of(trainer, params, [loss])
 
 Called from a callback's `on_gradients`: `.grad` then holds the gradient of the whole batch before
@@ -66,6 +66,11 @@ class Parameters:
 
     total_sizes: list[int]
     """Entries over all ranks."""
+
+    of_model: list[torch.nn.Parameter]
+    """All of the model's, measured or not. Listed before any forward pass: FSDP2's root lists its
+    unsharded ones from then on, and to set their gradients aside would corrupt the training without
+    an error."""
 
     offload: bool = False
     """Keep what `gradient_of` gives in the host's memory, pinned beside a card."""
@@ -153,18 +158,17 @@ def measured_parameters(
         layers=[int(match[1]) if match else -1 for match in found],
         group=layout.group,
         total_sizes=layout.total_sizes,
+        of_model=list(trainer.dist_model.parameters()),
     )
 
 
 @contextmanager
-def beside_the_step(trainer: Host) -> Iterator[None]:
+def beside_the_step(trainer: Host, params: Parameters) -> Iterator[None]:
     """Room for more forward and backward passes; `.grad` and the RNG are then as they were.
 
     The step's gradients are set aside, not copied. What is in `.grad` inside is nobody's.
     """
-    # Before any forward pass: FSDP2's root lists its unsharded parameters from then on, and to set
-    # their gradients aside would corrupt the training without an error.
-    kept = [(tensor, tensor.grad) for tensor in trainer.dist_model.parameters()]
+    kept = [(tensor, tensor.grad) for tensor in params.of_model]
     devices = [trainer.device] if trainer.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), trainer.engine.passes():
         try:
@@ -215,7 +219,7 @@ def mean_along(
     after = [part.clone() for part in params.values()] if inner else []
     for place, weight in inner:
         there = [one.lerp(two, place) for one, two in zip(before, after, strict=True)]
-        with at_values(params, there), beside_the_step(trainer):
+        with at_values(params, there), beside_the_step(trainer, params):
             for name, gradient in at().items():
                 torch._foreach_add_(list(mean[name]), list(gradient), alpha=weight)
     return mean
@@ -251,16 +255,20 @@ def gradient_of(trainer: Host, params: Parameters, losses: Iterable[Loss]) -> Ve
 
     Inside `beside_the_step` only.
     """
-    model = trainer.dist_model
-    model.zero_grad(set_to_none=True)
+    _clear(params)
     for loss in losses:
         with trainer.engine.autocast():
             value = loss()
         value.backward()
     vector = params.gradient()
-    model.zero_grad(set_to_none=True)
+    _clear(params)
     trainer.engine.average(vector)
     return [on_host(part) for part in vector] if params.offload else vector
+
+
+def _clear(params: Parameters) -> None:
+    for tensor in params.of_model:  # `zero_grad` looks for them, which takes as long as a pass
+        tensor.grad = None
 
 
 def on_host(part: torch.Tensor) -> torch.Tensor:

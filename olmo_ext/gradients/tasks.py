@@ -1,6 +1,6 @@
 """The gradient of a task: of its rows in a training step, and of its label over all its examples.
 
-    with beside_the_step(trainer):
+    with beside_the_step(trainer, params):
         vectors = step_parts(trainer, params, batch, measured=["cmp"])      # t/cmp, label/cmp
         reference = reference_of(trainer, params, mlp, task, instances, seed=0)
 
@@ -207,8 +207,9 @@ def label_losses(
         choices_C: token ids, ascending, to which the answer is confined (the choice loss of
             `eval.scores.accuracy`); None for the whole vocabulary.
     """
-    choices = None if choices_C is None else torch.as_tensor(choices_C)
+    choices: torch.Tensor | slice = slice(None)
     if choices_C is not None:
+        choices = torch.as_tensor(choices_C, device=trainer.device)
         labels_N = np.searchsorted(choices_C, labels_N)
     world, rank = get_world_size(), get_global_rank()
     num = len(tokens_NL)
@@ -223,9 +224,7 @@ def label_losses(
         weight = world / num
         if len(targets_B) == 0:  # the other ranks have more
             inputs_BT, targets_B, weight = first_1T, first_1, 0.0
-        logits_BV = trainer.engine.logits(inputs_BT.to(trainer.device))
-        if choices is not None:
-            logits_BV = logits_BV[:, choices.to(trainer.device)]
-        return weight * F.cross_entropy(logits_BV, targets_B.to(trainer.device), reduction="sum")
+        logits_BC = trainer.engine.logits(inputs_BT.to(trainer.device), of=choices)
+        return weight * F.cross_entropy(logits_BC, targets_B.to(trainer.device), reduction="sum")
 
     return [lambda start=start: loss(start) for start in range(0, most, size)]  # type: ignore[misc]

@@ -65,7 +65,7 @@ class _Split(Callback):
     def on_gradients(self, trainer: Any, batch: dict[str, Any]) -> None:
         params = measured_parameters(trainer)
         whole = params.gradient()
-        with beside_the_step(trainer):
+        with beside_the_step(trainer, params):
             parts = step_parts(trainer, params, batch, measured=())
             self.error = split_error(trainer, params, batch, parts)
             rest = gradient_of(trainer, params, rest_losses(trainer, batch))

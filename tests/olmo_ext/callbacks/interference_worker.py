@@ -46,7 +46,7 @@ class Exactness(Callback):
         mlp = params.mlp(trainer.engine.mlp(0))
         tasks = trainer.plan.tasks
         cheap = {"g": params.gradient()}
-        with beside_the_step(trainer):
+        with beside_the_step(trainer, params):
             cheap |= step_parts(trainer, params, batch, measured=[t.name for t in tasks])
             cheap["h"], _ = rest_of_half(trainer, params, batch)  # type: ignore[misc]
             for task in tasks:
