@@ -32,7 +32,6 @@ from olmo_ext.gradients.passes import (
     gradient_of,
     mean_along,
     mean_over_ranks,
-    value_and_gradient,
 )
 from olmo_ext.gradients.tasks import label_losses, split_error, step_parts
 
@@ -109,7 +108,6 @@ class LossBudget(Callback):
         self._split_error: float | None = None
         self._step: _Step | None = None
         self._latest: tuple[int, State] = (-1, {})
-        self._losses_of: dict[tuple[str, bool], list[Loss]] = {}
 
     def check(self, plan: InjectionPlan, train: TrainConfig, *, num_steps: int) -> None:
         key = "callbacks.loss_budget"
@@ -263,20 +261,17 @@ class LossBudget(Callback):
     def _state(self, trainer: Host, params: Parameters) -> State:
         state: State = {}
         for task in chosen_tasks(self.tasks, trainer.plan):
-            value, gradient = value_and_gradient(trainer, params, self._losses(trainer, task))
+            values: list[torch.Tensor] = []
+            gradient = gradient_of(trainer, params, self._losses(trainer, task), values)
             # Copies: kept until the next step, and FSDP takes its buffers back before.
-            state[task.name] = value, [part.clone() for part in gradient]
+            state[task.name] = mean_over_ranks(values), [part.clone() for part in gradient]
         return state
 
     def _losses(self, trainer: Host, task: Task, *, permuted: bool = False) -> list[Loss]:
-        key = task.name, permuted
-        if key in self._losses_of:
-            return self._losses_of[key]
         chosen = instances_of(task, split=self.split, num=self.instances, seed=self.seed)
         tokens = task.tokens[chosen]
         labels = permuted_labels(task, chosen, seed=self.seed) if permuted else tokens[:, -1]
-        losses = label_losses(trainer, tokens, labels, choices_C=task.label_tokens)
-        return self._losses_of.setdefault(key, losses)
+        return label_losses(trainer, tokens, labels, choices_C=task.label_tokens)
 
     # -- what is recorded ------------------------------------------------------------------------
 

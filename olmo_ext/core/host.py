@@ -61,10 +61,9 @@ class CoreEngine:
             self.train.device.type, enabled=precision is not None, dtype=precision
         )
 
-    def logits(
-        self, input_ids_BT: Tensor, *, last: bool = True, of: Tensor | slice = slice(None)
-    ) -> Tensor:
-        logits = self.model(input_ids_BT, logits_to_keep=int(last)).float()[..., of]
+    def logits(self, ids_BT: Tensor, *, last: bool = True, of: Tensor | None = None) -> Tensor:
+        logits = self.model(ids_BT, logits_to_keep=int(last)).float()
+        logits = logits if of is None else logits[..., of]
         return logits[:, -1] if last else logits
 
     def cut(self) -> None:

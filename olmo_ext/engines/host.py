@@ -85,9 +85,7 @@ class Engine(Protocol):
     def autocast(self) -> AbstractContextManager[Any]:
         """The run's own precision, for a forward pass."""
 
-    def logits(
-        self, input_ids_BT: Tensor, *, last: bool = True, of: Tensor | slice = slice(None)
-    ) -> Tensor:
+    def logits(self, ids_BT: Tensor, *, last: bool = True, of: Tensor | None = None) -> Tensor:
         """Logits of the last position, shape (B, V), or of all, (B, T, V); of these tokens."""
 
     def cut(self) -> CutModel | None:

@@ -53,16 +53,13 @@ class StockEngine:
             dtype=self.cfg.autocast_precision,
         )
 
-    def logits(
-        self, input_ids_BT: Tensor, *, last: bool = True, of: Tensor | slice = slice(None)
-    ) -> Tensor:
-        if isinstance(of, Tensor) and last and not self.sharded:
+    def logits(self, ids_BT: Tensor, *, last: bool = True, of: Tensor | None = None) -> Tensor:
+        if of is not None and last and not self.sharded:
             # A few rows of the head: the whole of it costs a small model more than its blocks.
             model = cut(self.trainer.model)
-            states_BD = model.last_states(input_ids_BT, None)
-            return F.linear(states_BD, model.unembedding_VD[of]).float()
-        logits = self.trainer.dist_model(input_ids_BT, last_logits_only=last).logits.float()
-        logits = logits[..., of]
+            return F.linear(model.last_states(ids_BT, None), model.unembedding_VD[of]).float()
+        logits = self.trainer.dist_model(ids_BT, last_logits_only=last).logits.float()
+        logits = logits if of is None else logits[..., of]
         return logits[:, -1] if last else logits
 
     def cut(self) -> CutModel | None:

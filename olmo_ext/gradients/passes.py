@@ -113,6 +113,10 @@ class Parameters:
         """What `.grad` holds now, not copied."""
         return self.flat(tensor.grad for tensor in self.tensors)
 
+    def clear(self) -> None:
+        for tensor in self.of_model:  # `zero_grad` walks all modules, for a small pass's time
+            tensor.grad = None
+
     def values(self) -> Vector:
         """What the parameters are now, not copied."""
         return self.flat(self.tensors)
@@ -225,23 +229,6 @@ def mean_along(
     return mean
 
 
-def value_and_gradient(
-    trainer: Host, params: Parameters, losses: Iterable[Loss]
-) -> tuple[float, Vector]:
-    """The sum of `losses`, averaged over ranks, and its gradient: see `gradient_of`."""
-    values: list[torch.Tensor] = []
-
-    def noted(loss: Loss) -> Loss:
-        def call() -> torch.Tensor:
-            values.append(value := loss())
-            return value
-
-        return call
-
-    vector = gradient_of(trainer, params, [noted(loss) for loss in losses])
-    return mean_over_ranks(values), vector
-
-
 def mean_over_ranks(values: Iterable[torch.Tensor]) -> float:
     """The sum of this rank's shares of a loss, averaged over ranks."""
     total = torch.stack([value.detach().double() for value in values]).sum()
@@ -250,25 +237,27 @@ def mean_over_ranks(values: Iterable[torch.Tensor]) -> float:
     return float(total) / get_world_size()
 
 
-def gradient_of(trainer: Host, params: Parameters, losses: Iterable[Loss]) -> Vector:
+def gradient_of(
+    trainer: Host,
+    params: Parameters,
+    losses: Iterable[Loss],
+    values: list[torch.Tensor] | None = None,
+) -> Vector:
     """Gradient of the sum of `losses`, averaged over ranks: one forward and backward pass each.
 
-    Inside `beside_the_step` only.
+    Inside `beside_the_step` only. What the losses are is appended to `values`.
     """
-    _clear(params)
+    params.clear()
     for loss in losses:
         with trainer.engine.autocast():
             value = loss()
         value.backward()
+        if values is not None:
+            values.append(value.detach())
     vector = params.gradient()
-    _clear(params)
+    params.clear()
     trainer.engine.average(vector)
     return [on_host(part) for part in vector] if params.offload else vector
-
-
-def _clear(params: Parameters) -> None:
-    for tensor in params.of_model:  # `zero_grad` looks for them, which takes as long as a pass
-        tensor.grad = None
 
 
 def on_host(part: torch.Tensor) -> torch.Tensor:

@@ -207,24 +207,21 @@ def label_losses(
         choices_C: token ids, ascending, to which the answer is confined (the choice loss of
             `eval.scores.accuracy`); None for the whole vocabulary.
     """
-    choices: torch.Tensor | slice = slice(None)
+    choices = None if choices_C is None else torch.as_tensor(choices_C, device=trainer.device)
     if choices_C is not None:
-        choices = torch.as_tensor(choices_C, device=trainer.device)
         labels_N = np.searchsorted(choices_C, labels_N)
-    world, rank = get_world_size(), get_global_rank()
-    num = len(tokens_NL)
-    inputs_NT = torch.as_tensor(tokens_NL[rank::world, :-1])
-    targets_N = torch.as_tensor(labels_N)[rank::world]
-    first_1T, first_1 = torch.as_tensor(tokens_NL[:1, :-1]), torch.as_tensor(labels_N)[:1]
-    most = -(-num // world)
-    size = max(trainer.engine.microbatch_tokens // inputs_NT.shape[1], 1)
+    world, num = get_world_size(), len(tokens_NL)
+    mine = np.arange(get_global_rank(), num, world)
+    size = max(trainer.engine.microbatch_tokens // (tokens_NL.shape[1] - 1), 1)
 
     def loss(start: int) -> torch.Tensor:
-        inputs_BT, targets_B = inputs_NT[start : start + size], targets_N[start : start + size]
-        weight = world / num
-        if len(targets_B) == 0:  # the other ranks have more
-            inputs_BT, targets_B, weight = first_1T, first_1, 0.0
-        logits_BC = trainer.engine.logits(inputs_BT.to(trainer.device), of=choices)
-        return weight * F.cross_entropy(logits_BC, targets_B.to(trainer.device), reduction="sum")
+        rows, weight = mine[start : start + size], world / num
+        if len(rows) == 0:  # the other ranks have more
+            rows, weight = np.zeros(1, dtype=np.int64), 0.0
+        inputs_BT, targets_B = (
+            torch.as_tensor(of[rows], device=trainer.device) for of in (tokens_NL[:, :-1], labels_N)
+        )
+        logits_BC = trainer.engine.logits(inputs_BT, of=choices)
+        return weight * F.cross_entropy(logits_BC, targets_B, reduction="sum")
 
-    return [lambda start=start: loss(start) for start in range(0, most, size)]  # type: ignore[misc]
+    return [lambda start=start: loss(start) for start in range(0, -(-num // world), size)]  # type: ignore[misc]
