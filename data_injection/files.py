@@ -97,7 +97,7 @@ def inside(name: str) -> str:
     """A path from a file of others, relative to that file's folder; ConfigError if it leads out."""
     path = PurePath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ConfigError(key=f"the path {name!r}", rule="leads out of its folder")
+        raise ConfigError(key="the path", value=name, rule="leads out of its folder")
     return name
 
 

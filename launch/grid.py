@@ -144,7 +144,6 @@ def load_sweep(path: str | Path) -> Sweep:
     raw = read_yaml(path)
     if not isinstance(raw, dict) or set(raw) - set(KEYS):
         unknown = sorted(set(raw) - set(KEYS), key=str) if isinstance(raw, dict) else raw
-        unknown = unknown[:80] if isinstance(raw, str) else unknown  # plain text is one value
         rule = f"must have the keys {', '.join(KEYS)} of a sweep"
         raise ConfigError(key=path, value=unknown, rule=rule)
     files, axes, settings = raw.get("experiments"), raw.get("axes"), raw.get("set") or {}

@@ -109,16 +109,14 @@ def _check_ranks(site: Cluster, run: Run) -> None:
     train = run.experiment.train
     ranks, batch = site.nodes * site.ranks, train.global_train_batch_size
     if batch % ranks:
-        rule = f"is {ranks}, which does not divide train.global_train_batch_size {batch}"
-        remedy = "choose other numbers of them"
-        raise ConfigError(
-            key=f"run {run.name}: nodes x ranks of the site profile", rule=rule, remedy=remedy
-        )
+        key = f"run {run.name}: nodes x ranks of the site profile"
+        rule = f"must divide train.global_train_batch_size {batch}"
+        raise ConfigError(key=key, value=ranks, rule=rule, remedy="choose other numbers of them")
     cpu_alone = site.gpus_per_node == 0 and not run.experiment.bf16_on_cpu
     if cpu_alone and train.precision != "fp32":
-        rule = f"is {train.precision} but the site profile asks for no GPU"
+        key, rule = f"run {run.name}: train.precision", "must be fp32: the site profile has no GPU"
         remedy = "set gpus_per_node, or -o train.precision=fp32"
-        raise ConfigError(key=f"run {run.name}: train.precision", rule=rule, remedy=remedy)
+        raise ConfigError(key=key, value=train.precision, rule=rule, remedy=remedy)
 
 
 def _open_tasks(
@@ -143,14 +141,16 @@ def _open_tasks(
             waiting[number] = run
             if not doubt:
                 continue
-            said = (
-                f"its job {events[-1]['job']} may be in the queue, which cannot be asked "
-                f"({queue.problem}); try again when squeue answers, or, if you know that the job "
-                f"is gone, move {events_file(run.folder)} away"
+            error = ConfigError(
+                key=f"run {run.name}",
+                rule=f"has job {events[-1]['job']}, which may be in the queue, which cannot be "
+                f"asked ({queue.problem})",
+                remedy="try again when squeue answers, or, if you know that the job is gone, move "
+                f"{events_file(run.folder)} away",
             )
             if not dry_run:
-                raise ConfigError(f"run {run.name}: {said}", key=f"run {run.name}", rule=said)
-            say(console, f"{run.name}: {said}")
+                raise error
+            say(console, str(error))
             continue
         say(console, f"{run.name}: {said}; not submitted")
     first = {run.folder for run in waiting.values()}

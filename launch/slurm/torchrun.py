@@ -72,7 +72,7 @@ def torchrun_command(
     if nnodes > 1 and rdzv_endpoint is None:
         rule = "needs --rdzv-endpoint HOST:PORT, where the agents meet"
         remedy = "give one of the nodes and a free port, for example node01:29400"
-        raise ConfigError(key=f"--nnodes {nnodes}", rule=rule, remedy=remedy)
+        raise ConfigError(key="--nnodes", value=nnodes, rule=rule, remedy=remedy)
     if nnodes == 1 and (rdzv_endpoint is not None or rdzv_id is not None):
         rule = "are for several nodes"
         remedy = "leave them out or set --nnodes"
@@ -116,9 +116,9 @@ def check_world(config: Path, overrides: Sequence[str], *, world_size: int) -> N
     batch = load_experiment(config, list(overrides)).train.global_train_batch_size
     if world_size > 0 and batch % world_size:
         fitting = max(n for n in range(1, min(world_size, batch) + 1) if batch % n == 0)
-        rule = f"is {world_size} ranks, which do not divide train.global_train_batch_size {batch}"
+        rule = f"must divide train.global_train_batch_size {batch}"
         remedy = f"the next smaller number that does is {fitting}"
-        raise ConfigError(key="--nproc x --nnodes", rule=rule, remedy=remedy)
+        raise ConfigError(key="--nproc x --nnodes", value=world_size, rule=rule, remedy=remedy)
 
 
 def launch_torchrun(

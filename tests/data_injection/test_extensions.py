@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refuses
 
 from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.errors import ConfigError
@@ -166,5 +167,6 @@ def test_what_is_missing_is_told_with_the_package_that_had_it(canary: Path) -> N
         raise ConfigError(key="k", value="canary", rule="is not there", remedy="look")
     assert (caught.value.key, caught.value.value) == ("k", "canary")
     assert "canary_pkg:Canary of canary-dist==1.2" in caught.value.remedy
-    with pytest.raises(ConfigError, match="other"), remembering(known):
-        raise ConfigError("other")
+    with refuses(key="k", value="other", remedy="look") as caught, remembering(known):
+        raise ConfigError(key="k", value="other", rule="is not there", remedy="look")
+    assert caught.value.remedy == "look"

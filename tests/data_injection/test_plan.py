@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refuses
 
 from data_injection import plan as plan_module
 from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
@@ -360,7 +361,7 @@ def test_bursts_that_meet_once_late_are_found_before_training():
     assert error.value.key == "injection.tasks"
     assert error.value.rule == "must fit a batch of 16 rows, but ask for 19 at step 8632"
     assert "'b' can have beside the others is 7 a step (it asks for 10)" in error.value.remedy
-    with pytest.raises(ConfigError, match="at step 8632"):
+    with refuses(key="injection.tasks", rule="19 at step 8632"):
         plan.at(8632)
     assert len(plan.at(8631)) == len(plan.at(8633)) == 0
 
@@ -383,7 +384,7 @@ def test_bernoulli_rows_are_checked_although_they_have_no_peak(num_steps: int):
     if num_steps == 100:
         compiled(config).check(num_steps)
     else:
-        with pytest.raises(ConfigError, match=r"the most that 'a' can have .* is 1\d a step"):
+        with refuses(key="injection.tasks", remedy="'a' can have beside the others is 1"):
             compiled(config).check(num_steps)
 
 
@@ -449,5 +450,5 @@ def test_a_collision_beyond_the_runs_end_harms_nobody():
         eos_token_id=0,
     )
     plan.check(63)
-    with pytest.raises(ConfigError, match="step 63"):
+    with refuses(key="injection.tasks", rule="9 at step 63"):
         plan.check(64)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from refusals import Words, refuses
 
 import data_injection.plan
 import olmo_ext.build
@@ -103,20 +104,24 @@ def loaded(load: Callable, path: Path, overrides: list[str]) -> object:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "key", "rule"),
     [
-        ("train.sed=1", "train.sed: Key 'sed' not in 'TrainConfig'"),
-        ("injecton.seed=1", "Key 'injecton' not in 'ExperimentConfig'"),
-        ("train.seed=x", "train.seed: Value 'x'"),
-        ("injection.tasks.0.train_fraction=abc", "Value 'abc'"),
-        ("train=3", "int is not a subclass of TrainConfig"),
+        ("train.sed=1", "train.sed", ("Key 'sed' not in 'TrainConfig'", "'seed'")),
+        ("injecton.seed=1", "injecton", ("Key 'injecton' not in", "'injection'")),
+        ("train.seed=x", "train.seed", "Value 'x'"),
+        (
+            "injection.tasks.0.train_fraction=abc",
+            "injection.tasks[0].train_fraction",
+            "Value 'abc'",
+        ),
+        ("train=3", "?", "int is not a subclass of TrainConfig"),
     ],
 )
 def test_a_wrong_key_in_a_grid_is_said_as_alone(
-    override: str, said: str, write_experiment: Write
+    override: str, key: str, rule: Words, write_experiment: Write
 ) -> None:
     path = write_experiment()
-    with pytest.raises(ConfigError, match=said) as alone:
+    with refuses(key=key, rule=rule) as alone:
         load_experiment(path, [override])
     with pytest.raises(ConfigError) as grid:
         GridLoader().load(path, [override])
@@ -134,7 +139,7 @@ def test_only_names_points_of_the_grid(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(text + "only: [s2-t1, s1-t2]\n")
     assert [point.name for point in load_sweep(path).points()] == ["s1-t2", "s2-t1"]
-    for only, said in (("[s3-t1]", r"got \['s3-t1'\]"), ("[]", "got \\[\\]"), ("3", "got 3")):
+    for where, only in (("sweep sweep", ["s3-t1"]), ("sweep sweep", []), (path, 3)):
         path.write_text(text + f"only: {only}\n")
-        with pytest.raises(ConfigError, match=f"only must .*{said}"):
+        with refuses(key=f"{where}: only", value=only, rule="points of the grid"):
             load_sweep(path).points()

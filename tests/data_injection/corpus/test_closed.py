@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refuses
 
 from data_injection.corpus import closed
 from data_injection.corpus.closed import prepare_closed
@@ -62,5 +63,5 @@ def test_a_damaged_corpus_is_not_copied(source: Path, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[0] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ConfigError, match="sha256"):
+    with refuses(key=path, rule="sha256", remedy=str(source)):
         prepare_closed(source, tmp_path / "closed", num_tokens=70)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refuses
 
 from data_injection.config import InjectionConfig, TaskConfig
 from data_injection.corpus.facts import LENGTH, entropy, prepare_facts
@@ -67,7 +68,7 @@ def test_no_task_draws_or_names_a_token_of_the_facts(tmp_path: Path) -> None:
         return set(task.tokens.ravel().tolist())
 
     assert not build(num_symbols=100) & own
-    with pytest.raises(ConfigError, match=str(min(own))):
+    with refuses(key="injection.tasks[0]", value=sorted(own)[:4], remedy="choose others"):
         build(symbols=sorted(own)[:4])
 
 

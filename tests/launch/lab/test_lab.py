@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import warm
 import yaml
+from refusals import refuses
 
-from data_injection.errors import ConfigError
+from data_injection.errors import NO_VALUE
 from eval.statistics import seed_interval
 from launch.lab.cells import run_cells
 from launch.lab.run import CONFIGS, EXPERIMENTS, load_settings, run_experiment
@@ -50,35 +51,52 @@ def test_the_committed_settings_are_the_defaults_in_the_code(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "key", "value", "rule", "remedy"),
     [
-        ({"width": [8]}, "width is no setting; did you mean widths?"),
-        ({"mixtures": {"A": {"ranks": 4}}}, "mixtures.A.ranks is no setting; did you mean rank?"),
-        ({"widths": 8}, "widths must be a list"),
-        ({"widths": [2.5]}, r"widths\[0\] must be of type int, got 2.5"),
-        ({"seeds": [3, 3]}, "seeds must be different"),
-        ({"widths": [512]}, "widths must be at most mixture T's 16 inputs"),
-        ({"trainers": {"x": {"mode": "adam"}}}, "mode must be exact, sampled or orthogonal"),
-        ({"trainers": {"x": {"mixtures": ["Z"]}}}, "trainers.x.mixtures names"),
+        ({"width": [8]}, "width", NO_VALUE, "no setting", "did you mean widths?"),
+        (
+            {"mixtures": {"A": {"ranks": 4}}},
+            "mixtures.A.ranks",
+            NO_VALUE,
+            "no setting",
+            "did you mean rank?",
+        ),
+        ({"widths": 8}, "widths", 8, "a list", ""),
+        ({"widths": [2.5]}, "widths[0]", 2.5, "type int", ""),
     ],
 )
 def test_bad_settings_name_file_key_and_remedy(
-    tmp_path: Path, change: dict[str, Any], said: str
+    tmp_path: Path, change: dict[str, Any], key: str, value: object, rule: str, remedy: str
 ) -> None:
     path = write(tmp_path, {**TINY, **change})
-    with pytest.raises(ConfigError, match=said) as caught:
+    with refuses(key=key, value=value, rule=rule, remedy=remedy, of=path):
         load_settings("phase", path, seeds=None)
-    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"seeds": [3, 3]}, ("seeds must be different", "[3, 3]")),
+        ({"widths": [512]}, ("widths must be at most mixture T's 16 inputs", "512")),
+        ({"trainers": {"x": {"mode": "adam"}}}, ("exact, sampled or orthogonal", "'adam'")),
+        ({"trainers": {"x": {"mixtures": ["Z"]}}}, ("trainers.x.mixtures", "['Z']")),
+    ],
+)
+def test_what_the_theory_refuses_is_told_of_the_file(
+    tmp_path: Path, change: dict[str, Any], rule: tuple[str, ...]
+) -> None:
+    path = write(tmp_path, {**TINY, **change})
+    with refuses(key=path, rule=rule):
+        load_settings("phase", path, seeds=None)
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="must be a file") as absent:
-        load_settings("phase", tmp_path / "none.yaml", seeds=None)
-    assert absent.value.key == "--config"
-    assert "the defaults are in" in absent.value.remedy
+    none = tmp_path / "none.yaml"
+    with refuses(key="--config", value=none, rule="a file", remedy="the defaults are in"):
+        load_settings("phase", none, seeds=None)
     twice = tmp_path / "twice.yaml"
     twice.write_text("seeds: [0]\nseeds: [1]\n")
-    with pytest.raises(ConfigError, match=r"twice\.yaml: line 2: the key 'seeds' was there before"):
+    with refuses(key="line 2: the key 'seeds'", rule="line 1", of=twice):
         load_settings("phase", twice, seeds=None)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from refusals import refuses
 from typer.testing import CliRunner
 
 from data_injection.errors import ConfigError
@@ -102,7 +103,7 @@ def test_a_size_by_name_and_by_number_are_the_same(tmp_path: Path) -> None:
     rows = load_groups(write_runs(tmp_path), Question())[0][0].rows
     assert parse_size("middle", rows) == parse_size("40K", rows) == parse_size("4e4", rows) == 4e4
     for wrong in ("huge", "-3", "4X", "", "nan"):
-        with pytest.raises(ConfigError, match="--size must be a rung"):
+        with refuses(key="--size", value=wrong, rule="(small, middle, large)"):
             parse_size(wrong, rows)
 
 
@@ -137,7 +138,7 @@ def test_complexity_is_a_covariate_where_it_was_varied() -> None:
 
 def test_one_frequency_that_rounding_makes_two_is_one(tmp_path: Path) -> None:
     write_runs(tmp_path / "one", rates=(2, 2.0004))
-    with pytest.raises(ConfigError, match="frequency has one value only"):
+    with refuses(key=f"the records of {tmp_path / 'one'}", rule="frequency has one value only"):
         ask(tmp_path / "one", size="w32")
 
 
@@ -382,9 +383,9 @@ SWEEPS = ("mixture", "complexity", "single", "learning_rate", "unlike", "sparse"
 
 def test_runs_without_host_text_or_of_one_size_have_no_order() -> None:
     frame = read_records(CONTROLS)
-    with pytest.raises(ConfigError, match="no task whose place"):
+    with refuses(key="records", rule="no task whose place"):
         ordering_table(frame[frame.run.str.startswith("alone-")])
-    with pytest.raises(ConfigError, match="no two sizes"):
+    with refuses(key="records", rule="no two sizes", remedy="a sweep over size"):
         ordering_table(frame[frame.run.str.match("mixture-s.-w64")])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from refusals import refuses
 from rich.console import Console
 
 from data_injection.errors import ConfigError
@@ -108,6 +109,5 @@ def test_a_ceiling_that_is_not_above_learned_is_refused_before_any_work(ceiling:
 def test_a_ceiling_below_the_twins_score_is_refused() -> None:
     high = [one | {"twin": one["twin"] + 0.65} for one in pairs(6e-4, 4e-3, seeds=2)]
     high = [one | {"scores": one["scores"] + 0.65} for one in high]
-    with pytest.raises(ConfigError, match=r"above the twin's score, 0\.65") as error:
+    with refuses(key="--ceiling", value="0.6", rule="above the twin's score, 0.65"):
         predicted(CELL, high, 0.6)
-    assert error.value.key == "--ceiling"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from refusals import refuses
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -152,6 +153,6 @@ def test_a_step_without_a_checkpoint_and_a_folder_being_written_are_refused(run:
     assert [checkpoint.step for checkpoint in find_checkpoints(run)] == [0, 6, 12]
     with (
         lock_folder(run),
-        pytest.raises(ConfigError, match="being written by another process"),
+        refuses(key=f"the run's folder {run}", rule="by another process"),
     ):
         features(run)

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 import torch
 import warm
+from refusals import refuses
 from waiting import free_port, wait_until
 
-from data_injection.errors import ConfigError
 from data_injection.ledger import read_segments
 from eval.checkpoints.checkpoint import find_checkpoints
 from launch.slurm.torchrun import environment_of, torchrun_command, train_arguments
@@ -204,7 +204,7 @@ def test_a_restart_on_the_store_of_the_dead_is_refused_with_the_remedy(
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
-    with pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+    with refuses(key="torchrun --max-restarts", remedy="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
         init_process_group()
 
 

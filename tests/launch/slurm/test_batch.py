@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refuses
 
-from data_injection.errors import ConfigError
 from eval.audit.audit import audit_run
 from launch.runs import Run
 from launch.slurm.batch import (
@@ -162,7 +162,11 @@ def test_no_character_of_a_name_a_path_or_an_override_reaches_a_shell(
 @pytest.mark.parametrize("name", sorted(set(HOSTILE) - set(SAFE_IN_DIRECTIVES)))
 def test_a_path_that_slurm_would_misread_is_refused(name: str, bench: Bench) -> None:
     task = one_run("r", bench.folder / "out" / name.replace("/", "_"), 40, ("train",))
-    with pytest.raises(ConfigError, match="double quote or a backslash"):
+    with refuses(
+        key="--output",
+        value=task.folder / "logs/slurm/1/%j.out",
+        rule="a double quote or a backslash",
+    ):
         bench.write(task)
 
 
@@ -201,18 +205,19 @@ def test_an_array_reads_its_own_line_word_for_word(bench: Bench) -> None:
 @pytest.mark.parametrize("bad", ["a\nb", "a\rb", "a\tb", "a\x1b[0m", "a\x00"])
 def test_control_characters_are_refused_wherever_they_stand(bad: str, bench: Bench) -> None:
     good = bench.folder / "out"
-    for task in (
-        one_run(bad, good, 1, ()),
-        one_run("a", bench.folder / bad, 1, ()),
-        one_run("a", good, 1, ("train", bad)),
+    rule = "control character"
+    for task, value in (
+        (one_run(bad, good, 1, ()), bad),
+        (one_run("a", bench.folder / bad, 1, ()), bench.folder / bad),
+        (one_run("a", good, 1, ("train", bad)), bad),
     ):
-        with pytest.raises(ConfigError, match="control character"):
+        with refuses(key=f"run {task.name!r}", value=value, rule=rule):
             render_train(
                 Cluster(time="60"), {1: task}, name="a", lead=LEAD, where=bench.where(good / "s")
             )
-    with pytest.raises(ConfigError, match="control character"):
+    with refuses(key="--output", value=bad, rule=rule):
         directive("output", bad)
-    with pytest.raises(ConfigError, match="control character"):
+    with refuses(key="--prepare", value=bad, rule=rule):
         render_prepare(Cluster(time="60"), [bad], good, name="a", where=bench.where(good / "s"))
 
 

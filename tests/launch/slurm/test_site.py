@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+from refusals import refuses
 
 from data_injection.errors import NO_VALUE, ConfigError
 from launch.slurm.site import TIME_FORMS, load_site, parse_time
@@ -113,21 +115,29 @@ def test_a_profile_that_cannot_be_meant_is_refused_by_key(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "key", "value", "rule", "remedy"),
     [
-        ("partiton: gpu\ntime: 10", "did you mean partition"),
-        ("gpus: 8\ntime: 10", "there are time, partition"),
-        ("partition: gpu", "lacks time; there is no default"),
-        ("time: 10\nmargin_seconds: nan", "margin_seconds must be at least 0, got nan"),
-        ("time: 10\ndirectives: [--no-req]", "must not hold --no-requeue"),
-        ("time: 10\nnodes: 2\ntime: 20", "line 3: the key 'time' was there before, in line 1"),
-        ("- a", "must be keys with values"),
-        ("{", "is not YAML"),
+        ("partiton: gpu\ntime: 10", "partiton", NO_VALUE, "no setting", "did you mean partition"),
+        ("gpus: 8\ntime: 10", "gpus", NO_VALUE, "no setting", "there are time, partition"),
+        ("partition: gpu", "the settings", NO_VALUE, "lacks time", "no default"),
+        ("time: 10\nmargin_seconds: nan", "margin_seconds", math.nan, "at least 0", "leave it out"),
+        ("time: 10\ndirectives: [--no-req]", "directives", "--no-req", "--no-requeue", "the key"),
+        ("time: 10\nnodes: 2\ntime: 20", "line 3: the key 'time'", NO_VALUE, "line 1", "rename"),
+        ("- a", "the settings", ["a"], "keys with values", ""),
     ],
 )
-def test_a_refusal_says_what_to_do(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_site(site_file(tmp_path, text))
+def test_a_refusal_says_what_to_do(
+    text: str, key: str, value: object, rule: str, remedy: str, tmp_path: Path
+) -> None:
+    path = site_file(tmp_path, text)
+    with refuses(key=key, value=value, rule=rule, remedy=remedy, of=path):
+        load_site(path)
+
+
+def test_a_site_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    path = site_file(tmp_path, "{")
+    with refuses(key=path, rule="not YAML"):
+        load_site(path)
 
 
 def test_options_that_begin_as_ours_are_taken(tmp_path: Path) -> None:

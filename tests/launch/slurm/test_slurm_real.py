@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from refusals import refuses
 from rich.console import Console
 
-from data_injection.errors import ConfigError
 from eval.audit.audit import audit_run
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import read_records
@@ -316,7 +316,9 @@ def test_what_sbatch_refuses_is_told_in_its_words(
     slurm: Slurm, write_experiment_in: Callable, tmp_path: Path
 ) -> None:
     source = write(write_experiment_in, tmp_path, "tiny")
-    with pytest.raises(ConfigError, match=r"was refused: .*invalid partition specified: none"):
+    script = tmp_path / "tiny/logs/slurm/1/train.sbatch"
+    said = "invalid partition specified: none"
+    with refuses(key=f"sbatch --parsable {script}", rule=said):
         hand_in(source, site=replace(SITE, partition="none"))
     assert read_events(tmp_path / "tiny") == []
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from refusals import refuses
 from rich.console import Console
 from typer.testing import CliRunner
 
-from data_injection.errors import ConfigError
 from data_injection.lock import lock_folder
 from launch.cli import app
 from launch.slurm.jobs import Job, Queue, append_event, ask_slurm, events_file, read_events
@@ -244,7 +244,7 @@ def test_a_run_that_is_only_in_the_queue_is_found_too(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no run"):
+    with refuses(key=tmp_path, rule="holds no run"):
         find_status([tmp_path])
     with pytest.raises(FileNotFoundError):
         find_status([tmp_path / "none"])

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refuses
 from rich.console import Console
 
-from data_injection.errors import ConfigError
+from data_injection.errors import NO_VALUE
 from launch.slurm.torchrun import launch_torchrun, torchrun_command, train_arguments
 
 Write = Callable[..., Path]
@@ -50,29 +51,32 @@ def test_torchrun_knows_the_options_that_the_line_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "key", "value", "rule"),
     [
-        ({"nproc": 0}, "--nproc must be at least 1, got 0"),
-        ({"nproc": 1, "nnodes": 0}, "--nnodes must be at least 1, got 0"),
-        ({"nproc": 1, "max_restarts": -1}, "--max-restarts must be at least 0"),
-        ({"nproc": 1, "shutdown_timeout": 0}, "--shutdown-timeout must be at least 1"),
-        ({"nproc": 1, "nnodes": 2}, "--nnodes 2 needs --rdzv-endpoint"),
-        ({"nproc": 1, "rdzv_endpoint": "a:1"}, "are for several nodes"),
-        ({"nproc": 1, "nnodes": 2, "rdzv_endpoint": "node01"}, "must be HOST:PORT"),
-        ({"nproc": 1, "nnodes": 2, "rdzv_endpoint": "$(id):1"}, "must be HOST:PORT"),
-        ({"nproc": 1, "nnodes": 2, "rdzv_endpoint": "a:70000"}, "must be HOST:PORT"),
-        ({"nproc": 1, "driver": "mine.py; rm"}, "--driver must be a module"),
+        ({"nproc": 0}, "--nproc", 0, "at least 1"),
+        ({"nnodes": 0}, "--nnodes", 0, "at least 1"),
+        ({"max_restarts": -1}, "--max-restarts", -1, "at least 0"),
+        ({"shutdown_timeout": 0}, "--shutdown-timeout", 0, "at least 1"),
+        ({"nnodes": 2}, "--nnodes", 2, "--rdzv-endpoint HOST:PORT"),
+        ({"rdzv_endpoint": "a:1"}, "--rdzv-endpoint and --rdzv-id", NO_VALUE, "several nodes"),
+        ({"nnodes": 2, "rdzv_endpoint": "node01"}, "--rdzv-endpoint", "node01", "HOST:PORT"),
+        ({"nnodes": 2, "rdzv_endpoint": "$(id):1"}, "--rdzv-endpoint", "$(id):1", "HOST:PORT"),
+        ({"nnodes": 2, "rdzv_endpoint": "a:70000"}, "--rdzv-endpoint", "a:70000", "HOST:PORT"),
+        ({"driver": "mine.py; rm"}, "--driver", "mine.py; rm", "a module"),
     ],
 )
-def test_a_line_that_cannot_work_is_refused_by_option(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        torchrun_command([], **options)
+def test_a_line_that_cannot_work_is_refused_by_option(
+    options: dict[str, Any], key: str, value: object, rule: str
+) -> None:
+    with refuses(key=key, value=value, rule=rule):
+        torchrun_command([], **{"nproc": 1} | options)
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused_before_anything_starts(
     write_experiment: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"3 ranks, which do not divide .* 8; .* that does is 2"):
+    rule = "train.global_train_batch_size 8"
+    with refuses(key="--nproc x --nnodes", value=3, rule=rule, remedy="is 2"):
         launch_torchrun(write_experiment(), nproc=3, dry_run=True, console=Console())
     assert capsys.readouterr().out == ""
 

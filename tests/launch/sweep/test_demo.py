@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refuses
 from rich.console import Console
 
-from data_injection.errors import ConfigError
 from eval.records import read_records
 from launch.sweep import demo as module
 from launch.sweep.demo import demo
@@ -44,6 +44,6 @@ def test_it_tells_what_it_did_and_is_a_run_like_any_other(tmp_path: Path, small:
 def test_a_folder_that_is_no_demos_is_refused(tmp_path: Path, small: None) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match="no demo's"):
+    with refuses(key="--out", value=tmp_path, rule="no demo's"):
         demo(tmp_path, console=Console(quiet=True), errors=Console(quiet=True))
     assert (tmp_path / "run" / "thesis.txt").exists()

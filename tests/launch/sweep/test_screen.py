@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refuses
 from rich.console import Console
 
 import launch.sweep.screen as screen
-from data_injection.errors import ConfigError
 from eval.records import RecordWriter, task_fields
 from eval.text import number
 from launch.grid import Sweep, load_sweep
@@ -86,7 +86,7 @@ def test_a_budget_is_a_number_and_a_unit(text: str, budget: Budget) -> None:
     "text", ["3e18", "flops", "-1flops", "0tokens", "1..2flops", "3 dollars", "1e999flops"]
 )
 def test_another_budget_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--screen must be a positive number"):
+    with refuses(key="--screen", value=text, rule="a positive number", remedy="3e18flops"):
         parse_budget(text)
 
 
@@ -220,11 +220,11 @@ def test_a_budget_that_does_not_pay_for_the_mixtures_is_refused(
     runs = plan_sweeps(sweeps, tmp_path / "out")
     options = {"out": tmp_path, "jobs": 1, "retries": 0, "peak_tflops": 989.0, "mfu": 0.4}
     for budget in ("10tokens", "1flops", "1e-12gpuh"):
-        with pytest.raises(ConfigError, match="does not pay for the 4 mixtures"):
+        with refuses(key="--screen", value=budget, rule="the 4 mixtures"):
             screen_sweeps(
                 sweeps, runs, budget=budget, plan=True, console=Console(quiet=True), **options
             )
-    with pytest.raises(ConfigError, match="0 runs of mixtures and 24 of single"):
+    with refuses(key="--screen", rule="0 runs of mixtures and 24 of single"):
         screen_sweeps(
             sweeps[1:], runs[4:], budget="1e9tokens", plan=True, console=Console(), **options
         )
@@ -312,7 +312,7 @@ def test_mixtures_unlike_every_single_cell_are_refused_before_they_are_trained(
         text = SINGLE.replace("axes:", f"{change}\naxes:")
         unlike = write_sweeps(tmp_path, MIXTURE, text)
         runs = plan_sweeps(unlike, tmp_path / "out")
-        with pytest.raises(ConfigError, match="--screen must have a mixture that screens"):
+        with refuses(key="--screen", rule="a mixture that screens", remedy="the mixtures have"):
             screen_sweeps(
                 unlike, runs, budget="1e12tokens", out=tmp_path / "out", plan=False,
                 console=Console(quiet=True), **OPTIONS,
