@@ -147,11 +147,13 @@ class _Object(dict[str, Any]):
         raise ConfigError(key=self.path, rule=f"lacks {key!r}", remedy="restore or remove it")
 
 
-def load_config(path: Path, *, what: str = "must hold keys with values; restore it") -> Any:
+def load_config(
+    path: Path, *, rule: str = "must hold keys with values", remedy: str = "restore it"
+) -> Any:
     """A YAML file of a run or a checkpoint, as OmegaConf has it; raises as `read_run`.
 
-    what: said of a file that holds anything but keys with values. A tag that YAML itself does not
-    know (!secret, !!python/...) is refused.
+    rule, remedy: said of a file that holds anything but keys with values. A tag that YAML itself
+    does not know (!secret, !!python/...) is refused.
     """
     import yaml
     from omegaconf import OmegaConf
@@ -176,10 +178,10 @@ def load_config(path: Path, *, what: str = "must hold keys with values; restore 
         # YAML's own words in one line: what is wrong and where.
         mark, said = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        rule = f"is not YAML: {said or (str(error).splitlines() or [''])[0]}{line}"
-        raise ConfigError(key=path, rule=rule) from None
+        what = f"is not YAML: {said or (str(error).splitlines() or [''])[0]}{line}"
+        raise ConfigError(key=path, rule=what) from None
     if not OmegaConf.is_dict(config):
-        raise ConfigError(key=path, rule=what)
+        raise ConfigError(key=path, rule=rule, remedy=remedy)
     return config
 
 

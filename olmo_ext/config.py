@@ -142,15 +142,13 @@ def _schema() -> DictConfig:
 def _read_yaml(path: Path, changed: int, size: int) -> Any:
     """A file as it was at a time: a grid reads each of its few files a hundred times."""
     known = [one.name for one in fields(ExperimentConfig)]
-    what = (
-        f"is no experiment: it has none of the keys {', '.join(known)}; configs/quickstart.yaml is "
-        "one"
-    )
-    raw = load_config(path, what=what)
+    rule = f"is no experiment: it has none of the keys {', '.join(known)}"
+    what = {"rule": rule, "remedy": "configs/quickstart.yaml is one"}
+    raw = load_config(path, **what)
     check_environment(path.read_text(encoding="utf-8", errors="replace"), where=str(path))
     # Plain text is read as one key; nobody wants to see all of it as an unknown one.
     if len(raw) and not set(raw) & set(known):
-        raise ConfigError(key=path, rule=what)
+        raise ConfigError(key=path, **what)
     return raw
 
 

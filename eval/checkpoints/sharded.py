@@ -48,10 +48,8 @@ MARKS = {
 
 READABLE = ("unsharded", "torch_new", "olmo_core", "core", "hf")
 
-UNSAFE = (
-    "keeps its weights in pickled Python objects, and loading those runs what they name; if you "
-    "trust it, unshard it with scripts/unshard.py of AI2's OLMo and give the result"
-)
+UNSAFE = "it keeps its weights in pickled Python objects, and loading those runs what they name"
+UNSHARD = "if you trust it, unshard it with scripts/unshard.py of AI2's OLMo and give the result"
 
 
 def checkpoint_kind(path: Path) -> str | None:
@@ -69,8 +67,8 @@ def read_sharded(path: Path, kind: str, shapes: Shapes) -> dict[str, torch.Tenso
         ConfigError: not readable safely, damaged, incomplete, or of another model.
     """
     if kind not in READABLE:
-        rule = f"is a sharded checkpoint of the kind {kind!r}: it {UNSAFE}"
-        raise ConfigError(key=path, rule=rule)
+        rule = f"is a sharded checkpoint of the kind {kind!r}: {UNSAFE}"
+        raise ConfigError(key=path, rule=rule, remedy=UNSHARD)
     state = {}
     try:
         parts = {"torch_new": _open_torch_new, "olmo_core": _open_olmo_core}[kind](path)

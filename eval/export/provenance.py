@@ -126,18 +126,18 @@ def find_tokenizer(provenance: Provenance) -> Path:
     """
     config = load_config(provenance.path / "config.yaml")
     name = str(OmegaConf.select(config, "tokenizer.identifier", default=""))
+    key = "train.tokenizer.identifier"
     remedy = "pass --tokenizer with the right tokenizer.json (or dolma-v1_5), or --no-tokenizer"
     try:
         path = tokenizer_path(name)
     except FileNotFoundError:
-        rule = f"is {name!r}, which is no file here"
-        raise ConfigError(key="train.tokenizer.identifier", rule=rule, remedy=remedy) from None
+        rule = "must be a file here"
+        raise ConfigError(key=key, value=name, rule=rule, remedy=remedy) from None
     if (path.parent / MANIFEST).is_file():
         ours, theirs = load_manifest(path.parent).hash, provenance.identity.get("corpus_hash")
         if theirs is not None and ours != theirs:
-            rule = f"is {name!r}, but the corpus there ({ours[:12]}) is not the one the run was "
-            rule += f"trained on ({theirs[:12]})"
-            raise ConfigError(key="train.tokenizer.identifier", rule=rule, remedy=remedy)
+            rule = f"must be of the corpus that the run was trained on ({theirs[:12]}), not of "
+            raise ConfigError(key=key, value=name, rule=rule + ours[:12], remedy=remedy)
     return path
 
 

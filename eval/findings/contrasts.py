@@ -109,9 +109,6 @@ def estimate(values: pd.Series) -> Estimate:
 def difference(a: pd.Series, b: pd.Series) -> Estimate:
     """a - b, seed by seed. Raises ConfigError unless both have the same seeds."""
     if set(a.index) != set(b.index):
-        rule = "cannot be paired"
-        remedy = "run the missing ones"
-        raise ConfigError(
-            key=f"seeds {sorted(a.index)} and {sorted(b.index)}", rule=rule, remedy=remedy
-        )
+        rule, both = "must be the same to be paired", [sorted(a.index), sorted(b.index)]
+        raise ConfigError(key="seeds", value=both, rule=rule, remedy="run the missing ones")
     return estimate(a - b.reindex(a.index))

@@ -5,8 +5,8 @@ import resource
 
 import pandas as pd
 import pytest
+from refusals import refuses
 
-from data_injection.errors import ConfigError
 from eval.records import REQUIRED, RecordWriter, identity, read_records, record_name
 
 
@@ -66,7 +66,7 @@ def test_a_broken_line_in_the_middle_is_an_error_with_its_place(tmp_path, broken
     path = tmp_path / "records.jsonl"
     write(path, record(step=1))
     path.write_text(path.read_text() + broken + "\n" + path.read_text())
-    with pytest.raises(ConfigError, match=r"records\.jsonl:2 is not JSON"):
+    with refuses(key=f"{path}:2", rule="JSON", remedy="mend or drop"):
         read_records(path)
 
 

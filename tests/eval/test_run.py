@@ -6,8 +6,8 @@ import pickle
 from pathlib import Path
 
 import pytest
+from refusals import refuses
 
-from data_injection.errors import ConfigError
 from eval.run import (
     MARKER,
     PLAN,
@@ -30,13 +30,13 @@ def test_a_missing_and_a_broken_account_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no run\.json in"):
         read_run(tmp_path)
     for text in ('{"torn', "[1]"):
-        with pytest.raises(ConfigError, match=r"run\.json is not .*restore"):
+        with refuses(key=tmp_path / RUN, rule="is not", remedy="restore"):
             read_run(make(tmp_path, RUN, text))
         assert read_if_whole(tmp_path / RUN) == {}
     assert read_if_whole(tmp_path / MARKER) == {}
     known = read_run(make(tmp_path, RUN, '{"num_steps": 8}'))
     assert known == {"num_steps": 8}
-    with pytest.raises(ConfigError, match=r"run\.json lacks 'record_fields'; restore"):
+    with refuses(key=tmp_path / RUN, rule="'record_fields'", remedy="restore"):
         known["record_fields"]
     assert pickle.loads(pickle.dumps(known)) == known
 
@@ -54,7 +54,7 @@ def test_a_missing_and_a_broken_account_are_named(tmp_path: Path) -> None:
 )
 def test_an_account_of_another_shape_is_named(text: str, tmp_path: Path) -> None:
     key = text.split('"')[1]
-    with pytest.raises(ConfigError, match=rf"run\.json: '{key}' is \w+, not \w+; restore it"):
+    with refuses(key=f"{tmp_path / RUN}: '{key}'", rule=", not ", remedy="restore it"):
         read_run(make(tmp_path, RUN, text))
     assert read_if_whole(tmp_path / RUN) == {}
 
@@ -62,7 +62,7 @@ def test_an_account_of_another_shape_is_named(text: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["[1, 2]", "3", "2.5", "true"])
 def test_a_yaml_file_without_keys_is_named(text: str, tmp_path: Path) -> None:
     make(tmp_path, "config.yaml", text)
-    with pytest.raises(ConfigError, match=r"config\.yaml must hold keys with values"):
+    with refuses(key=tmp_path / "config.yaml", rule="keys with values", remedy="restore it"):
         load_config(tmp_path / "config.yaml")
 
 

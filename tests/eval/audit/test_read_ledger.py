@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from pyarrow import parquet
+from refusals import refuses
 
-from data_injection.errors import ConfigError
 from data_injection.ledger import LedgerWriter, Position, read_segments
 from data_injection.plan import StepRows
 from eval.audit.ledger import SavedCheckpoint, export_ledger, export_path, read_ledger, trace_ledger
@@ -105,7 +105,7 @@ def test_the_effective_rows_of_a_resumed_run_are_the_plan(resumed_run: Path) -> 
 
 def test_an_earlier_checkpoint_has_fewer_effective_rows(resumed_run: Path) -> None:
     assert read_ledger(resumed_run, checkpoint=4).effective.sum() == 10
-    with pytest.raises(ConfigError, match="no checkpoint after step 3"):
+    with refuses(key=resumed_run, rule="no checkpoint after step 3", remedy="[0, 4, 8, 12]"):
         read_ledger(resumed_run, checkpoint=3)
 
 
@@ -149,6 +149,5 @@ def test_an_export_that_fails_leaves_the_earlier_file(
 
 
 def test_another_ending_is_refused(resumed_run: Path) -> None:
-    with pytest.raises(ConfigError, match="must be parquet, csv") as caught:
+    with refuses(key="--export", value="ledger.xlsx", rule="parquet, csv"):
         export_path(resumed_run, "ledger.xlsx")
-    assert (caught.value.key, caught.value.value) == ("--export", "ledger.xlsx")

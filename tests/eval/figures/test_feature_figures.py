@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from refusals import refuses
 
-from data_injection.errors import ConfigError
 from eval.figures.features import features, presence
 from eval.records import RecordWriter, read_records
 
@@ -103,14 +103,14 @@ def test_a_feature_without_scores_says_so(frame: pd.DataFrame) -> None:
 def test_groups_and_layers_of_other_measures_are_no_features(frame: pd.DataFrame) -> None:
     other = frame[frame.metric == "score"].assign(metric="cosine", group="mlp", layer=1)
     pd.testing.assert_frame_equal(presence(pd.concat([frame, other])), presence(frame))
-    with pytest.raises(ConfigError, match="records hold no features"):
+    with refuses(key="records", rule="hold no features", remedy="`callbacks.features`"):
         features(other)
 
 
 def test_what_was_not_measured_is_refused(frame: pd.DataFrame) -> None:
-    with pytest.raises(ConfigError, match="records hold no features"):
+    with refuses(key="records", rule="hold no features", remedy="`callbacks.features`"):
         features(frame[frame.metric == "score"].drop(columns=["group", "layer"]))
-    with pytest.raises(ConfigError, match="no features at layer 7"):
+    with refuses(key="records", rule="no features at layer 7"):
         features(frame[frame.family == "comparison"], layer=7)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from refusals import refuses
 
-from data_injection.errors import ConfigError
 from eval.figures.interference import interference
 from eval.interference.table import interference_table, measured_steps
 from eval.records import RecordWriter, read_records
@@ -116,9 +116,9 @@ def test_an_undefined_cosine_is_left_out_not_0(frame: pd.DataFrame) -> None:
 def test_without_interference_or_before_the_last_half_there_is_no_table(
     frame: pd.DataFrame,
 ) -> None:
-    with pytest.raises(ConfigError, match="records hold no interference; train with"):
+    with refuses(key="records", rule="hold no interference", remedy="train with"):
         measured_steps(frame[frame.metric == "score"])
-    with pytest.raises(ConfigError, match=r"no interference after 0\.5 of a run's steps"):
+    with refuses(key="records", rule="no interference after 0.5 of a run's steps"):
         interference_table(frame[(frame.step < 200) | (frame.metric == "score")])
 
 

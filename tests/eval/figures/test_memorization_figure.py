@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from refusals import refuses
 
-from data_injection.errors import ConfigError
 from eval.figures.memorization import TITLES, memorization
 
 
@@ -46,5 +46,5 @@ def test_a_panel_a_measure_at_the_last_step_with_its_null(num_seeds: int):
 
 
 def test_records_without_sequences_are_refused():
-    with pytest.raises(ConfigError, match="inject a task of family sequences"):
+    with refuses(key="records", rule="no memorization", remedy="a task of family sequences"):
         memorization(records(1).drop(columns="copies"))

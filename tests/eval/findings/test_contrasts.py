@@ -6,8 +6,8 @@ import math
 
 import pandas as pd
 import pytest
+from refusals import refuses
 
-from data_injection.errors import ConfigError
 from eval.findings.contrasts import difference, estimate, final, per_seed
 
 
@@ -59,7 +59,7 @@ def test_an_interval_that_holds_zero_says_so_and_so_do_two_seeds() -> None:
 
 
 def test_seeds_that_do_not_pair_are_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot be paired"):
+    with refuses(key="seeds", value=[[1, 2], [1, 2, 3]], remedy="the missing ones"):
         difference(by_seed(0.1, 0.2), by_seed(0.1, 0.2, 0.3))
 
 
@@ -77,7 +77,7 @@ def test_a_condition_is_read_at_each_runs_own_last_step() -> None:
     rows = final(frame)
     assert per_seed(rows, "single", rung="w16", task="cmp_r4").to_dict() == {1: 0.2, 2: 0.4}
     assert per_seed(rows, "sparse").to_dict() == {1: 0.7}
-    with pytest.raises(ConfigError, match=r"hold no matched .*configs/confirm/matched.yaml"):
+    with refuses(key="the records", rule="hold no matched", remedy="configs/confirm/matched.yaml"):
         per_seed(rows, "matched")
 
 
@@ -85,5 +85,5 @@ def test_two_values_of_one_seed_are_refused_not_averaged() -> None:
     frame = pd.DataFrame(
         [row("single-s1-w16", 1, 9, 0.1), row("single-s1-w64", 1, 9, 0.2, rung="w64")]
     )
-    with pytest.raises(ConfigError, match="several values a seed"):
+    with refuses(key="the records", rule="several values a seed", remedy="which"):
         per_seed(final(frame), "single")

@@ -7,8 +7,8 @@ import itertools
 import pandas as pd
 import pytest
 import torch
+from refusals import refuses
 
-from data_injection.errors import ConfigError
 from eval.figures.budget import budget
 from eval.interference.budget import (
     DECAY,
@@ -184,7 +184,7 @@ def test_a_ratio_to_a_gain_that_is_not_clear_is_undefined() -> None:
 
 def test_without_measurements_the_remedy_is_named() -> None:
     frame = records(forgotten={1: 1.0}, gained={1: -1.0})
-    with pytest.raises(ConfigError, match="loss_budget"):
+    with refuses(key="records", rule="no loss budget", remedy="`loss_budget: {}`"):
         budgets(frame[frame.metric == "none"])
 
 
@@ -192,5 +192,5 @@ def test_the_figure_has_a_line_a_source_and_the_change_itself() -> None:
     frame = records(forgotten={1: 0.8, 2: 0.9, 3: 1.0}, gained={1: -1.0, 2: -1.0, 3: -1.2})
     (axis,) = budget(frame).axes
     assert len(axis.lines) >= len({*frame.source.dropna()})
-    with pytest.raises(ConfigError, match="loss_budget"):
+    with refuses(key="records", rule="no loss budget", remedy="`loss_budget: {}`"):
         budget(frame[frame.metric == "none"])

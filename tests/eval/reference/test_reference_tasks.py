@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from refusals import refuses
 
 from data_injection.corpus.encoder import tokenizer_path
-from data_injection.errors import ConfigError
 from data_injection.reference.grammar import find_statements, fresh_statements
 from data_injection.reference.scan import Place, ReferenceScan, scan_reference
 from data_injection.reference.vocabulary import TokenText
@@ -275,5 +275,5 @@ def test_a_reference_task_changes_no_cell_and_adds_one_figure(tmp_path: Path) ->
     pd.testing.assert_frame_equal(cells(without), cells(with_natural))
     names = [{one.name for one in draw_figures(records)} for records in (without, with_natural)]
     assert names[1] - names[0] == {"reference.png"}
-    with pytest.raises(ConfigError, match="olmo-ext reference"):
+    with refuses(key="records", rule="no reference task", remedy="olmo-ext reference"):
         beside_natural(without)

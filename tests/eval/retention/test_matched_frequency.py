@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from refusals import refuses
 from scipy.stats import t
 
-from data_injection.errors import ConfigError
 from eval.figures.retention import forgetting, gaps
 from eval.figures.style import png
 from eval.records import RecordWriter, read_records
@@ -104,7 +104,9 @@ def test_runs_of_another_rate_or_length_never_stand_beside_these(
 
 def test_records_without_a_gap_are_refused_with_the_remedy(frame: pd.DataFrame) -> None:
     for bare in (frame.drop(columns="gap"), frame.assign(gap=math.nan)):
-        with pytest.raises(ConfigError, match=r"configs/confirm/matched_frequency.yaml"):
+        with refuses(
+            key="records", rule="one gap", remedy="configs/confirm/matched_frequency.yaml"
+        ):
             matched_frequency(bare)
 
 
@@ -141,7 +143,7 @@ def test_what_is_undefined_is_said_and_not_drawn(frame: pd.DataFrame) -> None:
 
 
 def test_a_lag_that_was_never_measured_is_refused_by_number(frame: pd.DataFrame) -> None:
-    with pytest.raises(ConfigError, match="lag 7"):
+    with refuses(key="records", rule="lag 7", remedy="lag 0"):
         forgetting(frame, gain_lag=7)
 
 

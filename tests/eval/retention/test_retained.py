@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from refusals import refuses
 from scipy.stats import t
 
-from data_injection.errors import ConfigError
 from eval.records import RecordWriter, read_records
 from eval.retention.retained import (
     bursts,
@@ -283,7 +283,7 @@ def test_lags_and_bursts_do_not_replace_one_another_and_a_second_measurement_doe
 
 def test_records_without_bursts_are_refused_with_the_remedy(tmp_path: Path) -> None:
     row = next(course(lambda lag: 1.0)) | {"metric": "score"}
-    with pytest.raises(ConfigError, match=r"retention: \{\}"):
+    with refuses(key="records", rule="label_loss", remedy="`retention: {}`"):
         retention(read(tmp_path, iter([row])))
 
 
@@ -291,7 +291,7 @@ def test_a_run_without_a_late_burst_has_no_shares_yet(tmp_path: Path) -> None:
     """A report of runs that still train must leave the figure out, not fail."""
     rows = read(tmp_path, course(lambda lag: 1.0, burst=1))
     later = rows.assign(step=rows.step.where(rows.metric != "label_loss_before", 1000))
-    with pytest.raises(ConfigError, match=r"no burst after 0\.5 of a run's steps"):
+    with refuses(key="records", rule="no burst after 0.5 of a run's steps", remedy="go on"):
         retention(later)
 
 

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from refusals import refuses
 from typer.testing import CliRunner
 
 import eval.scores.evaluate
@@ -173,7 +174,7 @@ def test_a_run_that_is_being_written_is_left_alone(run: Path) -> None:
     from data_injection.lock import lock_folder
 
     before = snapshot(run)
-    with lock_folder(run), pytest.raises(ConfigError, match="another process"):
+    with lock_folder(run), refuses(key=f"the run's folder {run}", rule="another process"):
         list(evaluate(run))
     assert snapshot(run) == before
 
@@ -342,16 +343,22 @@ def test_a_damaged_checkpoint_is_named_and_the_others_are_measured(run: Path) ->
     path = run / "step6-unsharded" / "model.pt"
     path.write_bytes(path.read_bytes()[:2000])
     done: list[Done] = []
-    with pytest.raises(ConfigError, match=r"1 of 3 .*\n.*step6.* model\.pt has sha256 .* another"):
+    with refuses(key="CHECKPOINT", rule="1 of 3 checkpoints") as error:
         done += evaluate(run)
+    (problem,) = error.value.value
+    for part in (str(path.parent), "model.pt has sha256", "another checkpoint"):
+        assert part in problem
     assert set(measured(run).step) == {0, 12}
     # Without checksums, as of runs from before there were any, it is the reading that fails.
     (path.parent / "SHA256SUMS").unlink()
     identity = json.loads((path.parent / "olmo_ext.json").read_text())
     del identity["ledger"]
     (path.parent / "olmo_ext.json").write_text(json.dumps(identity))
-    with pytest.raises(ConfigError, match=r"model\.pt cannot be read as tensors .*cut off.*resto"):
+    with refuses(key="CHECKPOINT", rule="1 of 1 checkpoints") as error:
         list(evaluate(path.parent))
+    (problem,) = error.value.value
+    for part in (f"{path} cannot be read as tensors", "cut off", "restore it"):
+        assert part in problem
     assert set(measured(run).step) == {0, 12}
 
 
