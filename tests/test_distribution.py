@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from refusals import refuses
 
 from data_injection.config import injection_config
-from data_injection.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "packaging" / "data-injection"
@@ -60,7 +60,7 @@ def test_both_distributions_have_one_version() -> None:
 
 
 def test_a_section_of_plain_values_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(ConfigError, match=r"ScheduleConfig.*'rte'"):
+    with refuses(key="injection", rule=("ScheduleConfig", "'rte'")):
         injection_config({"tasks": [{"name": "a", "schedule": {"rte": 1}}]})
 
 

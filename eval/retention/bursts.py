@@ -87,12 +87,11 @@ def _with_left_out(bursts: list[Burst], left_out: Sequence[int], num_steps: int)
     for start in sorted(left_out):
         earlier = [burst for burst in bursts if burst.start <= start]
         if not 0 <= start < num_steps or not earlier or earlier[-1].stop > start:
-            rule = "is no place of a burst that this run leaves out; it must lie below "
+            key = "callbacks.retention.left_out"
+            rule = "must hold places of bursts that this run leaves out, which lie below "
             rule += f"{num_steps}, after a burst and outside of all"
             remedy = "in a mixture say in callbacks.retention.tasks which task leaves it out"
-            raise ConfigError(
-                key=f"callbacks.retention.left_out: step {start}", rule=rule, remedy=remedy
-            )
+            raise ConfigError(key=key, value=start, rule=rule, remedy=remedy)
         like = earlier[-1]
         new = replace(
             like,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from refusals import refuses
 
-from data_injection.errors import ConfigError
 from eval.records import read_records
 
 RECORDS = Path(__file__).parent / "records"
@@ -20,5 +20,5 @@ def test_every_whole_record_is_read_once(name: str, rows: int) -> None:
 
 
 def test_what_is_no_record_is_refused_with_its_line() -> None:
-    with pytest.raises(ConfigError, match=r"not_object\.jsonl:7 is not a record: must be a JSON"):
+    with refuses(key=RECORDS / "not_object.jsonl:7", rule="a JSON object", remedy="mend or drop"):
         read_records(RECORDS / "not_object.jsonl")

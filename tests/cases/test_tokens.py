@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refuses
 
-from data_injection.errors import ConfigError
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 
@@ -27,17 +27,18 @@ def zipped(path: Path) -> None:
         np.savez(file, GOOD.astype(np.uint16))
 
 
-REFUSED: dict[str, tuple[np.ndarray | bytes | Callable[[Path], None], str]] = {
-    "all zero": (np.zeros(NUM, np.uint16), "every second token"),
-    "as int32": (GOOD.astype(np.int32), "looks like uint32"),
-    "as uint32": (GOOD.astype(np.uint32), "looks like uint32"),
-    "dolma2 as uint32": (BEYOND.astype(np.uint32), "ids below train.model.vocab_size 256"),
-    "empty": (b"", "not 0 tokens"),
-    "short": (GOOD[:15].astype(np.uint16), "not 15 tokens"),
-    "saved by numpy": (saved, "must have no NumPy header"),
-    "odd bytes": (GOOD.astype(np.uint16).tobytes() + b"x", "divides the 80001 bytes of"),
-    "one wild in the first row": (WILD.astype(np.uint16), "vocab_size 256, not 60000"),
-    "a zip of arrays": (zipped, "ids below train.model.vocab_size 256"),
+TYPE, PATHS = "train.data.memmap_dtype", "train.data.paths"
+REFUSED: dict[str, tuple[np.ndarray | bytes | Callable[[Path], None], str, str]] = {
+    "all zero": (np.zeros(NUM, np.uint16), TYPE, "every second token"),
+    "as int32": (GOOD.astype(np.int32), TYPE, "looks like uint32"),
+    "as uint32": (GOOD.astype(np.uint32), TYPE, "looks like uint32"),
+    "dolma2 as uint32": (BEYOND.astype(np.uint32), PATHS, "below train.model.vocab_size 256"),
+    "empty": (b"", PATHS, "not 0 tokens"),
+    "short": (GOOD[:15].astype(np.uint16), PATHS, "not 15 tokens"),
+    "saved by numpy": (saved, PATHS, "no NumPy header"),
+    "odd bytes": (GOOD.astype(np.uint16).tobytes() + b"x", TYPE, "divides the 80001 bytes of"),
+    "one wild in the first row": (WILD.astype(np.uint16), PATHS, "vocab_size 256, not 60000"),
+    "a zip of arrays": (zipped, PATHS, "below train.model.vocab_size 256"),
 }
 
 
@@ -45,13 +46,13 @@ REFUSED: dict[str, tuple[np.ndarray | bytes | Callable[[Path], None], str]] = {
 def test_a_file_that_is_not_of_its_type_is_refused_by_a_dry_run(
     name: str, write_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
-    experiment, (content, said) = write_experiment(), REFUSED[name]
+    experiment, (content, key, rule) = write_experiment(), REFUSED[name]
     path = tmp_path / "tokens.npy"
     if callable(content):
         content(path)
     else:
         path.write_bytes(content if isinstance(content, bytes) else content.tobytes())
-    with pytest.raises(ConfigError, match=said):
+    with refuses(key=key, value="uint16" if key == TYPE else path, rule=rule):
         train(load_experiment(experiment), dry_run=True)
 
 

@@ -16,6 +16,7 @@ from olmo.config import (
     TrainConfig,
     WandbConfig,
 )
+from refusals import refuses
 
 from data_injection.corpus.prepare import prepare_corpus
 from data_injection.errors import ConfigError
@@ -159,9 +160,8 @@ def test_an_optimizer_or_scheduler_that_cannot_be_built_is_found_by_a_dry_run(
     write_experiment: Write,
 ) -> None:
     experiment = load_experiment(write_experiment(), ["train.optimizer.learning_rate=0"])
-    with pytest.raises(ConfigError, match="cannot be built by the engine") as refused:
+    with refuses(key="train: train.model, optimizer or scheduler", rule="built by the engine"):
         train(experiment, dry_run=True)
-    assert "train.model, optimizer or scheduler" in refused.value.key
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_bf16_on_a_cpu_is_refused_rather_than_silently_fp32(
     write_experiment: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match="precision"):
+    with refuses(key="train.precision", value="amp_bf16", remedy="train.precision=fp32"):
         train(load_experiment(write_experiment(), ["train.precision=amp_bf16"]))
 
 
@@ -248,16 +248,15 @@ def test_a_corpus_sets_paths_type_and_special_tokens(write_experiment: Write, co
     assert train_config.data.paths == [str(corpus / "tokens-00000.npy")]
     assert train_config.data.memmap_dtype == "uint16"
     assert train_config.model.eos_token_id == 50279
-    for key, value, right in (("eos_token_id", 0, "50279"), ("vocab_size", 2048, "50280")):
-        with pytest.raises(ConfigError, match=right) as refused:
+    for key, value, remedy in (("eos_token_id", 0, "remove"), ("vocab_size", 2048, "to 50280")):
+        with refuses(key=f"train.model.{key}", value=value, rule="50279", remedy=remedy):
             load_experiment(write_experiment(edit), [f"train.model.{key}={value}"])
-        assert (refused.value.key, refused.value.value) == (f"train.model.{key}", value)
 
 
 def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text("rung: a\nrung: b\n")
-    with pytest.raises(ConfigError, match="found duplicate key rung, line 2"):
+    with refuses(key=path, rule="found duplicate key rung, line 2"):
         load_experiment(path)
 
 
@@ -268,7 +267,8 @@ def test_an_experiment_copies_no_secret_of_the_environment(
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     text = "${oc.env:HF_TOKEN,none}"
     path = write_experiment(lambda c: c.update(rung=text) if way == "file" else None)
-    with pytest.raises(ConfigError, match="HF_TOKEN into the run's files") as error:
+    key = f"{path if way == 'file' else 'override rung'}: ${{oc.env:HF_TOKEN}}"
+    with refuses(key=key, rule="HF_TOKEN into the run's files") as error:
         load_experiment(path, [] if way == "file" else [f"rung={text}"])
     assert "hf_secret" not in str(error.value)
     monkeypatch.setenv("USER", "ada")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refuses
 
 from data_injection.errors import ConfigError
 from data_injection.lock import lock_folder
@@ -109,7 +110,7 @@ def test_a_folder_on_a_read_only_disk_is_refused_before_any_work(
     disk: Disk, write_experiment: Write
 ) -> None:
     assert disk.mount("remount", "ro")
-    with pytest.raises(ConfigError, match=r"train\.save_folder must be where you may write"):
+    with refuses(key="train.save_folder", value=disk.path, remedy="read-only"):
         train(load_experiment(write_experiment(), [f"train.save_folder={disk.path / 'run'}"]))
 
 
@@ -120,7 +121,7 @@ def test_a_run_whose_disk_has_become_read_only_keeps_all_it_has(
     folder = train(load_experiment(write_experiment(), [*overrides, "train.stop_at=6"]))
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     assert disk.mount("remount", "ro")
-    with pytest.raises(ConfigError, match=r"must be where you may write.*is read-only"):
+    with refuses(key="train.save_folder", value=folder, remedy="read-only"):
         train(load_experiment(write_experiment(), overrides), resume=True)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
@@ -182,7 +183,8 @@ def test_a_lock_is_waited_for_as_long_as_asked(tmp_path: Path) -> None:
         assert holder.stdin is not None
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(ConfigError, match="another process"), lock_folder(tmp_path):
+        key = f"the run's folder {tmp_path}"
+        with refuses(key=key, rule="another process"), lock_folder(tmp_path):
             pass
         threading.Timer(1.0, os.write, [holder.stdin.fileno(), b"\n"]).start()
         with lock_folder(tmp_path, patience=600):

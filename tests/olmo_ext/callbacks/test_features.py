@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import warm
+from refusals import refuses
 
 from data_injection.errors import ConfigError
 from data_injection.tasks.base import FloatArray
@@ -185,9 +186,8 @@ def test_a_task_without_targets_is_refused_if_named_and_left_out_if_not(
     write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Comparison, "targets", lambda self: {})
-    with pytest.raises(ConfigError, match="must declare targets") as error:
+    with refuses(key="callbacks.features.tasks", value=["cmp"], rule="declare targets"):
         train(load_experiment(write_experiment(with_features(tasks=["cmp"]))))
-    assert (error.value.key, error.value.value) == ("callbacks.features.tasks", ["cmp"])
     assert not (tmp_path / "run").exists()
     rows = read_records(train(load_experiment(write_experiment(with_features()))))
     assert set(rows[rows.group.notna()].task) == {"add"}
@@ -196,19 +196,19 @@ def test_a_task_without_targets_is_refused_if_named_and_left_out_if_not(
         with_features()(config)
         config["injection"]["tasks"].pop()
 
-    with pytest.raises(ConfigError, match="needs a task that declares targets"):
+    with refuses(key="callbacks.features", rule=("declares targets", "['cmp']"), remedy="null"):
         train(load_experiment(write_experiment(alone)))
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
-    [(np.ones((10, 1)), "no unit the same for all"), (np.arange(9.0)[:, None], r"got \(9, 1\)")],
+    ("target", "rule"),
+    [(np.ones((10, 1)), "no unit the same for all"), (np.arange(9.0)[:, None], "got (9, 1)")],
 )
 def test_a_target_that_cannot_be_probed_is_refused_before_the_run(
-    target: FloatArray, said: str, write_experiment: Write, monkeypatch: pytest.MonkeyPatch
+    target: FloatArray, rule: str, write_experiment: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Comparison, "targets", lambda self: {"mine": target})
-    with pytest.raises(ConfigError, match=f"target 'mine' of task 'cmp': .*{said}"):
+    with refuses(key="callbacks.features", rule=("target 'mine' of task 'cmp': ", rule)):
         train(load_experiment(write_experiment(with_features())))
 
 
@@ -217,7 +217,8 @@ def test_too_few_symbols_for_the_folds_are_refused(write_experiment: Write) -> N
         with_features(tasks=["cmp"])(config)
         config["injection"]["tasks"][0]["num_symbols"] = 9
 
-    with pytest.raises(ConfigError, match="two symbols each, got 9 symbols; use 10 or more"):
+    rule = ("target 'order' of task 'cmp'", "two symbols each, got 9", "10 or more")
+    with refuses(key="callbacks.features", rule=rule):
         train(load_experiment(write_experiment(few)))
 
 
