@@ -210,6 +210,13 @@ def test_an_error_of_input_says_what_it_is_about() -> None:
     assert prose == []
 
 
+def test_tests_ask_an_error_for_its_key_and_not_for_its_text() -> None:
+    """By refuses() of tests/shared/refusals.py; what is printed is for the tests of the edge."""
+    prose = re.compile(r"raises\(\s*(ConfigError|DivergedError),\s*match=")
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    assert [str(p.relative_to(ROOT)) for p in tests if prose.search(p.read_text())] == []
+
+
 def test_the_rooms_stay_small() -> None:
     assert sum(line_counts(room_files(room)) for room in ROOMS) <= MOST_LINES_OF_THE_ROOMS
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from olmo.optim import AdamW
+from refusals import refuses
 from typer.testing import CliRunner
 
 from data_injection.errors import DivergedError
@@ -68,20 +69,18 @@ def test_a_run_that_diverges_says_step_checkpoint_and_remedy(
 ) -> None:
     experiment = load_experiment(write_experiment())
     folder = Path(experiment.train.save_folder)
+    good = 0 if step == 6 else 6
+    remedy = (f"last good checkpoint is {folder}/step{good}-unsharded", "lower learning rate")
     with monkeypatch.context() as patch:
         poison(patch, step=step, value=value)
-        with pytest.raises(DivergedError) as error:
+        with refuses(key=folder, rule=said, remedy=remedy, kind=DivergedError):
             train(experiment)
-    good = 0 if step == 6 else 6
-    assert said in str(error.value)
-    assert f"last good checkpoint is {folder}/step{good}-unsharded" in str(error.value)
-    assert "lower learning rate" in str(error.value)
     assert find_checkpoints(folder)[-1].step == good
     assert json.loads((folder / DIVERGED).read_text())["checkpoint"] == f"step{good}-unsharded"
     assert run_status(folder, [], Queue({}, "")).state == "diverged"
     rows = read_records(folder)
     assert rows[(rows.metric == "score") & (rows.step == step)].value.isna().all()
-    with pytest.raises(ValueError, match="pass --despite-divergence"):
+    with refuses(key=folder, rule="diverged: ", remedy="pass --despite-divergence"):
         train(experiment, resume=True)
     train(experiment, resume=True, despite_divergence=True)
     assert find_checkpoints(folder)[-1].step == 12
@@ -131,8 +130,10 @@ def test_the_rank_that_sees_the_loss_still_takes_part_in_the_optimizers_reductio
     monkeypatch.setattr(AdamW, "get_post_step_metrics", count)
     monkeypatch.setattr(ExperimentTrainer, "should_log_optim_metrics_this_step", lambda self: True)
     poison(monkeypatch, step=8, value=float("nan"))
-    with pytest.raises(DivergedError, match="the loss of step 9"):
-        train(load_experiment(write_experiment()))
+    experiment = load_experiment(write_experiment())
+    rule = "diverged: the loss of step 9"
+    with refuses(key=experiment.train.save_folder, rule=rule, kind=DivergedError):
+        train(experiment)
     assert asked == list(range(1, 10))
 
 
@@ -147,7 +148,8 @@ def test_a_diverged_checkpoint_is_exported_only_if_told(
     state = torch.load(last / "model.pt", weights_only=True)
     next(iter(state.values())).view(-1)[3] = float("inf")
     torch.save(state, bare / "model.pt")
-    with pytest.raises(DivergedError, match=r"wte\.weight is not finite.*--despite-divergence"):
+    rule, remedy = "wte.weight is not finite", "--despite-divergence"
+    with refuses(key=bare, rule=rule, remedy=remedy, kind=DivergedError):
         export_hf(bare, tmp_path / "out", no_tokenizer=True)
     assert not (tmp_path / "out").exists()
     export_hf(bare, tmp_path / "out", no_tokenizer=True, despite_divergence=True)
