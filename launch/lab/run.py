@@ -82,7 +82,7 @@ def load_settings(name: str, path: Path | None, *, seeds: list[int] | None) -> A
     except ConfigError as error:
         raise error.told_of(path) from None
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}", key=path, rule=str(error)) from None
+        raise ConfigError(key=path, rule=f"cannot be used: {error}") from None
 
 
 def run_experiments(
@@ -134,7 +134,7 @@ def run_experiment(
                 progress=lambda cell, done, total: bar(name, done, total),
             )  # fmt: skip
     except FloatingPointError as error:
-        raise ConfigError(str(error), key=f"lab {name}", rule=str(error)) from None
+        raise ConfigError(key=f"lab {name}", rule=f"cannot go on: {error}") from None
     table = pd.DataFrame(rows)
     result = experiment.report(settings, table, predicted)
     replace_file(folder / "records.jsonl", "".join(json.dumps(r) + "\n" for r in rows))

@@ -70,7 +70,7 @@ def fit_source(
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{source}: {error}", key=source, rule=str(error)) from None
+        raise ConfigError(key=source, rule=f"cannot be fitted: {error}") from None
     try:
         frontier = fit_frontier(runs, resamples=resamples, seed=seed)
     except ValueError as error:

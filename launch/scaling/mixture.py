@@ -89,7 +89,7 @@ def mixture(
     except ConfigError as error:
         raise error.told_of(path) from None
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}", key=path, rule=str(error)) from None
+        raise ConfigError(key=path, rule=f"cannot be used: {error}") from None
     _show(plan, console)
     if ways is not None and target is not None:
         _show_ways(plan, ways, target, where, console)
