@@ -48,8 +48,9 @@ class ConfigError(ValueError):
         # process pool, which makes it anew from `args` and `__dict__`.
         self.key, self.rule, self.remedy = str(key), rule, remedy
         self.value = str(value) if isinstance(value, Path) else value
-        # A path is shown whole, a file's text is not.
-        length = 300 if isinstance(self.value, str) and "\n" not in self.value else 160
+        length = 160
+        if isinstance(self.value, str):  # a path is shown whole, a file's text is not
+            length = 80 if "\n" in self.value or len(self.value) > 300 else 300
         got = "" if value is NO_VALUE else f", got {short(self.value, length=length)}"
         super().__init__(message or f"{key} {rule}{got}{remedy and f'; {remedy}'}")
 

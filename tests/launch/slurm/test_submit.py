@@ -163,7 +163,7 @@ def test_a_corpus_that_is_still_to_be_made_is_no_error_if_a_job_makes_it(
             99,
             "at most 8 instances",
         ),
-        ({"overrides": ['train.run_name="a\\nb"']}, "run 'a\nb'", "a\nb", "control character"),
+        ({"overrides": ['train.run_name="a\\nb"']}, "run 'a\\nb'", "a\nb", "control character"),
         (
             {"overrides": ['train.save_folder=/tmp/a\\"b']},
             "--output",
