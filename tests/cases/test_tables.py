@@ -77,18 +77,32 @@ def test_a_byte_order_mark_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("head", "row", "where", "rule", "remedy"),
+    [
+        ("params,tokens,loss,loss", "1,1,3,3", ": the column name 'loss'", "twice", "rename one"),
+        ("params|tokens|loss", "1e8|1e9|3.0", "", "bars", "with commas"),
+        ("params,tokens,loss ", "1e8,1e9,3.0", ": the column name 'loss '", "spaces", "without"),
+        ("params,tokens,loss", "1e8,25\x0000000000,3.0", "", "NUL bytes", "UTF-8"),
+    ],
+)
+def test_other_separators_and_names_are_named(
+    tmp_path: Path, head: str, row: str, where: str, rule: str, remedy: str
+) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join([head, *[row] * 9]) + "\n")
+    with refuses(key=f"{path}{where}", rule=rule, remedy=remedy):
+        read_losses(path)
+
+
+@pytest.mark.parametrize(
     ("head", "row", "message"),
     [
-        ("params,tokens,loss,loss", "1e8,1e9,3.0,3.1", "column name 'loss' stands twice"),
-        ("params|tokens|loss", "1e8|1e9|3.0", "separated by bars"),
-        ("params,tokens,loss ", "1e8,1e9,3.0", "'loss ' has spaces"),
         ("params,tokens,loss", "1 000 000,1e9,3.0", "thousands signs"),
         ("params,tokens,loss", '1e8,1e9,"3,02"', "a decimal comma"),
         ("params,tokens,loss", "1e8,2.5 B,3.0", "a suffix"),
-        ("params,tokens,loss", "1e8,25\x0000000000,3.0", "holds NUL bytes"),
     ],
 )
-def test_other_separators_names_and_numbers_are_named(
+def test_numbers_written_otherwise_are_named(
     tmp_path: Path, head: str, row: str, message: str
 ) -> None:
     (tmp_path / "runs.csv").write_text("\n".join([head, *[row] * 9]) + "\n")

@@ -169,7 +169,7 @@ def test_a_line_that_lacks_a_field_is_an_error_with_its_place(tmp_path):
     path = tmp_path / "records.jsonl"
     write(path, record())
     path.write_text(path.read_text() + '{"run": "x"}\n')
-    with pytest.raises(ValueError, match=r"records\.jsonl:2 is not a record"):
+    with refuses(key=f"{path}:2", rule="is not a record", remedy="mend or drop"):
         read_records(path)
 
 

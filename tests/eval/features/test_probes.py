@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from refusals import refuses
 
+from data_injection.errors import DivergedError
 from data_injection.tasks.base import Task
 from data_injection.tasks.comparison import Comparison
 from data_injection.tasks.group_composition import GroupComposition
@@ -168,7 +170,7 @@ def test_averages_are_by_symbol_in_order_of_appearance() -> None:
 
 
 def test_states_that_diverged_are_refused() -> None:
-    with pytest.raises(ValueError, match="finite"):
+    with refuses(key="states", rule="finite", remedy="--step", kind=DivergedError):
         states_of(np.full((S, 4), np.nan))
 
 

@@ -7,6 +7,7 @@ from io import StringIO
 
 import pandas as pd
 import pytest
+from refusals import refuses
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -309,7 +310,9 @@ def test_a_folder_without_records_is_an_error_with_a_remedy(tmp_path):
 def test_records_without_a_task_measurement_are_an_error_with_a_remedy(tmp_path, kept):
     with RecordWriter(tmp_path / "records.jsonl") as writer:
         writer.write(list(records("w16"))[:kept])
-    with pytest.raises(ValueError, match="no measurement of a task; let the run"):
+    with refuses(
+        key=f"the records below {tmp_path}", rule="no measurement of a task", remedy="let the run"
+    ):
         write_report(tmp_path)
 
 

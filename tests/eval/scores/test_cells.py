@@ -156,7 +156,7 @@ def test_rates_that_differ_by_rounding_over_a_run_share_a_column():
 
 
 def test_an_unmeasured_metric_is_an_error_that_says_what_there_is():
-    with pytest.raises(ValueError, match="test score"):
+    with refuses(key="records", rule="['test score']", remedy="another metric"):
         table_of(row(0.2), metric="accuracy")
 
 
