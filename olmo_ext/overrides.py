@@ -64,9 +64,9 @@ def _counted(raw: Any, key: str) -> str:
 
 def explained(error: OmegaConfBaseException, path: Path, raw: Any) -> ConfigError:
     """The error in one line: file, key, what is wrong and, for an unknown key, the known ones."""
-    key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "?")
+    key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "experiment")
     # OmegaConf names the keys of a list's entry from the entry on: find which one it refuses.
-    tasks = OmegaConf.select(raw, "injection.tasks") if key != "?" else None
+    tasks = OmegaConf.select(raw, "injection.tasks") if key != "experiment" else None
     for number, task in enumerate(tasks if isinstance(tasks, ListConfig) else ()):
         try:
             OmegaConf.merge(OmegaConf.structured(TaskConfig), task)

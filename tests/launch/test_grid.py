@@ -114,7 +114,7 @@ def loaded(load: Callable, path: Path, overrides: list[str]) -> object:
             "injection.tasks[0].train_fraction",
             "Value 'abc'",
         ),
-        ("train=3", "?", "int is not a subclass of TrainConfig"),
+        ("train=3", "experiment", "int is not a subclass of TrainConfig"),
     ],
 )
 def test_a_wrong_key_in_a_grid_is_said_as_alone(

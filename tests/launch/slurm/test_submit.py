@@ -128,7 +128,8 @@ def test_a_corpus_that_is_still_to_be_made_is_no_error_if_a_job_makes_it(
     assert "prepare 'a b.gz' --dtype uint32 --out" in text
     assert "#SBATCH --array=1-2" in text
     for own in (f"train.save_folder={tmp_path}/same", "train.run_name=same"):
-        with refuses(key=own.split("=")[0], value=own.split("=")[1], rule="each run's own"):
+        key, value = own.split("=")
+        with refuses(key=key, value=value, rule="each run's own", of="sweep grid, run s1: "):
             shown(sweep, out=tmp_path / "out", overrides=[*later, own], after="12")
     # What can be checked without it is checked.
     with refuses(key="train.run_nam", rule="'run_name'"):
