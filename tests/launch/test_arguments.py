@@ -160,7 +160,7 @@ def test_torchruns_account_of_an_error_is_announced_in_a_line(
 def test_a_mixture_without_the_theorys_width_names_the_option_that_gives_it(typed: Typed) -> None:
     status, _, said = typed("scaling mixture {file}", file=MIXTURE)
     assert status == 2
-    assert f"{MIXTURE}: features_per_d_model must be given" in said
+    assert f"{MIXTURE} cannot be used: features_per_d_model must be given" in said
     assert "--calibrate RUNS" in said
     line = "scaling mixture {file} --calibrate {records}"
     assert typed(line, file=MIXTURE, records=RECORDS)[0] == 0
