@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,10 @@ from olmo.config import (
     TrainConfig,
     WandbConfig,
 )
-from refusals import refuses
+from refusals import Words, refuses
 
 from data_injection.corpus.prepare import prepare_corpus
-from data_injection.errors import ConfigError
+from data_injection.errors import NO_VALUE, ConfigError
 from launch.grid_loader import GridLoader
 from olmo_ext.callbacks.build import build_callbacks
 from olmo_ext.checks import NUMBERS, num_steps, numbers
@@ -31,54 +32,83 @@ Write = Callable[..., Path]
 TWO_BIG_TASKS = "[{name: a, num_symbols: 9, schedule: {rate: 6}}, {name: b, num_symbols: 9, schedule: {rate: 3}}]"  # noqa: E501
 
 
+TASKS = "injection.tasks"
+
+
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "key", "value", "rule", "remedy"),
     [
-        ("trian.seed=1", ["trian", "not in"]),
-        ("train.modell.d_model=8", ["train.modell", "not in"]),
-        ("train.model.width=8", ["train.model.width", "d_model"]),
-        ("train.model.d_model=wide", ["train.model.d_model", "wide"]),
-        ("train.seed", ["train.seed", "key=value"]),
+        ("trian.seed=1", "trian", NO_VALUE, ("not in", "'train'"), ""),
+        ("train.modell.d_model=8", "train.modell", NO_VALUE, ("not in", "'model'"), ""),
+        ("train.model.width=8", "train.model.width", NO_VALUE, "not in", "d_model"),
+        ("train.model.d_model=wide", "train.model.d_model", NO_VALUE, "'wide'", ""),
+        ("train.seed", "override", "train.seed", "key=value", "train.seed=1"),
         (
-            "injection.tasks=[{name: a, family: group_composition, params: {group: Z9}}]",
-            ["tasks[0].params.group", "Z9", "C2 to C120"],
+            f"{TASKS}=[{{name: a, family: group_composition, params: {{group: Z9}}}}]",
+            f"{TASKS}[0].params.group",
+            "Z9",
+            "C2 to C120",
+            "",
         ),
         (
-            "injection.tasks=[{name: a, family: group_composition, num_symbols: 5, params: {group: C6}}]",  # noqa: E501
-            ["tasks[0].num_symbols", "at least 6", "got 5"],
+            f"{TASKS}=[{{name: a, family: group_composition, num_symbols: 5, params: {{group: C6}}}}]",  # noqa: E501
+            f"{TASKS}[0].num_symbols",
+            5,
+            "at least 6",
+            "",
         ),
         # The plan.
-        ("injection.tasks.0.schedule.rate=9", ["tasks[0].schedule", "9", "at most 8"]),
-        ("injection.tasks.0.schedule.rate=-1", ["tasks[0].schedule.rate", "-1"]),
-        (f"injection.tasks={TWO_BIG_TASKS}", ["ask for 9 at step 0", "8 rows", "most", "5"]),
-        ("injection.tasks.0.num_symbols=300", ["tasks[0]", "num_symbols", "256"]),
-        ("injection.tasks.0.family=compare", ["tasks[0].family", "compare", "comparison"]),
-        ("injection.tasks.1.name=cmp", ["tasks[1].name", "unique"]),
-        ("injection.tasks.-1.nam=a", ["injection.tasks[1].nam", "not in"]),
-        ("injection.tasks.-1.schedule.phase=a", ["injection.tasks[1].schedule.phase", "'a'"]),
-        ("injection.tasks.-3.name=a", ["injection.tasks.-3 must", "0 to 1"]),
-        ("injection.tasks.x.name=a", ["injection.tasks.x must", "0 to 1"]),
-        ("train.evaluators.0.label=a", ["must have lists", "train.evaluators.0"]),
+        (f"{TASKS}.0.schedule.rate=9", f"{TASKS}[0].schedule", 9, "at most 8", ""),
+        (f"{TASKS}.0.schedule.rate=-1", f"{TASKS}[0].schedule.rate", -1, "negative", "0"),
+        (f"{TASKS}={TWO_BIG_TASKS}", TASKS, NO_VALUE, ("8 rows", "ask for 9 at step 0"), "is 5"),
+        (f"{TASKS}.0.num_symbols=300", f"{TASKS}[0]", NO_VALUE, "256", "num_symbols"),
+        (f"{TASKS}.0.family=compare", f"{TASKS}[0].family", "compare", "one of", "'comparison'"),
+        (f"{TASKS}.1.name=cmp", f"{TASKS}[1].name", "cmp", "unique", ""),
+        (f"{TASKS}.-1.nam=a", f"{TASKS}[1].nam", NO_VALUE, ("not in", "'name'"), ""),
+        (f"{TASKS}.-1.schedule.phase=a", f"{TASKS}[1].schedule.phase", NO_VALUE, "'a'", ""),
+        (f"{TASKS}.-3.name=a", f"{TASKS}.-3", NO_VALUE, "0 to 1", ""),
+        (f"{TASKS}.x.name=a", f"{TASKS}.x", NO_VALUE, "0 to 1", ""),
         (
-            "injection.tasks=[{name: a, symbols: [5, 6, 7]}, {name: b, symbols: [7, 8, 9]}]",
-            ["tasks[1]", "[7]", "share_symbols_with: a"],
+            f"{TASKS}=[{{name: a, symbols: [5, 6, 7]}}, {{name: b, symbols: [7, 8, 9]}}]",
+            f"{TASKS}[1]",
+            [7],
+            "task 'a'",
+            "share_symbols_with: a",
         ),
-        ("injection.offset=13", ["injection.offset", "12", "13"]),
+        ("injection.offset=13", "injection.offset", 13, "[0, 12]", ""),
         # Callbacks.
-        ("callbacks.task_evil={}", ["callbacks", "task_evil", "task_eval"]),
-        ("callbacks.task_eval.evry=3", ["callbacks.task_eval", "evry", "every"]),
-        ("callbacks.task_eval.every=0", ["callbacks.task_eval.every", "0"]),
+        ("callbacks.task_evil={}", "callbacks", "task_evil", "one of", "'task_eval'"),
+        (
+            "callbacks.task_eval.evry=3",
+            "callbacks.task_eval",
+            {"every": 1, "evry": 3},
+            ("'evry'", "'every'"),
+            "every",
+        ),
+        ("callbacks.task_eval.every=0", "callbacks.task_eval.every", 0, "at least 1", ""),
     ],
 )
 def test_a_bad_setting_is_named_with_its_remedy(
-    override: str, said: list[str], write_experiment: Write, tmp_path: Path
+    override: str,
+    key: str,
+    value: Any,
+    rule: Words,
+    remedy: str,
+    write_experiment: Write,
+    tmp_path: Path,
 ) -> None:
     experiment = write_experiment()
     before = {p.name for p in tmp_path.iterdir()}
-    with pytest.raises(ConfigError) as error:
+    with refuses(key=key, value=value, rule=rule, remedy=remedy):
         train(load_experiment(experiment, [override]))
-    for words in said:
-        assert words in str(error.value), str(error.value)
+    assert {p.name for p in tmp_path.iterdir()} == before
+
+
+def test_a_list_where_keys_belong_is_refused(write_experiment: Write, tmp_path: Path) -> None:
+    experiment, override = write_experiment(), "train.evaluators.0.label=a"
+    before = {p.name for p in tmp_path.iterdir()}
+    with refuses(key=experiment, value=[override], rule="lists where lists belong"):
+        train(load_experiment(experiment, [override]))
     assert {p.name for p in tmp_path.iterdir()} == before
 
 
@@ -165,24 +195,32 @@ def test_an_optimizer_or_scheduler_that_cannot_be_built_is_found_by_a_dry_run(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "said"),
+    ("tokens", "key", "rule"),
     [
-        (np.full(37 * 16, 255, dtype=np.uint32), ["memmap_dtype", "uint32"]),
-        (np.full(37 * 16, 300, dtype=np.uint16), ["300", "vocab_size 256"]),
-        (np.full(15, 3, dtype=np.uint16), ["15 tokens", "max_sequence_length=16"]),
-        (np.full(7 * 16, 3, dtype=np.uint16), ["7 rows", "one batch of 8"]),
-        (np.full(37 * 16 * 2 + 1, 3, dtype=np.uint8), ["uint16", "must be of a size that divides"]),
+        (np.full(37 * 16, 255, dtype=np.uint32), "train.data.memmap_dtype", "like uint32"),
+        (np.full(37 * 16, 300, dtype=np.uint16), "train.data.paths", "vocab_size 256, not 300"),
+        (
+            np.full(15, 3, dtype=np.uint16),
+            "train.data.paths",
+            ("15 tokens", "max_sequence_length=16"),
+        ),
+        (np.full(7 * 16, 3, dtype=np.uint16), "the corpus", ("7 rows", "one batch of 8")),
+        (
+            np.full(37 * 16 * 2 + 1, 3, dtype=np.uint8),
+            "train.data.memmap_dtype",
+            "a size that divides",
+        ),
     ],
 )
 def test_a_bad_memmap_is_refused(
-    tokens: np.ndarray, said: list[str], write_experiment: Write, tmp_path: Path
+    tokens: np.ndarray, key: str, rule: Words, write_experiment: Write, tmp_path: Path
 ) -> None:
     experiment = write_experiment()
-    tokens.tofile(tmp_path / "tokens.npy")
-    with pytest.raises(ConfigError) as error:
+    path = tmp_path / "tokens.npy"
+    tokens.tofile(path)
+    value = {"train.data.memmap_dtype": "uint16", "train.data.paths": path}.get(key, NO_VALUE)
+    with refuses(key=key, value=value, rule=rule):
         train(load_experiment(experiment))
-    for words in said:
-        assert words in str(error.value), str(error.value)
     assert not (tmp_path / "run").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 import warm
+from olmo.config import InstanceFilterConfig
 from olmo.optim import build_scheduler
 from refusals import refuses
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 import olmo_ext.prepare
-from data_injection.errors import ConfigError
 from data_injection.ledger import LedgerWriter, read_segments
 from data_injection.lock import is_locked, lock_folder
 from eval.audit.audit import audit_run
@@ -597,31 +598,52 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "resume", "said"),
+    ("overrides", "name", "now", "then"),
     [
-        ([], False, ["save_folder", "in use", "--resume"]),
-        (["injection.seed=1"], True, ["plan.seed: 1 now, 0 before", "cannot be resumed"]),
-        (["injection.tasks.0.schedule.rate=3"], True, ["tasks.cmp", "rate_per_step", "'3' now"]),
-        (["train.data.seed=3"], True, ["data_seed: 3 now, 7 before"]),
-        (["train.data.instance_filter={}"], True, ["instance_filter", "cannot be resumed"]),
-        (["train.distributed_strategy=fsdp"], True, ["distributed_strategy: 'fsdp' now"]),
-        (["train.seed=8", "train.data.seed=7"], True, ["train.seed: 8 now, 7 before"]),
-        (["train.optimizer.learning_rate=0.5"], True, ["optimizer.learning_rate: 0.5 now"]),
-        (["train.model.n_heads=4"], True, ["model.n_heads: 4 now, 2 before"]),
-        (["train.model.d_model=32"], True, ["model.d_model: 32 now, 16 before"]),
-        (["train.run_name=other"], True, ["run_name: 'other' now"]),
-        (["rung=other"], True, ["rung: 'other' now"]),
-        (["train.global_train_batch_size=4"], True, ["batch_size: 4 now, 8 before"]),
+        (["injection.seed=1"], "plan.seed", 1, 0),
+        (["injection.tasks.0.schedule.rate=3"], "plan.tasks.cmp.schedule.rate_per_step", "3", "2"),
+        (["train.data.seed=3"], "data_seed", 3, 7),
+        (
+            ["train.data.instance_filter={}"],
+            "instance_filter",
+            asdict(InstanceFilterConfig()),
+            None,
+        ),
+        (["train.distributed_strategy=fsdp"], "train.distributed_strategy", "fsdp", "ddp"),
+        (["train.seed=8", "train.data.seed=7"], "train.seed", 8, 7),
+        (["train.optimizer.learning_rate=0.5"], "train.optimizer.learning_rate", 0.5, 0.01),
+        (["train.model.n_heads=4"], "train.model.n_heads", 4, 2),
+        (["train.model.d_model=32"], "train.model.d_model", 32, 16),
+        (["train.run_name=other"], "train.run_name", "other", "tiny"),
+        (["rung=other"], "rung", "other", "tiny"),
+        (["train.global_train_batch_size=4"], "plan.batch_size", 4, 8),
     ],
 )
 def test_resuming_another_run_is_refused_with_the_difference(
-    overrides: list[str], resume: bool, said: list[str], one_rank: Path, write_experiment: Write
+    overrides: list[str],
+    name: str,
+    now: object,
+    then: object,
+    one_rank: Path,
+    write_experiment: Write,
 ) -> None:
     before = snapshot(one_rank)
-    with pytest.raises(ConfigError) as error:
-        train(load_experiment(write_experiment(), overrides), resume=resume)
-    for words in said:
-        assert words in str(error.value), str(error.value)
+    with refuses(key=one_rank, rule="cannot be resumed", remedy="Restore") as error:
+        train(load_experiment(write_experiment(), overrides), resume=True)
+    assert (name, now, then) in error.value.value
+    assert f"  {name}: {now!r} now, {then!r} before" in str(error.value)
+    # The plan's digest goes with any other of its keys; nothing else differs unasked.
+    others = {one for one, *_ in error.value.value} - {name}
+    assert all(one.startswith("plan.") for one in others)
+    assert snapshot(one_rank) == before
+
+
+def test_starting_where_a_run_has_finished_is_refused(
+    one_rank: Path, write_experiment: Write
+) -> None:
+    before = snapshot(one_rank)
+    with refuses(key="train.save_folder", value=one_rank, rule="in use", remedy="--resume"):
+        train(load_experiment(write_experiment()))
     assert snapshot(one_rank) == before
 
 
