@@ -78,6 +78,13 @@ print(DOCUMENT.is_file(), load_site("configs/sites/slurm-gpu.yaml").partition)
 """
 
 
+PREPARE = """
+from data_injection.corpus.prepare import prepare_embedded
+
+prepare_embedded("corpus", max_documents=60)
+"""
+
+
 @pytest.mark.slow
 def test_a_wheel_brings_every_config_that_a_verb_needs(environment: Path, tmp_path: Path) -> None:
     prefix = f"PREFIX = {str(environment)!r}\n"
@@ -99,8 +106,10 @@ def test_a_wheel_brings_every_config_that_a_verb_needs(environment: Path, tmp_pa
 def test_a_wheel_trains_and_reports_outside_of_the_checkout(
     environment: Path, tmp_path: Path
 ) -> None:
-    """One width: that the answer rises from the first to the next is `make smoke`'s."""
-    words = ("quickstart", "--smoke", "--widths", "16", "--out", "runs")
+    """One width, 60 documents a source: that the answer rises from one width to the next, and the
+    whole embedded text, are `make smoke`'s."""
+    run(environment, tmp_path, "python", "-c", PREPARE)
+    words = ("quickstart", "--smoke", "--widths", "16", "--out", "runs", "--corpus", "corpus")
     run(environment, tmp_path, "olmo-ext", *words)
     assert (tmp_path / "runs" / "report.html").is_file()
 

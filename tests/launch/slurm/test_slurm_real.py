@@ -198,7 +198,7 @@ def test_a_cancelled_job_leaves_no_process_and_does_not_come_back(
     wait_for(
         lambda: not slurm.processes() and not any(Path(f"/proc/{pid}").exists() for pid in below),
         "end of every process",
-        seconds=15,
+        seconds=60,  # the run itself would go on for longer
     )
     assert slurm.job(job)["Restarts"] == "0"
     ((status,), _) = find_status([run])

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import warm
 from refusals import refuses
 from rich.console import Console
 from waiting import wait_until
@@ -249,7 +250,7 @@ def test_a_sweep_that_is_killed_leaves_no_run_alive_and_goes_on_afterwards(
     sweep.kill()
     sweep.wait()
     wait_until(lambda: not any(map(alive, below)))
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = warm.run(*command[3:], cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     for folder in folders:
         starts = json.loads((folder / "run.json").read_text())["starts"]

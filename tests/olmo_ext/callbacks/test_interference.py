@@ -146,7 +146,11 @@ def test_two_ranks_train_the_same_with_it_and_measure_what_one_does(
         folders[name] = tmp_path / name
         experiment = edited(write_experiment, settings=settings, distributed_strategy=strategy)
         override = f"train.save_folder={folders[name]}"
-        run_worker(experiment, str(tmp_path / f"{name}.json"), override, ranks=ranks)
+        if ranks == 1:
+            train(load_experiment(experiment, [override]))
+        else:
+            done = warm.run("train", experiment, "-o", override, ranks=ranks)
+            assert done.returncode == 0, done.stdout + done.stderr
     assert_same_run(folders["with"], folders["bare"])
     key = ["step", "task", "metric", "group", "layer", "other_task"]
     fields = ["value", "null_labels", "null_random", "perp", "norm", "dim"]
