@@ -11,11 +11,14 @@ import pandas as pd
 import pytest
 import torch
 import warm
+from olmo.config import ModelConfig, TrainConfig
+from olmo.model import OLMo
 
 from data_injection.errors import ConfigError
 from eval.records import read_records
 from olmo_ext.callbacks.loss_budget import LossBudget
 from olmo_ext.config import load_experiment
+from olmo_ext.engines.stock import StockEngine
 from olmo_ext.train import train
 
 Write = Callable[..., Path]
@@ -213,6 +216,35 @@ def test_a_run_that_begins_to_measure_late_waits_for_momentum_that_it_did_not_se
     run(edited(write_experiment), tmp_path / "run", "train.stop_at=6")
     path = edited(write_experiment, settings=EVERY_STEP)
     assert "budget" not in set(run(path, tmp_path / "run", resume=True).metric)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_of_some_tokens_are_the_heads_and_so_are_their_gradients(
+    tied: bool, precision: str
+) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        d_model=16, n_heads=2, n_layers=1, mlp_ratio=2, max_sequence_length=8, vocab_size=64,
+        embedding_size=64, weight_tying=tied, scale_logits=True, rope=True, include_bias=False,
+        attention_dropout=0.0, residual_dropout=0.0, embedding_dropout=0.0, init_device="cpu",
+    )  # fmt: skip
+    model = OLMo(config)
+    cfg = TrainConfig(model=config, precision=precision, device_train_microbatch_size=1)
+    where: Any = SimpleNamespace(cfg=cfg, model=model, dist_model=model, device=torch.device("cpu"))
+    engine, ids_BT = StockEngine(where), torch.randint(64, (5, 3))
+    found = []
+    for of in (torch.tensor([3, 7, 60]), None):
+        model.zero_grad(set_to_none=True)
+        with engine.autocast():
+            logits_BV = engine.logits(ids_BT, of=of)
+        logits_BC = logits_BV if of is not None else logits_BV[:, [3, 7, 60]]
+        logits_BC.logsumexp(-1).sum().backward()
+        found.append([logits_BC, *(p.grad for p in model.parameters())])
+    near = 1e-6 if precision == "fp32" else 1e-2
+    for some, whole in zip(*found, strict=True):
+        assert whole.abs().max() > 0
+        assert (some - whole).abs().max() <= near * whole.abs().max()
 
 
 @pytest.mark.parametrize(
