@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,11 @@ def sweeps() -> Iterator[tuple[str, Sweep]]:
         yield name, quickstart_sweep(widths=widths, seeds=(6198,), smoke=smoke)
 
 
+@cache  # hundreds of points are of a few files
+def vocab_of(experiment: Path) -> int:
+    return yaml.safe_load(experiment.read_text())["train"]["model"]["vocab_size"]
+
+
 def plan_hashes(folder: Path) -> dict[str, dict[str, str]]:
     """The first 16 hex digits of each point's plan hash, by config; `folder` takes two files."""
     memo, found = Memo(), {}
@@ -51,7 +57,7 @@ def plan_hashes(folder: Path) -> dict[str, dict[str, str]]:
     for config, sweep in sweeps():
         hashes = found[config] = {}
         for point in sweep.points():
-            vocab = yaml.safe_load(point.experiment.read_text())["train"]["model"]["vocab_size"]
+            vocab = vocab_of(point.experiment)
             corpus = [
                 "corpus=null",
                 f"train.data.paths=[{folder / str(vocab)}.npy]",
