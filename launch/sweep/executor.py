@@ -108,6 +108,11 @@ def default_jobs(gpus: Sequence[str]) -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def pin(slot: int, gpus: Sequence[str]) -> dict[str, str]:
+    """The environment of the run in a slot: with more slots than GPUs several share one."""
+    return {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
+
+
 @dataclass(frozen=True)
 class Started:
     """A run's process, and where it began."""
@@ -165,12 +170,9 @@ def train_all(
         gpus: to pin runs to, one each; with more jobs than GPUs several share one.
         minutes: after these the running ones save and end and no other is started.
 
-    Raises:
-        ConfigError: another sweep trains in the folder, or a run there has other settings.
+    Raises ConfigError as `own_folders`.
     """
-    with _own_folders(runs):
-        for run in runs:
-            run.check_settings()
+    with own_folders(runs):
         waiting = [run for run in runs if not run.finished]
         if done := len(runs) - len(waiting):
             console.print(f"{done} of {len(runs)} runs: finished earlier, not trained again")
@@ -179,8 +181,12 @@ def train_all(
 
 
 @contextmanager
-def _own_folders(runs: Sequence[Run]) -> Iterator[None]:
-    """The folders that hold the runs, against a second sweep; freed however this process ends."""
+def own_folders(runs: Sequence[Run]) -> Iterator[None]:
+    """The folders that hold the runs, against a second sweep; freed however this process ends.
+
+    Raises:
+        ConfigError: another sweep trains in one, or a run there has other settings.
+    """
     with ExitStack() as stack:
         for folder in sorted({run.folder.parent for run in runs}):
             try:
@@ -188,6 +194,8 @@ def _own_folders(runs: Sequence[Run]) -> Iterator[None]:
             except ConfigError:
                 rule, remedy = "is trained in by another sweep", "wait for it or choose another"
                 raise ConfigError(key="--out", value=folder, rule=rule, remedy=remedy) from None
+        for run in runs:
+            run.check_settings()
         yield
 
 
@@ -209,7 +217,7 @@ class _Executor:
 
     def train(self, waiting: list[Run]) -> list[Failure]:
         total, finished = sum(run.num_tokens for run in waiting), 0
-        with _stopping(self.running), progress_bar(self.console, lines=False) as bar:
+        with stopping(self.running), progress_bar(self.console, lines=False) as bar:
             num_runs = len(waiting)
             said = time.monotonic()
             while waiting or self.running:
@@ -257,8 +265,7 @@ class _Executor:
             waiting.remove(run)
             slot = min(set(range(self.jobs)) - set(self.running))
             self.attempts[run.name] += 1
-            pin = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
-            self.running[slot] = start(run, pin)
+            self.running[slot] = start(run, pin(slot, self.gpus))
 
     def _stop(self) -> None:
         """Ask the running ones, once, to save and end."""
@@ -313,7 +320,7 @@ def start(run: Run, environment: Mapping[str, str] | None = None) -> Started:
 
 
 @contextmanager
-def _stopping(running: Mapping[int, Started]) -> Iterator[None]:
+def stopping(running: Mapping[int, Started]) -> Iterator[None]:
     """Ends the running ones however this process ends; after a SIGKILL they end by themselves."""
 
     def terminate(number: int, frame: object) -> None:

@@ -30,7 +30,7 @@ from launch.grid import Sweep
 from launch.reckon import Reckoner
 from launch.runs import Run
 from launch.sweep.frontier import Kind, RateFrontier, check_alike, fit_frontiers, kinds_of
-from launch.sweep.sweep import train_sweeps
+from launch.sweep.sweep import Jobs, train_sweeps
 from launch.terminal import say, typed_command
 
 UNITS = ("tokens", "flops", "gpuh")
@@ -197,7 +197,7 @@ def screen_sweeps(
     *,
     budget: str,
     out: Path,
-    jobs: int | None,
+    jobs: Jobs,
     retries: int,
     plan: bool,
     peak_tflops: float,

@@ -9,9 +9,10 @@ trained again. What a sweep's YAML says: launch/grid.py.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -19,13 +20,24 @@ from rich.table import Table
 from eval.text import count, new_table, number, print_table
 from launch.json_file import write_rows
 from launch.runs import Run
-from launch.sweep.executor import Failure, RunFailed, default_jobs, train_all, visible_gpus
+from launch.sweep.executor import (
+    Failure,
+    RunFailed,
+    default_jobs,
+    own_folders,
+    train_all,
+    visible_gpus,
+)
+from launch.sweep.probe import probe_jobs
+
+Jobs = int | Literal["auto"] | None
+"""Runs side by side. None: one a GPU, without GPUs one a core; auto: as many as a probe says."""
 
 
 def train_sweeps(
     runs: Sequence[Run],
     *,
-    jobs: int | None,
+    jobs: Jobs,
     retries: int,
     minutes: float | None = None,
     console: Console,
@@ -33,8 +45,7 @@ def train_sweeps(
     """Train every run; those that fail are tried again, the rest goes on, all failures are shown.
 
     Args:
-        jobs: runs side by side; default: one a GPU, without GPUs one a core.
-        minutes: after these what runs is saved and ends, and no more is started.
+        minutes: after these, a probe's among them, what runs is saved and no more is started.
 
     Returns:
         what is left, which is named.
@@ -42,14 +53,18 @@ def train_sweeps(
     Raises:
         RunFailed: at the end, if some were given up; the message counts them.
     """
-    gpus = visible_gpus()
+    gpus, began = visible_gpus(), time.monotonic()
+    if jobs == "auto":
+        with own_folders(runs):
+            jobs = probe_jobs(runs, gpus=gpus, console=console)
+    rest = None if minutes is None else minutes - (time.monotonic() - began) / 60
     jobs = min(jobs or default_jobs(gpus), max(len(runs), 1))
     console.print(
         f"{len(runs)} runs, {jobs} side by side"
         + (f", pinned to GPUs {', '.join(gpus)}" if gpus else ", one core each")
     )
     failures = train_all(
-        runs, jobs=jobs, retries=retries, minutes=minutes, gpus=gpus, keep_going=True,
+        runs, jobs=jobs, retries=retries, minutes=rest, gpus=gpus, keep_going=True,
         console=console,
     )  # fmt: skip
     left = [run for run in runs if not run.finished] if minutes is not None else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from launch.terminal import (
     say,
     tables,
 )
+
+if TYPE_CHECKING:
+    from launch.sweep.sweep import Jobs
 
 
 def quickstart(
@@ -76,7 +79,12 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Runs go to OUT/<sweep>/<labels>.")] = Path("runs"),
     override: Overrides = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; default: one a GPU, or a core.")
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Runs side by side; default: one a GPU, or a core; auto: what a probe of a minute "
+            "finds fastest in total.",
+        ),
     ] = None,
     retries: Annotated[int, typer.Option(min=0, help="More starts for a run that fails.")] = 1,
     minutes: Annotated[
@@ -101,7 +109,7 @@ def sweep(
     from launch.sweep.executor import start_server
     from launch.sweep.sweep import show_runs, train_sweeps
 
-    plan = plan or before
+    plan, side_by_side = plan or before, _jobs(jobs)
     if json is not None and (screen is not None or not plan):
         why = "has an effect with --dry-run alone"
         raise ConfigError(key="--json", value=str(json), rule=why, remedy="leave it out")
@@ -122,7 +130,7 @@ def sweep(
 
         with _training():
             screen_sweeps(
-                loaded, runs, budget=screen, out=out, jobs=jobs, retries=retries, plan=plan,
+                loaded, runs, budget=screen, out=out, jobs=side_by_side, retries=retries, plan=plan,
                 **device, console=console, overrides=override or [],
             )  # fmt: skip
         return
@@ -130,7 +138,9 @@ def sweep(
         show_runs(runs, tables(json), json=json, **device)
         return
     with _training():
-        left = train_sweeps(runs, jobs=jobs, retries=retries, minutes=minutes, console=console)
+        left = train_sweeps(
+            runs, jobs=side_by_side, retries=retries, minutes=minutes, console=console
+        )
     console.print(f"{len(runs) - len(left)} runs done; figures and tables of each sweep:")
     for one in loaded:
         console.print(f"  olmo-ext report {out / one.name}")
@@ -151,6 +161,18 @@ def confirm(
 
     with _training():
         run(chapter, runs, out=out, jobs=jobs, console=console)
+
+
+def _jobs(text: str | None) -> Jobs:
+    """What --jobs says. Raises ConfigError."""
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if not (text.isdecimal() and int(text) > 0):
+        rule, remedy = "must be a positive number or auto", "leave it out for one a GPU, or a core"
+        raise ConfigError(key="--jobs", value=text, rule=rule, remedy=remedy)
+    return int(text)
 
 
 @contextmanager
