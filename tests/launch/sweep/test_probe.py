@@ -1,4 +1,4 @@
-"""`--jobs auto`: the number side by side that trains the most in total, by a probe before the runs."""
+"""`--jobs auto`: the number side by side that trains most in total, by a probe before the runs."""
 
 from __future__ import annotations
 
