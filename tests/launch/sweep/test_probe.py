@@ -22,31 +22,6 @@ from launch.sweep.verbs import _jobs
 Write = Callable[..., Path]
 
 
-@pytest.mark.parametrize(
-    ("speeds", "tried", "chosen"),
-    [
-        ({1: 10, 2: 19, 4: 30, 8: 31}, [1, 2, 4, 8], 4),  # launch-bound, then full
-        ({1: 10, 2: 10.9, 4: 40}, [1, 2], 1),  # 9% more may be chance; nothing beyond is tried
-        ({2: 20, 4: 22}, [2, 4], 4),  # two GPUs, exactly a tenth
-        ({1: 10, 2: None, 4: 40}, [1], 1),  # two cannot be trained
-        ({1: None, 2: 9}, [], None),
-    ],
-)
-def test_the_most_steps_a_second_by_a_clear_margin_are_chosen(
-    speeds: dict, tried: list[int], chosen: int | None
-) -> None:
-    told = probe.climb(list(speeds), speeds.__getitem__)
-    assert list(told) == tried
-    assert probe.best(told) == chosen
-
-
-def test_numbers_are_a_multiple_of_the_gpus_and_no_more_than_allowed() -> None:
-    assert probe.doubled(1, most=8) == [1, 2, 4, 8]
-    assert probe.doubled(2, most=7) == [2, 4, 7]
-    assert probe.doubled(4, most=3) == [3]  # fewer runs than GPUs
-    assert probe.doubled(1, most=0) == [1]  # nothing left to train
-
-
 def test_memory_bounds_them_by_the_largest_runs_peak(
     write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,9 +31,14 @@ def test_memory_bounds_them_by_the_largest_runs_peak(
     assert peaks["demo-large"] > peaks["demo-small"]
     needed = peaks["demo-large"] + probe.PROCESS_BYTES
     for room, fit in ((3.01, 3), (2.99, 2), (0.5, 1)):  # one is tried in any case
-        card = int(room * needed / probe.USABLE)
-        monkeypatch.setattr(probe, "_device_bytes", lambda gpus, card=card: card)
-        assert probe.runs_that_fit(runs, gpus=["0"]) == fit
+        give_cards(monkeypatch, int(room * needed / probe.USABLE))
+        assert probe.runs_that_fit(runs, gpus=["0", "1"]) == fit
+
+
+def give_cards(monkeypatch: pytest.MonkeyPatch, smallest: int) -> None:
+    """Two GPUs, the second with `smallest` bytes."""
+    cards = [SimpleNamespace(total_memory=10**13), SimpleNamespace(total_memory=smallest)]
+    monkeypatch.setattr("torch.cuda.get_device_properties", cards.__getitem__)
 
 
 def _peak(run: Run) -> float:
@@ -122,37 +102,66 @@ def test_one_that_ends_gives_no_speed(tmp_path: Path, started: list) -> None:
     assert probe.total_speed(runs, gpus=[]) is None
 
 
-def test_the_bound_and_the_figures_are_told_and_the_first_ready_run_is_tried(
-    write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("speeds", "tried", "chosen"),
+    [
+        ({2: 20.0, 4: 38.0, 8: 60.0, 16: 62.0}, [2, 4, 8, 16], 8),  # launch-bound, then full
+        ({2: 20.0, 4: 21.8, 8: 80.0}, [2, 4], 2),  # 9% more may be chance: nothing beyond is tried
+        ({2: 20.0, 4: None, 8: 80.0}, [2, 4], 2),  # as where the device has too little memory
+        ({2: None}, [2], 2),
+    ],
+)
+def test_the_most_steps_a_second_by_a_clear_margin_are_chosen(
+    speeds: dict, tried: list[int], chosen: int, sixteen: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    axes = {"seed": {f"s{number}": {"train.seed": number} for number in range(6)}}
-    runs = plan_runs(Sweep("demo", (write_experiment(),), axes), tmp_path / "out")
+    asked: list[int] = []
+
+    def total_speed(copies: list[Run], *, gpus: list[str]) -> float | None:
+        asked.append(len(copies))
+        return speeds[len(copies)]
+
+    monkeypatch.setattr(probe, "total_speed", total_speed)
+    assert probe.probe_jobs(sixteen, gpus=["0", "1"], console=Console(quiet=True)) == chosen
+    assert asked == tried
+
+
+@pytest.fixture
+def sixteen(write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """Runs of one sweep, on a machine of many cores and two large GPUs."""
+    monkeypatch.setattr(probe, "default_jobs", lambda gpus: 64)
+    give_cards(monkeypatch, 10**12)
+    axes = {"seed": {f"s{number}": {"train.seed": number} for number in range(16)}}
+    return plan_runs(Sweep("demo", (write_experiment(),), axes), tmp_path / "out")
+
+
+def test_what_was_measured_is_told_and_the_runs_own_folders_are_not_touched(
+    sixteen: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried: list[list[Run]] = []
 
     def total_speed(copies: list[Run], *, gpus: list[str]) -> float:
         tried.append(copies)
-        return {2: 20.0, 4: 39.0, 6: 40.0}[len(copies)]
+        return {2: 20.0, 4: 39.04, 8: 40.0}[len(copies)]
 
     monkeypatch.setattr(probe, "total_speed", total_speed)
-    monkeypatch.setattr(probe, "default_jobs", lambda gpus: 16)
-    monkeypatch.setattr(probe, "_device_bytes", lambda gpus: 10**12)
     text = io.StringIO()
     given = {"gpus": ["0", "1"], "console": Console(file=text, width=80)}
-    assert probe.probe_jobs(runs, **given) == 4
+    nine = sixteen[:9]
+    assert probe.probe_jobs(nine, **given) == 4
     assert text.getvalue().splitlines() == [
-        "--jobs auto: 6 runs are left; trying 2, 4, 6",
-        "steps/s in total: 20 by 2, 39 by 4, 40 by 6",
+        "--jobs auto: 9 runs are left; trying 2, 4, 8",
+        "steps/s in total: 20 by 2, 39 by 4, 40 by 8",
     ]
-    copies = tried[1]
+    first, copies = nine[0], tried[1]
     assert len({run.folder for run in copies}) == 4
-    assert all(run.arguments[: len(runs[0].arguments)] == runs[0].arguments for run in copies)
-    assert all(run.settings == runs[0].settings for run in copies)
+    assert all(run.arguments[: len(first.arguments)] == first.arguments for run in copies)
+    assert all(run.settings == first.settings for run in copies)
     assert not copies[0].folder.parent.exists()
     assert not (tmp_path / "out").exists()
-    tried.clear()
-    monkeypatch.setattr(probe, "_device_bytes", lambda gpus: 10**6)
-    assert probe.probe_jobs(runs, **given) == 2
-    assert tried == []  # one each in any case: there is nothing to choose
+    give_cards(monkeypatch, 10**6)
+    assert probe.probe_jobs(nine, **given) == 2  # one each in any case
+    assert probe.probe_jobs(nine[:1], **given) == 1
+    assert len(tried) == 3  # where there is nothing to choose nothing is tried
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", ""])
@@ -175,13 +184,17 @@ def test_tiny_runs_are_measured_and_leave_nothing_behind(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(probe, "default_jobs", lambda gpus: 2)  # also on one core
     monkeypatch.setattr(probe, "SECONDS", 1.0)
+    speeds, measure = [], probe.total_speed
+    monkeypatch.setattr(
+        probe, "total_speed", lambda *a, **kw: speeds.append(measure(*a, **kw)) or speeds[-1]
+    )
     text = io.StringIO()
     chosen = probe.probe_jobs(runs, gpus=[], console=Console(file=text, width=80))
     first, second = text.getvalue().splitlines()
     assert first == "--jobs auto: 2 runs are left; trying 1, 2"
-    told = {int(n): float(s) for s, n in (p.split(" by ") for p in second[19:].split(", "))}
-    assert list(told) == [1, 2]
-    assert all(speed > 0 for speed in told.values())
-    assert chosen == probe.best(told)
+    alone, together = speeds
+    assert second == f"steps/s in total: {alone:.3g} by 1, {together:.3g} by 2"
+    assert alone > 0
+    assert chosen == (2 if together >= probe.CLEAR * alone else 1)
     assert list((tmp_path / "tmp").iterdir()) == []
     assert not (tmp_path / "out").exists()
