@@ -80,11 +80,9 @@ class Sweep:
         for name, axis in self.axes.items():
             # Some file systems take w and W for one folder.
             if not axis or len({str(label).lower() for label in axis}) < len(axis):
-                raise ConfigError(
-                    key=f"sweep {self.name}: axes.{name}",
-                    value=list(axis),
-                    rule="must have labels, all different as text (in lower case too)",
-                )
+                key = f"sweep {self.name}: axes.{name}"
+                rule = "must have labels, all different as text (in lower case too)"
+                raise ConfigError(key=key, value=list(axis), rule=rule)
         if len({stem.lower() for stem in stems}) < len(stems):
             rule = "must differ in their file names, which become names of folders"
             key = f"sweep {self.name}: experiments"
@@ -188,9 +186,6 @@ def _as_text(value: Any, *, key: str, sweep: str) -> str:
     try:
         return json.dumps(value)
     except TypeError:
-        raise ConfigError(
-            key=f"sweep {sweep}: {key}",
-            value=value,
-            rule="must be text, a number, a list or a mapping",
-            remedy="put it in quotes",
-        ) from None
+        rule, remedy = "must be text, a number, a list or a mapping", "put it in quotes"
+        key = f"sweep {sweep}: {key}"
+        raise ConfigError(key=key, value=value, rule=rule, remedy=remedy) from None

@@ -66,15 +66,11 @@ class Reckoner:
             cost = run_cost(train, num_steps=steps, **self.options)
             total = cost.num_params_total
             self._rows[key] = Row(
-                rung=experiment.rung,
-                num_runs=1,
-                strategy=str(train.distributed_strategy),
-                num_steps=steps,
-                cost=cost,
+                experiment.rung, 1, str(train.distributed_strategy), steps, cost,
                 checkpoint=checkpoint_bytes(train, total),
                 num_checkpoints=len(kept_checkpoints(train, steps)),
                 storage=storage_bytes(train, total, steps),
-            )
+            )  # fmt: skip
         return self._rows[key]
 
     def rows(self, experiments: Sequence[ExperimentConfig]) -> list[Row]:

@@ -156,18 +156,13 @@ class Planner:
             if point is not None and point.origin is not None:
                 settings["init_from"] = list(point.origin)
         options = [part for override in overrides for part in ("--override", override)]
+        folder = Path(train.save_folder) if own is None else own[1]
+        arguments = ("train", str(file), "--resume", *options)
+        tokens = steps * train.global_train_batch_size * train.model.max_sequence_length
         return Run(
-            name=str(train.run_name),
-            folder=Path(train.save_folder) if own is None else own[1],
-            arguments=("train", str(file), "--resume", *options),
-            num_steps=steps,
-            num_tokens=steps * train.global_train_batch_size * train.model.max_sequence_length,
-            settings=None if own is None else settings,
-            experiment=experiment,
-            stream=stream,
-            point=point,
-            corpus=corpus,
-        )
+            str(train.run_name), folder, arguments, steps, tokens,
+            None if own is None else settings, experiment, stream, point, corpus,
+        )  # fmt: skip
 
 
 def plan_runs(
@@ -223,14 +218,10 @@ def plan_sweeps(sweeps: Sequence[Sweep], out: Path, *, overrides: Sequence[str] 
 
 def _check_own(experiment: ExperimentConfig, name: str, folder: Path) -> None:
     """Raise ConfigError for a setting of all runs that gave them one name or folder."""
-    train = experiment.train
-    for key, own, got in (
-        ("train.run_name", name, train.run_name),
-        ("train.save_folder", str(folder), train.save_folder),
-    ):
-        if got != own:
-            remedy = "leave it out (--out moves the runs)"
-            raise ConfigError(key=key, value=got, rule=f"is each run's own, {own}", remedy=remedy)
+    for key, own in {"run_name": name, "save_folder": str(folder)}.items():
+        if (got := getattr(experiment.train, key)) != own:
+            rule, remedy = f"is each run's own, {own}", "leave it out (--out moves the runs)"
+            raise ConfigError(key=f"train.{key}", value=got, rule=rule, remedy=remedy)
 
 
 def _path(path: Path) -> str:

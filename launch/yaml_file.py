@@ -106,9 +106,8 @@ def from_mapping(kind: type[T], mapping: Any, *, where: str = "", as_text: bool 
             is left out.
     """
     if not isinstance(mapping, Mapping):
-        raise ConfigError(
-            key=where or "the settings", value=mapping, rule="must be keys with values"
-        )
+        rule = "must be keys with values"
+        raise ConfigError(key=where or "the settings", value=mapping, rule=rule)
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values = {}
@@ -117,9 +116,8 @@ def from_mapping(kind: type[T], mapping: Any, *, where: str = "", as_text: bool 
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
             meant = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(
-                key=place, rule="is no setting", remedy=f"{meant}there are {', '.join(fields)}"
-            )
+            remedy = f"{meant}there are {', '.join(fields)}"
+            raise ConfigError(key=place, rule="is no setting", remedy=remedy)
         if not (as_text and isinstance(value, str) and value in EMPTY):
             values[key] = _convert(value, hints[key], place, as_text)
     needed = [
@@ -155,12 +153,9 @@ def _convert(value: Any, hint: Any, where: str, as_text: bool) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(key=where, value=value, rule="must be keys with values")
-        return {
-            _convert(key, inner[0], where, as_text): _convert(
-                one, inner[1], f"{where}.{key}", as_text
-            )
-            for key, one in value.items()
-        }
+        keys = [_convert(key, inner[0], where, as_text) for key in value]
+        ones = [_convert(o, inner[1], f"{where}.{key}", as_text) for key, o in value.items()]
+        return dict(zip(keys, ones, strict=True))
     return _plain(value, hint, where, as_text)
 
 

@@ -137,16 +137,10 @@ def report_injection(
             "Middle: from scratch, last quarter of training. Right: near-tautological.",
         ),
     }
-    extra = _critical_table(critical_widths, predicted)
     tables = {"bursts": levels, "half_life": halves, "gaps": gaps}
-    parts = [
-        shown,
-        _half_table(halves, predicted),
-        _gap_table(gaps),
-        extra,
-        *_tied({"": settings.mixture}),
-    ]
-    return Result(tables, figures, [*parts, GENUINE])
+    parts = [shown, _half_table(halves, predicted), _gap_table(gaps)]
+    parts += [_critical_table(critical_widths, predicted), *_tied({"": settings.mixture}), GENUINE]
+    return Result(tables, figures, parts)
 
 
 def report_gradients(

@@ -5,23 +5,14 @@ olmo-ext theory all --out runs/theory
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from launch.terminal import JsonFile, interruptible, tables
 
-
-class Experiment(StrEnum):
-    """What `olmo-ext theory` can run; launch/lab/run.py has their parts."""
-
-    phase = "phase"
-    complexity = "complexity"
-    injection = "injection"
-    gradients = "gradients"
-    all = "all"
+Experiment = Literal["phase", "complexity", "injection", "gradients", "all"]
 
 
 def theory(
@@ -51,10 +42,9 @@ def theory(
 
     all: these four with their default settings: minutes on two cores; finished cells are kept.
     """
-    from launch.lab.run import run_experiments
+    from launch.lab.run import EXPERIMENTS, run_experiments
 
-    names = [one for one in Experiment if one != Experiment.all]
-    chosen = names if experiment == Experiment.all else [experiment]
+    chosen = list(EXPERIMENTS) if experiment == "all" else [experiment]
     with interruptible("the same command goes on from the finished cells"):
         run_experiments(
             chosen, config=config, out=out, seeds=seeds, jobs=jobs, json=json, console=tables(json)

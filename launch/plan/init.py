@@ -78,15 +78,15 @@ def init(
     experiment, sweep = folder / "experiment.yaml", folder / "sweep.yaml"
     for path in (experiment, sweep):
         if path.exists():
-            raise ConfigError(
-                key="FOLDER", value=str(folder), rule=f"has a {path.name} already",
-                remedy="name another folder, or move the file away",
-            )  # fmt: skip
+            rule, remedy = (
+                f"has a {path.name} already",
+                "name another folder, or move the file away",
+            )
+            raise ConfigError(key="FOLDER", value=str(folder), rule=rule, remedy=remedy)
     if family not in FAMILIES:
-        raise ConfigError(
-            key="--family", value=family, rule=f"must be one of {', '.join(FAMILIES)}",
-            remedy="every other is a line in the file that this writes",
-        )  # fmt: skip
+        rule = f"must be one of {', '.join(FAMILIES)}"
+        remedy = "every other is a line in the file that this writes"
+        raise ConfigError(key="--family", value=family, rule=rule, remedy=remedy)
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name).strip("-.") or "mine"
     micro = size not in LADDER
     rates = MICRO_RATES if micro else LADDER_RATES
@@ -133,10 +133,8 @@ def _train(size: str, corpus: Path, run_name: str) -> str:
     if size not in LADDER:
         width = re.fullmatch(r"w(\d{1,4})", size)
         if width is None or int(width[1]) < 4 or int(width[1]) % 4:
-            raise ConfigError(
-                key="--size", value=size,
-                rule=f"must be one of {', '.join(LADDER)}, or wN with N a multiple of 4",
-            )  # fmt: skip
+            rule = f"must be one of {', '.join(LADDER)}, or wN with N a multiple of 4"
+            raise ConfigError(key="--size", value=size, rule=rule)
         changes["d_model"] = int(width[1])
     if (corpus / "manifest.json").exists():
         from data_injection.corpus.manifest import load_manifest

@@ -105,14 +105,9 @@ def _scan(
             beat.at("scanning the corpus, tokens", done, wanted)
 
         progress(0)
-        return scan_corpus(
-            data.paths,
-            stream.plan.tasks,
-            dtype=dtype,
-            eos_token_id=experiment.train.model.eos_token_id,
-            max_tokens=max_tokens,
-            progress=progress,
-        )
+        eos = experiment.train.model.eos_token_id
+        options = {"eos_token_id": eos, "max_tokens": max_tokens, "progress": progress}
+        return scan_corpus(data.paths, stream.plan.tasks, dtype=dtype, **options)
 
 
 # -- for people ----------------------------------------------------------------------------------
@@ -193,20 +188,15 @@ def _reserved(found: Preflight) -> str:
 
 
 def _show_scan(found: Preflight, scan: CorpusScan, console: Console) -> None:
-    whole = scan.num_scanned == scan.num_tokens
-    share = (
-        ""
-        if whole
-        else (
-            f", an evenly spread sample: {scan.num_scanned / max(scan.num_tokens, 1):.2%} of "
-            f"{scan.num_tokens:,}; counts are the sample's"
-        )
-    )
+    share = ""
+    if scan.num_scanned != scan.num_tokens:
+        share = f", an evenly spread sample: {scan.num_scanned / max(scan.num_tokens, 1):.2%} of "
+        share += f"{scan.num_tokens:,}; counts are the sample's"
     console.print(f"corpus scan: {scan.num_scanned:,} tokens{share}")
     spread = ("tokens", "never", "min", "median", "max", "share")
     tokens = new_table("task", "kind", numbers=spread)
-    counted = ("train", "test", "before\nEOS", "in the\nrun", "injected", "natural /\ninjected")
-    examples = new_table("task", numbers=counted)
+    titles = ("train", "test", "before\nEOS", "in the\nrun", "injected", "natural /\ninjected")
+    examples = new_table("task", numbers=titles)
     for index, task in enumerate(found.stream.plan.tasks):
         counts = scan.tasks[index]
         for kind, values in (("symbols", counts.symbols), ("labels", counts.labels)):
@@ -214,13 +204,9 @@ def _show_scan(found: Preflight, scan: CorpusScan, console: Console) -> None:
                 tokens.add_row(task.name, kind, *_spread(values, scan))
         numbers = natural_counts(found.stream, scan, index)
         ratio = numbers["natural_per_injected"]
-        examples.add_row(
-            task.name,
-            *(f"{numbers[name]:,}" for name in ("train", "test", "before_eos")),
-            number(numbers["natural_in_run"]),
-            f"{numbers['injected']:,}",
-            "-" if ratio is None else f"{ratio:.2%}",
-        )
+        counted = [f"{numbers[name]:,}" for name in ("train", "test", "before_eos", "injected")]
+        counted.insert(3, number(numbers["natural_in_run"]))
+        examples.add_row(task.name, *counted, "-" if ratio is None else f"{ratio:.2%}")
     print_table(tokens, console)
     console.print("examples that stand in the corpus by themselves, anywhere in it:")
     print_table(examples, console)

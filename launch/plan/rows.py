@@ -75,18 +75,10 @@ def _write_parquet(path: Path, parts: Iterator[list[dict]], *, plan_hash: str) -
     import pyarrow
     import pyarrow.parquet
 
-    numbers = [(name, pyarrow.int64()) for name in ("step", "slot", "offset")]
-    schema = pyarrow.schema(
-        [
-            *numbers,
-            ("task", pyarrow.string()),
-            ("example", pyarrow.int64()),
-            ("id", pyarrow.string()),
-            ("tokens", pyarrow.list_(pyarrow.int32())),
-        ],
-        metadata={"plan_hash": plan_hash},
-    )
-    total = 0
+    kinds = dict.fromkeys(("step", "slot", "offset", "task", "example", "id"), pyarrow.int64())
+    kinds |= {"task": pyarrow.string(), "id": pyarrow.string()}
+    kinds |= {"tokens": pyarrow.list_(pyarrow.int32())}
+    schema, total = pyarrow.schema(kinds, metadata={"plan_hash": plan_hash}), 0
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         for part in parts:
             total += len(part)

@@ -61,11 +61,9 @@ def fit_source(
         _check_options(runs, large, eps)
         with progress_bar(errors) as bar:
             fitted = fit_law(
-                runs,
-                resamples=resamples,
-                seed=seed,
+                runs, resamples=resamples, seed=seed,
                 progress=lambda done: bar("resamples", done, resamples),
-            )
+            )  # fmt: skip
         answers = learnability(fitted, large=large, eps=eps)
     except ValueError as error:
         if isinstance(error, ConfigError):

@@ -214,10 +214,8 @@ def _mean_factor(found: list[Calibration], plan: MixturePlan, console: Console) 
     for one in found:
         said = one.reason
         if not math.isnan(one.factor):
-            said = (
-                f"needs {one.required_width} features, learned from d_model {one.d_model:.3g} on: "
-            )
-            said += f"{one.factor:.3g} features per d_model"
+            said = f"needs {one.required_width} features, learned from d_model {one.d_model:.3g} on"
+            said += f": {one.factor:.3g} features per d_model"
             if not math.isnan(one.low):
                 said += f" [{one.low:.3g}, {one.high:.3g} within the sizes measured]"
         say(console, f"calibration, {one.task}: {said}")
@@ -267,10 +265,8 @@ def _show_ways(
     for index, way in enumerate(ways, start=1):
         cost = ""
         if way.possible and way.kind == "frequency" and plan.tokens is not None:
-            cost = (
-                f"; {count(way.extra_tokens)} extra tokens, {way.extra_flops:.2g} extra FLOPs, or"
-            )
-            cost += " as many host tokens displaced at no FLOPs"
+            cost = f"; {count(way.extra_tokens)} extra tokens, {way.extra_flops:.2g} extra FLOPs"
+            cost += ", or as many host tokens displaced at no FLOPs"
         elif way.possible and not math.isnan(way.extra_flops):
             cost = f"; {way.extra_flops:.2g} extra FLOPs" if way.extra_flops else "; no extra FLOPs"
         mark = f"{index}." if way.possible else "-"

@@ -129,13 +129,12 @@ def _check_constant(folder: Path) -> None:
 
     name = str(load_config(folder / EXPERIMENT).train.scheduler.name)
     if name not in CONSTANT:
-        raise ConfigError(
-            key="train.scheduler.name",
-            value=f"{name} ({folder})",
-            rule="must be constant, or forgetting after a burst is at another learning rate than "
-            "in it",
-            remedy="train the pair with constant_with_warmup, as configs/confirm/chain.yaml",
+        key, value = "train.scheduler.name", f"{name} ({folder})"
+        rule = (
+            "must be constant, or forgetting after a burst is at another learning rate than in it"
         )
+        remedy = "train the pair with constant_with_warmup, as configs/confirm/chain.yaml"
+        raise ConfigError(key=key, value=value, rule=rule, remedy=remedy)
 
 
 def predicted(cell: tuple[Any, ...], pairs: list[dict[str, Any]], ceiling: float) -> dict[str, Any]:
@@ -151,12 +150,10 @@ def predicted(cell: tuple[Any, ...], pairs: list[dict[str, Any]], ceiling: float
     table = pd.DataFrame({one["seed"]: one["scores"] - one["twin"] for one in pairs}).dropna()
     table = table[(table.index > start) & (table.index < min(one["last"] for one in pairs))]
     if stop not in table.index or not (table.index > stop).any():
-        raise ConfigError(
-            key="callbacks.task_eval.every",
-            value=str(list(table.index)),
-            rule=f"must measure the score at the burst's end (step {stop}) and after it",
-            remedy="`olmo-ext eval` adds steps that have checkpoints",
-        )
+        key, value = "callbacks.task_eval.every", str(list(table.index))
+        rule = f"must measure the score at the burst's end (step {stop}) and after it"
+        remedy = "`olmo-ext eval` adds steps that have checkpoints"
+        raise ConfigError(key=key, value=value, rule=rule, remedy=remedy)
     gain, low, _ = seed_interval(table.loc[stop].tolist())
     if not (low > 0 or (len(pairs) == 1 and gain >= CLEAR)):
         raise ConfigError(

@@ -53,16 +53,10 @@ def fit(
 
     columns = {"params": params, "tokens": tokens, "flops": flops, "loss": loss}
     path = fit_source(
-        source,
-        out=out,
-        large=large,
-        eps=tuple(eps or (0.0,)),
-        resamples=resamples,
-        seed=seed,
+        source, out=out, large=large, eps=tuple(eps or (0.0,)), resamples=resamples, seed=seed,
         names={name: column for name, column in columns.items() if column is not None},
-        console=tables(json),
-        errors=errors,
-    )
+        console=tables(json), errors=errors,
+    )  # fmt: skip
     if json is not None:
         write_json(json, read_json(path))
 

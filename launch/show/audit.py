@@ -56,11 +56,8 @@ def show_explanation(explained: Explanation, console: Console) -> None:
             f"{row.split} split, exposure {row.time}; ledger: "
             f"{', '.join(row.ledger) or 'not there'}",
         )
-        for name, text in (
-            ("injected", row.tokens),
-            ("replaced", row.replaced),
-            ("followed by", row.following),
-        ):
+        texts = {"injected": row.tokens, "replaced": row.replaced, "followed by": row.following}
+        for name, text in texts.items():
             if text is not None:
                 say(console, f"  {name:<11} {_text(text)}")
         if row.file is not None:

@@ -63,8 +63,7 @@ def measure_features(
             jobs, das=das, rank=rank, search_steps=search_steps, device=device
         )
         for index, (job, what, num) in enumerate(measured, start=1):
-            said = f"{job.folder.name} step {job.checkpoint.step}: {what}"
-            say(errors, said)
+            say(errors, f"{job.folder.name} step {job.checkpoint.step}: {what}")
             bar("pieces", index, pieces)
             written += num
     rows = pd.concat([_rows_of(job) for job in jobs], ignore_index=True)

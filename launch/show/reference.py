@@ -66,17 +66,11 @@ def show_frequencies(found: ReferenceRun, console: Console) -> list[dict[str, An
         )
         false = sum(p.statement.task == task and not p.statement.correct for p in scan.places)
         rows.append({"corpus": found.name, "task": task, "false": false, **rates})
-        table.add_row(
-            task,
-            f"{rates['num']:,}\n({rates['distinct']:,})",
-            f"{false:,}",
-            f"{rates['documents']:,}",
-            number(rates["rate_per_step"]),
-            f"{number(rates['rate_low'])}\nto {number(rates['rate_high'])}",
-            number(rates["rate_per_sequence"]),
-            number(rates["rate_per_token"]),
-            number(rates["task_tokens_per_token"]),
-        )
+        counts = (f"{rates['num']:,}\n({rates['distinct']:,})", f"{false:,}")
+        spread = f"{number(rates['rate_low'])}\nto {number(rates['rate_high'])}"
+        units = ("rate_per_sequence", "rate_per_token", "task_tokens_per_token")
+        each = (f"{rates['documents']:,}", number(rates["rate_per_step"]), spread)
+        table.add_row(task, *counts, *each, *(number(rates[unit]) for unit in units))
     print_table(table, console)
     for task in TASKS:
         common = Counter(place.statement.text for place in found.true_places(task))

@@ -84,8 +84,7 @@ def evaluate(
         for one in run(sources, choice=choice, asked=asked, device=device, jobs=jobs):
             done.append(one)
             said = one.problem or (f"{len(one.rows)} rows" if one.rows else "already there")
-            line = f"{one.source.path}: {said}"
-            say(errors, line)
+            say(errors, f"{one.source.path}: {said}")
             bar("checkpoints", len(done), len(found))
     table = results(found, done, choice)
     print_scores(table, tables(json))

@@ -151,16 +151,9 @@ def render_prepare(
         check_line(word, what="--prepare")
     partition = site.prepare_partition or site.partition
     lines = [directive("job-name", job_name(f"{name}-corpus"))]
-    lines += [
-        directive(option, value)
-        for option, value in (
-            ("partition", partition),
-            ("account", site.account),
-            ("qos", site.qos),
-            ("mem", site.prepare_memory),
-        )
-        if value is not None
-    ]
+    given = {"partition": partition, "account": site.account, "qos": site.qos}
+    given["mem"] = site.prepare_memory
+    lines += [directive(option, value) for option, value in given.items() if value is not None]
     lines += [directive("nodes", 1), directive("ntasks", 1)]
     lines.append(directive("cpus-per-task", site.prepare_cpus))
     lines.append(directive("time", site.prepare_time))
@@ -235,16 +228,11 @@ def _has_container(site: Cluster) -> bool:
 def _srun(site: Cluster, *, shutdown_timeout: int) -> str:
     """One torchrun a node; a line an option."""
     several = site.nodes > 1
+    meeting = {"rdzv_endpoint": _MEETING, "rdzv_id": "ID"} if several else {}
     command = torchrun_command(
-        (),
-        nproc=site.ranks,
-        nnodes=site.nodes,
-        rdzv_endpoint=_MEETING if several else None,
-        rdzv_id="ID" if several else None,
+        (), nproc=site.ranks, nnodes=site.nodes, **meeting, bin_folder=Path(), driver=site.driver,
         shutdown_timeout=max(shutdown_timeout, 60),
-        bin_folder=Path(),
-        driver=site.driver,
-    )
+    )  # fmt: skip
     words = [
         f"srun --nodes={site.nodes} --ntasks={site.nodes} --ntasks-per-node=1",
         f"--kill-on-bad-exit=0 --wait={max(shutdown_timeout, 600)}",

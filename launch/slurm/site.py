@@ -137,9 +137,8 @@ class Cluster:
         for key in ("directives", "setup", "srun_options", "container"):
             for line in getattr(self, key):
                 if _has_control(line):
-                    raise ConfigError(
-                        key=key, value=line, rule=_ONE_LINE, remedy="one line an entry"
-                    )
+                    remedy = "one line an entry"
+                    raise ConfigError(key=key, value=line, rule=_ONE_LINE, remedy=remedy)
         for key, ours in (("directives", OURS), ("srun_options", OURS_OF_SRUN)):
             for option in getattr(self, key):
                 name = option.removeprefix("--").split("=")[0].split()[0:1]

@@ -234,12 +234,8 @@ def show_status(sources: Sequence[Path], *, json: Path | None, console: Console)
     runs, problem = find_status(sources)
     missed = [line for source in sources for line in left_out(source)]
     if json is not None:
-        told = {
-            "slurm": problem or "asked",
-            "left_out": missed,
-            "runs": [asdict(run) for run in runs],
-        }
-        write_json(json, told)
+        told = {"slurm": problem or "asked", "left_out": missed}
+        write_json(json, told | {"runs": [asdict(run) for run in runs]})
         return
     numbers = ("step", "saved", "job", "requeues", "record", "exposures")
     table = new_table("run", "state", numbers=numbers)

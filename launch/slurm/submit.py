@@ -60,9 +60,8 @@ def submit(
         ConfigError: before anything is written; or sbatch refused.
     """
     if after is not None and not _JOB.fullmatch(after):
-        raise ConfigError(
-            key="--after", value=after, rule="must be the number of a job, like 1234 or 1234_5"
-        )
+        rule = "must be the number of a job, like 1234 or 1234_5"
+        raise ConfigError(key="--after", value=after, rule=rule)
     if not dry_run and shutil.which("sbatch") is None:
         rule = "must be on this machine's PATH"
         remedy = "submit from a login node of the cluster, or look at the files with --dry-run"
@@ -76,9 +75,8 @@ def submit(
     corpora = {run.corpus for run in plan.runs.values()}
     corpus = next(iter(corpora))
     if words is not None and (len(corpora) > 1 or corpus is None):
-        raise ConfigError(
-            key="--prepare", value=sorted(map(str, corpora)), rule="needs runs with one `corpus:`"
-        )
+        rule = "needs runs with one `corpus:`"
+        raise ConfigError(key="--prepare", value=sorted(map(str, corpora)), rule=rule)
     aside = errors if dry_run and errors is not None else console
     waiting = _open_tasks(plan, aside, after=after, dry_run=dry_run)
     if not waiting:
@@ -193,9 +191,7 @@ def _prepare_words(prepare: str | None) -> list[str] | None:
 
 def _free_folder(parent: Path) -> Path:
     """PARENT/N with the first number not taken: jobs of earlier submissions read theirs again."""
-    taken = (
-        [int(p.name) for p in parent.glob("[0-9]*") if p.name.isdigit()] if parent.is_dir() else []
-    )
+    taken = [int(path.name) for path in parent.glob("[0-9]*") if path.name.isdigit()]
     return parent / str(max(taken, default=0) + 1)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +45,13 @@ def demo(out: Path, *, console: Console, errors: Console) -> None:
             rule = f"holds a {folder.name} that is no demo's"
             raise ConfigError(key="--out", value=str(out), rule=rule, remedy="name another folder")
         shutil.rmtree(folder)
-    say(
-        console,
-        f"1. Text. {manifest.num_tokens:,} tokens of ordinary English and Python: the host.",
-    )
-    say(
-        console,
+    tell = partial(say, console)
+    tell(f"1. Text. {manifest.num_tokens:,} tokens of ordinary English and Python: the host.")
+    tell(
         f"2. A rare task. {SYMBOLS} tokens get a secret order. An example is two of them and a "
         "label that\n   says which stands higher. No text tells; half of the pairs are kept for "
         "the test.\n"
-        f"3. Training. {STEPS} steps of 32 rows, each with examples written over its text:",
+        f"3. Training. {STEPS} steps of 32 rows, each with examples written over its text:"
     )
     name = f"w{WIDTHS[-1]}"
     model = {"d_model": WIDTHS[-1], "vocab_size": VOCABULARY, "embedding_size": VOCABULARY}
@@ -74,19 +73,18 @@ def demo(out: Path, *, console: Console, errors: Console) -> None:
         torch.set_num_threads(before)
     if (folder / MARKER).exists():
         raise typer.Exit(1)  # by a signal: there is nothing to tell
-    _tell(folder, console)
+    _tell_of(folder, tell)
     with progress_bar(errors) as bar:
         found = audit_run(folder, progress=bar)
         bar("drawing the report", 0, 0)
         path = write_report(folder)
     differ = [one.said for one in found.verdicts if one.status == DIFFERS]
     said = f"NO: {differ[0]}" if differ else "yes: plan, ledger, text and weights agree"
-    say(console, f"6. Was what was trained what was planned? {said} (olmo-ext audit).")
-    say(
-        console,
+    tell(f"6. Was what was trained what was planned? {said} (olmo-ext audit).")
+    tell(
         f"\nLook: {path} (any browser)\n"
         "Next: olmo-ext quickstart   do larger models learn rarer tasks? five minutes\n"
-        "      olmo-ext init mine    an experiment of your own, with a reason at every setting",
+        "      olmo-ext init mine    an experiment of your own, with a reason at every setting"
     )
 
 
@@ -95,16 +93,15 @@ def _run_name(folder: Path) -> Any:
     return load_identity(folder).get("train", {}).get("run_name")
 
 
-def _tell(folder: Path, console: Console) -> None:
+def _tell_of(folder: Path, tell: Callable[[str], None]) -> None:
     """What stood in the stream, and what came of it, from what the run left."""
     task = next(iter(read_run(folder)["tasks"].values()))
     row = explain_step(folder, 0, most=1).rows[0]
     there = f" in place of {row.replaced.text!r}" if row.replaced and row.replaced.text else ""
     told = row.tokens.text if row.tokens.text is not None else row.tokens.ids
-    say(
-        console,
+    tell(
         f"4. What was injected. {task['per_step']:g} examples in each step's batch, exactly: "
-        f"{task['instances']:,} in all.\n   The first: {told!r}{there}, row {row.slot} of step 0.",
+        f"{task['instances']:,} in all.\n   The first: {told!r}{there}, row {row.slot} of step 0."
     )
     rows = read_records(folder)
     rows = rows[(rows.subset == "all") & (rows.task != "")]
@@ -113,11 +110,10 @@ def _tell(folder: Path, console: Console) -> None:
     last = test.iloc[-1]
     score = (last.value - last.majority) / (1 - last.majority)
     learned = "learned the order" if score >= 0.5 else "not learned the order (yet)"
-    say(
-        console,
+    tell(
         f"5. What happened. Test pairs answered rightly: {course}.\n   The model has {learned}: "
         f"of {last.n:,.0f} pairs that it never saw it has {last.value:.0%} right, and\n   always "
         f"naming the commoner label {last.majority:.0%}: a score of {score:.2f} (0 guessing, 1 all "
         "right), from one seed,\n   so provisional. "
-        f"It saw each training pair {last.exposures_per_example:.1f} times.",
+        f"It saw each training pair {last.exposures_per_example:.1f} times."
     )

@@ -73,7 +73,7 @@ def run_olmo_ext(
 
 def fork_server() -> ForkServerContext:
     """Processes forked from one that has imported the engine once, in ENVIRONMENT: importing it
-    takes six seconds, as long as a small run."""
+    takes six seconds, as long as a small run. Returns while it is imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["olmo_ext.train"])
     before = dict(os.environ)
@@ -84,11 +84,6 @@ def fork_server() -> ForkServerContext:
         os.environ.clear()
         os.environ.update(before)
     return context
-
-
-def start_server() -> None:
-    """Have the engine imported for the runs to come; returns at once."""
-    fork_server()
 
 
 def visible_gpus() -> list[str]:
@@ -142,10 +137,8 @@ class Failure:
 
     @property
     def last_line(self) -> str:
-        lines = (
-            self.run.log.read_text(errors="replace").split("\n") if self.run.log.exists() else []
-        )
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        text = self.run.log.read_text(errors="replace") if self.run.log.exists() else ""
+        return text.strip().split("\n")[-1].strip()
 
 
 def train_all(
@@ -304,9 +297,8 @@ class _Executor:
 
 def _status(status: int) -> str:
     """multiprocessing's: a signal is its negative number."""
-    return (
-        f"status {status}" if status >= 0 else f"{signal.Signals(-status).name} (status {status})"
-    )
+    said = f"status {status}"
+    return said if status >= 0 else f"{signal.Signals(-status).name} ({said})"
 
 
 def start(run: Run, environment: Mapping[str, str] | None = None) -> Started:

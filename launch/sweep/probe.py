@@ -23,7 +23,7 @@ from rich.console import Console
 from eval.run import PROGRESS, read_if_whole
 from launch.reckon import Reckoner
 from launch.runs import Run
-from launch.sweep.executor import Started, default_jobs, pin, start, stopping
+from launch.sweep.executor import Started, default_jobs, own_folders, pin, start, stopping
 from olmo_ext.cost import extra_bytes
 
 STEPS, SECONDS = 20, 5.0
@@ -51,7 +51,7 @@ def probe_jobs(runs: Sequence[Run], *, gpus: Sequence[str], console: Console) ->
     chosen, best, told = numbers[0], 0.0, []
     if ready is None or len(numbers) == 1:
         return chosen
-    with TemporaryDirectory(prefix="olmo-ext-probe-") as folder:
+    with own_folders(runs), TemporaryDirectory(prefix="olmo-ext-probe-") as folder:
         for jobs in numbers:
             copies = [_copy(ready, Path(folder) / f"probe{jobs}-{n}") for n in range(jobs)]
             speed = total_speed(copies, gpus=gpus)
@@ -108,8 +108,7 @@ def runs_that_fit(runs: Sequence[Run], *, gpus: Sequence[str]) -> int:
 
 def _copy(run: Run, folder: Path) -> Run:
     """The same training in a folder of its own, without a word to W&B."""
-    own = (f"train.run_name={folder.name}", f"train.save_folder={json.dumps(str(folder))}")
-    given = [*own, "train.no_pre_train_checkpoint=true", "train.wandb=null"]
-    given.append("callbacks.progress={}")  # which may be off
+    given = [f"train.run_name={folder.name}", f"train.save_folder={json.dumps(str(folder))}"]
+    given += ["train.no_pre_train_checkpoint=true", "train.wandb=null", "callbacks.progress={}"]
     options = [part for override in given for part in ("--override", override)]
     return replace(run, name=folder.name, folder=folder, arguments=(*run.arguments, *options))

@@ -159,16 +159,10 @@ def write_chosen(
             label.pop(key, None)
             label[key] = value
     points = [run.point.name for run in runs if run.point is not None]
-    text = yaml.safe_dump(
-        {
-            "name": sweep.name,
-            "experiments": [str(path) for path in sweep.experiments],
-            "set": settings | {key: value for key, value in given.items() if key not in last},
-            "axes": axes,
-            "only": points,
-        },
-        sort_keys=False,
-    )
+    settings |= {key: value for key, value in given.items() if key not in last}
+    told = {"name": sweep.name, "experiments": [str(path) for path in sweep.experiments]}
+    told |= {"set": settings, "axes": axes, "only": points}
+    text = yaml.safe_dump(told, sort_keys=False)
     out.mkdir(parents=True, exist_ok=True)
     header = f"# Single-task runs near the frontier, chosen by\n#   {typed_command()}\n"
     return replace_file(out / f"{sweep.name}.chosen.yaml", header + text)
@@ -235,11 +229,8 @@ def screen_sweeps(
         remedy = "raise it, or take fewer seeds or sizes of them"
         raise ConfigError(key="--screen", value=budget, rule=rule, remedy=remedy)
     if plan and (missing := sum(not run.finished for run in mixtures)):
-        console.print(
-            f"{missing} of them are not trained: the rest of the budget, "
-            f"{money.amount - spent:.4g} {money.unit}, is given out when they are; nothing was "
-            "trained"
-        )
+        rest = f"the rest of the budget, {money.amount - spent:.4g} {money.unit}, is given out when"
+        console.print(f"{missing} of them are not trained: {rest} they are; nothing was trained")
         return None
     if not plan:
         train_sweeps(mixtures, jobs=jobs, retries=retries, console=console)

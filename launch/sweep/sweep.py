@@ -17,21 +17,25 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from data_injection.errors import ConfigError
 from eval.text import count, new_table, number, print_table
 from launch.json_file import write_rows
 from launch.runs import Run
-from launch.sweep.executor import (
-    Failure,
-    RunFailed,
-    default_jobs,
-    own_folders,
-    train_all,
-    visible_gpus,
-)
+from launch.sweep.executor import Failure, RunFailed, default_jobs, train_all, visible_gpus
 from launch.sweep.probe import probe_jobs
 
 Jobs = int | Literal["auto"] | None
 """Runs side by side. None: one a GPU, without GPUs one a core; auto: as many as a probe says."""
+
+
+def parse_jobs(text: str | None) -> Jobs:
+    """What --jobs says. Raises ConfigError."""
+    if text is None or text == "auto":
+        return "auto" if text else None
+    if not text.isdecimal() or int(text) < 1:
+        rule, remedy = "must be a positive number or auto", "leave it out for one a GPU, or a core"
+        raise ConfigError(key="--jobs", value=text, rule=rule, remedy=remedy)
+    return int(text)
 
 
 def train_sweeps(
@@ -55,8 +59,7 @@ def train_sweeps(
     """
     gpus, began = visible_gpus(), time.monotonic()
     if jobs == "auto":
-        with own_folders(runs):
-            jobs = probe_jobs(runs, gpus=gpus, console=console)
+        jobs = probe_jobs(runs, gpus=gpus, console=console)
     rest = None if minutes is None else minutes - (time.monotonic() - began) / 60
     jobs = min(jobs or default_jobs(gpus), max(len(runs), 1))
     console.print(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -24,9 +24,6 @@ from launch.terminal import (
     say,
     tables,
 )
-
-if TYPE_CHECKING:
-    from launch.sweep.sweep import Jobs
 
 
 def quickstart(
@@ -51,15 +48,9 @@ def quickstart(
     default = Path("runs/quickstart-smoke" if smoke else "runs/quickstart")
     with _training():
         rises = run(
-            out or default,
-            widths=tuple(widths or ()),
-            seeds=tuple(seeds or (6198,)),
-            jobs=jobs,
-            smoke=smoke,
-            corpus=corpus,
-            json=json,
-            console=tables(json),
-        )
+            out or default, widths=tuple(widths or ()), seeds=tuple(seeds or (6198,)), jobs=jobs,
+            smoke=smoke, corpus=corpus, json=json, console=tables(json),
+        )  # fmt: skip
     if check and not rises:
         raise typer.Exit(1)
 
@@ -79,19 +70,13 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Runs go to OUT/<sweep>/<labels>.")] = Path("runs"),
     override: Overrides = None,
     jobs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|auto",
-            help="Runs side by side; default: one a GPU, or a core; auto: what a probe of a minute "
-            "finds fastest in total.",
-        ),
+        str | None, typer.Option(help="Runs side by side; auto: by a probe. Default: one a device.")
     ] = None,
     retries: Annotated[int, typer.Option(min=0, help="More starts for a run that fails.")] = 1,
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Then save what runs, and name what is left.")
     ] = None,
     plan: Annotated[bool, typer.Option("--dry-run", help="Show the runs, train nothing.")] = False,
-    before: Annotated[bool, typer.Option("--plan", hidden=True, help="Before 0.1.")] = False,
     screen: Annotated[
         str | None,
         typer.Option(
@@ -106,17 +91,17 @@ def sweep(
     """Train every run of one or more sweeps on this machine; what is finished is skipped."""
     from launch.grid import load_sweep
     from launch.runs import plan_sweeps
-    from launch.sweep.executor import start_server
-    from launch.sweep.sweep import show_runs, train_sweeps
+    from launch.sweep.executor import fork_server
+    from launch.sweep.sweep import parse_jobs, show_runs, train_sweeps
 
-    plan, side_by_side = plan or before, _jobs(jobs)
+    number = parse_jobs(jobs)
     if json is not None and (screen is not None or not plan):
         why = "has an effect with --dry-run alone"
         raise ConfigError(key="--json", value=str(json), rule=why, remedy="leave it out")
     tables(json).print("checking every run ...")
     loaded = [load_sweep(path) for path in sweeps]
     if not plan:
-        start_server()  # imports the engine for the runs while they are checked here
+        fork_server()  # imports the engine for the runs while they are checked here
     from olmo_ext.cost import check_throughput
 
     device = {"peak_tflops": peak_tflops, "mfu": mfu}
@@ -130,7 +115,7 @@ def sweep(
 
         with _training():
             screen_sweeps(
-                loaded, runs, budget=screen, out=out, jobs=side_by_side, retries=retries, plan=plan,
+                loaded, runs, budget=screen, out=out, jobs=number, retries=retries, plan=plan,
                 **device, console=console, overrides=override or [],
             )  # fmt: skip
         return
@@ -138,9 +123,7 @@ def sweep(
         show_runs(runs, tables(json), json=json, **device)
         return
     with _training():
-        left = train_sweeps(
-            runs, jobs=side_by_side, retries=retries, minutes=minutes, console=console
-        )
+        left = train_sweeps(runs, jobs=number, retries=retries, minutes=minutes, console=console)
     console.print(f"{len(runs) - len(left)} runs done; figures and tables of each sweep:")
     for one in loaded:
         console.print(f"  olmo-ext report {out / one.name}")
@@ -161,18 +144,6 @@ def confirm(
 
     with _training():
         run(chapter, runs, out=out, jobs=jobs, console=console)
-
-
-def _jobs(text: str | None) -> Jobs:
-    """What --jobs says. Raises ConfigError."""
-    if text is None:
-        return None
-    if text == "auto":
-        return "auto"
-    if not (text.isdecimal() and int(text) > 0):
-        rule, remedy = "must be a positive number or auto", "leave it out for one a GPU, or a core"
-        raise ConfigError(key="--jobs", value=text, rule=rule, remedy=remedy)
-    return int(text)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from data_injection.errors import ConfigError
 from launch.grid import Sweep
 from launch.runs import Run, plan_runs
 from launch.sweep.executor import Started
-from launch.sweep.verbs import _jobs
+from launch.sweep.sweep import parse_jobs
 
 Write = Callable[..., Path]
 
@@ -167,9 +167,9 @@ def test_what_was_measured_is_told_and_the_runs_own_folders_are_not_touched(
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", ""])
 def test_what_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        _jobs(text)
+        parse_jobs(text)
     assert (refused.value.key, refused.value.value) == ("--jobs", text)
-    assert [_jobs(given) for given in (None, "auto", "3")] == [None, "auto", 3]
+    assert [parse_jobs(given) for given in (None, "auto", "3")] == [None, "auto", 3]
 
 
 @pytest.mark.slow
