@@ -18,7 +18,9 @@ run that measures one step in 20 spends (measured + 19 followed) / (20 x median 
 micro runs are the findings' (configs/confirm/experiment.yaml), one task at rate 4; on the rung the
 ladder's own batch, one row injected.
 
-Memory is the peak of the process's resident set inside, above that before; Linux only.
+Memory is the peak of the process's resident set inside, above that before; Linux only. `split` can be
+taken on a card too (not yet measured there); the others count a CPU's seconds: on a card take
+`olmo-ext verify` and the stage `speed` of benchmarks/gpu.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ from olmo_ext.config import load_experiment
 from olmo_ext.gradients.passes import beside_the_step, measured_parameters
 from olmo_ext.gradients.tasks import rows_of_task, step_parts
 from olmo_ext.train import train
+from olmo_ext.verify.runs import sync
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNG = CONFIGS / "olmo_4M_to_4B/ladder/4M.yaml"
@@ -95,9 +98,15 @@ def run(config: dict, folder: Path, kinds: dict[str, type[Callback]]) -> Path:
 
 @contextmanager
 def stopwatch(timings: Timings, name: str) -> Iterator[None]:
-    start = time.perf_counter()
+    start = now()
     yield
-    timings[name].append(time.perf_counter() - start)
+    timings[name].append(now() - start)
+
+
+def now() -> float:
+    """Seconds, when all that a card was asked for is done."""
+    sync()
+    return time.perf_counter()
 
 
 @contextmanager
@@ -160,19 +169,20 @@ def split(steps: int, micro: int) -> dict[str, Any]:
 def two_backwards(trainer: Any, batch: dict[str, Any], timings: Timings) -> None:
     """A backward pass for the task's losses and one for the rest; each after its own forward."""
     rows = rows_of_task(trainer, batch, 0).local
-    task_BT = torch.zeros(batch["input_ids"].shape[0], batch["input_ids"].shape[1] - 1)
+    num_rows, length = batch["input_ids"].shape
+    task_BT = torch.zeros(num_rows, length - 1, device=trainer.device)
     task_BT[rows, :3] = 1
     forward = backward = 0.0
     for mask_BT in (task_BT, 1 - task_BT):
         trainer.dist_model.zero_grad(set_to_none=True)
         size, position = trainer.cfg.device_train_microbatch_size, 0
         for micro in trainer.split_batch(batch):
-            start = time.perf_counter()
+            start = now()
             each_BT, _, _ = trainer.model_forward(micro, loss_reduction="none")
             loss = (each_BT * mask_BT[position : position + size]).sum()
-            middle = time.perf_counter()
+            middle = now()
             (loss / batch["input_ids"].numel()).backward()
-            forward, backward = forward + middle - start, backward + time.perf_counter() - middle
+            forward, backward = forward + middle - start, backward + now() - middle
             position += size
     timings["two backwards"].append(backward)
     timings["with forwards"].append(forward + backward)

@@ -77,6 +77,7 @@ def sweep(
         float | None, typer.Option(min=0, help="Then save what runs, and name what is left.")
     ] = None,
     plan: Annotated[bool, typer.Option("--dry-run", help="Show the runs, train nothing.")] = False,
+    before: Annotated[bool, typer.Option("--plan", hidden=True, help="Before 0.1.")] = False,
     screen: Annotated[
         str | None,
         typer.Option(
@@ -94,7 +95,7 @@ def sweep(
     from launch.sweep.executor import fork_server
     from launch.sweep.sweep import parse_jobs, show_runs, train_sweeps
 
-    number = parse_jobs(jobs)
+    number, plan = parse_jobs(jobs), plan or before
     if json is not None and (screen is not None or not plan):
         why = "has an effect with --dry-run alone"
         raise ConfigError(key="--json", value=str(json), rule=why, remedy="leave it out")
