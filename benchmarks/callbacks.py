@@ -18,9 +18,9 @@ run that measures one step in 20 spends (measured + 19 followed) / (20 x median 
 micro runs are the findings' (configs/confirm/experiment.yaml), one task at rate 4; on the rung the
 ladder's own batch, one row injected.
 
-Memory is the peak of the process's resident set inside, above that before; Linux only. `split` can be
-taken on a card too (not yet measured there); the others count a CPU's seconds: on a card take
-`olmo-ext verify` and the stage `speed` of benchmarks/gpu.
+Memory is the peak of the process's resident set inside, above that before; Linux only. On a card
+(not yet measured there) take `split` alone, and for the others `olmo-ext verify` and the stage
+`speed` of benchmarks/gpu: they count a CPU's seconds.
 """
 
 from __future__ import annotations
