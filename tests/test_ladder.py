@@ -111,6 +111,11 @@ def reckoned_gb(preset: str, rung: str) -> float:
     return (state + rows * 2048 * (12 * 50304 + 66 * d_model * layers)) / 1e9
 
 
+def interference_gb(rung: str, cfg: dict[str, Any]) -> float:
+    """What the callback holds over the whole model with one task: six copies of a GPU's shard."""
+    return 6 * 4 * counts(rung)[1] / (1 if cfg["train.distributed_strategy"] == "ddp" else 8) / 1e9
+
+
 def size_table() -> str:
     lines = [
         "| rung | d_model | heads | layers | parameters | with input embedding | lr | strategy |",
@@ -128,14 +133,16 @@ def size_table() -> str:
 
 def batch_table() -> str:
     lines = [
-        "| preset | rung | batch (rows) | micro-batch | GB a GPU | tokens a step | tokens |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| preset | rung | batch (rows) | micro-batch | GB a GPU | with `interference` "
+        "| tokens a step | tokens |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for preset, rung in FILES:
         cfg = raw(f"{preset}/{rung}")
         batch, steps = cfg["train.global_train_batch_size"], cfg["train.max_duration"]
         micro, tokens = cfg["train.device_train_microbatch_size"], batch * 2048
-        row = [preset, rung, batch, micro, f"{reckoned_gb(preset, rung):.0f}"]
+        gb = reckoned_gb(preset, rung)
+        row = [preset, rung, batch, micro, f"{gb:.0f}", f"{gb + interference_gb(rung, cfg):.0f}"]
         lines.append(f"| {' | '.join(map(str, row))} | {tokens:,} | {tokens * steps:,} |")
     return "\n".join(lines)
 
