@@ -78,10 +78,8 @@ def init(
     experiment, sweep = folder / "experiment.yaml", folder / "sweep.yaml"
     for path in (experiment, sweep):
         if path.exists():
-            rule, remedy = (
-                f"has a {path.name} already",
-                "name another folder, or move the file away",
-            )
+            rule = f"has a {path.name} already"
+            remedy = "name another folder, or move the file away"
             raise ConfigError(key="FOLDER", value=str(folder), rule=rule, remedy=remedy)
     if family not in FAMILIES:
         rule = f"must be one of {', '.join(FAMILIES)}"

@@ -105,9 +105,10 @@ def _scan(
             beat.at("scanning the corpus, tokens", done, wanted)
 
         progress(0)
-        eos = experiment.train.model.eos_token_id
-        options = {"eos_token_id": eos, "max_tokens": max_tokens, "progress": progress}
-        return scan_corpus(data.paths, stream.plan.tasks, dtype=dtype, **options)
+        return scan_corpus(
+            data.paths, stream.plan.tasks, dtype=dtype, max_tokens=max_tokens,
+            eos_token_id=experiment.train.model.eos_token_id, progress=progress,
+        )  # fmt: skip
 
 
 # -- for people ----------------------------------------------------------------------------------

@@ -130,9 +130,7 @@ def _check_constant(folder: Path) -> None:
     name = str(load_config(folder / EXPERIMENT).train.scheduler.name)
     if name not in CONSTANT:
         key, value = "train.scheduler.name", f"{name} ({folder})"
-        rule = (
-            "must be constant, or forgetting after a burst is at another learning rate than in it"
-        )
+        rule = "must be constant, or forgetting after a burst has another learning rate than in it"
         remedy = "train the pair with constant_with_warmup, as configs/confirm/chain.yaml"
         raise ConfigError(key=key, value=value, rule=rule, remedy=remedy)
 

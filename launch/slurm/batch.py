@@ -228,7 +228,7 @@ def _has_container(site: Cluster) -> bool:
 def _srun(site: Cluster, *, shutdown_timeout: int) -> str:
     """One torchrun a node; a line an option."""
     several = site.nodes > 1
-    meeting = {"rdzv_endpoint": _MEETING, "rdzv_id": "ID"} if several else {}
+    meeting: dict[str, Any] = {"rdzv_endpoint": _MEETING, "rdzv_id": "ID"} if several else {}
     command = torchrun_command(
         (), nproc=site.ranks, nnodes=site.nodes, **meeting, bin_folder=Path(), driver=site.driver,
         shutdown_timeout=max(shutdown_timeout, 60),

@@ -47,8 +47,9 @@ def probe_jobs(runs: Sequence[Run], *, gpus: Sequence[str], console: Console) ->
         (devices * runs_that_fit(waiting, gpus=gpus), "fit into memory"),
     )
     numbers = [n for n in (devices * 2**doubled for doubled in range(8)) if n <= most] or [most]
-    console.print(f"--jobs auto: {most} {why}; trying {', '.join(map(str, numbers))}")
-    chosen, best, told = numbers[0], 0.0, []
+    tried = f"trying {', '.join(map(str, numbers))}" if len(numbers) > 1 else "nothing to try"
+    console.print(f"--jobs auto: {most} {why}; {tried}")
+    chosen, best, told = numbers[0], 0.0, list[str]()
     if ready is None or len(numbers) == 1:
         return chosen
     with own_folders(runs), TemporaryDirectory(prefix="olmo-ext-probe-") as folder:
