@@ -154,8 +154,8 @@ def _convert(value: Any, hint: Any, where: str, as_text: bool) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(key=where, value=value, rule="must be keys with values")
         keys = [_convert(key, inner[0], where, as_text) for key in value]
-        ones = [_convert(o, inner[1], f"{where}.{key}", as_text) for key, o in value.items()]
-        return dict(zip(keys, ones, strict=True))
+        read = [_convert(one, inner[1], f"{where}.{key}", as_text) for key, one in value.items()]
+        return dict(zip(keys, read, strict=True))
     return _plain(value, hint, where, as_text)
 
 

@@ -138,7 +138,7 @@ def report_injection(
         ),
     }
     tables = {"bursts": levels, "half_life": halves, "gaps": gaps}
-    parts = [shown, _half_table(halves, predicted), _gap_table(gaps)]
+    parts: list[Any] = [shown, _half_table(halves, predicted), _gap_table(gaps)]
     parts += [_critical_table(critical_widths, predicted), *_tied({"": settings.mixture}), GENUINE]
     return Result(tables, figures, parts)
 

@@ -148,10 +148,10 @@ def predicted(cell: tuple[Any, ...], pairs: list[dict[str, Any]], ceiling: float
     table = pd.DataFrame({one["seed"]: one["scores"] - one["twin"] for one in pairs}).dropna()
     table = table[(table.index > start) & (table.index < min(one["last"] for one in pairs))]
     if stop not in table.index or not (table.index > stop).any():
-        key, value = "callbacks.task_eval.every", str(list(table.index))
+        what, value = "callbacks.task_eval.every", str(list(table.index))
         rule = f"must measure the score at the burst's end (step {stop}) and after it"
         remedy = "`olmo-ext eval` adds steps that have checkpoints"
-        raise ConfigError(key=key, value=value, rule=rule, remedy=remedy)
+        raise ConfigError(key=what, value=value, rule=rule, remedy=remedy)
     gain, low, _ = seed_interval(table.loc[stop].tolist())
     if not (low > 0 or (len(pairs) == 1 and gain >= CLEAR)):
         raise ConfigError(

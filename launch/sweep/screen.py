@@ -160,7 +160,7 @@ def write_chosen(
             label[key] = value
     points = [run.point.name for run in runs if run.point is not None]
     settings |= {key: value for key, value in given.items() if key not in last}
-    told = {"name": sweep.name, "experiments": [str(path) for path in sweep.experiments]}
+    told: dict[str, Any] = {"name": sweep.name, "experiments": list(map(str, sweep.experiments))}
     told |= {"set": settings, "axes": axes, "only": points}
     text = yaml.safe_dump(told, sort_keys=False)
     out.mkdir(parents=True, exist_ok=True)
