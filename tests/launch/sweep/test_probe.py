@@ -185,7 +185,7 @@ def test_tiny_runs_are_measured_and_leave_nothing_behind(
     runs = plan_runs(Sweep("demo", (experiment,), axes), tmp_path / "out")
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(probe, "default_jobs", lambda gpus: 2)  # also on one core
+    monkeypatch.setattr(probe, "default_jobs", lambda gpus: 4)  # also on one core
     monkeypatch.setattr(probe, "SECONDS", 1.0)
     speeds, measure = [], probe.total_speed
     monkeypatch.setattr(
