@@ -217,6 +217,8 @@ REMEDIES = {
     "callbacks.interference.groups": "set callbacks.interference.offload=true, which leaves one "
     "copy on the GPU, measure [mlp_top] alone or fewer tasks, or train with FSDP on more GPUs",
     "callbacks.loss_budget.tasks": "follow fewer tasks, or train with FSDP on more GPUs",
+    "train.activation_checkpointing": "set it to whole_layer, which makes them again in the "
+    "backward pass, or a smaller train.device_train_microbatch_size",
 }
 
 
@@ -232,6 +234,11 @@ def too_large(
         reason = f"{what}, and a GPU has {gpu_bytes / 1e9:.0f}"
         value = "fp32" if key == "train.precision" else "of the whole model"
         yield key, value, reason, REMEDIES[key]
+    key, kept = "train.activation_checkpointing", cost.memory.activations
+    if cost.memory.step > gpu_bytes and experiment.train.activation_checkpointing is None:
+        what = f"so that activations take {kept / 1e9:.0f} GB of the step's"
+        reason = f"{what} {cost.memory.step / 1e9:.0f}, and a GPU has {gpu_bytes / 1e9:.0f}"
+        yield key, "null", reason, REMEDIES[key]
 
 
 def gathered(train: TrainConfig, model: OLMo) -> int:

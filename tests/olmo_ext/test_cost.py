@@ -279,6 +279,12 @@ def test_a_callback_over_the_whole_model_is_told_before_it_is_paid() -> None:
     assert key == "callbacks.interference.groups"
     assert f"{24 * cost.num_params_total / 1e9:.0f} GB" in reason
     assert "mlp_top" in remedy
+    # Not even the step alone: its activations can be made again.
+    (*_, (key_2, _, reason, _)) = too_large(experiment, cost, gpu_bytes=cost.memory.step - 1)
+    assert key_2 == "train.activation_checkpointing"
+    assert f"{cost.memory.activations / 1e9:.0f} GB of the step's" in reason
+    again, _ = on_ladder("1B", "{}", "train.activation_checkpointing=whole_layer")
+    assert list(too_large(again, cost, gpu_bytes=1)) == []
     offloaded, _ = on_ladder("1B", "{interference: {offload: true}}")
     assert extra_bytes(offloaded, cost) == {key: 4 * cost.num_params_total}
 

@@ -27,6 +27,7 @@ from olmo_ext.train import train
 from olmo_ext.verify.runs import ours
 
 Write = Callable[..., Path]
+CHECKPOINTED = "train.activation_checkpointing=whole_layer"
 ON, FUSED, COMPILED = "chunked_loss=true", "fused_optimizer=true", "train.compile={}"
 BF16 = ["train.precision=amp_bf16", "bf16_on_cpu=true"]
 
@@ -117,7 +118,15 @@ def assert_trained_alike(one: Path, two: Path, step: int) -> None:
     assert apart < 0.01 * way
 
 
-@pytest.mark.parametrize(("asked", "error"), [([ON], 1e-6), (BF16, 1e-2)])
+def test_activations_made_again_change_neither_loss_nor_gradient(write_experiment: Write) -> None:
+    path = write_experiment()
+    losses, whole = losses_and_gradient(path, [])
+    again, gradient = losses_and_gradient(path, [CHECKPOINTED])
+    assert again == losses
+    assert float((gradient - whole).norm() / whole.norm()) < 1e-6
+
+
+@pytest.mark.parametrize(("asked", "error"), [([ON], 1e-6), ([CHECKPOINTED], 1e-6), (BF16, 1e-2)])
 def test_the_gradient_split_stays_exact(
     write_experiment: Write, asked: list[str], error: float
 ) -> None:
@@ -129,7 +138,7 @@ def test_the_gradient_split_stays_exact(
     rows = table[table.metric == "cos_g_nt"]
     assert 0 < rows.split_error.max() < error
     # In every record: no table may mix two.
-    assert set(table.precision) == {"fp32" if asked == [ON] else "amp_bf16"}
+    assert set(table.precision) == {"amp_bf16" if asked == BF16 else "fp32"}
 
 
 def test_a_budget_closes_by_the_fused_kernel_as_by_the_plain_one(
