@@ -111,7 +111,7 @@ def _recount(batch: dict[str, Any], changed: Sequence[bool], eos_token_id: int) 
     lengths = [
         document_lengths(batch["input_ids"][row], eos_token_id)
         if is_changed
-        else _trimmed(before[row])
+        else [length for length in before[row].tolist() if length]
         for row, is_changed in enumerate(changed)
     ]
     after = np.zeros((len(lengths), max(map(len, lengths))), dtype=np.int32)
@@ -122,10 +122,6 @@ def _recount(batch: dict[str, Any], changed: Sequence[bool], eos_token_id: int) 
         longest = after.max(axis=1)
         as_list = isinstance(batch["max_doc_lens"], list)
         batch["max_doc_lens"] = longest.tolist() if as_list else _like(before, longest)
-
-
-def _trimmed(doc_lens: Any) -> IntArray:
-    return np.array([length for length in doc_lens.tolist() if length], dtype=np.int64)
 
 
 def _like(target: Any, values: np.ndarray) -> Any:

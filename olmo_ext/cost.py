@@ -235,7 +235,8 @@ def too_large(
         value = "fp32" if key == "train.precision" else "of the whole model"
         yield key, value, reason, REMEDIES[key]
     key, kept = "train.activation_checkpointing", cost.memory.activations
-    if cost.memory.step > gpu_bytes and experiment.train.activation_checkpointing is None:
+    without = cost.memory.step - kept  # an upper bound of what is left when they are made again
+    if without <= gpu_bytes < cost.memory.step and not experiment.train.activation_checkpointing:
         what = f"so that activations take {kept / 1e9:.0f} GB of the step's"
         reason = f"{what} {cost.memory.step / 1e9:.0f}, and a GPU has {gpu_bytes / 1e9:.0f}"
         yield key, "null", reason, REMEDIES[key]

@@ -87,10 +87,14 @@ prepare_embedded("corpus", max_documents=60)
 
 @pytest.mark.slow
 def test_a_wheel_brings_every_config_that_a_verb_needs(
-    environment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    environment: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prefix = f"PREFIX = {str(environment)!r}\n"
     installed = run(environment, tmp_path, "python", "-c", prefix + ASK)
+    monkeypatch.chdir(tmp_path)  # its files are not those of the folder one works in
     exec(ASK, {"PREFIX": str(ROOT)})
     assert installed == capsys.readouterr().out
     ladder = ("configs/olmo_4M_to_4B/paper", "configs/olmo_4M_to_4B/sweeps/frequency.yaml")

@@ -90,10 +90,6 @@ class Drawn(Drawing):
         return "cells.csv" if self.name == "heatmap.png" else self.name.replace(".png", ".csv")
 
 
-def _grid(frame: pd.DataFrame) -> Figure:
-    return heatmap(cells(frame))
-
-
 def _gaps(frame: pd.DataFrame) -> Figure:
     """A task at a rate of 1 a step or more also has a gap, 1: one gap alone compares nothing."""
     if matched_frequency(frame).groupby(list(GROUP)).gap.nunique().max() < 2:
@@ -106,7 +102,7 @@ FIGURES = (
     Drawing(
         "heatmap.png",
         "Size by frequency",
-        _grid,
+        lambda frame: heatmap(cells(frame)),
         "The study's Fig. 5. A cell is one size (larger on top) at one frequency (frequent left); "
         "left the test score, right the loss on what was trained on. Outlined: learned, that is a "
         "mean score of 0.5 or more and, from three seeds on, its lower bound too; dashed: too few "

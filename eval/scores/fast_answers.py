@@ -59,7 +59,7 @@ class CutModel:
 
 
 def cut(model: Any) -> CutModel:
-    """An OLMo model (eval mode, fp32) cut after its final norm."""
+    """An OLMo model cut after its final norm."""
     transformer, config = model.transformer, model.config
     head = transformer.wte if config.weight_tying else transformer.ff_out
     device = head.weight.device

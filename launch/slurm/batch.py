@@ -213,16 +213,12 @@ def _environment(site: Cluster, where: Where) -> str:
     lines = list(site.setup)
     if site.activate:
         lines.append(f"source {shlex.quote(site.activate)} || exit 1")
-    elif not _has_container(site):
+    elif not (site.container or any("container" in option for option in site.srun_options)):
         folder = check_line(str(where.bin_folder), what="environment")
         lines.append(f"export PATH={shlex.quote(folder)}:$PATH")
     variables = environment_of(site.nodes) | site.environment
     lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return "\n".join(lines)
-
-
-def _has_container(site: Cluster) -> bool:
-    return bool(site.container) or any("container" in option for option in site.srun_options)
 
 
 def _srun(site: Cluster, *, shutdown_timeout: int) -> str:

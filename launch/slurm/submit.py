@@ -141,8 +141,8 @@ def _open_tasks(
                 continue
             error = ConfigError(
                 key=f"run {run.name}",
-                rule=f"has job {events[-1]['job']}, which may be in the queue, which cannot be "
-                f"asked ({queue.problem})",
+                rule=f"has job {events[-1]['job']}, which may still be queued: the queue cannot "
+                f"be asked ({queue.problem})",
                 remedy="try again when squeue answers, or, if you know that the job is gone, move "
                 f"{events_file(run.folder)} away",
             )

@@ -2,7 +2,7 @@
 
     olmo-ext confirm                         # the controls: 45 minutes on two cores; resumable
     olmo-ext confirm --chapter mechanism     # interference, features, retention: 20 minutes
-    olmo-ext confirm --chapter hosts         # a burst in hosts and widths, 90 runs: 50 minutes
+    olmo-ext confirm --chapter hosts         # a burst in hosts and widths, 90 runs: 42 minutes
     olmo-ext confirm --chapter regimes       # one rate, facts, fresh seeds, streams: an hour
     olmo-ext confirm --out docs              # and make the committed document anew
 

@@ -9,6 +9,7 @@ sweep's own runs would cost less, but a neighbour too many takes the memory from
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -36,8 +37,13 @@ USABLE, PROCESS_BYTES = 0.9, 1e9
 """Share of a device's memory that runs may take, and what each takes beside its reckoned peak."""
 
 
-def probe_jobs(runs: Sequence[Run], *, gpus: Sequence[str], console: Console) -> int:
-    """The number side by side that trains the most steps a second; what was measured is printed."""
+def probe_jobs(
+    runs: Sequence[Run], *, gpus: Sequence[str], console: Console, minutes: float | None = None
+) -> int:
+    """The number side by side that trains the most steps a second; what was measured is printed.
+
+    No try goes on past `minutes`. If none was measured: what a sweep takes without.
+    """
     waiting = [run for run in runs if not run.finished]
     ready = next((run for run in waiting if not run.waits), None)
     devices = max(len(gpus), 1)
@@ -46,16 +52,17 @@ def probe_jobs(runs: Sequence[Run], *, gpus: Sequence[str], console: Console) ->
         (max(default_jobs([]), devices), "cores are there"),
         (devices * runs_that_fit(waiting, gpus=gpus), "fit into memory"),
     )
-    numbers = [n for n in (devices * 2**doubled for doubled in range(8)) if n <= most] or [most]
+    numbers = [n for n in (devices * 2**doubled for doubled in range(8)) if n < most] + [most]
     tried = f"trying {', '.join(map(str, numbers))}" if len(numbers) > 1 else "nothing to try"
     console.print(f"--jobs auto: {most} {why}; {tried}")
-    chosen, best, told = numbers[0], 0.0, list[str]()
+    until = time.monotonic() + 60 * (minutes or math.inf)
+    chosen, best, told = min(most, default_jobs(gpus)), 0.0, list[str]()
     if ready is None or len(numbers) == 1:
         return chosen
     with own_folders(runs), TemporaryDirectory(prefix="olmo-ext-probe-") as folder:
         for jobs in numbers:
             copies = [_copy(ready, Path(folder) / f"probe{jobs}-{n}") for n in range(jobs)]
-            speed = total_speed(copies, gpus=gpus)
+            speed = total_speed(copies, gpus=gpus, until=until)
             told.append(f"{jobs} cannot be measured" if speed is None else f"{speed:.3g} by {jobs}")
             if speed is None or speed < CLEAR * best:
                 break
@@ -64,8 +71,8 @@ def probe_jobs(runs: Sequence[Run], *, gpus: Sequence[str], console: Console) ->
     return chosen
 
 
-def total_speed(runs: Sequence[Run], *, gpus: Sequence[str]) -> float | None:
-    """Steps a second of all together while all train; None if one ended, for whatever reason."""
+def total_speed(runs: Sequence[Run], *, gpus: Sequence[str], until: float) -> float | None:
+    """Steps a second of all together while all train; None if one ended or `until` came."""
     running: dict[int, Started] = {}
     with stopping(running):
         try:
@@ -73,6 +80,8 @@ def total_speed(runs: Sequence[Run], *, gpus: Sequence[str]) -> float | None:
                 running[slot] = start(run, pin(slot, gpus))
             before: list[dict[str, Any]] = []
             while all(one.process.exitcode is None for one in running.values()):
+                if time.monotonic() > until:
+                    break
                 time.sleep(0.2)
                 told = [read_if_whole(run.folder / PROGRESS) for run in runs]
                 if not before and all(now.get("steps_per_second") for now in told):
@@ -111,5 +120,6 @@ def _copy(run: Run, folder: Path) -> Run:
     """The same training in a folder of its own, without a word to W&B."""
     given = [f"train.run_name={folder.name}", f"train.save_folder={json.dumps(str(folder))}"]
     given += ["train.no_pre_train_checkpoint=true", "train.wandb=null", "callbacks.progress={}"]
+    given += ["train.save_interval_unsharded=1000000"]  # nothing is written while it is measured
     options = [part for override in given for part in ("--override", override)]
     return replace(run, name=folder.name, folder=folder, arguments=(*run.arguments, *options))

@@ -59,7 +59,7 @@ def train_sweeps(
     """
     gpus, began = visible_gpus(), time.monotonic()
     if jobs == "auto":
-        jobs = probe_jobs(runs, gpus=gpus, console=console)
+        jobs = probe_jobs(runs, gpus=gpus, console=console, minutes=minutes)
     rest = None if minutes is None else minutes - (time.monotonic() - began) / 60
     jobs = min(jobs or default_jobs(gpus), max(len(runs), 1))
     console.print(

@@ -70,6 +70,7 @@ def chunked_micro_batch(
         if torch.is_autocast_enabled(hidden_ND.device.type):  # as it would cast a linear layer's
             dtype = torch.get_autocast_dtype(hidden_ND.device.type)
             hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+        if hidden_ND.dtype != torch.float32:  # CUDA's autocast is on in fp32 too
             # torch's sum would be rounded to 8 bits: each row's loss, to be added in fp32 here.
             asked["reduction"], chunked["acc_dtype"] = "none", torch.float32
         asked["options"] = torch.nn.LinearCrossEntropyOptions(**chunked)

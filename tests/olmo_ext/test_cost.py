@@ -283,8 +283,12 @@ def test_a_callback_over_the_whole_model_is_told_before_it_is_paid() -> None:
     (*_, (key_2, _, reason, _)) = too_large(experiment, cost, gpu_bytes=cost.memory.step - 1)
     assert key_2 == "train.activation_checkpointing"
     assert f"{cost.memory.activations / 1e9:.0f} GB of the step's" in reason
+    plain, _ = on_ladder("1B", "{}")
+    without = cost.memory.step - cost.memory.activations
+    assert [key for key, *_ in too_large(plain, cost, gpu_bytes=without)] == [key_2]
+    assert list(too_large(plain, cost, gpu_bytes=without - 1)) == []  # they alone do not help
     again, _ = on_ladder("1B", "{}", "train.activation_checkpointing=whole_layer")
-    assert list(too_large(again, cost, gpu_bytes=1)) == []
+    assert list(too_large(again, cost, gpu_bytes=without)) == []
     offloaded, _ = on_ladder("1B", "{interference: {offload: true}}")
     assert extra_bytes(offloaded, cost) == {key: 4 * cost.num_params_total}
 

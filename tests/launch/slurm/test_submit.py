@@ -200,11 +200,11 @@ def test_a_run_that_may_live_is_not_submitted_while_the_queue_cannot_be_asked(
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     told = events_file(tmp_path / "run")
     append_event(told, {"job": "7", "event": event})
-    rule = ("job 7", "may be in the queue, which cannot be asked (no route to the controller)")
+    rule = ("job 7", "may still be queued: the queue cannot be asked (no route to the controller)")
     with refuses(key="run tiny", rule=rule, remedy=f"move {told} away"):
         shown(source, dry_run=False)
     assert [one["job"] for one in read_events(tmp_path / "run")] == ["7"]
-    assert "may be in the queue" in shown(source)
+    assert "may still be queued" in shown(source)
     append_event(told, {"job": "7", "event": "failed"})
     shown(source, dry_run=False)
     assert [one["job"] for one in read_events(tmp_path / "run")][-1] == "8"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -68,7 +70,8 @@ class FakeProcess:
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Run, dict]]:
     """(run, environment) of each start; by a clock of its own a run begins at 1 s a slot and does
-    4 steps a second; one whose name ends in -ends does so at second 5."""
+    40 steps a second until the last has begun, then 4; one whose name ends in -ends does so at
+    second 5."""
     clock, seen = [100.0], []
     processes: list[FakeProcess] = []
 
@@ -81,28 +84,36 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Run, dict]]:
     def sleep(seconds: float) -> None:
         clock[0] += seconds
         for slot, (run, _) in enumerate(seen):
-            step = int((clock[0] - 101 - slot) * 4)
+            alone = max(len(seen) - 1 - slot, 0)  # seconds
+            rest = clock[0] - 101 - slot - alone
+            step = int(40 * (alone + min(rest, 0)) + 4 * max(rest, 0))
             speed = 4.0 if step >= 2 else None
-            told = {"step": max(step, 0), "steps_per_second": speed, "time": 101 + slot + step / 4}
+            told = {"step": max(step, 0), "steps_per_second": speed, "time": clock[0]}
             (run.folder / "progress.json").write_text(json.dumps(told))
             if run.name.endswith("-ends") and clock[0] > 105:
                 processes[slot].exitcode = 0
 
     monkeypatch.setattr(probe, "start", start)
-    monkeypatch.setattr(probe, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(probe, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0]))
     return seen
 
 
 def test_the_total_is_of_the_time_in_which_all_train(tmp_path: Path, started: list) -> None:
     """Not of the seconds in which the first to start had the device for itself."""
     runs = [Run(name, tmp_path / name, ("train",), 900, 9000) for name in ("a", "b", "c")]
-    assert probe.total_speed(runs, gpus=["2", "5"]) == pytest.approx(12)
+    speed = probe.total_speed(runs, gpus=["2", "5"], until=math.inf)
+    assert speed == pytest.approx(12, rel=0.05)  # a progress file tells whole steps
     assert [pin["CUDA_VISIBLE_DEVICES"] for _, pin in started] == ["2", "5", "2"]
 
 
 def test_one_that_ends_gives_no_speed(tmp_path: Path, started: list) -> None:
     runs = [Run(name, tmp_path / name, ("train",), 20, 200) for name in ("a", "b-ends")]
-    assert probe.total_speed(runs, gpus=[]) is None
+    assert probe.total_speed(runs, gpus=[], until=math.inf) is None
+
+
+def test_a_try_ends_with_the_minutes_that_the_sweep_has(tmp_path: Path, started: list) -> None:
+    runs = [Run("a", tmp_path / "a", ("train",), 900, 9000)]
+    assert probe.total_speed(runs, gpus=[], until=104.0) is None
 
 
 @pytest.mark.parametrize(
@@ -119,7 +130,7 @@ def test_the_most_steps_a_second_by_a_clear_margin_are_chosen(
 ) -> None:
     asked: list[int] = []
 
-    def total_speed(copies: list[Run], *, gpus: list[str]) -> float | None:
+    def total_speed(copies: list[Run], **options: Any) -> float | None:
         asked.append(len(copies))
         return speeds[len(copies)]
 
@@ -131,7 +142,7 @@ def test_the_most_steps_a_second_by_a_clear_margin_are_chosen(
 @pytest.fixture
 def sixteen(write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """Runs of one sweep, on a machine of many cores and two large GPUs."""
-    monkeypatch.setattr(probe, "default_jobs", lambda gpus: 64)
+    monkeypatch.setattr(probe, "default_jobs", lambda gpus: len(gpus) or 64)
     give_cards(monkeypatch, 10**12)
     axes = {"seed": {f"s{number}": {"train.seed": number} for number in range(16)}}
     return plan_runs(Sweep("demo", (write_experiment(),), axes), tmp_path / "out")
@@ -142,7 +153,7 @@ def test_what_was_measured_is_told_and_the_runs_own_folders_are_not_touched(
 ) -> None:
     tried: list[list[Run]] = []
 
-    def total_speed(copies: list[Run], *, gpus: list[str]) -> float:
+    def total_speed(copies: list[Run], **options: Any) -> float:
         tried.append(copies)
         return {2: 20.0, 4: 39.04, 8: 40.0}[len(copies)]
 
@@ -152,7 +163,7 @@ def test_what_was_measured_is_told_and_the_runs_own_folders_are_not_touched(
     nine = sixteen[:9]
     assert probe.probe_jobs(nine, **given) == 4
     assert text.getvalue().splitlines() == [
-        "--jobs auto: 9 runs are left; trying 2, 4, 8",
+        "--jobs auto: 9 runs are left; trying 2, 4, 8, 9",
         "steps/s in total: 20 by 2, 39 by 4, 40 by 8",
     ]
     first, copies = nine[0], tried[1]
