@@ -22,10 +22,8 @@ import torch
 from rich.console import Console
 
 from eval.run import PROGRESS, read_if_whole
-from launch.reckon import Reckoner
 from launch.runs import Run
 from launch.sweep.executor import Started, default_jobs, own_folders, pin, start, stopping
-from olmo_ext.cost import extra_bytes
 
 STEPS, SECONDS = 20, 5.0
 """At least so long is a try measured, after each of its runs has begun to train."""
@@ -40,9 +38,8 @@ USABLE, PROCESS_BYTES = 0.9, 1e9
 def probe_jobs(
     runs: Sequence[Run], *, gpus: Sequence[str], console: Console, minutes: float | None = None
 ) -> int:
-    """The number side by side that trains the most steps a second; what was measured is printed.
-
-    No try goes on past `minutes`. If none was measured: what a sweep takes without.
+    """The number side by side that trains the most steps a second; what was measured is printed. No
+    try goes on past `minutes`; where none could be measured, what a sweep takes without.
     """
     waiting = [run for run in runs if not run.finished]
     ready = next((run for run in waiting if not run.waits), None)
@@ -103,6 +100,9 @@ def runs_that_fit(runs: Sequence[Run], *, gpus: Sequence[str]) -> int:
 
     By `plan --cost`'s reckoning, not the probe's own peak: callbacks that come later take more.
     """
+    from launch.reckon import Reckoner
+    from olmo_ext.cost import extra_bytes
+
     if gpus:
         sizes = [torch.cuda.get_device_properties(gpu).total_memory for gpu in range(len(gpus))]
     else:

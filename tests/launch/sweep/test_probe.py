@@ -7,6 +7,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,11 @@ from rich.console import Console
 import launch.sweep.probe as probe
 from data_injection.errors import ConfigError
 from launch.grid import Sweep
+from launch.reckon import Reckoner
 from launch.runs import Run, plan_runs
 from launch.sweep.executor import Started
 from launch.sweep.sweep import parse_jobs
+from olmo_ext.cost import extra_bytes
 
 Write = Callable[..., Path]
 
@@ -48,8 +51,8 @@ def give_cards(monkeypatch: pytest.MonkeyPatch, smallest: int) -> None:
 
 def _peak(run: Run) -> float:
     assert run.experiment is not None
-    cost = probe.Reckoner().row(run.experiment).cost
-    extra = sum(probe.extra_bytes(run.experiment, cost).values())
+    cost = Reckoner().row(run.experiment).cost
+    extra = sum(extra_bytes(run.experiment, cost).values())
     return max(cost.memory.start, cost.memory.step + extra)
 
 
@@ -195,7 +198,9 @@ def test_tiny_runs_are_measured_and_leave_nothing_behind(
     axes = {"seed": {"s1": {"train.seed": 1}, "s2": {"train.seed": 2}}}
     runs = plan_runs(Sweep("demo", (experiment,), axes), tmp_path / "out")
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    # Not all of Python's: the warm process's socket would have too long a path.
+    folder_in = partial(tempfile.TemporaryDirectory, dir=tmp_path / "tmp")
+    monkeypatch.setattr(probe, "TemporaryDirectory", folder_in)
     monkeypatch.setattr(probe, "default_jobs", lambda gpus: 4)  # also on one core
     monkeypatch.setattr(probe, "SECONDS", 1.0)
     speeds, measure = [], probe.total_speed
