@@ -54,7 +54,7 @@ class StockEngine:
         )
 
     def logits(self, ids_BT: Tensor, *, last: bool = True, of: Tensor | None = None) -> Tensor:
-        if of is not None and last and not self.sharded:
+        if of is not None and last and not (self.sharded or self.cfg.model.include_bias):
             # A few rows of the head: the whole of it costs a small model more than its blocks.
             model = cut(self.trainer.model)
             return F.linear(model.last_states(ids_BT, None), model.unembedding_VD[of]).float()
@@ -63,7 +63,7 @@ class StockEngine:
         return logits[:, -1] if last else logits
 
     def cut(self) -> CutModel | None:
-        whole = self.precision == "fp32" and not self.sharded
+        whole = self.precision == "fp32" and not (self.sharded or self.cfg.model.include_bias)
         return cut(self.trainer.model) if whole else None
 
     def residual_stream(self, input_ids_BT: Tensor) -> Tensor:
