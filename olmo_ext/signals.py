@@ -101,9 +101,8 @@ def end_after(gone: Callable[[], object], *, grace: float = ORPHAN_GRACE) -> Non
 
 def _in_process_group() -> bool:
     """Without importing torch, which is heavy and may be half imported right now."""
-    distributed = sys.modules.get("torch.distributed")
-    is_initialized = getattr(distributed, "is_initialized", None)
-    return is_initialized is not None and is_initialized()
+    is_initialized = getattr(sys.modules.get("torch.distributed"), "is_initialized", bool)
+    return is_initialized()
 
 
 def await_agent_end(every: float = 0.5) -> None:
@@ -119,24 +118,25 @@ def await_agent_end(every: float = 0.5) -> None:
 def ignore_in_worker(worker: int) -> None:
     """The loader's worker_init_fn: whoever sends a signal, only the parent may end the worker.
 
-    The parent saves first and then ends it, with SIGTERM if need be (a worker that hangs in a
-    read): so the sender is looked at. If the parent is killed, the kernel kills the worker at once:
-    torch's own look takes up to five seconds, in which it holds the lock of the run's folder.
+    The parent saves first and then ends it, with SIGTERM if it hangs: so the sender is looked at.
+    If the parent is killed, the kernel kills the worker, which would hold the lock of the run's
+    folder until torch looks: for ever, where it was killed before this (torch asks who is parent).
     """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if multiprocessing.get_start_method() == "fork" and os.getppid() != parent.pid:
+        os._exit(128 + signal.SIGKILL)
     for number in (signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
+    threading.Thread(target=_wait_for, args=(parent.pid,), daemon=True).start()
 
 
-def _wait_for_parent() -> None:
-    # Not os.getppid(): under forkserver that is the fork server, which never sends anything.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    while True:
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent.pid:
-            os._exit(128 + signal.SIGTERM)
+def _wait_for(parent: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass  # Under forkserver os.getppid() is the fork server, which never sends anything.
+    os._exit(128 + signal.SIGTERM)

@@ -207,6 +207,33 @@ def test_a_loader_worker_ends_on_its_parents_signal_and_on_nobody_elses(sender: 
     assert worker.exitcode == (0 if sender == "SLURM" else 128 + signal.SIGTERM)
 
 
+def test_a_worker_whose_parent_was_killed_before_it_could_ask_ends_all_the_same() -> None:
+    """It held the lock of the run's folder for ever, and every later start was refused."""
+    context = multiprocessing.get_context("fork")
+    told, tells = context.Pipe(duplex=False)
+    late = context.Event()
+
+    def worker() -> None:
+        tells.send("born")
+        late.wait(600)
+        ignore_in_worker(0)
+        tells.send("goes on")
+
+    def parent() -> None:
+        context.Process(target=worker).start()
+        threading.Event().wait(600)
+
+    process = context.Process(target=parent)
+    process.start()
+    tells.close()
+    assert told.recv() == "born"
+    process.kill()
+    process.join()
+    late.set()
+    with pytest.raises(EOFError):
+        told.recv()
+
+
 def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

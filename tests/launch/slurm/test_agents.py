@@ -51,8 +51,11 @@ class Job:
     agents: list[subprocess.Popen[bytes]] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
 
-    def start(self, *, nproc: int, nnodes: int = 1, workers: int = 0, **options: Any) -> None:
-        arguments = train_arguments(self.experiment, [f"train.data.num_workers={workers}"])
+    def start(
+        self, *overrides: str, nproc: int, nnodes: int = 1, workers: int = 0, **options: Any
+    ) -> None:
+        workers_set = f"train.data.num_workers={workers}"
+        arguments = train_arguments(self.experiment, [workers_set, *overrides])
         if nnodes > 1:
             options["rdzv_endpoint"] = f"localhost:{free_port()}"
         command = torchrun_command(
@@ -174,7 +177,8 @@ def test_a_killed_rank_restarts_the_job_from_its_last_checkpoint(job: Job, fault
 
 @pytest.mark.parametrize("fault", ["SIGTERM", "SIGINT", "SIGKILL"])
 def test_whatever_ends_the_agent_ends_its_ranks_and_their_workers(fault: str, job: Job) -> None:
-    job.start(nproc=2, workers=1)
+    # More steps than it can take before it is stopped: a finished run leaves no marker.
+    job.start("train.max_duration=10000", nproc=2, workers=1)
     job.wait_for_steps(10)
     assert len(job.seen) >= 4  # two ranks, a worker each
     before = latest(job.folder)
