@@ -188,6 +188,7 @@ def test_whatever_ends_the_agent_ends_its_ranks_and_their_workers(fault: str, jo
     if fault == "SIGINT":
         return
     # A killed agent costs nothing either: the ranks see that it is gone, save, and ask for more.
+    assert (job.folder / "requeue.marker").exists(), job.said()
     marker = json.loads((job.folder / "requeue.marker").read_text())
     assert marker["reason"] == "SIGTERM"
     assert before <= marker["step"] == latest(job.folder)
