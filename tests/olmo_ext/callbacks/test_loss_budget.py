@@ -218,6 +218,13 @@ def test_a_run_that_begins_to_measure_late_waits_for_momentum_that_it_did_not_se
     assert "budget" not in set(run(path, tmp_path / "run", resume=True).metric)
 
 
+def one_process(model: ModelConfig, precision: str) -> TrainConfig:
+    """The engine's default is fsdp, of whose head the whole is taken in any case."""
+    return TrainConfig(
+        model=model, precision=precision, distributed_strategy="ddp", device_train_microbatch_size=1
+    )
+
+
 @pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_of_some_tokens_are_the_heads_and_so_are_their_gradients(
@@ -230,7 +237,7 @@ def test_logits_of_some_tokens_are_the_heads_and_so_are_their_gradients(
         attention_dropout=0.0, residual_dropout=0.0, embedding_dropout=0.0, init_device="cpu",
     )  # fmt: skip
     model = OLMo(config)
-    cfg = TrainConfig(model=config, precision=precision, device_train_microbatch_size=1)
+    cfg = one_process(config, precision)
     where: Any = SimpleNamespace(cfg=cfg, model=model, dist_model=model, device=torch.device("cpu"))
     engine, ids_BT = StockEngine(where), torch.randint(64, (5, 3))
     found = []
@@ -245,6 +252,23 @@ def test_logits_of_some_tokens_are_the_heads_and_so_are_their_gradients(
     for some, whole in zip(*found, strict=True):
         assert whole.abs().max() > 0
         assert (some - whole).abs().max() <= near * whole.abs().max()
+
+
+def test_a_head_with_a_bias_is_taken_whole() -> None:
+    """Its labels' rows alone, and `cut`, know the weight and would drop the bias in silence."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        d_model=16, n_heads=2, n_layers=1, mlp_ratio=2, max_sequence_length=8, vocab_size=64,
+        embedding_size=64, weight_tying=False, rope=True, include_bias=True,
+        attention_dropout=0.0, residual_dropout=0.0, embedding_dropout=0.0, init_device="cpu",
+    )  # fmt: skip
+    model, of = OLMo(config), torch.tensor([3, 7, 60])
+    torch.nn.init.normal_(model.transformer.ff_out.bias)
+    cfg = one_process(config, "fp32")
+    where: Any = SimpleNamespace(cfg=cfg, model=model, dist_model=model, device=torch.device("cpu"))
+    engine, ids_BT = StockEngine(where), torch.randint(64, (5, 3))
+    assert torch.equal(engine.logits(ids_BT, of=of), model(ids_BT).logits[:, -1, of])
+    assert engine.cut() is None
 
 
 @pytest.mark.parametrize(
