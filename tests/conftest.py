@@ -18,8 +18,25 @@ import numpy as np
 import pytest
 import yaml
 
+from data_injection.errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_refusal_is_asked_for_by_attribute() -> Iterator[None]:
+    """By refuses() of tests/shared/refusals.py. raises(ValueError, match=...) would match its
+    prose, which only the error itself tells from a function's plain ValueError."""
+    stock = pytest.RaisesExc.__exit__
+
+    def leave(self: pytest.RaisesExc, kind: object, error: object, trace: object) -> bool:
+        assert self.match is None or not isinstance(error, ConfigError), f"use refuses(): {error!r}"
+        return stock(self, kind, error, trace)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pytest.RaisesExc, "__exit__", leave)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

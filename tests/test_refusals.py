@@ -31,6 +31,7 @@ def test_what_is_told_is_accepted_in_whole_and_in_part() -> None:
     [
         ({"key": "ever"}, "key of"),
         ({"key": "every", "value": 1}, "value of"),
+        ({"key": "every", "value": False}, "value of"),
         ({"key": "every", "rule": "at least 2"}, "rule of"),
         ({"key": "every", "rule": "leave it out"}, "rule of"),
         ({"key": "every", "remedy": ("leave", "at least")}, "remedy of"),
@@ -42,3 +43,11 @@ def test_another_attribute_is_named(asked: dict[str, Any], named: str) -> None:
         raise ConfigError(**TOLD)
     with pytest.raises(pytest.fail.Exception), refuses(**asked):
         pass
+
+
+def test_prose_is_asked_of_no_refusal_under_whatever_name_it_is_caught() -> None:
+    for kind in (ValueError, Exception, ConfigError):
+        with pytest.raises(AssertionError, match="use refuses"), pytest.raises(kind, match="least"):
+            raise ConfigError(**TOLD)
+    with pytest.raises(ValueError, match="least"):
+        raise ValueError("at least 1")

@@ -33,8 +33,8 @@ def refuses(
 ) -> Iterator[pytest.ExceptionInfo[ConfigError]]:
     """Exactly this key and value, the words in rule and remedy, told of this file or run.
 
-    The rule's words are those that tell one case from another, such as a number or the name of what
-    would be right. Of `of` only the text knows: see ConfigError.told_of.
+    False is no 0. The rule's words are those that tell one case from another, such as a number or
+    the name of what would be right. Of `of` only the text knows: see ConfigError.told_of.
     """
     with pytest.raises(kind) as caught:
         yield caught
@@ -42,7 +42,8 @@ def refuses(
     assert error.key == str(key), f"key of: {error}"
     if value is not ANY:
         asked = str(value) if isinstance(value, Path) else value
-        assert error.value == asked or repr(error.value) == repr(asked), f"value of: {error}"
+        same = error.value == asked and isinstance(error.value, bool) == isinstance(asked, bool)
+        assert same or repr(error.value) == repr(asked), f"value of: {error}"  # a nan is a nan
     for name, words in (("rule", rule), ("remedy", remedy)):
         for word in (words,) if isinstance(words, str) else words:
             assert word in getattr(error, name), f"{name} of: {error}"
