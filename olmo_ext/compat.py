@@ -10,6 +10,7 @@ import gzip
 import json
 import logging
 import os
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -20,7 +21,6 @@ from types import SimpleNamespace
 from typing import Any, TextIO
 
 import numpy as np
-import olmo.train
 import torch
 import wandb
 from olmo.checkpoint import Checkpointer, FullCheckpointer, save_state_dict
@@ -35,6 +35,15 @@ from torch.utils.data import get_worker_info
 
 from data_injection.files import sync_path
 from olmo_ext.engines.ranks import get_global_rank
+
+# Wart: train.py:44 imports olmo.eval for a name in annotations, and so torchmetrics, scikit-learn
+# and transformers: near half of a start. Goes when it does so for type checking alone.
+sys.modules.setdefault("olmo.eval", SimpleNamespace(Evaluator=Any))  # type: ignore[arg-type]
+import olmo.train  # noqa: E402
+
+if isinstance(sys.modules["olmo.eval"], SimpleNamespace):
+    del sys.modules["olmo.eval"]
+Trainer = olmo.train.Trainer
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +126,7 @@ class PositionDataset(IterableDataset):
         # The engine deals one batch a worker in turn: after whole rounds the first is next again.
         round_size = self.device_batch_size * self.world_size * (info.num_workers if info else 1)
         size = max(self.WINDOW // round_size, 1) * round_size
-        limit = self.total_size if self.max_examples is None else self.max_examples
-        stop = min(limit, self.total_size)
+        stop = min(n for n in (self.total_size, self.max_examples) if n is not None)
         starts = range(self.start_index, stop, size)
         return chain.from_iterable(self._rows(range(s, min(s + size, stop))) for s in starts)
 
@@ -303,22 +311,15 @@ class CpuFullCheckpointer(FullCheckpointer):
     """
 
     def save_checkpoint(
-        self,
-        dir: Any,
-        dist_model: torch.nn.Module,
-        optim: Any,
-        trainer_state: dict[str, Any],
-        *,
-        upload_to: str | None = None,
+        self, dir: Any, dist_model: Any, optim: Any, trainer_state: Any, *, upload_to: Any = None
     ) -> None:
         with self._temporary_wd(dir) as folder:
             asked = {"rank0_only": True, "offload_to_cpu": False}
             how = FullStateDictConfig(**asked), FullOptimStateDictConfig(**asked)
             with FSDP.state_dict_type(dist_model, StateDictType.FULL_STATE_DICT, *how):
-                overwrite = self.cfg.save_overwrite
-                self._write_model_dict(dist_model.state_dict(), folder, upload_to, overwrite)
-                state = FSDP.optim_state_dict(dist_model, optim)
-                self._write_optim_dict(state, folder, upload_to, overwrite)
+                where = folder, upload_to, self.cfg.save_overwrite
+                self._write_model_dict(dist_model.state_dict(), *where)
+                self._write_optim_dict(FSDP.optim_state_dict(dist_model, optim), *where)
             if get_global_rank() == 0:
                 save_state_dict(
                     folder, "train.pt", trainer_state, upload_to=upload_to, synchronize=False

@@ -14,12 +14,12 @@ from __future__ import annotations
 import copy
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from olmo.config import TrainConfig
-from olmo.eval import build_evaluators
 from olmo.exceptions import OLMoConfigurationError
 from olmo.model import OLMo
 from olmo.optim import build_optimizer
@@ -173,7 +173,7 @@ def build_trainer(
         train_loader=loader,
         device=device,
         # Without evaluators it would still look for their tokenizer, gpt2 on the hub by default.
-        evaluators=build_evaluators(cfg, device) if cfg.evaluators else [],
+        evaluators=cfg.evaluators and import_module("olmo.eval").build_evaluators(cfg, device),
         indices_file=open_indices(cfg, folder),
         plan=stream.plan,
         callbacks=prepared.callbacks,

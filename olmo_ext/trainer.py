@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from olmo.checkpoint import Checkpointer
 from olmo.config import CheckpointType
-from olmo.train import Trainer
 
 from data_injection.beat import Beat
 from data_injection.errors import DivergedError
@@ -32,6 +31,7 @@ from olmo_ext.batch_check import Witness
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.divergence import check_logits, is_of_loss, telling_divergence
 from olmo_ext.compat import (
+    Trainer,
     atomic_links,
     checkpointer_for,
     cpu_shield,

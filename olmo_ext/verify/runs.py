@@ -24,10 +24,9 @@ import numpy as np
 import torch
 from olmo.data import build_train_dataloader
 from olmo.optim import build_optimizer, build_scheduler
-from olmo.train import Trainer
 
 from olmo_ext.build import build_model, init_process_group, wrap
-from olmo_ext.compat import cpu_shield
+from olmo_ext.compat import Trainer, cpu_shield
 from olmo_ext.config import ExperimentConfig, load_experiment
 from olmo_ext.numerics.deterministic import deterministic
 from olmo_ext.prepare import build_trainer, prepare

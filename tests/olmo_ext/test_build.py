@@ -54,3 +54,15 @@ def test_malloc_is_left_alone_on_a_gpu_and_where_somebody_has_set_it(
     monkeypatch.setenv(variable, "1")
     keep_memory()
     assert len(made) == calls
+
+
+def test_a_start_imports_the_engines_trainer_without_its_evaluators() -> None:
+    """A third of its time; who asks for them has the real ones, as a run with evaluators does."""
+    program = """
+import sys, olmo_ext.train
+assert not {"olmo.eval", "torchmetrics", "sklearn", "transformers"} & set(sys.modules)
+from olmo.eval import build_evaluators
+from olmo.eval.evaluator import Evaluator
+assert Evaluator.__module__ == "olmo.eval.evaluator" and callable(build_evaluators)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
