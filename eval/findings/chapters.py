@@ -87,7 +87,7 @@ CHAPTERS = {
     ),
     "placement": Chapter(("placement",), placement.thin, placement.TABLES, {}),
     "regimes": Chapter(
-        ("streams", "one_rate", "fresh_seeds", "facts", "large_host"),
+        ("streams", "one_rate", "fresh_seeds", "facts", "large_host", "hosts_by_width"),
         hosts.thin,
         regimes.TABLES,
         {},

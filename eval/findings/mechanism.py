@@ -83,12 +83,9 @@ def shuffled(rows: pd.DataFrame, every: pd.DataFrame) -> str:
                     for sweep in REAL_AND_SHUFFLED
                 )
                 pairs[f"{what}, `{group}`"] = own, null, 3
-        own, null = (
-            _metric(last[last.sweep == name], rung, "order_r2", 1) for name in REAL_AND_SHUFFLED
-        )
-        pairs["order R^2, after block 1"] = own, null, 2
-        own, null = (_metric(last[last.sweep == name], rung, "score") for name in REAL_AND_SHUFFLED)
-        pairs["score"] = own, null, 2
+        for what, metric, layer in ENDS:
+            ends = (_metric(last[last.sweep == s], rung, metric, layer) for s in REAL_AND_SHUFFLED)
+            pairs[what] = *ends, 2
         for what, (own, null, digits) in pairs.items():
             apart = difference(own, null)
             told = _three_signed(apart) if digits == 3 else verdict(apart)
@@ -98,6 +95,7 @@ def shuffled(rows: pd.DataFrame, every: pd.DataFrame) -> str:
 
 REAL_AND_SHUFFLED = ("mechanism", "shuffled")
 PERP = (("mean abs. perp", "cos_g_nt", "abs_perp"), ("perp part of g_r", "norm_g_r", "perp_share"))
+ENDS = (("order R^2, after block 1", "order_r2", 1), ("score", "score", None))
 
 
 def inner_products(rows: pd.DataFrame, every: pd.DataFrame) -> str:

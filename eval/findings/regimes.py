@@ -79,24 +79,36 @@ HEADLINES = {
 }
 
 
+SIZES = {"t1024": "1,024 tokens", "t4096": "4,096", "t16384": "16,384", "t65536": "65,536",
+         OPEN: HOSTS[OPEN]}  # fmt: skip
+LARGE = ("large_host", "w16_t65536")
+NEW = [("hosts_by_width", f"w32_{host}") for host in SIZES if host != OPEN]
+DOSE = {16: [LARGE if host == "t65536" else (SWEEP, host) for host in SIZES],
+        32: [*NEW, chain.WIDTHS[32]]}  # fmt: skip
+"""By width its cells; each closed host has four times the tokens of the one before."""
+
+
 def dose(rows: pd.DataFrame, every: pd.DataFrame) -> str:
-    """Width 16 by host with 65,536 tokens among them, and matched damage with that host."""
-    added = ("large_host", "w16_t65536")
-    order = [*((SWEEP, host) for host in HOSTS if host != OPEN), added, (SWEEP, OPEN)]
-    named = {cell: (HOSTS.get(cell[1], "65,536"), "w16 at 0.01") for cell in order}
+    """Two widths by host, 65,536 tokens among them, matched damage, and the slope over hosts."""
+    named = {
+        cell: (name, chain.CELLS[line[-1]])
+        for line in DOSE.values()
+        for cell, name in zip(line, SIZES.values(), strict=True)
+    }
     cells = {cell: links(every, *cell) for cell in named}
-    shares = {cell: one.shares for cell, one in cells.items()}
-    steps = {"16,384 less 65,536 tokens": (order[-3], added),
-             "65,536 tokens less open text": (added, order[-1])}  # fmt: skip
-    lines = [
-        f"(1) share left with {name}: {verdicts(shares_apart(shares[a], shares[b]))}"
-        for name, (a, b) in steps.items()
-    ]
-    widths = {width: links(every, *cell) for width, cell in chain.WIDTHS.items()}
-    over = {width: chain.beyond(every, one, order) for width, one in widths.items()}
-    rises = slopes(over)
+    kept = {width: [cells[cell].shares for cell in line] for width, line in DOSE.items()}
+    lines = []
+    for i, name in ((2, "16,384 less 65,536 tokens"), (3, "65,536 tokens less open text")):
+        lines.append(f"(1) share left with {name}: {verdicts(shares_apart(*kept[16][i : i + 2]))}")
+    over = {w: chain.beyond(every, links(every, *c), DOSE[16]) for w, c in chain.WIDTHS.items()}
     what = "(2) share left per doubling, 16 to 128, beyond width 16's at equal host loss"
-    lines.append(f"{what}: {verdicts(rises)}")
+    lines.append(f"{what}: {verdicts(slopes(over))}")
+    for width, said in ((32, "(3)"), (16, "not declared, width 16:")):
+        rises = verdicts(slopes(dict(zip((2, 4, 8, 16), kept[width][:4], strict=True))))
+        lines.append(f"{said} share left per fourfold of the tokens, 1,024 to 65,536: {rises}")
+    for name, one in list(zip(SIZES.values(), kept[32], strict=True))[1:4]:
+        apart = verdicts(shares_apart(one, kept[32][-1]))
+        lines.append(f"not declared, width 32, {name} less open text: {apart}")
     return chain.table(every, named, cells, lines)
 
 

@@ -49,12 +49,7 @@ UNIT_WORDS = {"per_step": "per step", "per_sequence": "per sequence", "per_token
 
 
 def advise(
-    source: Path,
-    *,
-    question: Question,
-    out: Path | None,
-    as_json: Path | None,
-    console: Console,
+    source: Path, *, question: Question, out: Path | None, as_json: Path | None, console: Console
 ) -> None:
     """Print a line per answer; write advice.png (to `out`, or beside the runs) and the JSON.
 

@@ -39,12 +39,7 @@ def parse_jobs(text: str | None) -> Jobs:
 
 
 def train_sweeps(
-    runs: Sequence[Run],
-    *,
-    jobs: Jobs,
-    retries: int,
-    minutes: float | None = None,
-    console: Console,
+    runs: Sequence[Run], *, jobs: Jobs, retries: int, minutes: float | None = None, console: Console
 ) -> list[Run]:
     """Train every run; those that fail are tried again, the rest goes on, all failures are shown.
 
