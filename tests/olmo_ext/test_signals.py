@@ -216,8 +216,10 @@ def test_a_worker_whose_parent_was_killed_before_it_could_ask_ends_all_the_same(
     def worker() -> None:
         tells.send("born")
         late.wait(600)
-        ignore_in_worker(0)
-        tells.send("goes on")
+        try:
+            ignore_in_worker(0)
+        finally:  # also after an error, which would end it too
+            tells.send("goes on")
 
     def parent() -> None:
         context.Process(target=worker).start()
