@@ -136,7 +136,8 @@ def test_the_gradient_split_stays_exact(
 
     table = read_records(train(load_experiment(write_experiment(edit), asked)))
     rows = table[table.metric == "cos_g_nt"]
-    assert 0 < rows.split_error.max() < error
+    # 0 where a processor rounds both ways alike; a wrong split: test_verify.py.
+    assert rows.split_error.between(0, error).all()
     # In every record: no table may mix two.
     assert set(table.precision) == {"amp_bf16" if asked == BF16 else "fp32"}
 

@@ -236,7 +236,7 @@ def test_every_cosine_has_its_nulls_at_the_same_step_and_place(rows: Any) -> Non
 def test_every_record_says_how_exact_the_split_was_and_in_which_precision(rows: Any) -> None:
     assert set(rows.precision) == {"fp32"}
     assert rows.split_error.nunique() == 1  # measured once a run
-    assert 0 < rows.split_error.iloc[0] < 1e-6
+    assert 0 <= rows.split_error.iloc[0] < 1e-6  # 0 where both ways round alike
 
 
 def test_neurons_may_be_a_share_of_the_mlp(write_experiment: Write) -> None:
