@@ -16,7 +16,6 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.text import count
 from launch.cli import app
@@ -147,16 +146,11 @@ def test_a_plan_of_a_sweep_tells_tokens_hours_and_storage_of_every_cell(
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda folder: folder, "holds no experiment"),
-        (lambda folder: folder / "none.yaml", "no experiment file"),
-    ],
-)
-def test_nothing_to_reckon_is_said(make: Callable, said: str, tmp_path: Path) -> None:
-    with pytest.raises((ConfigError, FileNotFoundError), match=said):
-        read_experiments([make(tmp_path)])
+def test_nothing_to_reckon_is_said(tmp_path: Path) -> None:
+    with refuses(key=tmp_path, rule="holds no experiment", remedy="name files or their folder"):
+        read_experiments([tmp_path])
+    with pytest.raises(FileNotFoundError, match="no experiment file"):
+        read_experiments([tmp_path / "none.yaml"])
 
 
 def test_gpus_that_do_not_divide_a_batch_are_refused() -> None:
