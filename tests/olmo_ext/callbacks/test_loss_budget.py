@@ -218,11 +218,19 @@ def test_a_run_that_begins_to_measure_late_waits_for_momentum_that_it_did_not_se
     assert "budget" not in set(run(path, tmp_path / "run", resume=True).metric)
 
 
-def one_process(model: ModelConfig, precision: str) -> TrainConfig:
-    """The engine's default is fsdp, of whose head the whole is taken in any case."""
-    return TrainConfig(
-        model=model, precision=precision, distributed_strategy="ddp", device_train_microbatch_size=1
-    )
+def small_engine(precision: str, **settings: Any) -> tuple[OLMo, StockEngine]:
+    """Not fsdp, the engine's default, of whose head the whole is taken in any case."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        d_model=16, n_heads=2, n_layers=1, mlp_ratio=2, max_sequence_length=8, vocab_size=64,
+        embedding_size=64, rope=True, attention_dropout=0.0, residual_dropout=0.0,
+        embedding_dropout=0.0, init_device="cpu", **settings,
+    )  # fmt: skip
+    model = OLMo(config)
+    cfg = TrainConfig(model=config, precision=precision, distributed_strategy="ddp")
+    cfg.device_train_microbatch_size = 1
+    where: Any = SimpleNamespace(cfg=cfg, model=model, dist_model=model, device=torch.device("cpu"))
+    return model, StockEngine(where)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp_bf16"])
@@ -230,16 +238,9 @@ def one_process(model: ModelConfig, precision: str) -> TrainConfig:
 def test_logits_of_some_tokens_are_the_heads_and_so_are_their_gradients(
     tied: bool, precision: str
 ) -> None:
-    torch.manual_seed(0)
-    config = ModelConfig(
-        d_model=16, n_heads=2, n_layers=1, mlp_ratio=2, max_sequence_length=8, vocab_size=64,
-        embedding_size=64, weight_tying=tied, scale_logits=True, rope=True, include_bias=False,
-        attention_dropout=0.0, residual_dropout=0.0, embedding_dropout=0.0, init_device="cpu",
-    )  # fmt: skip
-    model = OLMo(config)
-    cfg = one_process(config, precision)
-    where: Any = SimpleNamespace(cfg=cfg, model=model, dist_model=model, device=torch.device("cpu"))
-    engine, ids_BT = StockEngine(where), torch.randint(64, (5, 3))
+    settings = {"weight_tying": tied, "scale_logits": True, "include_bias": False}
+    model, engine = small_engine(precision, **settings)
+    ids_BT = torch.randint(64, (5, 3))
     found = []
     for of in (torch.tensor([3, 7, 60]), None):
         model.zero_grad(set_to_none=True)
@@ -256,17 +257,9 @@ def test_logits_of_some_tokens_are_the_heads_and_so_are_their_gradients(
 
 def test_a_head_with_a_bias_is_taken_whole() -> None:
     """Its labels' rows alone, and `cut`, know the weight and would drop the bias in silence."""
-    torch.manual_seed(0)
-    config = ModelConfig(
-        d_model=16, n_heads=2, n_layers=1, mlp_ratio=2, max_sequence_length=8, vocab_size=64,
-        embedding_size=64, weight_tying=False, rope=True, include_bias=True,
-        attention_dropout=0.0, residual_dropout=0.0, embedding_dropout=0.0, init_device="cpu",
-    )  # fmt: skip
-    model, of = OLMo(config), torch.tensor([3, 7, 60])
+    model, engine = small_engine("fp32", weight_tying=False, include_bias=True)
     torch.nn.init.normal_(model.transformer.ff_out.bias)
-    cfg = one_process(config, "fp32")
-    where: Any = SimpleNamespace(cfg=cfg, model=model, dist_model=model, device=torch.device("cpu"))
-    engine, ids_BT = StockEngine(where), torch.randint(64, (5, 3))
+    ids_BT, of = torch.randint(64, (5, 3)), torch.tensor([3, 7, 60])
     assert torch.equal(engine.logits(ids_BT, of=of), model(ids_BT).logits[:, -1, of])
     assert engine.cut() is None
 
