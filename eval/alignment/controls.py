@@ -131,11 +131,8 @@ def score_alignment(
         own = undisturbed(variable, held_out)
         width = model.transformer.wte.weight.shape[1]  # type: ignore[union-attr, index]
         rank_here = min(rank, int(width))
-        options: dict[str, Any] = {
-            "rank": rank_here,
-            "seeds": [seed + i for i in range(draws)],
-            "steps": steps,
-        }
+        starts = [seed + i for i in range(draws)]
+        options: dict[str, Any] = {"rank": rank_here, "seeds": starts, "steps": steps}
         key = (task.name, place, rank_here, draws, steps, seed)
         if key not in known:
             random_bases = learn_subspaces(untrained, task, train, site, **options)
@@ -192,9 +189,8 @@ def _undisturbed(model: torch.nn.Module, task: Task, pairs: Pairs) -> dict[str, 
     """Whether the model answers a side with its label; `no_patch`: the base with the target's."""
     sides = {"base": pairs.base, "source": pairs.source, "target": pairs.target}
     examples, place = np.unique(np.stack([*sides.values()]), return_inverse=True)
-    chosen = dict(
-        zip(sides, chosen_labels(model, task, examples)[place.reshape(3, -1)], strict=True)
-    )
+    answers = chosen_labels(model, task, examples)[place.reshape(3, -1)]
+    chosen = dict(zip(sides, answers, strict=True))
     right = {name: chosen[name] == task.tokens[side, -1] for name, side in sides.items()}
     return right | {"no_patch": chosen["base"] == task.tokens[pairs.target, -1]}
 

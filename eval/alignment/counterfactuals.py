@@ -57,12 +57,10 @@ def token_of(task: Task, variable: str) -> int:
     """Position of the token that gives a variable; of the answer: the last before the label."""
     if variable == ANSWER:
         return task.length - 2
-    if variable not in operands(task):
-        raise ValueError(
-            f"variable must be one of {[*operands(task), ANSWER]} for {task.name!r}, got "
-            f"{variable!r}"
-        )
-    return operands(task).index(variable)
+    if variable not in (known := operands(task)):
+        known = [*known, ANSWER]
+        raise ValueError(f"variable must be one of {known} for {task.name!r}, got {variable!r}")
+    return known.index(variable)
 
 
 def draw_pairs(

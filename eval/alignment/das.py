@@ -83,14 +83,8 @@ def random_subspaces(width: int, *, rank: int, seeds: Sequence[int]) -> torch.Te
     """Uniformly random orthonormal bases_SDK, a pure function of the arguments."""
     if not 0 < rank <= width:
         raise ValueError(f"rank must be in [1, {width}], the width of the states, got {rank}")
-    return torch.stack(
-        [
-            torch.linalg.qr(
-                torch.randn(width, rank, generator=torch.Generator().manual_seed(seed))
-            )[0]
-            for seed in seeds
-        ]
-    )
+    dice = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.linalg.qr(torch.randn(width, rank, generator=d))[0] for d in dice])
 
 
 @torch.no_grad()
