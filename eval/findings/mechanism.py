@@ -99,7 +99,7 @@ ENDS = (("order R^2, after block 1", "order_r2", 1), ("score", "score", None))
 
 
 def inner_products(rows: pd.DataFrame, every: pd.DataFrame) -> str:
-    """g_nt . g_r in nats for a step of length 1 against the gradient: below 0 it harms the task."""
+    """g_nt . g_r: the nats that a step of -g_nt takes off the task's loss; below 0 it harms."""
     inside = every[(every.sweep == "mechanism") & (every.step >= SINCE)]
     key, body = ["group", "rung", "seed", "step"], []
     rest = inside[inside.metric == "cos_g_nt"].set_index(key).sort_index()

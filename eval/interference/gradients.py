@@ -141,7 +141,7 @@ def alignment(
 
     Returns:
         The fields of a record: value (the cosine), inner (the inner product: nats of the task's
-        loss that a step of length 1 against the arrow takes away, so that below 0 it harms) and
+        loss that a step of minus the arrow takes away, to first order; below 0 it harms) and
         null_inner (the same with `permuted`), null_labels and null_random (the cosine with
         `permuted` and `random`), random_spread (standard deviation of a cosine with a random
         direction, 1 / sqrt(dim)), perp (cosine with g_r minus its projection on `permuted`), norm

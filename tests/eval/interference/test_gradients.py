@@ -17,6 +17,7 @@ from eval.interference.gradients import (
     MLP,
     RandomDirection,
     Shard,
+    alignment,
     cosine,
     gram,
     length,
@@ -99,6 +100,24 @@ def test_two_halves_tell_the_population_from_the_noise_of_a_batch(rows: int) -> 
     assert np.mean(signal) == pytest.approx(0.25, abs=0.02)
     assert np.mean(noise) == pytest.approx(3 / rows, rel=0.05)
     assert np.mean(variance) == pytest.approx(5 / rows, rel=0.05)
+
+
+def test_inner_is_what_a_plain_step_takes_off_and_not_one_of_length_one() -> None:
+    """A loss that is linear in the parameters, so that first order is all of it."""
+    gradient, task, null = random_vector(1), random_vector(2), random_vector(3)
+    table = table_of(gradient, task, null)
+    reference, permuted = unit(1, of=3), unit(2, of=3)
+    found = alignment(
+        table, unit(0, of=3), reference=reference, permuted=permuted, random=permuted, dim=1
+    )
+
+    def taken_off(*, rate: float) -> float:
+        steps = [-rate * part.double() for part in gradient]
+        return -sum(float(step @ part.double()) for step, part in zip(steps, task, strict=True))
+
+    assert found["inner"] == pytest.approx(taken_off(rate=1.0))
+    assert found["inner"] / found["norm"] == pytest.approx(taken_off(rate=1 / found["norm"]))
+    assert found["norm"] > 100  # so that the two differ
 
 
 def test_cosines_from_the_gram_matrix_are_those_of_the_vectors() -> None:
