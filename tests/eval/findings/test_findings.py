@@ -89,6 +89,30 @@ def test_all_seeds_of_a_run_are_measured_at_the_same_last_step(name: str) -> Non
     assert cells.nunique().max() == 1
 
 
+def test_what_three_seeds_do_not_exclude_of_transfer_is_the_tables_furthest_ends() -> None:
+    table = TEXT.split("<!-- table: designs -->")[1].split("<!-- end -->")[0]
+
+    def ends(beside: str) -> tuple[float, float]:
+        cells = [line.split("|")[5].split(",")[0] for line in table.splitlines() if beside in line]
+        parts = [tuple(map(float, cell.split(" ± "))) for cell in cells]
+        return min(mean - half for mean, half in parts), max(mean + half for mean, half in parts)
+
+    (like_low, gain), (loss, unlike_high) = ends("labels of their own"), ends("single tokens")
+    assert gain > -like_low
+    assert -loss > unlike_high
+    assert f"gain of up to {gain:.2f} from like tasks".replace("0.", ".") in SAID
+    assert f"loss of up to {-loss:.2f} from unlike ones".replace("0.", ".") in SAID
+
+
+def test_at_equal_rate_times_steps_the_page_shows_no_difference_and_claims_no_equality() -> None:
+    (line,) = (one for one in TEXT.splitlines() if "not declared, (1) at equal" in one)
+    score, loss = re.findall(
+        r"(?:of score|of choice loss) ([+-])0(\.\d+) ± 0(\.\d+), holds 0", line
+    )
+    said = "{}{} ± {} of the score's share, {}{} ± {} of the choice loss's".format(*score, *loss)
+    assert f"no difference between the widths is shown: {said}" in SAID
+
+
 def test_a_run_whose_records_stop_early_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
