@@ -6,8 +6,9 @@ The ledger would prove nothing if it were a copy of the plan. Each rank checks e
 before the step: the rows of the corpus are those of the stream at these positions (`RowOrder`,
 whose files are verified at every start), planned rows hold exactly the planned tokens, and no other
 row holds an example that the corpus has not. A rank that finds anything else stops the run; since
-no rank can finish a step without the gradients of all others, a step that rank 0 writes down was
-seen and found right by all of them.
+no rank can finish a step without the gradients of all others, and all have one plan
+(`olmo_ext.engines.ranks.check_one_run`, at the start), a step that rank 0 writes down was seen and
+found right by all of them.
 
 It also keeps the **stream digest**: the sum over all rows trained on of XXH3-64(token ids as
 little-endian int64; seed = position), modulo 2^64. A sum does not depend on who adds it up: the

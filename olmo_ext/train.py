@@ -38,7 +38,7 @@ from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.engines.ending import noting_failure, write_marker
 from olmo_ext.engines.origin import check_taken_up, find_origin, stock_state
-from olmo_ext.engines.ranks import get_global_rank, get_world_size
+from olmo_ext.engines.ranks import check_one_run, get_global_rank, get_world_size
 from olmo_ext.numerics.deterministic import deterministic
 from olmo_ext.prepare import build_trainer, prepare
 from olmo_ext.run_folder import (
@@ -97,6 +97,7 @@ def train(
             stack.callback(gc.unfreeze)
         device = init_process_group()
         check_device(experiment, device, world_size=get_world_size())
+        check_one_run(identity)
         beat.then("preparing the run's folder")
         signals = signals or stack.enter_context(StopSignals())
         ledgers: list[tuple[LedgerWriter, int | None]] = []

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.distributed as dist
+
+from data_injection.errors import ConfigError
+from eval.run import differences, told_differences
 
 
 def get_world_size() -> int:
@@ -11,6 +16,26 @@ def get_world_size() -> int:
 
 def get_global_rank() -> int:
     return dist.get_rank() if _distributed() else 0
+
+
+def check_one_run(identity: dict[str, Any]) -> None:
+    """Raise ConfigError on all ranks if one of them would train another run; all must call.
+
+    A file on a node's own disk or a package of another version differs where the experiment does
+    not, and each rank checks its batches by its own plan.
+    """
+    if get_world_size() == 1:
+        return
+    of_rank0: list[Any] = [identity]
+    found_by_rank: list[Any] = [None] * get_world_size()
+    dist.broadcast_object_list(of_rank0)
+    dist.all_gather_object(found_by_rank, differences(identity, of_rank0[0]))
+    for rank, found in enumerate(found_by_rank):
+        if found:
+            rule = "would train another run than rank 0: "
+            rule += "; ".join(told_differences(found, then="on rank 0"))
+            remedy = "give all nodes the same files and packages, and a family of one's own a seed"
+            raise ConfigError(key=f"rank {rank}", rule=rule, remedy=remedy)
 
 
 def _distributed() -> bool:

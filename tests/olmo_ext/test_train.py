@@ -69,6 +69,45 @@ def on_two_ranks(experiment: Path, *args: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+BY_NODE = """
+import os, sys
+import numpy as np
+from data_injection.errors import ConfigError
+from data_injection.tasks.base import Task
+
+class Local(Task):
+    "Its labels are another node's on rank 1, as from a file on the node's own disk."
+    num_labels = 2
+    def examples(self):
+        labels = self.labels[(np.arange(len(self.symbols)) + int(os.environ["RANK"])) % 2]
+        return np.stack([self.symbols, labels], axis=1)
+
+if __name__ == "__main__":
+    from olmo_ext.config import load_experiment
+    from olmo_ext.train import train
+    try:
+        train(load_experiment(sys.argv[1]))
+    except ConfigError as error:
+        os.write(1, f"refused: {error}\\n".encode())
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_whose_plan_is_another_ends_the_start_on_every_rank(
+    write_experiment: Write, tmp_path: Path
+) -> None:
+    (tmp_path / "by_node.py").write_text(BY_NODE)
+    task = {"name": "t", "family": "by_node:Local", "num_symbols": 10, "schedule": {"rate": 4}}
+    path = write_experiment(lambda config: config["injection"].update(tasks=[task]))
+    env = {"PYTHONPATH": str(tmp_path)}
+    done = warm.run(tmp_path / "by_node.py", path, ranks=2, env=env, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr  # both have ended by themselves
+    refused = [line for line in done.stdout.splitlines() if line.startswith("refused: rank 1 ")]
+    assert len(refused) == 2
+    assert "plan.tasks.t.digest" in refused[0]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def one_rank(write_experiment: Write, tiny_run: Write, tmp_path: Path) -> Path:
     """The run of the tiny experiment on one rank, uninterrupted; a copy to spoil."""
