@@ -123,6 +123,9 @@ def closure(parts: Sequence[float], actual: float) -> float:
 def budgets(frame: pd.DataFrame, *, since: float = 0.5) -> pd.DataFrame:
     """One row per cell: the budget of its runs' steps after `since`, means over seeds in nats.
 
+    Steps are those at which all runs of a cell have a record, up to the last such one: a run that
+    ended early, or was undefined for a while, would bring fewer steps' nats into the mean.
+
     Columns: CELL, split, then forgotten, gained, faded, others (of other tasks' rows), actual, each
     with _low and _high (95% over seeds); ratio, ratio_low, ratio_high (forgotten / -gained with
     Fieller's interval; NaN where the gain is not clear of 0); null_labels and null_signs
@@ -134,14 +137,16 @@ def budgets(frame: pd.DataFrame, *, since: float = 0.5) -> pd.DataFrame:
         remedy = "add `loss_budget: {}` to the callbacks of a run"
         raise ConfigError(key="records", rule=rule, remedy=remedy)
     told = task_rows(frame)
-    told = told.assign(of=run_names(told))
-    last = told.groupby("of").step.max()
     whole = told[told.metric.isin(["budget", "budget_actual"]) & told.layer.isna()]
-    late = whole[whole.step > since * whole.of.map(last)]
     names = {HOST: "forgotten", OWN: "gained", DECAY: "faded"}
-    kind = late.source.map(names).fillna("others").where(late.metric == "budget", "actual")
+    kind = whole.source.map(names).fillna("others").where(whole.metric == "budget", "actual")
     rows: list[dict[str, Any]] = []
-    for key, group in late.assign(kind=kind).groupby([*CELL, "split"], sort=True):
+    told = whole.assign(kind=kind, of=run_names(whole))
+    for key, group in told.groupby([*CELL, "split"], sort=True):
+        steps = [set(of_run) for _, of_run in group.groupby("of").step]
+        common = set.intersection(*steps) or set.union(*steps)  # as in `cells`
+        late = [step for step in common if step > since * max(common)]
+        group = group[group.step.isin(late)]
         # A seed is one draw, in however many runs or like tasks it was measured.
         each = ["seed", "of", "task"]
         parts = group.pivot_table("value", index=each, columns="kind", aggfunc="sum", fill_value=0)

@@ -40,6 +40,8 @@ class ReportedRun:
     """Planned length by run.json; None where it does not say."""
     measured: bool
     """A task has been measured at least once."""
+    undefined: int | None
+    """The first step at which a score is null."""
     info: dict[str, str]
     """run.json as text; the page shows every key as it stands."""
     tokens: int = 0

@@ -112,6 +112,7 @@ def _run(folder: Path, root: Path, rows: pd.DataFrame | None) -> ReportedRun:
         values = [] if rows is None else sorted({str(value) for value in rows[name]})
         said[name] = ", ".join(values) or info.get(name, "")
     planned = info.get("num_steps", "")
+    undefined = [] if rows is None else rows.step[(rows.metric == "score") & rows.value.isna()]
     return ReportedRun(
         folder=str(folder.relative_to(root)),
         name=said["run"] or folder.name,
@@ -122,6 +123,7 @@ def _run(folder: Path, root: Path, rows: pd.DataFrame | None) -> ReportedRun:
         last_step=None if rows is None or rows.empty else int(rows.step.max()),
         num_steps=int(planned) if planned.isdigit() else None,
         measured=rows is not None and bool((rows.task != "").any()),
+        undefined=min(undefined, default=None),
         info=info,
         tokens=0 if rows is None or rows.empty else int(rows.tokens.max()),
         params=0 if rows is None or rows.empty else int(rows.params.max()),
@@ -194,7 +196,8 @@ def _info(folder: Path) -> dict[str, str]:
 
 
 def _mark_unfinished(runs: list[ReportedRun]) -> list[ReportedRun]:
-    """Unfinished: behind its own plan or, where run.json names none, behind its rung's furthest."""
+    """Unfinished: behind its own plan or, where run.json names none, behind its rung's furthest; or
+    without scores from some step on, before which its rung is then read."""
     marked = []
     for run in runs:
         alike = [one for one in runs if (one.protocol, one.rung) == (run.protocol, run.rung)]
@@ -205,5 +208,7 @@ def _mark_unfinished(runs: list[ReportedRun]) -> list[ReportedRun]:
             why = "no task measured yet"
         elif run.last_step < goal:
             why = f"at step {run.last_step:,} of {goal:,} {whose}"
+        elif run.undefined is not None:
+            why = f"from step {run.undefined:,} on a score is undefined, as of a diverged model"
         marked.append(replace(run, unfinished=why))
     return marked

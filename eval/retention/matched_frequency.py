@@ -3,21 +3,22 @@
     matched_frequency(read_records("runs/matched_frequency"), metric="choice_loss")
 
 The study's Fig. 6b. Only runs that share everything but the gap stand beside one another: protocol,
-family, parameters of the task, mean rate and the step at which they end. A run whose steps are a
-multiple of its gap ends just before a burst (`when="end"`); what it reaches right after its last
-one is `when="after"`, from the records of the retention callback. A claim about gaps is read at the
-end: a larger burst also lifts higher, for some steps.
+family, parameters of the task, mean rate, learning rate, corpus and the step at which they end. A
+run whose steps are a multiple of its gap ends just before a burst (`when="end"`); what it reaches
+right after its last one is `when="after"`, from the records of the retention callback. A claim
+about gaps is read at the end: a larger burst also lifts higher, for some steps.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import pandas as pd
 
 from data_injection.errors import ConfigError
 from eval.retention.retained import loss_metric
-from eval.scores.rows import once, setting
+from eval.scores.rows import once, setting, told_apart
 from eval.statistics import MIN_SEEDS, seed_fields
 
 GROUP = ("protocol", "family", "setting", "rate_per_step", "end")
@@ -47,7 +48,8 @@ def matched_frequency(
         rule = f"hold no {split} {metric!r} of a task with one gap all through"
         remedy = "train a sweep over bursts such as configs/confirm/matched_frequency.yaml"
         raise ConfigError(key="records", rule=rule, remedy=remedy)
-    null = _rows(frame, metric="label_entropy", split=split, when="end").value.mean()
+    entropy = _rows(frame, metric="label_entropy", split=split, when="end")
+    null = entropy.groupby(["family", "setting"]).value.mean()
     table: list[dict[str, object]] = []
     for key, group in rows.groupby([*GROUP, "rung", "params"], sort=True):
         smallest = group[group.gap == group.gap.min()].groupby("seed").value.mean()
@@ -61,7 +63,7 @@ def matched_frequency(
                 | seed_fields((values - smallest).tolist() if same else [], "change")
                 | {"n_seeds": len(values), "provisional": len(values) < MIN_SEEDS}
                 | {"exposures_per_example": float(of_gap.exposures_per_example.mean())}
-                | {"null": 0.0 if metric == "score" else null}
+                | {"null": 0.0 if metric == "score" else null.get(key[1:3], math.nan)}
             )
     order = [*GROUP, "params", "rung", "gap"]
     return pd.DataFrame(table).sort_values(order, ignore_index=True)
@@ -76,6 +78,7 @@ def _rows(
     rows = frame.reindex(columns=sorted(wanted))
     rows = rows[rows.gap.notna() & (rows.task != "") & (rows.split == split)]
     rows = rows.assign(end=rows.groupby(run).step.transform("max"), setting=setting(rows))
+    rows["family"] += told_apart(rows)
     whole = rows.subset.fillna("all").isin(["all", "sampled"])
     if when == "end":
         return rows[whole & (rows.metric == metric) & (rows.step == rows.end)]

@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike
 
 from data_injection.errors import ConfigError
 from eval.scores.cells import CELL
-from eval.scores.rows import once
+from eval.scores.rows import once, told_apart
 from eval.statistics import MIN_SEEDS, per_group, seed_fields, share
 
 log = logging.getLogger(__name__)
@@ -115,6 +115,7 @@ def bursts(frame: pd.DataFrame, *, metric: str | None = None, gain_lag: int = 0)
         rule = f"hold no {metric} around bursts"
         remedy = "add `retention: {}` to the callbacks of a run whose task comes in bursts"
         raise ConfigError(key="records", rule=rule, remedy=remedy)
+    frame = frame.assign(family=frame.family + told_apart(frame))
     key = [name for name in RUN if name in frame] + ["burst", "burst_step", "instances"]
     lags = frame[frame.metric == f"{metric}_lag"][[*key, "lag", "value"]]
     before = frame[frame.metric == f"{metric}_before"][[*key, "value"]]

@@ -18,6 +18,7 @@ from data_injection.errors import ConfigError
 FOUND = (
     *("subset", "variant", "schedule", "timing", "gap", "bits", "learning_rate", "d_model"),
     *("batch_size", "rate_per_sequence", "rate_per_token", "low", "high", "n", "majority", "layer"),
+    *("corpus_hash", "perp_share"),
 )
 """Columns that `task_rows` has whether a record said them or not."""
 
@@ -58,9 +59,9 @@ def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
     Rates are rounded to four digits, so that a schedule that rounds its total over the run's steps
     still falls in its own column. Where a record has a variant (another schedule, offset, number of
-    symbols or parameter than the study's), it joins the family's name, as does the learning rate
-    where a rung has several: such cells never merge. Columns of FOUND that no record has are NaN;
-    rates in the other units, and the timing, are worked out where older records do not say them.
+    symbols or parameter than the study's), it joins the family's name, as does what `told_apart`
+    says: such cells never merge. Columns of FOUND that no record has are NaN; rates in the other
+    units, and the timing, are worked out where older records do not say them.
     """
     one_precision(frame)
     chosen = (frame.task != "") & (frame.family != "") & frame.value.notna()
@@ -72,18 +73,31 @@ def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
     rate = rows.rate_per_step.map(rates).astype(float)
     variant = rows.variant.fillna("")
     family = rows.family.where(variant == "", rows.family + ", " + variant)
-    # Along the ladder it goes with the size; where one size has several, they are a control.
-    several = rows.groupby(["family", "rung", "params"]).learning_rate.transform("nunique") > 1
-    # As text even where there is no row to map.
-    text = ", learning rate " + rows.learning_rate[several].map("{:g}".format).astype(str)
     tokens_per_step = rows.tokens / rows.step.where(rows.step > 0)
     return rows.assign(
         rate_per_step=rate,
         rate_per_sequence=rows.rate_per_sequence.astype(float).fillna(rate / rows.batch_size),
         rate_per_token=rows.rate_per_token.astype(float).fillna(rate / tokens_per_step),
         timing=timing(rows),
-        family=family.where(~several, family + text.reindex(rows.index)),
+        family=family + told_apart(rows),
     )
+
+
+def told_apart(rows: pd.DataFrame) -> pd.Series:
+    """ ", learning rate 0.003, corpus 0fb8f25e" of rows whose rung has several; else nothing.
+
+    Along the ladder they go with the size; where one size has several, they are a control, and no
+    table may average over them.
+    """
+    said = pd.Series("", index=rows.index, dtype=object)
+    texts = {"learning_rate": ", learning rate {:g}", "corpus_hash": ", corpus {:.8}"}
+    for column, text in texts.items():
+        if column in rows:
+            num = rows.groupby(["family", "rung", "params"])[column].transform("nunique")
+            several = (num > 1) & rows[column].notna()
+            told = rows[column][several].map(text.format).astype(str)  # text even of no row
+            said = said.where(~several, said + told.reindex(rows.index))
+    return said
 
 
 def one_precision(frame: pd.DataFrame) -> pd.DataFrame:

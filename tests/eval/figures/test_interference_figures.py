@@ -16,6 +16,7 @@ from eval.interference.table import interference_table, measured_steps
 from eval.records import RecordWriter, read_records
 from eval.statistics import student_t975
 
+HOSTS = Path(__file__).parents[3] / "docs" / "findings" / "hosts" / "records.jsonl"
 STEPS = (1, 101, 201, 301)
 COSINES = {"cos_g_nt": -0.02, "cos_g_t_all": 0.3, "cos_g_t_label": 0.5, "cos_update": 0.01}
 PLACES = (("mlp_top", 0, 768), ("layers", 0, 4096), ("layers", 1, 4096), ("model", None, 65536))
@@ -104,6 +105,12 @@ def test_a_step_without_rows_of_the_task_still_counts_for_the_rest(frame: pd.Dat
     none = interference_table(frame[frame.metric != "cos_g_t_label"])
     assert none.cos_g_t_label.isna().all()
     assert none.cos_g_nt.notna().all()
+
+
+def test_committed_records_without_the_norm_of_g_r_have_a_table_without_its_share() -> None:
+    table = interference_table(read_records(HOSTS))
+    assert table.perp_share.isna().all()
+    assert table.cos_g_nt.notna().all()
 
 
 def test_an_undefined_cosine_is_left_out_not_0(frame: pd.DataFrame) -> None:

@@ -177,6 +177,16 @@ def test_like_tasks_of_a_cell_are_averaged_and_unlike_schedules_apart() -> None:
     )
 
 
+def test_steps_that_not_all_runs_have_do_not_enter_the_mean() -> None:
+    frame = records(forgotten={1: 1.0, 2: 1.0, 3: 1.0}, gained={1: -1.0, 2: -1.0, 3: -1.2})
+    later = frame[frame.step == 200].assign(step=300)
+    unfinished = pd.concat([frame, later[later.seed < 3]])
+    undefined = pd.concat([frame, later.assign(value=later.value.where(later.seed < 3))])
+    for one in (unfinished, undefined):
+        (row,) = budgets(one, since=0.0).to_dict("records")
+        assert (row["forgotten"], row["n_seeds"]) == (pytest.approx(2.0), 3)
+
+
 def test_a_ratio_to_a_gain_that_is_not_clear_is_undefined() -> None:
     frame = records(forgotten={1: 0.8, 2: 0.9, 3: 1.0}, gained={1: -1.0, 2: 1.0, 3: -0.2})
     assert budgets(frame).ratio.isna().all()

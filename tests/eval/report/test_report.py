@@ -1,6 +1,7 @@
 """The report is whole, self-contained and honest about what is missing."""
 
 import json
+import math
 import re
 import shutil
 from io import StringIO
@@ -260,6 +261,18 @@ def test_a_partial_sweep_says_which_runs_are_unfinished_and_why(sweep):
     assert "Run waiting (waiting) is unfinished: no task measured yet." in page
     assert "Run w16-s0" not in page
     assert "Caution: not all sizes stand at the same step" in page
+
+
+def test_a_run_whose_scores_are_undefined_is_named_since_its_rung_is_read_before(tmp_path):
+    write_run(tmp_path / "a", "w16", seed=0)
+    diverged = list(records("w16", seed=1))
+    for row in diverged:
+        if row["step"] == 100 and row["task"]:
+            row |= dict.fromkeys(("value", "low", "high"), math.nan) | {"diverged": True}
+    with RecordWriter(tmp_path / "records.jsonl") as writer:
+        writer.write(diverged)
+    page = write_report(tmp_path).read_text()
+    assert "unfinished: from step 100 on a score is undefined, as of a diverged model." in page
 
 
 def test_without_a_planned_length_a_run_is_measured_against_its_rung(tmp_path):

@@ -16,14 +16,16 @@ from eval.figures.retention import forgetting, gaps
 from eval.figures.style import png
 from eval.records import RecordWriter, read_records
 from eval.retention.matched_frequency import matched_frequency
+from eval.retention.retained import bursts
 
 GAPS = (1, 5, 25)
 LAGS = (0, 1, 5, 20, 24)
 
 
 def run(
-    rung: str, gap: int, seed: int, *, left_out: bool = False, rate: float = 4.0, end: int = 200
-) -> Iterator[dict]:
+    rung: str, gap: int, seed: int, *, left_out: bool = False, rate: float = 4.0, end: int = 200,
+    entropy: float = 0.8, **said: object,
+) -> Iterator[dict]:  # fmt: skip
     """Records of one run: the loss at its end is .1 x gap + .01 x seed, at each burst 1 more."""
     label = f"burst every {gap}" + (" until 150" if left_out else "")
     shared = {
@@ -32,11 +34,12 @@ def run(
         **{"tokens": 1, "task": "cmp", "family": "comparison", "schedule": label},
         **{"variant": f"{label}, 40 symbols", "gap": None if left_out else gap},
         **{"rate_per_step": rate, "exposures_per_example": 6.0, "split": "test", "subset": "all"},
+        **said,
     }
     loss = 0.1 * gap + 0.01 * seed
     if not left_out:
         for step in (100, end):
-            values = {"label_loss": loss, "score": 1 - loss / 4, "label_entropy": 0.8}
+            values = {"label_loss": loss, "score": 1 - loss / 4, "label_entropy": entropy}
             for metric, value in values.items():
                 yield shared | {"step": step, "metric": metric, "value": value}
     if gap == 1:
@@ -100,6 +103,30 @@ def test_runs_of_another_rate_or_length_never_stand_beside_these(
     table = matched_frequency(read_records(tmp_path))
     found = [sorted(set(g.gap)) for _, g in table.groupby(["rate_per_step", "end"])]
     assert found == [[10], [1, 5, 25], [20]]
+
+
+def test_learning_rates_corpora_and_families_never_stand_beside_one_another(
+    frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    with RecordWriter(tmp_path / "records.jsonl") as writer:
+        writer.write(run("w16", 25, 1, run="fast", learning_rate=0.03))
+        writer.write(run("w64", 25, 1, run="other", corpus_hash="0a0a0a0a0a"))
+        writer.write(run("w64", 25, 2, run="text", corpus_hash="f1f1f1f1f1"))
+        writer.write(run("w64", 25, 3, run="add", family="addition", entropy=4.6))
+    found = read_records(tmp_path)
+    table = matched_frequency(found).set_index(["rung", "family", "gap"])
+    assert table.value.to_dict() == pytest.approx({
+        **{("w16", "comparison, learning rate 0.003", gap): 0.1 * gap + 0.02 for gap in GAPS},
+        ("w16", "comparison, learning rate 0.03", 25): 2.51,
+        **{("w64", "comparison", gap): 0.1 * gap + 0.02 for gap in GAPS},
+        ("w64", "comparison, corpus 0a0a0a0a", 25): 2.51,
+        ("w64", "comparison, corpus f1f1f1f1", 25): 2.52,
+        ("w64", "addition", 25): 2.53,
+    })  # fmt: skip
+    assert table.null["w64", "addition", 25] == 4.6
+    assert table.null["w64", "comparison", 25] == pytest.approx(0.8)
+    families = bursts(found).query("rung == 'w16'").family.unique()
+    assert set(families) == {"comparison, learning rate 0.003", "comparison, learning rate 0.03"}
 
 
 def test_records_without_a_gap_are_refused_with_the_remedy(frame: pd.DataFrame) -> None:

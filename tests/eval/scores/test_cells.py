@@ -220,10 +220,16 @@ def test_two_learning_rates_of_one_rung_are_never_one_cell():
     }
 
 
-def test_learning_rates_that_go_with_the_size_stay_in_one_panel():
+def test_corpora_of_one_rung_stay_apart():
+    easy, text = (row(v, task="a", corpus_hash=h * 32) for v, h in ((0.6, "0a"), (-0.4, "f1")))
+    families = dict(cells(pd.DataFrame([easy, text])).set_index("family").value)
+    assert families == {"comparison, corpus 0a0a0a0a": 0.6, "comparison, corpus f1f1f1f1": -0.4}
+
+
+def test_learning_rates_and_corpora_that_go_with_the_size_stay_in_one_panel():
     rungs = [
-        row(v, rung=name, learning_rate=r)
-        for v, name, r in ((0.1, "w16", 1e-2), (0.9, "w64", 2e-3))
+        row(v, rung=name, learning_rate=r, corpus_hash=h)
+        for v, name, r, h in ((0.1, "w16", 1e-2, "0a"), (0.9, "w64", 2e-3, "f1"))
     ]
     assert set(cells(pd.DataFrame(rungs)).family) == {"comparison"}
 
