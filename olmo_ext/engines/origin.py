@@ -32,11 +32,14 @@ if TYPE_CHECKING:
     from olmo_ext.trainer import ExperimentTrainer
 
 KEY = "train.load_path"
-MODEL = (
-    *("d_model", "n_layers", "n_heads", "activation_type", "block_type", "rope", "alibi"),
-    *("layer_norm_type", "layer_norm_with_affine", "attention_layer_norm", "embedding_layer_norm"),
-    *("attention_layer_norm_with_affine", "include_bias", "weight_tying"),
+FREE = (
+    *("precision", "init_device", "flash_attention"),  # the machine's
+    *("init_fn", "init_std", "init_cutoff_factor", "scale_emb_init", "emb_init_std"),
+    *("attention_dropout", "residual_dropout", "embedding_dropout"),
+    *("max_sequence_length", "vocab_size", "eos_token_id", "pad_token_id"),  # the rows'
+    *("multi_query_attention", "mlp_ratio"),  # worked out below
 )
+"""What of train.model may be another than a checkpoint's: its weights compute the same."""
 FILES = ("model.pt", "optim.pt", "train.pt", "config.yaml")
 
 
@@ -133,8 +136,8 @@ def _rows_of(config: Any, fresh: bool) -> dict[str, Any]:
 
 
 def _model_of(config: dict[str, Any]) -> dict[str, Any]:
-    """What fixes a model's weights, by the engine's keys, with its defaults worked out."""
-    model = {key: config[key] for key in MODEL}
+    """What fixes a model's function, by the engine's keys, with its defaults worked out."""
+    model = {key: value for key, value in config.items() if key not in FREE}
     heads = 1 if config["multi_query_attention"] else config["n_heads"]
     model["n_kv_heads"] = config["n_kv_heads"] or heads
     model["mlp_hidden_size"] = config["mlp_hidden_size"] or config["mlp_ratio"] * config["d_model"]
