@@ -147,12 +147,12 @@ def compile_tasks(experiment: ExperimentConfig, *, manifest: Manifest | None) ->
         **geometry,
         reserved_tokens=reserved,
         num_steps=num_steps(train),
-        encode=_encode(experiment, manifest),
+        encode=corpus_encode(experiment, manifest),
     )
     return tuple(plan.tasks)
 
 
-def _encode(experiment: ExperimentConfig, manifest: Manifest | None) -> Encode | None:
+def corpus_encode(experiment: ExperimentConfig, manifest: Manifest | None) -> Encode | None:
     """The corpus's tokenizer; None where none is named."""
     if manifest is not None and experiment.corpus is not None:
         return text_encoder(Path(experiment.corpus) / manifest.tokenizer)
@@ -195,7 +195,7 @@ def compile_stream(
             **geometry,
             reserved_tokens=reserved,
             num_steps=steps,
-            encode=_encode(experiment, manifest),
+            encode=corpus_encode(experiment, manifest),
         ),
     )
     memo.once(("check", asked, steps), lambda: plan.check(steps))

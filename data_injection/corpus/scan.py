@@ -23,6 +23,8 @@ from numpy.typing import DTypeLike, NDArray
 from data_injection.corpus.scan_sequences import SequenceCounter
 from data_injection.philox import raw_words
 from data_injection.tasks.base import IntArray, Task
+from data_injection.tasks.sequence_file import Encode
+from data_injection.tasks.sequences import Sequences
 
 Tokens = NDArray[np.unsignedinteger]
 
@@ -79,6 +81,7 @@ def scan_corpus(
     *,
     dtype: DTypeLike,
     eos_token_id: int,
+    encode: Encode | None = None,
     max_tokens: int | None = None,
     piece: int = PIECE,
     progress: Callable[[int], object] = lambda num: None,
@@ -89,6 +92,7 @@ def scan_corpus(
         files: headerless token files, or arrays, in the order of the stream.
         tasks: whose symbols, labels and examples are looked for.
         dtype: of the files, an unsigned integer type.
+        encode: the corpus's tokenizer, for the forms of texts; None looks for their tokens alone.
         max_tokens: scan an evenly spread sample of so many tokens instead of all.
         piece: tokens at a time; the counts do not depend on it.
         progress: called with the number of tokens of every piece that is done.
@@ -97,9 +101,9 @@ def scan_corpus(
     labelled = [task for task in tasks if task.has_label]
     counter = _Counter(labelled, eos_token_id=eos_token_id, room=min(piece, total))
     sequences = {
-        task.name: SequenceCounter(task, eos_token_id=eos_token_id)
+        task.name: SequenceCounter(task, eos_token_id=eos_token_id, encode=encode)
         for task in tasks
-        if not task.has_label
+        if isinstance(task, Sequences)
     }
     num_scanned = 0
     for _, tokens, start, stop in pieces(files, dtype=dtype, max_tokens=max_tokens, piece=piece):

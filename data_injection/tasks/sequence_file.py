@@ -50,6 +50,9 @@ class SequenceTable:
     twins: tuple[bool, ...]
     """Held out: never injected."""
 
+    texts: tuple[str | None, ...] = ()
+    """As the file has them, for the scan of a corpus; a run's folder does not keep them."""
+
     def as_json(self) -> dict[str, Any]:
         """What a run's folder keeps: its evaluation needs neither the file nor a tokenizer."""
         return {
@@ -127,6 +130,7 @@ def read_table(
         ),
         groups=tuple(str(_or(row, "group", "")) for _, row in numbered),
         twins=twins,
+        texts=tuple(row.get("text") for _, row in numbered),
     )
     _check_table(table, [where for where, _ in numbered])
     return table

@@ -22,10 +22,11 @@ from data_injection.beat import Beat, to_stderr
 from data_injection.corpus.manifest import Manifest
 from data_injection.corpus.scan import CorpusScan, scan_corpus
 from data_injection.tasks.base import Task
+from data_injection.tasks.sequence_file import Encode
 from data_injection.tasks.sequences import Sequences
 from eval.text import count, new_table, number, print_table
 from launch.plan.warnings import Advice, advise, natural_in_run
-from olmo_ext.build import Stream
+from olmo_ext.build import Stream, corpus_encode
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.cost import MFU, PEAK_TFLOPS, Cost, run_cost
 from olmo_ext.prepare import prepare
@@ -80,13 +81,14 @@ def preflight(
     cost = run_cost(
         experiment.train, num_steps=stream.num_steps, gpus=gpus, peak_tflops=peak_tflops, mfu=mfu
     )
-    counts = _scan(experiment, stream, max_tokens=scan_tokens) if scan else None
+    encode = corpus_encode(experiment, manifest)
+    counts = _scan(experiment, stream, encode, max_tokens=scan_tokens) if scan else None
     advice = advise(experiment, stream, scan=counts, cost=cost, manifest=manifest)
     return Preflight(experiment, stream, manifest, counts, cost, advice)
 
 
 def _scan(
-    experiment: ExperimentConfig, stream: Stream, *, max_tokens: int | None
+    experiment: ExperimentConfig, stream: Stream, encode: Encode | None, *, max_tokens: int | None
 ) -> CorpusScan | None:
     """The scan with its progress on stderr."""
     data = experiment.train.data
@@ -106,7 +108,7 @@ def _scan(
 
         progress(0)
         return scan_corpus(
-            data.paths, stream.plan.tasks, dtype=dtype, max_tokens=max_tokens,
+            data.paths, stream.plan.tasks, dtype=dtype, encode=encode, max_tokens=max_tokens,
             eos_token_id=experiment.train.model.eos_token_id, progress=progress,
         )  # fmt: skip
 
@@ -209,7 +211,11 @@ def _show_scan(found: Preflight, scan: CorpusScan, console: Console) -> None:
         counted.insert(3, number(numbers["natural_in_run"]))
         examples.add_row(task.name, *counted, "-" if ratio is None else f"{ratio:.2%}")
     print_table(tokens, console)
-    console.print("examples that stand in the corpus by themselves, anywhere in it:")
+    texts = any(isinstance(task, Sequences) for task in found.stream.plan.tasks)
+    where = (
+        " (texts between blanks, line breaks or EOS; in quotes some are missed)" if texts else ""
+    )
+    console.print(f"examples that stand in the corpus by themselves, anywhere in it{where}:")
     print_table(examples, console)
 
 

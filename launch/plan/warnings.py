@@ -181,7 +181,7 @@ def _of_scan(stream: Stream, scan: CorpusScan, index: int) -> Iterator[Advice]:
             "and wrong places among them",
             "choose another, so that other symbols are drawn"
             if task.has_label
-            else "leave them out, or count those copies too",
+            else "leave them out, or count those copies too; quotes or brackets may hide more",
         )
     elif injected and sample:
         tokens_read = stream.num_positions * stream.plan.geometry.seq_len

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections import Counter
+import re
+from collections import Counter, defaultdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -554,3 +556,26 @@ def test_natural_occurrences_are_those_of_a_search_token_by_token(
         ]
         assert num == len(ends)
         assert whole == sum(end < len(part) and part[end] == EOS for part, end in ends)
+
+
+def test_a_text_is_counted_wherever_it_stands_between_blanks_line_breaks_and_documents(
+    tmp_path: Path,
+):
+    """A full stop is one token with the line breaks after it, a word with the blank before it, as
+    dolma2 has it; a digit stands alone, so that a blank before it changes nothing."""
+    ids: dict[str, int] = defaultdict(count(1).__next__)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [[ids[t] for t in re.findall(r" ?[a-z]+|\d|[.]\n*|\s|\"", x)] for x in texts]
+
+    here = "code is 4.", " code is 4.", "a code is 4. b", "a\ncode is 4.\nb", "a code is 4.\n\nb"
+    digit = ("4 5", "a 4 5 b", "4 5\n")
+    rows: Rows = [{"text": "code is 4."}, {"text": "4 5"}, {"text": "never"}]
+    rows.append({"tokens": encode(["is 4 4"])[0]})
+    documents = [*encode([*here, *digit, "is 4 4", "a is 4 4"])]
+    host = np.array([token for one in documents for token in (*one, EOS)], dtype=np.uint16)
+    task = plan_of(write(tmp_path / "s.jsonl", rows), encode=encode).tasks[0]
+    found = scan_corpus([host], [task], dtype="uint16", eos_token_id=EOS, encode=encode).tasks[0]
+    assert found.occurrences.tolist() == [len(here), len(digit), 0, 1]
+    alone = scan_corpus([host], [task], dtype="uint16", eos_token_id=EOS).tasks[0]
+    assert alone.occurrences.tolist() == [1, len(digit), 0, 1]
