@@ -286,7 +286,7 @@ FIGURES = (
         "and sizes of all tasks of the run), and against width x rate, which anything that rises "
         "with both resembles. Null: how far the two rank correlations differ when the predictors "
         "change places at random, run by run. The theory says more than size and frequency do only "
-        "where its lead is above that; of twenty such sets one is, by "
+        "where its lead is above that; of forty such sets one is, by "
         "chance. Nothing in the prediction is fitted (theory/advice/ordering.py).",
         ("score",),
         "None drawn: a mark per run and task; the null's 95% stands in the title.",
