@@ -37,7 +37,7 @@ from olmo_ext.callbacks.divergence import check_divergence, note_divergence
 from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.engines.ending import noting_failure, write_marker
-from olmo_ext.engines.origin import check_taken_up, find_origin, stock_state
+from olmo_ext.engines.origin import check_taken_up, find_origin, own_settings, stock_state
 from olmo_ext.engines.ranks import check_one_run, get_global_rank, get_world_size
 from olmo_ext.numerics.deterministic import deterministic
 from olmo_ext.prepare import build_trainer, prepare
@@ -193,6 +193,7 @@ def _leave_marker(trainer: ExperimentTrainer) -> None:
 
 def _restore(trainer: ExperimentTrainer, checkpoint: Path) -> None:
     foreign = checkpoint.parent.absolute() != Path(trainer.cfg.save_folder).absolute()
+    built = own_settings(trainer.optim)
     try:
         with stock_state() if foreign else nullcontext():
             fresh = foreign and trainer.cfg.reset_optimizer_state
@@ -205,6 +206,8 @@ def _restore(trainer: ExperimentTrainer, checkpoint: Path) -> None:
         raise ConfigError(key=str(checkpoint), rule=rule, remedy=remedy) from error
     if foreign:
         check_taken_up(trainer)
+        for group, own in zip(trainer.optim.param_groups, built, strict=True):
+            group.update(own)
 
 
 def _agree(decide: Callable[[], Path | None]) -> Path | None:

@@ -159,6 +159,12 @@ def stock_state() -> AbstractContextManager[Any]:
     return torch.serialization.safe_globals([*known, *((made, name) for name in names)])
 
 
+def own_settings(optim: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Each group's that loading another's state overwrites; the engine resets the rate itself."""
+    kept = {"params", "lr", "initial_lr"}
+    return [{k: v for k, v in group.items() if k not in kept} for group in optim.param_groups]
+
+
 def check_taken_up(trainer: ExperimentTrainer) -> None:
     """Raise ConfigError if a checkpoint's rows were not the first of the order, once it is read."""
     seen = trainer.global_train_examples_seen_this_epoch

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from refusals import refuses
 
 from olmo_ext.config import load_experiment
@@ -21,6 +23,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory, write_experiment_in: Write)
     """A run of six steps without a plan; experiments beside it read the same tokens."""
     folder = tmp_path_factory.mktemp("parent")
     settings = [f"train.save_folder={folder}/run", "injection.tasks=[]", "train.max_duration=6"]
+    settings += ["train.optimizer.weight_decay=0"]  # the engine resets only what is above 0
     return train(load_experiment(write_experiment_in(folder)(), settings))
 
 
@@ -30,8 +33,7 @@ def origin(parent: Path) -> str:
 
 
 def settings_of(child: Path, origin: str, *more: str) -> list[str]:
-    plain = [f"train.save_folder={child}", "injection.tasks=[]", f"train.load_path={origin}"]
-    return [*plain, *more]
+    return [f"train.save_folder={child}", "injection.tasks=[]", f"train.load_path={origin}", *more]
 
 
 def ask(parent: Path, origin: str, *more: str) -> Path:
@@ -69,3 +71,35 @@ def test_what_leaves_the_function_as_it_is_may_change(
     setting: str, parent: Path, origin: str
 ) -> None:
     assert ask(parent, origin, f"train.model.{setting}") == Path(origin)
+
+
+def test_a_run_has_its_own_optimizer_settings_not_its_parents(
+    parent: Path, origin: str, tmp_path: Path
+) -> None:
+    """Loading the parent's optimizer brings these too; then they are the run's own when it is
+    resumed."""
+    own = {"betas": (0.5, 0.6), "eps": 1e-3, "weight_decay": 0.5, "max_grad_norm": 0.25}
+    ours = [f"train.{'' if key == 'max_grad_norm' else 'optimizer.'}{key}" for key in own]
+    values = ["[0.5, 0.6]", "1e-3", "0.5", "0.25"]
+    settings = settings_of(tmp_path / "child", origin, "train.max_duration=8")
+    settings += [f"{key}={value}" for key, value in zip(ours, values, strict=True)]
+    settings += ["train.save_interval_unsharded=1"]
+    file = parent.parent / "experiment.yaml"
+    child = train(load_experiment(file, settings))
+
+    def saved(step: int) -> dict[str, dict]:
+        path = child / f"step{step}-unsharded"
+        return {
+            name: torch.load(path / name, weights_only=True) for name in ("model.pt", "optim.pt")
+        }
+
+    whole = saved(8)
+    decay, rest = whole["optim.pt"]["param_groups"]
+    assert {key: decay[key] for key in own} == own
+    assert {key: rest[key] for key in own} == own | {"weight_decay": 0.0}
+    assert (decay["lr"], decay["initial_lr"]) == (rest["lr"], 0.01)
+    shutil.rmtree(child / "step8-unsharded")
+    train(load_experiment(file, settings), resume=True)
+    assert saved(8)["optim.pt"]["param_groups"] == whole["optim.pt"]["param_groups"]
+    for name, weight in whole["model.pt"].items():
+        assert torch.equal(saved(8)["model.pt"][name], weight)
