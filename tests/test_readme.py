@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from eval.records import read_records
@@ -17,6 +18,15 @@ def test_the_readmes_table_regenerates_from_the_committed_records() -> None:
     text = markdown_cells(table)
     assert text.strip() in (ROOT / "README.md").read_text()
     assert text == (ROOT / "docs" / "quickstart" / "cells.md").read_text()
+
+
+def test_the_snippets_table_has_one_score_a_step_and_task() -> None:
+    """Scores by mirror are rows of their own, and no part of the score."""
+    (line,) = re.findall(r"^test = (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    records = read_records(ROOT / "docs" / "quickstart" / "records.jsonl")
+    test = eval(line, {"records": records})
+    assert len(test)
+    assert not test.duplicated(["run", "step", "task"]).any()
 
 
 def test_the_readmes_claim_holds_in_the_committed_records() -> None:

@@ -67,7 +67,7 @@ class TaskSet:
 def tasks_of_run(folder: str | Path) -> TaskSet:
     """The tasks of a run's plan, recompiled from its folder."""
     plan = load_plan(folder)
-    return TaskSet(tuple(plan.labelled), int(load_identity(folder)["train"]["model"]["vocab_size"]))
+    return TaskSet(tuple(plan.tasks), int(load_identity(folder)["train"]["model"]["vocab_size"]))
 
 
 @dataclass(frozen=True)

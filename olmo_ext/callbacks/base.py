@@ -89,8 +89,11 @@ def check_measured(name: str, settings: Any, plan: InjectionPlan) -> None:
             key, rule = f"callbacks.{name}.instances", f"must be at most {most}, the examples of "
             rule += f"{task.name!r} (split {settings.split})"
             raise ConfigError(key=key, value=settings.instances, rule=rule, remedy="0 takes all")
-    if not plan.tasks:
-        log.warning("callbacks.%s measures nothing: the plan has no tasks", name)
+    if not plan.labelled:
+        log.warning("callbacks.%s measures nothing: the plan has no tasks with a label", name)
+    elif not settings.tasks and len(plan.labelled) < len(plan.tasks):
+        left = ", ".join(task.name for task in plan.tasks if not task.has_label)
+        log.warning("callbacks.%s leaves out what has no label to ask for: %s", name, left)
 
 
 def check_tasks(name: str, chosen: Collection[str], plan: InjectionPlan) -> None:

@@ -22,7 +22,7 @@ from eval.audit.audit import audit_run
 from eval.audit.subject import OK
 from eval.checkpoints.checkpoint import load_plan
 from eval.records import read_records
-from eval.scores.evaluate import evaluate
+from eval.scores.evaluate import evaluate, tasks_of_run
 from eval.scores.memorization import METRICS
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
@@ -108,6 +108,9 @@ def test_a_run_is_resumed_audited_and_evaluated_without_its_file(
     rows = read_records(whole)
     assert set(rows[rows.metric == "extraction"].prefix) == {3}, "as the run's own"
     assert [len(done.rows) for done in evaluate([whole])] == [0] * 4
+    outside = shutil.copytree(whole / "step12-unsharded", tmp_path / "outside")
+    (done,) = evaluate([outside], asked=tasks_of_run(whole))
+    assert {row["task"] for row in done.rows} == {"cmp", "seq"}, "of a run as of an experiment.yaml"
 
 
 def test_what_measures_answers_trains_beside_sequences(tmp_path: Path, write_run: Write):

@@ -505,6 +505,7 @@ def test_a_plan_is_read_without_the_corpus_files_and_from_any_folder(
         file.unlink()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "plan.json").write_text("{}")  # of another run, or of `plan --json`
     found = _tasks_of(path)
     assert found.vocab_size == 300
     assert [task.tokens.tolist() for task in found.tasks] == [t.tokens.tolist() for t in expected]
