@@ -10,7 +10,7 @@ checkpoints (`eval.checkpoints`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,10 @@ AUDIT = "audit.json"
 """What `olmo-ext audit --json` found, if it was asked to write it here; a report shows it."""
 
 
+LATER = ("data.generate_attention_mask", "data.generate_doc_lengths", "fsdp.precision")
+"""Settings that identities tell where they are set; those of older runs tell none of them."""
+
+
 def read_run(folder: str | Path) -> dict[str, Any]:
     """run.json. Raises FileNotFoundError if it is not there, ConfigError if it is not whole."""
     return read_object(Path(folder) / RUN)
@@ -77,15 +81,38 @@ def load_identity(folder: str | Path) -> dict[str, Any]:
     return read_object(Path(folder) / PLAN)
 
 
+def told_settings(train: Mapping[str, Any], keys: Iterable[str] = LATER) -> dict[str, Any]:
+    """Those of some of the engine's settings that are set, by key; FSDP's only under FSDP."""
+    told = {}
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        value = ((train.get(section) if section else train) or {}).get(name)
+        if value and (section != "fsdp" or train.get("distributed_strategy") == "fsdp"):
+            told[key] = value
+    return told
+
+
+def with_config(
+    identity: dict[str, Any], folder: Path, keys: Iterable[str] = LATER
+) -> dict[str, Any]:
+    """An identity with those of the settings that only the config.yaml in its folder tells."""
+    try:
+        told = told_settings(load_config(folder / "config.yaml"), keys)
+    except (OSError, ConfigError):
+        return identity
+    return identity | {"train": told | identity.get("train", {})} if told else identity
+
+
 def differences(
-    ours: dict[str, Any], theirs: dict[str, Any], *, prefix: str = ""
+    ours: dict[str, Any], theirs: dict[str, Any], *, prefix: str = "", later: bool = True
 ) -> list[tuple[str, Any, Any]]:
-    """(dotted key, ours, theirs) for all that differs between two identities or canonical plans."""
+    """(dotted key, ours, theirs) for all that differs between two identities or canonical plans;
+    without the settings of `LATER` between files of a run, which may have begun before them."""
     found: list[tuple[str, Any, Any]] = []
-    for key in sorted({*ours, *theirs}):
+    for key in sorted({*ours, *theirs}.difference(() if later else LATER)):
         a, b = ours.get(key), theirs.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, prefix=f"{prefix}{key}.")
+            found += differences(a, b, prefix=f"{prefix}{key}.", later=later)
         elif a != b:
             found.append((f"{prefix}{key}", a, b))
     return found

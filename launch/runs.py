@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import yaml
 from data_injection.errors import ConfigError
 from data_injection.files import check_folder, read_json, replace_file
 from eval.checkpoints.checkpoint import find_checkpoints
+from eval.run import LATER, told_settings, with_config
 from launch.grid import Point, Sweep, point_overrides
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ class Run:
             return
         told = self.log.with_name("settings.json")
         if told.exists():
-            if read_json(told) != self.settings:
+            before = read_json(told)
+            keys = _keys(self.point)
+            if before != self.settings != with_config(before, self.folder, keys):
                 rule = "was trained with other settings than these"
                 remedy = "choose another --out, or remove that folder to train it again"
                 raise ConfigError(key=self.folder, rule=rule, remedy=remedy)
@@ -149,7 +152,9 @@ class Planner:
         steps = num_steps(train) if prepared is None else prepared.stream.num_steps
         if prepared is not None:
             stream = prepared.stream
+            also = told_settings(asdict(train), _keys(point))
             settings = prepared.identity | {
+                "train": prepared.identity["train"] | also,
                 "num_steps": steps,
                 "callbacks": json.loads(json.dumps(experiment.callbacks, default=str)),
             }
@@ -163,6 +168,13 @@ class Planner:
             str(train.run_name), folder, arguments, steps, tokens,
             None if own is None else settings, experiment, stream, point, corpus,
         )  # fmt: skip
+
+
+def _keys(point: Point | None) -> tuple[str, ...]:
+    """What else of the engine's settings a sweep's run depends on; a twin's origin is told by its
+    name, for --out may move."""
+    begins = () if point is not None and point.origin is not None else ("load_path",)
+    return (*LATER, *begins, "stop_at")
 
 
 def plan_runs(

@@ -37,7 +37,7 @@ from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.tasks.base import Task
 from data_injection.tasks.sequence_file import Encode
 from eval.checkpoints.checkpoint import by_step
-from eval.run import differences, told_differences
+from eval.run import differences, told_differences, told_settings, with_config
 from olmo_ext.checks import num_steps
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.data import build_host, check_memmaps, data_seed, fingerprint
@@ -181,13 +181,8 @@ def compile_stream(
     order = RowOrder(num_rows=num_rows, batch_size=batch_size, seed=data_seed(train))
     geometry, reserved = _geometry(train, manifest, epoch_rows=order.epoch_rows)
     steps = num_steps(train)
-    asked = (
-        "plan",
-        repr(experiment.injection),
-        tuple(geometry.values()),
-        frozenset(reserved),
-        steps,
-    )
+    sizes = tuple(geometry.values())
+    asked = ("plan", repr(experiment.injection), sizes, frozenset(reserved), steps)
     plan: InjectionPlan = memo.once(
         asked,
         lambda: compile_plan(
@@ -229,9 +224,9 @@ SETTINGS = (
     *("max_grad_norm", "max_grad_norm_ratio", "softmax_auxiliary_loss"),
     "auxiliary_loss_multiplier",
 )
-"""What else of the engine's settings makes a run that run. What may change from one start to the
-next is the rest: max_duration (which bends a cosine schedule from there on), world size,
-micro-batch, workers, intervals of saving and logging, W&B, callbacks."""
+"""What else of the engine's settings makes a run that run, with those of `eval.run.LATER`. What may
+change from one start to the next is the rest: max_duration (which bends a cosine schedule from
+there on), world size, micro-batch, workers, intervals of saving and logging, W&B, callbacks."""
 
 OURS = ("deterministic", "chunked_loss", "fused_optimizer")
 """Settings of ours, all false by default, that do so as well."""
@@ -262,7 +257,7 @@ def build_lr(cfg: TrainConfig) -> Scheduler:
 def run_identity(experiment: ExperimentConfig, stream: Stream) -> dict[str, Any]:
     """A run's identity as JSON values: its stream and every setting that shapes its weights."""
     train = asdict(experiment.train)
-    settings = {name: train[name] for name in SETTINGS}
+    settings = {name: train[name] for name in SETTINGS} | told_settings(train)
     # Set by the machine, not by the experiment.
     for name in ("precision", "init_device", "flash_attention"):
         settings["model"].pop(name)
@@ -273,19 +268,16 @@ def run_identity(experiment: ExperimentConfig, stream: Stream) -> dict[str, Any]
     if experiment.train.reset_optimizer_state:
         ours["fresh_optimizer_at"] = origin_step(experiment.train)
     # Through JSON, so that tuples and enumerations compare with what a file gives back.
-    return json.loads(
-        json.dumps(
-            stream.identity | ours | {"rung": experiment.rung, "train": settings}, default=str
-        )
-    )
+    told = stream.identity | ours | {"rung": experiment.rung, "train": settings}
+    return json.loads(json.dumps(told, default=str))
 
 
 def check_same_run(now: dict[str, Any], before: dict[str, Any], *, where: str) -> None:
     """Raise ConfigError with every difference if a run would go on as another one.
 
-    Both are as from `run_identity`.
+    Both are as from `run_identity`; before is of the folder `where`.
     """
-    if found := differences(now, before):
+    if found := differences(now, with_config(before, Path(where))):
         # The hash says only that something differs; the other keys say what.
         found = [one for one in found if one[0] != "plan_hash"] or found
         remedy = "Restore these settings, or start a new run in another train.save_folder"
@@ -313,10 +305,8 @@ def wrap(model: OLMo, train: TrainConfig, device: torch.device) -> DDP | FSDP:
         return DDP(model, find_unused_parameters=train.ddp.find_unused_params)
     assert train.fsdp is not None
     kwargs: dict[str, Any] = {}
-    if train.fsdp.sharding_strategy in (
-        ShardingStrategy.HYBRID_SHARD,
-        ShardingStrategy._HYBRID_SHARD_ZERO2,
-    ):
+    hybrid = ShardingStrategy.HYBRID_SHARD, ShardingStrategy._HYBRID_SHARD_ZERO2
+    if train.fsdp.sharding_strategy in hybrid:
         kwargs["device_mesh"] = _hybrid_mesh(train, device)
     return FSDP(
         model,

@@ -164,7 +164,7 @@ def _identity(subject: Subject, checkpoint: SavedCheckpoint) -> list[str]:
     apart = {"step", "ledger", "plan", "plan_hash"}
     ours = {key: value for key, value in checkpoint.identity.items() if key not in apart}
     theirs = {key: value for key, value in subject.identity.items() if key not in apart}
-    found = differences(ours, theirs)
+    found = differences(ours, theirs, later=False)
     return problems + [f"{key} is {a!r}, {b!r} in plan.json" for key, a, b in found]
 
 

@@ -111,7 +111,7 @@ def check_belongs(source: Source) -> None:
     assert source.run is not None
     theirs = read_identity(source.path)
     theirs = {key: value for key, value in theirs.items() if key not in ("step", "ledger")}
-    if found := differences(theirs, load_identity(source.run)):
+    if found := differences(theirs, load_identity(source.run), later=False):
         rule = f"was trained as another run than {source.run}/plan.json says (now: the checkpoint, "
         rule += "\n  ".join(["before: the run):", *told_differences(found)])
         remedy = "move it back to its own run's folder, or out of any and name its plan with --plan"

@@ -24,8 +24,6 @@ def check_one_run(identity: dict[str, Any]) -> None:
     A file on a node's own disk or a package of another version differs where the experiment does
     not, and each rank checks its batches by its own plan.
     """
-    if get_world_size() == 1:
-        return
     of_rank0: list[Any] = [identity]
     found_by_rank: list[Any] = [None] * get_world_size()
     dist.broadcast_object_list(of_rank0)

@@ -7,12 +7,20 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from refusals import refuses
 
-from olmo_ext.build import keep_memory
+import olmo_ext.checks
+from eval.run import differences
+from olmo_ext.build import check_same_run, keep_memory
+from olmo_ext.config import load_experiment, save_experiment
+from olmo_ext.prepare import Prepared, prepare
 
 FAULTS = """
 import resource, statistics, torch
@@ -66,3 +74,47 @@ from olmo.eval.evaluator import Evaluator
 assert Evaluator.__module__ == "olmo.eval.evaluator" and callable(build_evaluators)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.fixture
+def prepared(
+    write_experiment: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Prepared]:
+    """prepared(overrides) -> the tiny experiment, prepared as where flash-attn is installed."""
+    monkeypatch.setattr(olmo_ext.checks, "find_spec", lambda name: True)
+    return lambda overrides: prepare(load_experiment(write_experiment(), overrides))
+
+
+FSDP = ["train.distributed_strategy=fsdp"]
+
+
+@pytest.mark.parametrize(
+    ("before", "setting", "value"),
+    [
+        ([], "train.data.generate_attention_mask", True),
+        ([], "train.data.generate_doc_lengths", True),
+        (FSDP, "train.fsdp.precision", "mixed"),
+        (FSDP, "train.fsdp.precision", "pure"),
+    ],
+)
+def test_what_changes_the_weights_is_of_the_identity_and_of_an_older_runs_config(
+    before: list[str], setting: str, value: Any, prepared: Callable[..., Prepared], tmp_path: Path
+) -> None:
+    """Of a run from before they were told the config.yaml in its folder tells them."""
+    one = prepared(before)
+    other = prepared([*before, f"{setting}={str(value).lower()}"])
+    assert differences(other.identity, one.identity) == [(setting, value, None)]
+    old = one.identity  # as it was written of both
+    assert differences(other.identity, old, later=False) == []
+    for written, another in ((one, other), (other, one)):
+        save_experiment(written.experiment.train, tmp_path / "config.yaml")
+        check_same_run(written.identity, old, where=str(tmp_path))
+        with refuses(key=tmp_path, rule="another run") as refused:
+            check_same_run(another.identity, old, where=str(tmp_path))
+        assert [key for key, *_ in refused.value.value] == [setting]
+
+
+def test_the_precision_of_shards_is_no_part_of_a_run_without_any(
+    prepared: Callable[..., Prepared],
+) -> None:
+    assert prepared(["train.fsdp.precision=mixed"]).identity == prepared([]).identity

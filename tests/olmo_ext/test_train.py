@@ -656,6 +656,12 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         (["train.run_name=other"], "train.run_name", "other", "tiny"),
         (["rung=other"], "rung", "other", "tiny"),
         (["train.global_train_batch_size=4"], "plan.batch_size", 4, 8),
+        (
+            ["train.data.generate_attention_mask=true"],
+            "train.data.generate_attention_mask",
+            True,
+            None,
+        ),
     ],
 )
 def test_resuming_another_run_is_refused_with_the_difference(

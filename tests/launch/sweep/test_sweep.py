@@ -26,6 +26,7 @@ from launch.grid import Sweep, load_sweep
 from launch.runs import Run, plan_runs, plan_sweeps
 from launch.sweep import executor
 from launch.sweep.executor import ENVIRONMENT, RunFailed, train_all
+from olmo_ext.config import save_experiment
 
 
 def make_run(name: str, folder: Path, *arguments: str, seed: int = 1) -> Run:
@@ -223,6 +224,42 @@ def test_other_callbacks_are_other_settings(
     before.check_settings()
     with refuses(key=after.folder, rule="other settings"):
         after.check_settings()
+
+
+MASK, FSDP = "train.data.generate_attention_mask=true", "train.distributed_strategy=fsdp"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["train.load_path=/one/step6-unsharded"], ["train.load_path=/other/step6-unsharded"]),
+        (["train.load_path=/one/step6-unsharded"], []),
+        (["train.stop_at=6"], []),
+        ([MASK], []),
+        ([FSDP, "train.fsdp.precision=pure"], [FSDP]),
+    ],
+)
+def test_what_changes_a_runs_weights_is_of_its_settings_and_of_an_older_folders_config(
+    one: list[str], other: list[str], write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A finished run from elsewhere, or to another step, must not pass as the one asked for."""
+
+    def plan(overrides: list[str]) -> Run:
+        sweep = Sweep("demo", (write_experiment(),), {"seed": {"s1": {}}})
+        return plan_runs(sweep, tmp_path / "out", overrides=overrides)[0]
+
+    run, another = plan(one), plan(other)
+    run.check_settings()
+    run.check_settings()
+    with refuses(key=another.folder, rule="other settings"):
+        another.check_settings()
+    # As a folder was written before these were told.
+    told = run.log.with_name("settings.json")
+    told.write_text(json.dumps(plan([o for o in one if o == FSDP]).settings))
+    with refuses(key=run.folder, rule="other settings"):
+        run.check_settings()
+    save_experiment(run.experiment.train, run.folder / "config.yaml")
+    run.check_settings()
 
 
 @pytest.mark.slow
