@@ -258,13 +258,9 @@ def compile_plan(
     """
     geometry = Geometry(batch_size=batch_size, seq_len=seq_len)
     tasks = build_tasks(
-        config,
-        vocab_size=vocab_size,
-        reserved_tokens={*reserved_tokens, eos_token_id},
-        seq_len=seq_len,
-        encode=encode,
-        tables=tables or {},
-    )
+        config, vocab_size=vocab_size, reserved_tokens={*reserved_tokens, eos_token_id},
+        eos_token_id=eos_token_id, seq_len=seq_len, encode=encode, tables=tables,
+    )  # fmt: skip
     schedules = build_schedules(config, tasks, geometry, num_steps=num_steps)
     needed = any(map(needs_length, (task.schedule for task in config.tasks), tasks))
     check_rows(tasks, schedules, geometry, offset=config.offset)

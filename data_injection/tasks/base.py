@@ -85,6 +85,11 @@ class Task(ABC):
         self.check()
         self.tokens = self.examples()
         """Token ids of all examples, label last, shape (n, length)."""
+        if not is_whole(rows := self.tokens, ndim=2) or rows.shape[1] < 2:
+            key = f"injection.tasks[{name}]: {self.family}.examples"
+            rule = "must give a 2-D array of integers: a row an example, tokens and then the label"
+            value = f"{type(rows).__name__} {getattr(rows, 'dtype', '')}".strip()
+            raise ConfigError(key=key, value=value, rule=rule)
         self.mirror = self.mirrors()
         """Index of each example's mirror image, or -1; shape (n,)."""
         if self.shuffled:
@@ -228,6 +233,11 @@ class Task(ABC):
             sha.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
             sha.update(b"|")
         return sha.hexdigest()
+
+
+def is_whole(values: Any, *, ndim: int = 1) -> bool:
+    """Whether it is an array of whole numbers with so many axes."""
+    return isinstance(values, np.ndarray) and values.ndim == ndim and values.dtype.kind in "iu"
 
 
 def all_pairs(num: int) -> tuple[IntArray, IntArray]:

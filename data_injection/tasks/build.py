@@ -14,7 +14,7 @@ from data_injection.config import InjectionConfig, TaskConfig
 from data_injection.errors import ConfigError
 from data_injection.extensions import resolve
 from data_injection.philox import permutation
-from data_injection.tasks.base import IntArray, Task
+from data_injection.tasks.base import IntArray, Task, is_whole
 from data_injection.tasks.comparison import Comparison
 from data_injection.tasks.group_composition import GroupComposition
 from data_injection.tasks.modular_addition import ModularAddition
@@ -47,6 +47,7 @@ def build_tasks(
     seq_len: int = 0,
     encode: Encode | None = None,
     tables: Mapping[str, SequenceTable] | None = None,
+    eos_token_id: int | None = None,
 ) -> list[Task]:
     """The run's tasks with their tokens drawn: a pure function of the arguments.
 
@@ -58,9 +59,11 @@ def build_tasks(
         vocab_size: token ids are below it.
         reserved_tokens: ids that are never a symbol or label: EOS, padding, special, byte tokens.
         seq_len, encode, tables: for sequences; see `compile_plan`.
+        eos_token_id: ends an example, so that none may hold it.
 
     Raises:
-        ConfigError: unknown family, repeated name, too few tokens, shared or forbidden tokens.
+        ConfigError: unknown family, repeated name, too few tokens, shared or forbidden tokens,
+            examples that cannot be trained, or a test example that is injected.
     """
     reserved = {int(t) for t in reserved_tokens} | {int(t) for t in config.exclude_tokens}
     pool = permutation(vocab_size, seed=config.seed, purpose="symbols")
@@ -82,8 +85,7 @@ def build_tasks(
                 rule = f"must be at most {len(source.symbols)}, the symbols of {source.name!r}, "
                 rule += "which it shares"
                 raise ConfigError(key=f"{key}.num_symbols", value=task.num_symbols, rule=rule)
-            symbols = source.symbols[: task.num_symbols]
-            labels = source.labels
+            symbols, labels = source.symbols[: task.num_symbols], source.labels
         else:
             symbols, labels = np.asarray(task.symbols or []), np.asarray(task.labels or [])
         family_labels = family.count_labels(task.params)
@@ -109,22 +111,48 @@ def build_tasks(
         if num_labels:
             labels = pool[num_symbols : num_symbols + num_labels]
         labels = labels[:family_labels]
-        own = np.concatenate([symbols, labels])
-        _check_tokens(
-            task, key, own, owner, reserved, lent=set(lent.tolist()), vocab_size=vocab_size
-        )
+        own, borrowed = np.concatenate([symbols, labels]), set(lent.tolist())
+        _check_tokens(task, key, own, owner, reserved, lent=borrowed, vocab_size=vocab_size)
         tasks[task.name] = made = family(
-            task.name,
-            symbols=symbols,
-            labels=labels,
-            seed=config.seed,
-            train_fraction=task.train_fraction,
-            params=task.params,
-        )
+            task.name, symbols=symbols, labels=labels, seed=config.seed,
+            train_fraction=task.train_fraction, params=task.params,
+        )  # fmt: skip
         # The name that finds a stranger's class again stands in plan, records and exports.
         made.family = task.family
+        _check_table(made, key, vocab_size=vocab_size)
+        if tables is None:  # a run that is there is measured as it was trained
+            _check_unseen(made, key, eos_token_id=eos_token_id)
     _check_held_out([one for one in tasks.values() if isinstance(one, Sequences)], tables or {})
     return list(tasks.values())
+
+
+def _check_table(task: Task, key: str, *, vocab_size: int) -> None:
+    """A family's own table holds token ids of the vocabulary, and its splits are places in it."""
+    num, ids = len(task.tokens), dict.fromkeys(("tokens", "label_tokens"), vocab_size)
+    for name, bound in (ids | dict.fromkeys(("train", "test", "pool", "mirror"), num)).items():
+        values, least = getattr(task, name), -1 if name == "mirror" else 0
+        whole = is_whole(values, ndim=2 if name == "tokens" else 1) and len(values) > 0
+        short = name == "mirror" and len(values) != num
+        if not whole or short or values.min() < least or values.max() >= bound:
+            value = [int(values.min()), "...", int(values.max())] if whole else values
+            rule = f"must be an array of {num if least else 'some'} whole numbers in [{least}, "
+            rule += f"{bound}), {'the vocabulary' if name in ids else 'its examples'}"
+            raise ConfigError(key=f"{key}: {task.family}.{name}", value=value, rule=rule)
+
+
+def _check_unseen(task: Task, key: str, *, eos_token_id: int | None) -> None:
+    """No example holds the EOS that ends it, and no test example is also injected."""
+    rows, key = task.tokens.astype(np.int64, copy=False), f"{key}: {task.family}.tokens"
+    for one in rows[(rows == eos_token_id).any(axis=1)]:
+        rule = f"must not hold EOS, {eos_token_id}, which ends an example"
+        raise ConfigError(key=key, value=one.tolist(), rule=rule)
+    # Rows of one hash are compared: sorting whole rows takes ten times as long.
+    hashed = rows @ np.random.default_rng(0).integers(2**63, size=rows.shape[1])
+    same = task.test[np.isin(hashed[task.test], hashed[task.pool])]
+    for one in rows[same]:
+        if (rows[task.pool] == one).all(axis=1).any():
+            rule = f"must not be injected and test: {len(same)} of {len(task.test)} test ones are"
+            raise ConfigError(key=key, value=one.tolist(), rule=rule, remedy="list each once")
 
 
 def _check_held_out(tasks: Sequence[Sequences], kept: Collection[str]) -> None:
@@ -180,15 +208,9 @@ def _check_task(task: TaskConfig, *, key: str, names: Collection[str]) -> type[T
 
 
 def _check_tokens(
-    task: TaskConfig,
-    key: str,
-    tokens: IntArray,
-    owner: dict[int, str],
-    reserved: set[int],
-    *,
-    lent: set[int],
-    vocab_size: int,
-) -> None:
+    task: TaskConfig, key: str, tokens: IntArray, owner: dict[int, str], reserved: set[int], *,
+    lent: set[int], vocab_size: int,
+) -> None:  # fmt: skip
     """Every token inside the vocabulary, not reserved, and not another task's unless shared or
     lent as a label."""
     if outside := [int(t) for t in tokens if not 0 <= t < vocab_size]:
@@ -197,13 +219,12 @@ def _check_tokens(
     if forbidden := [int(t) for t in tokens if int(t) in reserved]:
         rule = "must not have token ids that are EOS, padding, special, byte or excluded tokens"
         raise ConfigError(key=key, value=forbidden[:5], rule=rule, remedy="choose others")
-    clash = [int(t) for t in tokens if owner.get(int(t), task.name) != task.name]
-    clash = [t for t in clash if t not in lent]
+    clash = [t for t in tokens.tolist() if owner.get(t, task.name) != task.name and t not in lent]
     if clash and task.share_symbols_with is None:
         first = owner[clash[0]]
         rule = f"must not have tokens that already belong to task {first!r}"
         remedy = f"set share_symbols_with: {first} if that is meant, choose other symbols, or "
         remedy += "list this task before those that draw theirs"
         raise ConfigError(key=key, value=clash[:5], rule=rule, remedy=remedy)
-    for token in tokens:
-        owner.setdefault(int(token), task.name)
+    for token in tokens.tolist():
+        owner.setdefault(token, task.name)
