@@ -82,14 +82,9 @@ class LedgerWriter(AbstractContextManager["LedgerWriter"]):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        start_step: int,
-        parent: Position | None,
-        header: Mapping[str, Any],
+        self, folder: Path, *, start_step: int, parent: Position | None, header: Mapping[str, Any],
         above: int = -1,
-    ) -> None:
+    ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         # By number and not by time: clocks go backwards.
         numbers = [number for number, _ in _segment_files(folder)]

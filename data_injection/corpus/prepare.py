@@ -77,19 +77,11 @@ def prepare_embedded(
 
 
 def prepare_corpus(
-    sources: Sequence[str | Path],
-    folder: str | Path,
-    *,
-    name: str,
-    tokenizer: str,
-    dtype: str | None = None,
-    text_field: str = "text",
-    eos_token_id: int | None = None,
-    pad_token_id: int | None = None,
-    max_shard_tokens: int = 2**28,
-    max_tokens: int | None = None,
+    sources: Sequence[str | Path], folder: str | Path, *, name: str, tokenizer: str,
+    dtype: str | None = None, text_field: str = "text", eos_token_id: int | None = None,
+    pad_token_id: int | None = None, max_shard_tokens: int = 2**28, max_tokens: int | None = None,
     skip_bad: int = 0,
-) -> Manifest:
+) -> Manifest:  # fmt: skip
     """Tokenize Dolma-format files and `datasets` sources into `folder`, in the order given.
 
     sources: files (SUFFIXES), globs, folders, or `hf:PATH[,CONFIG][:SPLIT]` for a data set on the
@@ -132,17 +124,9 @@ def prepare_corpus(
 
 
 def _tokenize(
-    partial: Path,
-    sources: Sequence[TextSource],
-    encoder: Encoder,
-    beat: Beat,
-    *,
-    name: str,
-    recipe: str,
-    max_shard_tokens: int = 2**28,
-    max_tokens: int | None = None,
-    skip_bad: int = 0,
-) -> Manifest:
+    partial: Path, sources: Sequence[TextSource], encoder: Encoder, beat: Beat, *, name: str,
+    recipe: str, max_shard_tokens: int = 2**28, max_tokens: int | None = None, skip_bad: int = 0,
+) -> Manifest:  # fmt: skip
     """Write shards and tokenizer into `partial`, a batch of documents at a time."""
     on_bytes = _bytes_teller(sources, beat, f"tokenizing {name}")
     place = read_place(partial, recipe) or Reached(recipe)

@@ -76,16 +76,10 @@ class CorpusScan:
 
 
 def scan_corpus(
-    files: Sequence[str | Path | Tokens],
-    tasks: Sequence[Task],
-    *,
-    dtype: DTypeLike,
-    eos_token_id: int,
-    encode: Encode | None = None,
-    max_tokens: int | None = None,
-    piece: int = PIECE,
-    progress: Callable[[int], object] = lambda num: None,
-) -> CorpusScan:
+    files: Sequence[str | Path | Tokens], tasks: Sequence[Task], *, dtype: DTypeLike,
+    eos_token_id: int, encode: Encode | None = None, max_tokens: int | None = None,
+    piece: int = PIECE, progress: Callable[[int], object] = lambda num: None,
+) -> CorpusScan:  # fmt: skip
     """Count the tasks' tokens and examples in raw token files.
 
     Args:

@@ -84,15 +84,10 @@ class ReferenceScan:
 
 
 def scan_reference(
-    files: Sequence[str | Path | Tokens],
-    text: TokenText,
-    *,
-    dtype: DTypeLike,
-    eos_token_id: int,
-    max_tokens: int | None = None,
-    piece: int = PIECE,
+    files: Sequence[str | Path | Tokens], text: TokenText, *, dtype: DTypeLike, eos_token_id: int,
+    max_tokens: int | None = None, piece: int = PIECE,
     progress: Callable[[int], object] = lambda num: None,
-) -> ReferenceScan:
+) -> ReferenceScan:  # fmt: skip
     """Find the statements of raw token files; memory grows with what is found, not with the files.
 
     Args:

@@ -28,14 +28,9 @@ SCHEDULES = {
 
 
 def build_schedule(
-    config: ScheduleConfig,
-    geometry: Geometry,
-    *,
-    seed: int,
-    task: str,
-    key: str,
+    config: ScheduleConfig, geometry: Geometry, *, seed: int, task: str, key: str,
     num_steps: int | None = None,
-) -> Schedule:
+) -> Schedule:  # fmt: skip
     """The schedule that a config describes. ConfigError names `key` and the remedy.
 
     Args:

@@ -60,14 +60,9 @@ class Bursts(Schedule):
     kind = "burst"
 
     def __init__(
-        self,
-        size: int,
-        *,
-        every: int,
-        phase: int = 0,
-        stop: int | None = None,
+        self, size: int, *, every: int, phase: int = 0, stop: int | None = None,
         total: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.size, self.every, self.phase, self.stop = size, every, phase, stop
         self.total = total
         self.rate = Fraction(size, every)

@@ -40,15 +40,9 @@ def check_layout(config: InjectionConfig, tasks: Sequence[Task]) -> None:
 
 
 def lay_out(
-    lengths: Sequence[int],
-    rows: IntArray,
-    *,
-    seq_len: int,
-    seed: int,
-    step: int,
-    per_row: int = 1,
+    lengths: Sequence[int], rows: IntArray, *, seq_len: int, seed: int, step: int, per_row: int = 1,
     close: bool = False,
-) -> tuple[IntArray, IntArray]:
+) -> tuple[IntArray, IntArray]:  # fmt: skip
     """Slot and offset of each sequence.
 
     Args:

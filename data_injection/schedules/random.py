@@ -54,15 +54,9 @@ class Bernoulli(Schedule):
     """Steps per stored block."""
 
     def __init__(
-        self,
-        rate: Fraction,
-        *,
-        start: int,
-        stop: int | None,
-        batch_size: int,
-        seed: int,
+        self, rate: Fraction, *, start: int, stop: int | None, batch_size: int, seed: int,
         purpose: str,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.rate, self.start, self.stop, self.batch_size = rate, start, stop, batch_size
         self.seed, self.purpose = seed, purpose
         self.label = f"bernoulli {start}-{'end' if stop is None else stop}"

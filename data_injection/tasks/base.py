@@ -69,15 +69,9 @@ class Task(ABC):
         cls.family = cls.__dict__.get("family", import_path(cls))
 
     def __init__(
-        self,
-        name: str,
-        *,
-        symbols: IntArray,
-        labels: IntArray,
-        seed: int,
-        train_fraction: float = 0.5,
-        params: dict[str, Any] | None = None,
-    ) -> None:
+        self, name: str, *, symbols: IntArray, labels: IntArray, seed: int,
+        train_fraction: float = 0.5, params: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
         self.symbols = np.asarray(symbols, dtype=np.int64)
         self.labels = np.asarray(labels, dtype=np.int64)

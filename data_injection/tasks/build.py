@@ -40,15 +40,10 @@ def find_family(name: str, *, key: str) -> type[Task]:
 
 
 def build_tasks(
-    config: InjectionConfig,
-    *,
-    vocab_size: int,
-    reserved_tokens: Collection[int] = (),
-    seq_len: int = 0,
-    encode: Encode | None = None,
-    tables: Mapping[str, SequenceTable] | None = None,
-    eos_token_id: int | None = None,
-) -> list[Task]:
+    config: InjectionConfig, *, vocab_size: int, reserved_tokens: Collection[int] = (),
+    seq_len: int = 0, encode: Encode | None = None,
+    tables: Mapping[str, SequenceTable] | None = None, eos_token_id: int | None = None,
+) -> list[Task]:  # fmt: skip
     """The run's tasks with their tokens drawn: a pure function of the arguments.
 
     One seeded permutation of the vocabulary is handed out in the order of the tasks, so tasks never

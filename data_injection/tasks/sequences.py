@@ -93,14 +93,9 @@ class Sequences(Task):
 
 
 def build_sequences(
-    config: TaskConfig,
-    *,
-    seq_len: int,
-    vocab_size: int,
-    encode: Encode | None,
-    tables: Mapping[str, SequenceTable],
-    key: str,
-) -> Sequences:
+    config: TaskConfig, *, seq_len: int, vocab_size: int, encode: Encode | None,
+    tables: Mapping[str, SequenceTable], key: str,
+) -> Sequences:  # fmt: skip
     """The task that a config describes, from its file or from the table kept of it."""
     default = TaskConfig()
     for name in UNUSED:
