@@ -7,6 +7,7 @@ Its rows so far must be those of this run's stream, its model this one, and the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path, PosixPath
@@ -46,9 +47,11 @@ FILES = ("model.pt", "optim.pt", "train.pt", "config.yaml")
 def find_origin(train: TrainConfig, stream: Stream) -> Path:
     """The checkpoint that a run without one of its own begins with.
 
-    Raises ConfigError: not a whole one, of other rows or another model, or a plan begun before it.
+    Raises ConfigError: not a whole one, of other rows or another model, nothing left to train, or a
+    plan begun before it.
     """
     path, step = by_step(Path(str(train.load_path))), origin_step(train)
+    _check_longer(train, step)
     if not all((path / name).is_file() for name in FILES):
         rule = f"must hold a checkpoint: {', '.join(FILES)}"
         raise ConfigError(key=KEY, value=train.load_path, rule=rule)
@@ -57,7 +60,8 @@ def find_origin(train: TrainConfig, stream: Stream) -> Path:
     if why := _placed_something(path, step):
         remedy = "resume that run in its own folder"
         raise ConfigError(key=KEY, value=train.load_path, rule=why, remedy=remedy)
-    _check_same(train, load_config(path / "config.yaml"), load_model_config(path))
+    data = stream.identity, read_identity(path)
+    _check_same(train, load_config(path / "config.yaml"), load_model_config(path), data)
     check_beginning(stream.plan.schedules, step)
     return path
 
@@ -71,19 +75,24 @@ def check_parent(
     A stream is None where the corpus is still to be made: its plan is then checked at the start.
     """
     last = num_steps(parent)
-    if step >= num_steps(train):
-        rule = f"must be above {step}, the step that it begins with"
-        raise ConfigError(key="train.max_duration", value=train.max_duration, rule=rule)
+    _check_longer(train, step)
     kept = parent.save_num_unsharded_checkpoints_to_keep == -1
     if step > last or not kept or (step % parent.save_interval_unsharded and step != last):
         rule = f"must leave a checkpoint of step {step}, in a run of {last} steps"
         remedy = f"set it to a divisor of {step}, and keep all (save_num_unsharded_checkpoints_to_"
         key, value = "train.save_interval_unsharded", parent.save_interval_unsharded
         raise ConfigError(key=key, value=value, rule=rule, remedy=f"{remedy}keep: -1)")
-    _check_same(train, OmegaConf.structured(parent), asdict(parent.model))
+    data = tuple(one.identity if one is not None else {} for one in (stream, parents))
+    _check_same(train, OmegaConf.structured(parent), asdict(parent.model), data)
     for one in (stream, parents):
         if one is not None:
             check_beginning(one.plan.schedules, step)
+
+
+def _check_longer(train: TrainConfig, step: int) -> None:
+    if step >= num_steps(train):
+        rule = f"must be above {step}, the step that it begins with"
+        raise ConfigError(key="train.max_duration", value=train.max_duration, rule=rule)
 
 
 def _placed_something(path: Path, step: int) -> str:
@@ -105,14 +114,24 @@ def _placed_something(path: Path, step: int) -> str:
     return f"was trained with a plan of its own ({rows} instances until then)" if rows else ""
 
 
-def _check_same(train: TrainConfig, theirs: Any, their_model: dict[str, Any]) -> None:
-    """Raise ConfigError for other rows or another model than a checkpoint's."""
+def _check_same(
+    train: TrainConfig, theirs: Any, their_model: dict[str, Any], data: Sequence[dict[str, Any]]
+) -> None:
+    """Raise ConfigError for other rows or another model than a checkpoint's.
+
+    data: identities of both streams, ours first; theirs is empty where it is not known.
+    """
     fresh = train.reset_optimizer_state
     rows = _rows_of(OmegaConf.structured(train), fresh), _rows_of(theirs, fresh)
+    # Files of one name may hold other tokens: a checkpoint of ours says which they were.
+    told = [key for key in ("corpus_hash", "label_masks") if all(key in one for one in data)]
+    for settings, stream in zip(rows, data, strict=True):
+        settings.update((key, stream[key]) for key in told)
     model = _model_of(asdict(train.model)), _model_of(their_model)
     another = "give train.model those values, or another checkpoint"
+    same = "take those settings; with train.reset_optimizer_state the optimizer may be another"
     for rule, both, remedy in (
-        ("was trained on other rows, or otherwise (", rows, "take those settings"),
+        ("was trained on other rows, or otherwise (", rows, same),
         ("holds another model (train.model, ", model, another),
     ):
         if found := differences(*both):
@@ -122,10 +141,12 @@ def _check_same(train: TrainConfig, theirs: Any, their_model: dict[str, Any]) ->
 
 def _rows_of(config: Any, fresh: bool) -> dict[str, Any]:
     """What fixes which row stands at which position, by the engine's keys; and, without a fresh
-    optimizer, the strategy: another's state loads without an error, into other parameters."""
+    optimizer, the strategy and its groups: another's state would reach other parameters."""
     keys = ["global_train_batch_size", "model.max_sequence_length", "data.memmap_dtype"]
     keys += ["data.instance_filter", *([] if fresh else ["distributed_strategy", "optimizer.name"])]
     rows = {key: OmegaConf.select(config, key) for key in keys}
+    for key in () if fresh else ("optimizer.decay_norm_and_bias", "optimizer.decay_embeddings"):
+        rows[key] = bool(OmegaConf.select(config, key))  # not in a config of before there was one
     seed = OmegaConf.select(config, "data.seed")
     rows["data.seed"] = OmegaConf.select(config, "seed") if seed is None else seed
     for key in ("data.paths", "data.label_mask_paths"):

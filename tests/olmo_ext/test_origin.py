@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from refusals import refuses
 
 from olmo_ext.config import load_experiment
-from olmo_ext.engines.origin import find_origin
+from olmo_ext.engines.origin import check_parent, find_origin
 from olmo_ext.prepare import prepare
 from olmo_ext.train import train
 
@@ -43,6 +44,13 @@ def ask(parent: Path, origin: str, *more: str) -> Path:
     return find_origin(experiment.train, prepare(experiment).stream)
 
 
+def mask_files(path: Path, tokens: Path) -> Iterator[bool]:
+    """One mask after the other in the same file: all of the tokens count, and none."""
+    for counts in (True, False):
+        np.full(tokens.stat().st_size // 2, counts).tofile(path)
+        yield counts
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
@@ -71,6 +79,64 @@ def test_what_leaves_the_function_as_it_is_may_change(
     setting: str, parent: Path, origin: str
 ) -> None:
     assert ask(parent, origin, f"train.model.{setting}") == Path(origin)
+
+
+@pytest.mark.parametrize("steps", [5, 6])
+def test_a_checkpoint_with_nothing_left_to_train_is_refused(
+    steps: int, parent: Path, origin: str
+) -> None:
+    with refuses(key="train.max_duration", value=steps, rule="above 6"):
+        ask(parent, origin, f"train.max_duration={steps}")
+
+
+@pytest.mark.parametrize("key", ["decay_norm_and_bias", "decay_embeddings"])
+def test_other_groups_of_the_optimizer_are_refused_unless_it_is_fresh(
+    key: str, parent: Path, origin: str
+) -> None:
+    setting, said = f"train.optimizer.{key}=true", f"optimizer.{key}: True now, False then"
+    with refuses(key="train.load_path", value=origin, rule=said, remedy="reset_optimizer_state"):
+        ask(parent, origin, setting)
+    assert ask(parent, origin, setting, "train.reset_optimizer_state=true") == Path(origin)
+
+
+def test_other_tokens_in_files_of_the_same_name_are_refused(
+    parent: Path, origin: str, tmp_path: Path
+) -> None:
+    """Where the checkpoint says which they were; a stock one does not."""
+    (tmp_path / "copy").mkdir()
+    shutil.copy(parent.parent / "tokens.npy", tmp_path / "copy")
+    assert ask(parent, origin, f"train.data.paths=[{tmp_path}/copy/tokens.npy]") == Path(origin)
+    other = np.fromfile(parent.parent / "tokens.npy", dtype=np.uint16)[::-1]
+    other.tofile(tmp_path / "tokens.npy")
+    files = f"train.data.paths=[{tmp_path}/tokens.npy]"
+    with refuses(key="train.load_path", value=origin, rule=("other rows", "corpus_hash")):
+        ask(parent, origin, files)
+    stock = shutil.copytree(origin, tmp_path / "step6-unsharded")
+    for name in ("olmo_ext.json", "SHA256SUMS"):
+        (stock / name).unlink()
+    assert ask(parent, str(stock), files) == stock
+
+
+def test_other_label_masks_of_the_same_name_are_refused(
+    parent: Path, origin: str, tmp_path: Path
+) -> None:
+    """A sibling that is still to be trained is asked by the same rule."""
+    masks = tmp_path / "tokens.npy"
+    ours, theirs = (
+        prepare(
+            load_experiment(
+                parent.parent / "experiment.yaml",
+                settings_of(tmp_path, origin, f"train.data.label_mask_paths=[{masks}]"),
+            )
+        )
+        for _ in mask_files(masks, parent.parent / "tokens.npy")
+    )
+    (experiment, other), step = (ours.experiment.train, theirs.experiment.train), 6
+    other.save_num_unsharded_checkpoints_to_keep = -1
+    check_parent(experiment, ours.stream, other, ours.stream, step=step)
+    check_parent(experiment, None, other, theirs.stream, step=step)
+    with refuses(key="train.load_path", value=origin, rule=("other rows", "label_masks")):
+        check_parent(experiment, ours.stream, other, theirs.stream, step=step)
 
 
 def test_a_run_has_its_own_optimizer_settings_not_its_parents(
