@@ -246,8 +246,5 @@ class _Done:
             & (rows.subset == "answered")
             & ((rows["rank"] == rank) | (rank is None))
         ]
-        sites = [
-            Site(int(layer), int(position))
-            for layer, position in zip(rows.layer, rows.position, strict=True)
-        ]
+        sites = map(Site, rows.layer.astype(int).tolist(), rows.position.astype(int).tolist())
         return set(zip(rows.variable, sites, rows.held_out, strict=True))

@@ -257,10 +257,10 @@ FIGURES = (
         "memorization.png",
         "What was learned by heart",
         memorization,
-        "Injected sequences by the number of their copies, at each run's last step. Nulls, dashed: "
-        "the held-out twins' own loss and extraction; the exposure that a sequence like its twins "
-        "has in the mean; an AUC of .5. Loss, extraction: of the sequences alone. Exposure, AUC: "
-        "against the twins of the sequence's group (eval/scores/memorization.py has the formulas).",
+        "Injected sequences by the number of their copies, at each run's last step, of which steps "
+        "are shares. Nulls, dashed: in a size's colour the loss and extraction of its own held-out "
+        "twins; in grey the exposure that a sequence like its twins has in the mean, an AUC of .5. "
+        "Exposure, AUC: against the group's twins (eval/scores/memorization.py has the formulas).",
         METRICS,
         "Bars: 95% over sequences where a size has one seed; band: over seeds, from three on.",
         "When in training a copy was seen.",

@@ -29,13 +29,9 @@ from eval.scores.cells import cells
 from eval.scores.rows import each_once
 from eval.text import write_table
 
-NO_TASK = {
-    "task": "",
-    "family": "",
-    "rate_per_step": 0.0,
-    "exposures_per_example": 0.0,
-    "split": "",
-}
+NO_TASK = dict.fromkeys(("task", "family", "split"), "") | dict.fromkeys(
+    ("rate_per_step", "exposures_per_example"), 0.0
+)
 """What a record of the run itself says of tasks."""
 
 

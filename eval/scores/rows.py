@@ -5,7 +5,7 @@ rows = task_rows(read_records("runs/quickstart"))
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -83,14 +83,17 @@ def task_rows(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def told_apart(rows: pd.DataFrame) -> pd.Series:
+CONTROLS = {"learning_rate": ", learning rate {:g}", "corpus_hash": ", corpus {:.8}"}
+"""What no table averages over where a rung has several, and how a name says it."""
+
+
+def told_apart(rows: pd.DataFrame, texts: Mapping[str, str] = CONTROLS) -> pd.Series:
     """ ", learning rate 0.003, corpus 0fb8f25e" of rows whose rung has several; else nothing.
 
     Along the ladder they go with the size; where one size has several, they are a control, and no
     table may average over them.
     """
     said = pd.Series("", index=rows.index, dtype=object)
-    texts = {"learning_rate": ", learning rate {:g}", "corpus_hash": ", corpus {:.8}"}
     for column, text in texts.items():
         if column in rows:
             num = rows.groupby(["family", "rung", "params"])[column].transform("nunique")
