@@ -87,11 +87,8 @@ def _blocks(frame: pd.DataFrame, layer: int) -> list[tuple[str, str, pd.DataFram
     for protocol, family, rows in groups(presence(frame, layer=layer)):
         for name, of_target in rows.groupby("group"):
             units = int(of_target.units.max())
-            label = (
-                f"R² of the hidden {name}, layer {layer}"
-                if units == 1
-                else f"{name}: present of {units}"
-            )
+            label = f"R² of the hidden {name}, layer {layer}"
+            label = label if units == 1 else f"{name}: present of {units}"
             label = f"Fourier modes of {units}" if name == "fourier" else label
             seeds = style.seeds_said(of_target.groupby(["rung", "rate_per_step"]).seed.nunique())
             title = f"{style.plain(family)}, {protocol} protocol: {seeds}"
@@ -129,8 +126,7 @@ def _draw_over_steps(axis: Any, line: pd.DataFrame, colour: Any) -> None:
     style.mean_over_seeds(axis, style.by_seed(line), floor=0, color=colour)
     null = line.groupby("step").null99.mean().dropna().clip(lower=0)
     if len(null):
-        dashed = style.THRESHOLD | {"color": colour, "linewidth": 1.0}
-        axis.plot(null.index, null, **dashed)
+        axis.plot(null.index, null, **style.THRESHOLD | {"color": colour, "linewidth": 1.0})
 
 
 def _draw_against_score(

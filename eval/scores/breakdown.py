@@ -68,10 +68,9 @@ def _consistency(answers: Answers, task: Task, split: str) -> list[dict[str, Any
     turned = mirrored_label(task)
     if turned is None:
         return []
-    is_train = np.zeros(len(task.tokens), dtype=bool)
-    is_train[task.train] = True
-    here = is_train if split == "train" else ~is_train
     number = np.arange(len(task.tokens))
+    is_train = np.isin(number, task.train)
+    here = is_train if split == "train" else ~is_train
     other = task.mirror
     paired = here & (other >= 0)
     same_split = paired & (is_train[other] == is_train)

@@ -115,9 +115,7 @@ def fast_answer(model: CutModel, task: Task, indices: NDArray[np.int64]) -> Answ
     found = _read_head(
         torch.cat(parts), model.unembedding_VD, tokens[:, -1], labels=task.label_tokens
     )
-    back = np.empty(len(order), dtype=np.int64)
-    back[order] = np.arange(len(order))
-    return found[back]
+    return found[np.argsort(order)]
 
 
 def _states(model: CutModel, ids: NDArray[np.int64]) -> torch.Tensor:

@@ -128,18 +128,13 @@ def _of_rates(experiment: ExperimentConfig, stream: Stream, index: int) -> Itera
 def _more_exposures(config: TaskConfig, stream: Stream, index: int) -> str:
     """What reaches one exposure an example: rate, steps or symbols."""
     plan, steps = stream.plan, stream.num_steps
-    task, schedule, geometry = plan.tasks[index], plan.schedules[index], plan.geometry
+    task, schedule = plan.tasks[index], plan.schedules[index]
     short = LEAST_EXPOSURES / plan.exposures_per_example(index, steps)
     ways = []
     if config.schedule.total is not None:
         ways.append(f"a total of {len(task.train):,}")
     elif schedule.kind != "trace":
-        rate = float(schedule.rate) * short
-        rate /= {
-            "per_step": 1,
-            "per_sequence": geometry.batch_size,
-            "per_token": geometry.batch_size * geometry.seq_len,
-        }[config.schedule.unit]
+        rate = plan.rates(index)[config.schedule.unit] * short
         ways.append(f"a rate of {round_up(rate):g}")
         if config.schedule.stop is None:
             ways.append(f"{round_up(steps * short):,.0f} steps")
