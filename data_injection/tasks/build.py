@@ -68,6 +68,11 @@ def build_tasks(
     for index, task in enumerate(config.tasks):
         key = f"injection.tasks[{index}]"
         family = _check_task(task, key=key, names=tasks)
+        free = issubclass(family, Sequences) or not family.has_label
+        if free and family is not Sequences and tables is None:
+            rule = "must be 'sequences' itself or have labels: layout, counts and scores know of "
+            rule, remedy = rule + "no other that has none", "put what it is to write into the file"
+            raise ConfigError(key=f"{key}.family", value=task.family, rule=rule, remedy=remedy)
         if issubclass(family, Sequences):
             tasks[task.name] = build_sequences(
                 task, seq_len=seq_len, vocab_size=vocab_size, encode=encode, tables=tables or {},

@@ -28,7 +28,9 @@ from data_injection.order import RowOrder
 from data_injection.plan import InjectionPlan, compile_plan
 from data_injection.schedules.layout import lay_out
 from data_injection.splice import SplicedStream, spans_of, splice_batch
+from data_injection.tasks.base import IntArray, Task
 from data_injection.tasks.sequence_file import kept_table
+from data_injection.tasks.sequences import Sequences, keep_tables, kept_tables
 from eval.audit.host_rows import splice as audit_splice
 
 BATCH, SEQ_LEN, VOCAB, EOS, STEPS = 8, 48, 200, 0, 20
@@ -71,11 +73,12 @@ def plan_of(
     seq_len: int = SEQ_LEN,
     seed: int = 0,
     layout: dict[str, Any] | None = None,
+    family: str = "sequences",
     **given: Any,
 ) -> InjectionPlan:
     task = TaskConfig(
         name="seq",
-        family="sequences",
+        family=family,
         params={"file": str(path)} | (params or {}),
         schedule=ScheduleConfig(**schedule or {}),
     )
@@ -522,6 +525,34 @@ def test_bad_parameters_are_refused(tmp_path: Path, params: dict[str, Any], key:
     assert error.value.key == f"injection.tasks[0].params.{key}"
     with refuses(key="injection.tasks[0].params", value=["fiel"], rule="'file'"):
         plan_of(path, params={"fiel": "s.jsonl"})
+
+
+class NoEos(Sequences):
+    """A variant that writes no EOS: it was made as the stock family, under its name."""
+
+    def written(self, examples: IntArray, *, eos_token_id: int) -> list[IntArray]:
+        return [self.table.tokens[example] for example in examples.tolist()]
+
+
+class Free(Task):
+    has_label = False
+
+    def examples(self) -> IntArray:
+        return np.arange(20, 40).reshape(10, 2)
+
+
+@pytest.mark.parametrize("family", [NoEos, Free])
+def test_a_variant_without_a_label_is_refused_and_not_replaced_by_the_stock_one(
+    tmp_path: Path, family: type[Task]
+):
+    path = write(tmp_path / "s.jsonl", levels(1))
+    stock = plan_of(path)
+    with refuses(key="injection.tasks[0].family", value=family.family, rule="'sequences' itself"):
+        plan_of(path, family=family.family)
+    if family is NoEos:  # a run that was trained so is measured as it was: as the stock family
+        keep_tables(tmp_path, stock.tasks)
+        kept = kept_tables(tmp_path, ["seq"])
+        assert plan_of(path, family=family.family, tables=kept).hash == stock.hash
 
 
 # -- before a run ------------------------------------------------------------------------------
