@@ -104,8 +104,7 @@ def _describe_ours(path: Path) -> tuple[object, str | None]:
     ours = OmegaConf.to_container(raw, resolve=False)
     assert isinstance(ours, dict)
     del ours["train"]
-    rung = ours.pop("rung", None)
-    return rung, repr(ours)
+    return ours.pop("rung", None), repr(ours)
 
 
 def _engine_section(path: Path, overrides: Sequence[str]) -> TrainConfig:

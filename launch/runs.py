@@ -109,8 +109,7 @@ class Planner:
         """An experiment's own; its folder is made absolute."""
         file = file.resolve()
         folder = Path(self._loader.load(file, overrides).train.save_folder).resolve()
-        given = [*overrides, f"train.save_folder={json.dumps(str(folder))}"]
-        return self._plan(file, given)
+        return self._plan(file, [*overrides, f"train.save_folder={json.dumps(str(folder))}"])
 
     def point(self, sweep: Sweep, point: Point, out: Path, overrides: Sequence[str] = ()) -> Run:
         """A sweep's, in OUT/<labels>."""

@@ -48,8 +48,7 @@ class _TextLoader(yaml.BaseLoader):
         node: yaml.Node | None = super().compose_node(parent, index)
         # As text every tag would be dropped without a word, and what it asks for not done.
         if node is not None and node.tag not in YAML_TAGS:
-            mark = node.start_mark
-            what = f"line {mark.line + 1}: {node.tag}"
+            what = f"line {node.start_mark.line + 1}: {node.tag}"
             raise ConfigError(key=what, rule="is no tag of YAML", remedy="remove it")
         return node
 

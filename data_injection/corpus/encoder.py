@@ -61,8 +61,7 @@ class Encoder:
 
     @property
     def identity(self) -> list[Any]:
-        sha = hashlib.sha256(self.tokenizer_json).hexdigest()
-        return [sha, self.eos, self.pad, self.dtype]
+        return [hashlib.sha256(self.tokenizer_json).hexdigest(), self.eos, self.pad, self.dtype]
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Token ids of the documents, concatenated, one EOS after each."""

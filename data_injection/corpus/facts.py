@@ -120,5 +120,4 @@ def _pairs(num: int, side: int) -> np.ndarray:
 
 def _draw(num: int, below: int, purpose: str) -> np.ndarray:
     """`num` integers below `below`; 64-bit words are uniform to within below / 2^64."""
-    words = raw_words(num, seed=SEED, purpose=purpose)
-    return (words % np.uint64(below)).astype(np.int64)
+    return (raw_words(num, seed=SEED, purpose=purpose) % np.uint64(below)).astype(np.int64)

@@ -269,8 +269,7 @@ class _Patterns:
                 break
             attempt += 1  # two examples with one key: as good as never
         ends = np.cumsum([len(task.tokens) for task in tasks])[:-1]
-        names = [task.name for task in tasks]
-        self._index = dict(zip(names, np.split(inverse, ends), strict=True))
+        self._index = dict(zip([task.name for task in tasks], np.split(inverse, ends), strict=True))
         """Which pattern each example of a task is; two tasks may share some."""
         self._counts = np.zeros((2, len(self._keys)), dtype=np.int64)
         self._kept: list[tuple[NDArray[Any], NDArray[np.bool_]]] = []

@@ -34,8 +34,7 @@ class Even(Schedule):
     def before(self, step: int) -> int:
         if self.stop is not None:
             step = min(step, self.stop)
-        steps = max(step - self.start, 0)
-        return steps * self.rate.numerator // self.rate.denominator
+        return max(step - self.start, 0) * self.rate.numerator // self.rate.denominator
 
     def canonical(self) -> dict[str, Any]:
         if self.start == 0 and self.stop is None:

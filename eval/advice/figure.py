@@ -31,8 +31,7 @@ def thresholds(groups: list[Group], told: dict[str, Any]) -> Figure:
     threshold along x for each size with its 95% interval, drawn only where it is inside the data.
     """
     abreast = min(2, len(groups))
-    down = math.ceil(len(groups) / abreast)
-    figure = style.new_figure(5.4 * abreast, 4.1 * down + 0.6)
+    figure = style.new_figure(5.4 * abreast, 4.1 * math.ceil(len(groups) / abreast) + 0.6)
     axes = style.panels(figure, len(groups), abreast=abreast).ravel()
     for axis, group in zip(axes, groups, strict=False):
         _panel(axis, group)

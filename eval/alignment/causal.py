@@ -48,8 +48,7 @@ def causal_effects(model: torch.nn.Module, task: Task, *, seed: int) -> list[dic
                 task, variable, among=task.test, num=NUM_PAIRS, seed=seed, minimal=True
             )
             if len(pairs):
-                first = token_of(task, variable)
-                sites = list(_sites(model, task, first=first))
+                sites = list(_sites(model, task, first=token_of(task, variable)))
                 shared = {"variable": variable, "control": "full_vector"}
                 rows += [shared | row for row in _patch_all(model, task, pairs, sites)]
         order = permutation(len(task.test), seed=seed, purpose=f"ablation/{task.name}")

@@ -72,8 +72,7 @@ def _changed(
             lambda module, inputs: (change(inputs[0]), *inputs[1:])
         )
     else:
-        module = _module(blocks[site.layer - 1], site.component)
-        handle = module.register_forward_hook(after)
+        handle = _module(blocks[site.layer - 1], site.component).register_forward_hook(after)
     try:
         yield
     finally:

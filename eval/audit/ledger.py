@@ -155,8 +155,7 @@ def trace_ledger(segments: Mapping[int, Segment], checkpoint: SavedCheckpoint | 
     last = max((segment.number for segment in segments.values() if segment.header), default=None)
     head = None
     if last is not None:
-        end = Position(last, segments[last].num_records)
-        head = lineage(segments, end, step=NO_END)
+        head = lineage(segments, Position(last, segments[last].num_records), step=NO_END)
     if head is not None and position is not None:
         through = [s for s in head.stretches if s.segment == position.segment]
         if not through or through[0].end_step < step:

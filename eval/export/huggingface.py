@@ -160,8 +160,7 @@ def import_hf(source: str | Path, out: str | Path) -> Path:
             raise ConfigError(key=f"{source}: tie_word_embeddings", rule=rule, remedy=remedy)
     state = olmo_weights(model, tensors)
     with _new_folder(Path(out)) as folder:
-        text = yaml.safe_dump({"model": model}, sort_keys=False)
-        (folder / "config.yaml").write_text(text)
+        (folder / "config.yaml").write_text(yaml.safe_dump({"model": model}, sort_keys=False))
         torch.save({name: tensor.float() for name, tensor in state.items()}, folder / "model.pt")
         write_checksums(folder)
     return Path(out)
@@ -188,8 +187,7 @@ def load_hf(path: str | Path, *, device: str = "cpu") -> Callable[[torch.Tensor]
     model.to(device).eval()
 
     def last_logits(ids_BT: torch.Tensor) -> torch.Tensor:
-        output = model(ids_BT.to(device), logits_to_keep=1, use_cache=False)
-        return output.logits[:, -1]
+        return model(ids_BT.to(device), logits_to_keep=1, use_cache=False).logits[:, -1]
 
     return last_logits
 

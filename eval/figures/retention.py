@@ -117,8 +117,7 @@ def _draw_gaps(axis: Any, table: pd.DataFrame, looks: dict[str, dict[str, Any]])
 
 
 def _dress_gaps(axis: Any, table: pd.DataFrame, metric: str, split: str, title: str) -> None:
-    null = float(table.null.iloc[0])
-    axis.axhline(null, zorder=1, **NULL)
+    axis.axhline(float(table.null.iloc[0]), zorder=1, **NULL)
     if metric == "score":
         axis.axhline(LEARNED_SCORE, **style.THRESHOLD)
         axis.set_ylim(-0.4, 1.1)

@@ -66,8 +66,7 @@ def reach_figure(fitted: Fit, answers: Learnability, *, origin: str = "") -> Fig
         textcoords="offset points", fontsize=9, color=style.INK, ha="right",
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )  # fmt: skip
-    zero = np.asarray(draws.small_below(answers.large))
-    span = np.percentile(zero, [2.5, 97.5])
+    span = np.percentile(np.asarray(draws.small_below(answers.large)), [2.5, 97.5])
     axis.errorbar(
         [threshold], [target], xerr=[[threshold - span[0]], [span[1] - threshold]], fmt="o",
         color=style.INK, markersize=5, capsize=3, zorder=5,

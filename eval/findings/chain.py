@@ -302,8 +302,7 @@ LINKS = {
 
 def draw(frame: pd.DataFrame) -> Figure:
     """The links side by side: a column a host, a colour a width."""
-    every = frame.assign(sweep=sweep_of(frame))
-    cells = measured(every)
+    cells = measured(frame.assign(sweep=sweep_of(frame)))
     figure = style.new_figure(style.WIDTHS[1], 2.8)
     axes = figure.subplots(1, len(LINKS))
     names = [HOSTS[host] for host in (EASY, OPEN) if any(host == of for _, of in cells)]

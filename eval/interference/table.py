@@ -53,8 +53,7 @@ def interference_table(frame: pd.DataFrame) -> pd.DataFrame:
         rule = f"hold no interference after {SINCE:g} of a run's steps"
         remedy = "let the runs go on, or measure more often (callbacks.interference.every)"
         raise ConfigError(key="records", rule=rule, remedy=remedy)
-    cell = [*PLACE, "rung", "params"]
-    rows = per_group(late, cell, _cell)
+    rows = per_group(late, [*PLACE, "rung", "params"], _cell)
     return pd.DataFrame(rows).sort_values([*PLACE, "params", "rung"], ignore_index=True)
 
 

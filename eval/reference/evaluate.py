@@ -66,8 +66,7 @@ class ReferenceRun:
 
     def true_places(self, task: str) -> list[Place]:
         """Where the corpus makes a true statement of the task."""
-        places = self.scan.places
-        return [p for p in places if p.statement.task == task and p.statement.correct]
+        return [p for p in self.scan.places if p.statement.task == task and p.statement.correct]
 
     def rates(self, task: str) -> dict[str, Any]:
         """`natural_rates` of the task."""

@@ -176,8 +176,7 @@ def _trained(folder: Path) -> dict[str, int] | str:
 def _audit(folder: Path) -> dict[str, Any]:
     """audit.json, if there is one that is whole."""
     found = read_if_whole(folder / AUDIT)
-    verdicts = found.get("verdicts")
-    return found if isinstance(verdicts, list) else {}
+    return found if isinstance(found.get("verdicts"), list) else {}
 
 
 def _info(folder: Path) -> dict[str, str]:

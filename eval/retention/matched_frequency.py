@@ -65,8 +65,7 @@ def matched_frequency(
                 | {"exposures_per_example": float(of_gap.exposures_per_example.mean())}
                 | {"null": 0.0 if metric == "score" else null.get(key[1:3], math.nan)}
             )
-    order = [*GROUP, "params", "rung", "gap"]
-    return pd.DataFrame(table).sort_values(order, ignore_index=True)
+    return pd.DataFrame(table).sort_values([*GROUP, "params", "rung", "gap"], ignore_index=True)
 
 
 def _rows(

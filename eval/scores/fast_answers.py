@@ -66,8 +66,7 @@ def cut(model: Any) -> CutModel:
     scale = 1 / math.sqrt(config.d_model) if config.scale_logits else 1.0
 
     def past(ids_BT: torch.Tensor) -> Past:
-        output = model(ids_BT.to(device), use_cache=True, last_logits_only=True)
-        return output.attn_key_values
+        return model(ids_BT.to(device), use_cache=True, last_logits_only=True).attn_key_values
 
     def last_states(ids_BT: torch.Tensor, past: Past | None) -> torch.Tensor:
         with _stopping_after(transformer.ln_f) as states:
@@ -127,8 +126,7 @@ def _states(model: CutModel, ids: NDArray[np.int64]) -> torch.Tensor:
         return model.last_states(ids_BT, None)
     past = model.past(torch.from_numpy(beginnings))
     rows = torch.from_numpy(which.reshape(-1)).to(past[0][0].device)
-    spread = [(keys[rows], values[rows]) for keys, values in past]
-    return model.last_states(ids_BT[:, -1:], spread)
+    return model.last_states(ids_BT[:, -1:], [(keys[rows], values[rows]) for keys, values in past])
 
 
 def _read_head(

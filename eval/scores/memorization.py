@@ -134,8 +134,7 @@ def _alone(
     readings: Readings, task: Sequences, level: NDArray[np.int64], prefix: int
 ) -> list[dict[str, Any]]:
     """What needs no reference: losses, and extraction of what is longer than the prefix."""
-    lengths = np.array([len(task.tokens[i]) for i in level])
-    longer = level[lengths > prefix]
+    longer = level[np.array([len(task.tokens[i]) for i in level]) > prefix]
     loss, finite = readings.loss[level], bool(np.isfinite(readings.loss[level]).all())
     rows = [{"metric": "sequence_loss", "n": len(level)} | seed_fields(loss.tolist())]
     if len(longer):

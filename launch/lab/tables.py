@@ -84,8 +84,7 @@ def report_complexity(
 ) -> Result:
     """Spearman's rho of frequency and of utility per complexity gap."""
     table = correlations(rows, predicted)
-    numbers = ("rho, frequency", "rho, utility", "assignments")
-    shown = new_table("trainer", "D", numbers=numbers)
+    shown = new_table("trainer", "D", numbers=("rho, frequency", "rho, utility", "assignments"))
     for (trainer, gap), group in table.groupby(["trainer", "gap"]):
         shown.add_row(
             str(trainer), f"{gap:g}", show(group.frequency), show(group.utility), str(len(group))
@@ -103,8 +102,7 @@ def report_injection(
     settings: InjectionSettings, rows: pd.DataFrame, predicted: pd.DataFrame
 ) -> Result:
     """Peaks and troughs per burst, cosines and norms after a burst, half-lives, the gap sweep."""
-    mixture = settings.mixture.mixture()
-    burst = burst_length(mixture, settings.task - 1, settings.gap)
+    burst = burst_length(settings.mixture.mixture(), settings.task - 1, settings.gap)
     levels = peaks_and_troughs(rows)
     halves = half_lives(rows)
     gaps = before_bursts(rows)

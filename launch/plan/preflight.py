@@ -96,8 +96,7 @@ def _scan(
     if not stream.plan.tasks or any(is_url(path) for path in data.paths):
         return None
     dtype = np.dtype(data.effective_memmap_dtype)
-    total = sum(Path(path).stat().st_size for path in data.paths)
-    wanted = total // dtype.itemsize
+    wanted = sum(Path(path).stat().st_size for path in data.paths) // dtype.itemsize
     wanted, done = wanted if max_tokens is None else min(wanted, max_tokens), 0
     with Beat(to_stderr) as beat:
 
@@ -196,8 +195,7 @@ def _show_scan(found: Preflight, scan: CorpusScan, console: Console) -> None:
         share = f", an evenly spread sample: {scan.num_scanned / max(scan.num_tokens, 1):.2%} of "
         share += f"{scan.num_tokens:,}; counts are the sample's"
     console.print(f"corpus scan: {scan.num_scanned:,} tokens{share}")
-    spread = ("tokens", "never", "min", "median", "max", "share")
-    tokens = new_table("task", "kind", numbers=spread)
+    tokens = new_table("task", "kind", numbers=("tokens", "never", "min", "median", "max", "share"))
     titles = ("train", "test", "before\nEOS", "in the\nrun", "injected", "natural /\ninjected")
     examples = new_table("task", numbers=titles)
     for index, task in enumerate(found.stream.plan.tasks):

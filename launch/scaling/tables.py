@@ -88,8 +88,7 @@ def _far(fitted: Fit) -> list[str]:
 
 def _frontier_table(frontier: Frontier) -> Table:
     title = f"Frontier of the runs, {len(frontier.compute)} points, without the law"
-    numbers = ("exponent", "95% interval", "floor")
-    table = new_table("power law", numbers=numbers, title=title)
+    table = new_table("power law", numbers=("exponent", "95% interval", "floor"), title=title)
     for name, letter in (("params", "N"), ("compute", "C")):
         for what, laws in (("floor + K", frontier.with_floor), ("K", frontier.without_floor)):
             law = laws[name]

@@ -283,5 +283,4 @@ def _tasks_of(plan: Path) -> TaskSet:
                 "a run with this plan, or go to where the corpus is"
             )
         manifest = load_manifest(found[0])
-    tasks = compile_tasks(experiment, manifest=manifest)
-    return TaskSet(tasks, experiment.train.model.vocab_size)
+    return TaskSet(compile_tasks(experiment, manifest=manifest), experiment.train.model.vocab_size)

@@ -51,8 +51,7 @@ def plan_submission(
     root = ((out or Path("runs")) / sweep.name).resolve()
     check_line(str(root), what="--out")
     runs = plan_runs(sweep, root, overrides=overrides, corpus_comes_later=corpus_comes_later)
-    by_number = dict(enumerate(map(with_corpus, runs), 1))
-    return Plan(sweep.name, root, by_number, is_sweep=True)
+    return Plan(sweep.name, root, dict(enumerate(map(with_corpus, runs), 1)), is_sweep=True)
 
 
 def with_corpus(run: Run) -> Run:

@@ -73,8 +73,7 @@ def confirm(chapter: str, runs: Path, *, out: Path | None, jobs: int, console: C
     path = write_chapter(chapter, folders, document=DOCUMENT, out=out or runs).resolve()
     if path == DOCUMENT and README.exists():  # the committed one: the README shows a table of it
         frame = chapter_records(chapter, path.parent)
-        text = fill(README.read_text(), frame, CHAPTERS[chapter].tables)
-        replace_file(README, text)
+        replace_file(README, fill(README.read_text(), frame, CHAPTERS[chapter].tables))
     console.print(f"{path}\n{time.monotonic() - started:.0f} s")
     return path
 

@@ -246,8 +246,7 @@ class Interference(Callback):
         )
 
     def _num_top(self, mlp: MLP) -> int:
-        share = self.top_k < 1
-        return max(round(self.top_k * mlp.num_neurons), 1) if share else int(self.top_k)
+        return max(round(self.top_k * mlp.num_neurons), 1) if self.top_k < 1 else int(self.top_k)
 
     def _choose(self, trainer: Host, measured: Measured) -> None:
         """The neurons of each task for this window; how many of the last are still among them."""

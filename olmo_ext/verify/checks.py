@@ -76,8 +76,7 @@ def machine(runs: TrialRuns) -> Iterator[Check]:
         "device", device or "CPU", note=f"torch {torch.__version__}, numpy {np.__version__}"
     )
     start = time.perf_counter()
-    place = init_process_group()
-    one = torch.ones(4, device=place)
+    one = torch.ones(4, device=init_process_group())
     dist.all_reduce(one)
     dist.broadcast_object_list([{"a": 1}])
     took = f"formed in {time.perf_counter() - start:.1f} s without torchrun"
@@ -127,8 +126,7 @@ class Timed:
 def first_steps(runs: TrialRuns) -> Iterator[Check]:
     """The first steps with every callback: that they measure, and what a measurement costs."""
     with ExitStack() as stack:
-        experiment = runs.experiment("first", steps=STEPS, rate=2, callbacks=CALLBACKS)
-        trainer = ours(experiment, stack)
+        trainer = ours(runs.experiment("first", steps=STEPS, rate=2, callbacks=CALLBACKS), stack)
         trainer.callbacks = timed = {n: Timed(c) for n, c in trainer.callbacks.items()}
         seen: set[str] = set()
         record = trainer.record

@@ -116,8 +116,7 @@ def cells(settings: InjectionSettings) -> list[Cell]:
 
     def add(run: Any, width: int, seeds: Sequence[int], steps: int, own: dict[str, Any]) -> None:
         for group, cost in sampled_groups(width, seeds, steps=steps, num_features=features):
-            fields = {**shared, "width": width, "seeds": group, **own}
-            made.append(Cell(run, fields, cost=cost))
+            made.append(Cell(run, {**shared, "width": width, "seeds": group, **own}, cost=cost))
 
     for gap in settings.gaps:
         own = {"gap": gap, "steps": settings.gap_steps, "seeds": list(settings.seeds)}
@@ -177,8 +176,7 @@ def run_forget(
     mixture = PowerLaw(**power_law).mixture()
     length = burst_length(mixture, task - 1, gap)
     cycle = bursts(mixture, task - 1, gap=gap, cycles=1)
-    kinds = np.repeat([0, 1, 0], [warm_up, length, steps + 1])
-    phases = Phases(cycle.distributions, kinds)
+    phases = Phases(cycle.distributions, np.repeat([0, 1, 0], [warm_up, length, steps + 1]))
     students = _students(mixture, phases, width, seeds, rate, batch_size)
     students.run(warm_up + length)
     fields = {"experiment": "injection", "part": "forget", "width": width, "gap": gap}
@@ -219,8 +217,7 @@ def run_critical(
     from theory.lab.orthogonal import orthogonal_iteration
 
     mixture = PowerLaw(**power_law).mixture()
-    cycles = 2 * steps // gap
-    phases = bursts(mixture, task - 1, gap=gap, cycles=cycles, length=1)
+    phases = bursts(mixture, task - 1, gap=gap, cycles=2 * steps // gap, length=1)
     first, most = (task - 1) * mixture.rank, mixture.num_features
     widths = []
     for seed in seeds:

@@ -28,8 +28,7 @@ def leverage(U: Tensor, num_features: int) -> Floats:
         left, singular, _ = torch.linalg.svd(U, full_matrices=False)
         kept = singular > 1e-12 * singular[..., :1]
         return _numpy((left[..., :num_features, :].square() * kept[..., None, :]).sum(-1))
-    solved = torch.linalg.solve_triangular(factor, rows.mT, upper=False)
-    return _numpy(solved.square().sum(-2))
+    return _numpy(torch.linalg.solve_triangular(factor, rows.mT, upper=False).square().sum(-2))
 
 
 def retained(leverage_EF: Floats, mixture: Mixture) -> Floats:

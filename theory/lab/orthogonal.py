@@ -46,8 +46,7 @@ def orthogonal_iteration(
             f"max_width must be in [1, {mixture.num_inputs}], the input dimensions, got {max_width}"
         )
     if start is None:
-        rng = np.random.default_rng([seed, 2])
-        start = rng.standard_normal((max_width, mixture.num_inputs)).T
+        start = np.random.default_rng([seed, 2]).standard_normal((max_width, mixture.num_inputs)).T
     basis, _ = np.linalg.qr(start)
     pending = np.zeros(mixture.num_features)
     for growth in _growths(mixture, phases, rate=rate, seed=seed, batch_size=batch_size):

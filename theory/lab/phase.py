@@ -211,8 +211,7 @@ def agreement(rows: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
     Columns: agreement (share of tasks), missed (tasks, from 1), loss_ratio (population loss over
     L_inf(N); NaN where that is 0).
     """
-    key = ["mixture", "width", "task"]
-    learned = predicted[predicted.metric == "learned"].set_index(key).value
+    learned = predicted[predicted.metric == "learned"].set_index(["mixture", "width", "task"]).value
     best = predicted[predicted.metric == "optimal_loss"].set_index(["mixture", "width"]).value
     table = []
     for group, of_run in rows.groupby(["mixture", "trainer", "width", "seed"], sort=True):
