@@ -240,11 +240,7 @@ class _Done:
 
     def places(self, step: int, task: Task, rank: int | None) -> set[Place]:
         rows = self._of(step, task)
-        rows = rows[
-            (rows.metric == METRIC)
-            & (rows.control == "full_vector")
-            & (rows.subset == "answered")
-            & ((rows["rank"] == rank) | (rank is None))
-        ]
+        rows = rows[(rows.metric == METRIC) & (rows.control == "full_vector")]
+        rows = rows[(rows.subset == "answered") & ((rows["rank"] == rank) | (rank is None))]
         sites = map(Site, rows.layer.astype(int).tolist(), rows.position.astype(int).tolist())
         return set(zip(rows.variable, sites, rows.held_out, strict=True))

@@ -100,13 +100,9 @@ def _nulls(rows: pd.DataFrame, metric: str, splits: set[str]) -> dict[Any, float
 
 
 def _rate_looks(rows: pd.DataFrame) -> dict[float, dict[str, Any]]:
+    size = {"markersize": 3.6, "linewidth": 1.6}
     return {
-        rate: {
-            "color": colour,
-            "marker": style.MARKERS[i % len(style.MARKERS)],
-            "markersize": 3.6,
-            "linewidth": 1.6,
-        }
+        rate: size | {"color": colour, "marker": style.MARKERS[i % len(style.MARKERS)]}
         for i, (rate, colour) in enumerate(style.rate_colours(rows).items())
     }
 
