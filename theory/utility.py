@@ -109,7 +109,7 @@ def describe_ties(mixture: Mixture) -> str:
     worst, best = critical_widths(mixture)[:, 0], critical_widths(mixture, ties="best")[:, 0]
     unsure = int((worst != best).sum())
     return (
-        f"{sum(map(len, groups))} of {mixture.num_features} features are tied in utility "
+        f"{sum(map(len, groups))} of {(mixture.utilities > 0).sum()} features are tied in utility "
         f"({len(groups)} groups); the critical width of {unsure} tasks is uncertain by up to "
         f"{int((worst - best).max())}"
     )

@@ -42,6 +42,8 @@ def test_ties_are_said_and_bound_the_critical_width() -> None:
     tied = power_law(32, 8, a=1.0, b=1.0)  # utilities 1 / (k j)
     assert "183 of 256 features are tied" in describe_ties(tied)
     assert ties(tied)[0] == [(0, 1), (1, 0)]  # 1/2 = 1/2
+    uneven = given([0.5, 0.5], [[1.0], [0.5, 0.25, 0.25]])
+    assert "2 of 4 features are tied" in describe_ties(uneven)  # of a table of 2 x 3
     worst = critical_widths(tied)[-1, 0]
     best = critical_widths(tied, ties="best")[-1, 0]
     assert (best, worst) == (82, 85)
