@@ -265,8 +265,10 @@ def _show_ways(
     for index, way in enumerate(ways, start=1):
         cost = ""
         if way.possible and way.kind == "frequency" and plan.tokens is not None:
-            cost = f"; {count(way.extra_tokens)} extra tokens, {way.extra_flops:.2g} extra FLOPs"
-            cost += ", or as many host tokens displaced at no FLOPs"
+            each = plan.task(target).tokens_per_instance
+            fewer = count(plan.tokens * each * (way.value - plan.shares[target]))
+            cost = f"; {count(way.extra_tokens)} extra tokens ({each} an instance) and "
+            cost += f"{way.extra_flops:.2g} extra FLOPs, or no FLOPs and {fewer} host tokens fewer"
         elif way.possible and not math.isnan(way.extra_flops):
             cost = f"; {way.extra_flops:.2g} extra FLOPs" if way.extra_flops else "; no extra FLOPs"
         mark = f"{index}." if way.possible else "-"

@@ -27,7 +27,7 @@ class PlannedTask:
 
     name: str
     frequency: float
-    """Share of the tokens predicted that are the task's (one label a instance: the instances per
+    """Share of the tokens predicted that are the task's (one label an instance: the instances per
     token), in [0, 1]."""
 
     exponent: float | None = None
@@ -47,6 +47,9 @@ class PlannedTask:
 
     gap: int = 1
     """Steps between its bursts; 1 comes all the time."""
+
+    tokens_per_instance: int = 4
+    """Of the stream, for costs: two operands, the label and EOS unless said."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,7 @@ def _check_task(plan: MixturePlan, task: PlannedTask, where: str) -> None:
         or any(b > a for a, b in zip(task.spectrum, task.spectrum[1:], strict=False))
     ):
         raise ValueError(f"{where}.spectrum must be positive, from the largest down")
-    check_positive(task, "bits", "loss", "gap", where=f"{where}: ")
+    check_positive(task, "bits", "loss", "gap", "tokens_per_instance", where=f"{where}: ")
     if task.bits is not None and plan.bits_per_feature is None:
         raise ValueError(
             f"{where}.bits needs bits_per_feature: how many bits a feature stores is an "

@@ -79,20 +79,11 @@ def learned_by_rung(plan: MixturePlan) -> pd.DataFrame:
     for rung in sorted(plan.rungs, key=lambda one: one.params):
         width = plan.room(rung)
         kept = retained_signal(mixture, width)
+        size = {"rung": rung.name, "d_model": rung.d_model, "params": rung.params, "width": width}
         for index, task in enumerate(plan.tasks):
-            rows.append(
-                {
-                    "task": task.name,
-                    "frequency": task.frequency,
-                    "required_width": required[task.name],
-                    "rung": rung.name,
-                    "d_model": rung.d_model,
-                    "params": rung.params,
-                    "width": width,
-                    "kept": float(kept[index]),
-                    "learned": required[task.name] <= width,
-                }
-            )
+            needed = required[task.name]
+            told = {"task": task.name, "frequency": task.frequency, "required_width": needed}
+            rows.append(told | size | {"kept": float(kept[index]), "learned": needed <= width})
     return pd.DataFrame(rows)
 
 
@@ -107,8 +98,7 @@ def ways_in(plan: MixturePlan, *, target: str, rung: str) -> list[Way]:
     size = plan.rung(rung)
     if required_widths(plan)[target] <= plan.room(size):
         return []
-    ways = [_by_frequency(plan, target, size), _by_gap(plan, target, size)]
-    ways.append(_by_width(plan, target, size))
+    ways = [by(plan, target, size) for by in (_by_frequency, _by_gap, _by_width)]
 
     def cost(way: Way) -> tuple[bool, float, int]:
         flops = way.extra_flops if math.isfinite(way.extra_flops) else math.inf
@@ -149,18 +139,22 @@ def _by_frequency(plan: MixturePlan, target: str, rung: Rung) -> Way:
     def enough(frequency: float) -> bool:
         return required_widths(at(frequency))[target] <= room
 
-    most = (task.frequency + plan.rest) * (1 - 1e-6)
+    # Instances take more tokens than the one predicted: host text gives way to all of them.
+    each = task.tokens_per_instance
+    text = 1 - math.fsum(one.frequency * one.tokens_per_instance for one in plan.tasks)
+    most = (task.frequency + text / each) * (1 - 1e-6)
     low = task.frequency if task.frequency > 0 else most * 1e-12
-    if not enough(most):
-        return Way("frequency", f"no frequency brings it in at {rung.name}", False)
+    if most <= low or not enough(most):
+        said = f"no frequency up to {max(most, low):.3g}, where no text is left, brings it in"
+        return Way("frequency", f"{said} at {rung.name}", False)
     high = most
     while high / low > 1 + CLOSE:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if enough(middle) else (middle, high)
     before, after = required_widths(plan), required_widths(at(high))
     pushed = tuple(n for n in before if before[n] <= room < after[n])
-    share = high - task.frequency
-    tokens = math.nan if plan.tokens is None else plan.tokens * share / (1 - high)
+    share = each * (high - task.frequency)
+    tokens = math.nan if plan.tokens is None else plan.tokens * share / (1 - each * high)
     times = f", × {high / task.frequency:.3g}" if task.frequency > 0 else ""
     out = f"; pushes out {', '.join(pushed)}" if pushed else "; pushes out no other task"
     return Way(

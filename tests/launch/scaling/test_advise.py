@@ -301,7 +301,8 @@ def test_the_example_is_calibrated_on_the_committed_records() -> None:
 def test_the_documents_plan_is_what_the_verb_prints() -> None:
     text = (ROOT / "docs" / "advice.md").read_text()
     done = call("mixture", TASKS, "--calibrate", QUICKSTART, "--target", "cmp_r2", "--rung", "w32")
-    lines = [line.strip() for line in done.output.splitlines() if "cmp_r" in line or "  - " in line]
+    of = ("cmp_r", "  - ", "extra tokens", "are tied")
+    lines = [line.strip() for line in done.output.splitlines() if any(one in line for one in of)]
     assert len(lines) > 12
     for line in lines:
         assert line in text
@@ -326,6 +327,10 @@ def test_the_ladder_is_that_of_the_configs() -> None:
         ({"tasks": [{"name": "a", "frequency": 1.5, "bits": 3}]}, "must be in [0, 1]"),
         ({"tasks": [{"name": "a", "bits": 3}]}, "frequency"),
         ({"tasks": [{"name": "a", "frequency": 0.1, "bit": 3}]}, "did you mean bits"),
+        (
+            {"tasks": [{"name": "a", "frequency": 0.1, "bits": 3, "tokens_per_instance": 0}]},
+            "tokens_per_instance must be above 0",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_names_file_key_and_remedy(

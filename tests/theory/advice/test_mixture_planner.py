@@ -12,13 +12,22 @@ from refusals import refuses
 
 from launch.yaml_file import from_mapping
 from theory.advice.mixture_plan import HostText, MixturePlan, PlannedTask, Rung
-from theory.advice.mixture_planner import calibrated, learned_by_rung, required_widths, ways_in
+from theory.advice.mixture_planner import (
+    Way,
+    calibrated,
+    learned_by_rung,
+    required_widths,
+    ways_in,
+)
 
 RUNGS = (Rung("small", 4, 1e5), Rung("middle", 8, 4e5), Rung("large", 64, 2e7))
 
 
 def flat(name: str, frequency: float, features: int, **change) -> PlannedTask:
-    return PlannedTask(name, frequency, spectrum=(1.0,) * features, **change)
+    """Of one token an instance: frequencies here are large, and 4 would fill the stream."""
+    return PlannedTask(
+        name, frequency, spectrum=(1.0,) * features, **({"tokens_per_instance": 1} | change)
+    )
 
 
 def plan(**change) -> MixturePlan:
@@ -56,6 +65,30 @@ def test_the_least_frequency_just_outranks_and_says_whom_it_pushes_out() -> None
     assert by_kind["width"].value == 1e6
     assert by_kind["width"].extra_flops == pytest.approx(6 * 9e5 * 1e6)
     assert not by_kind["gap"].possible
+
+
+def test_an_instance_costs_all_its_tokens_and_the_text_must_have_them() -> None:
+    """One label in four tokens is predicted; the stream holds a quarter as many instances."""
+    host, rungs = HostText(exponent=0.0, features=100), (Rung("one", 1, 1e5),)
+
+    def raised(target: float, **change) -> Way:
+        tasks = (flat("common", target, 1), flat("rare", 0.02, 1, **change))
+        one = plan(tasks=tasks, host=host, rungs=rungs)
+        (way,) = (w for w in ways_in(one, target="rare", rung="one") if w.kind == "frequency")
+        return way
+
+    four, one = raised(0.1, tokens_per_instance=4), raised(0.1, tokens_per_instance=1)
+    assert four.value == pytest.approx(0.1, rel=1e-4)
+    assert one.value == pytest.approx(0.1, rel=1e-4)
+    # x instances more: (.02 + x) / (1 + 4 x) = .1
+    assert four.extra_tokens == pytest.approx(1e6 * 4 * 0.08 / 0.6, rel=1e-3)
+    assert four.extra_flops == pytest.approx(6 * 1e5 * four.extra_tokens)
+    assert PlannedTask("said nowhere", 0.1, bits=1.0).tokens_per_instance == 4
+    # .3 x 4 of all tokens would be more than there are; what the common task leaves is .7.
+    assert raised(0.3, tokens_per_instance=1).possible
+    full = raised(0.3, tokens_per_instance=4)
+    assert not full.possible
+    assert f"up to {0.02 + (1 - 0.3 - 0.08) / 4:.3g}, where no text is left" in full.said
 
 
 def test_ways_come_cheapest_first_and_impossible_ones_last() -> None:
@@ -111,7 +144,7 @@ frequencies = st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=6).map(
 
 def drawn(shares: list[float]) -> MixturePlan:
     tasks = tuple(
-        PlannedTask(f"t{i}", share, exponent=0.5 + 0.2 * i, features=6)
+        PlannedTask(f"t{i}", share, exponent=0.5 + 0.2 * i, features=6, tokens_per_instance=1)
         for i, share in enumerate(shares)
     )
     return plan(tasks=tasks, host=HostText(1.3, 200))
@@ -178,6 +211,7 @@ def test_a_raised_frequency_is_enough_and_a_little_less_is_not(shares) -> None:
         ({"tasks": (PlannedTask("a", 1.0, exponent=1.0),)}, "belong together"),
         ({"tasks": (PlannedTask("a", 1.0, spectrum=(1.0, 2.0)),)}, "from the largest down"),
         ({"tasks": (flat("a", 1.0, 2, gap=5),)}, "gaps need eta"),
+        ({"tasks": (flat("a", 1.0, 2, tokens_per_instance=0),)}, "tokens_per_instance must be"),
         ({"tasks": ()}, "at least one each"),
         ({"rungs": (Rung("x", 0, 1e5),)}, "d_model must be above 0"),
         ({"host": HostText(1.0, 0)}, "features must be above 0"),
