@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 
+from data_injection.errors import ConfigError
 from data_injection.plan import InjectionPlan
 from data_injection.tasks.schedules import variant
 from eval.record_lines import end_whole, whole_rows
@@ -233,15 +234,26 @@ def read_records(source: str | Path) -> pd.DataFrame:
 
     Returns a frame with the columns of REQUIRED first; optional fields are missing (NaN) where a
     metric has none. Raises FileNotFoundError if there are no record files, ConfigError on a line
-    that is no record; one that a kill cut off is skipped with a warning.
+    that is no record (one that a kill cut off is skipped with a warning), and where two files have
+    other values of one measurement: two runs of a name, which nothing in their rows tells apart.
     """
-    latest: dict[str, dict[str, Any]] = {}
+    latest: dict[str, tuple[Path, dict[str, Any]]] = {}
     for path in record_files(source):
+        own: dict[str, dict[str, Any]] = {}
         for row in whole_rows(path, REQUIRED):
             key = identity(row)
-            latest.pop(key, None)  # so that the row stands where it was measured last
-            latest[key] = row
-    frame = pd.DataFrame(list(latest.values()))
+            own.pop(key, None)  # so that the row stands where it was measured last
+            own[key] = row
+        for key, row in own.items():
+            other, before = latest.pop(key, (path, row))
+            told, here = before["value"], row["value"]
+            if told != here and (told == told or here == here):  # a copy of a folder is no other
+                rule = f"must be one run's name, but in {other} its {row['metric']} at step "
+                rule += f"{row['step']} is {told}, here {here}"
+                remedy = "read folder by folder, or as eval.report.write.load_runs, which names it"
+                raise ConfigError(key=f"{path}: run", value=row["run"], rule=rule, remedy=remedy)
+            latest[key] = path, row
+    frame = pd.DataFrame([row for _, row in latest.values()])
     if frame.empty:
         return pd.DataFrame(columns=list(REQUIRED))
     frame["value"] = frame["value"].astype(float)

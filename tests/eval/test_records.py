@@ -8,6 +8,7 @@ import pytest
 from refusals import refuses
 
 from eval.records import REQUIRED, RecordWriter, identity, read_records, record_name
+from eval.report.write import load_runs
 
 
 def record(**change):
@@ -177,6 +178,20 @@ def test_a_folder_gives_the_records_of_every_run_below_it(tmp_path):
     for run in ("b", "a"):
         write(tmp_path / run / "records.jsonl", record(run=run))
     assert list(read_records(tmp_path).run) == ["a", "b"]
+
+
+def test_two_runs_of_a_name_do_not_replace_each_other_and_a_copy_changes_nothing(tmp_path):
+    """The same sweep with another weight decay, which is no coordinate: one row of two was left."""
+    rows = [record(value=0.3), record(value=0.11), record(value=float("nan"), metric="bits")]
+    for name in ("try0", "copy"):
+        write(tmp_path / name / "records.jsonl", *rows)
+    assert list(read_records(tmp_path).value[:1]) == [0.11]
+    assert len(read_records(tmp_path)) == 2
+    write(tmp_path / "try1" / "records.jsonl", record(value=0.99))
+    where = tmp_path / "try1" / "records.jsonl"
+    with refuses(key=f"{where}: run", value="x", rule=("try0", "0.11", "0.99"), remedy="load_runs"):
+        read_records(tmp_path)
+    assert list(load_runs(tmp_path)[0].query("metric == 'score'").value) == [0.11, 0.11, 0.99]
 
 
 def test_a_folder_without_records_is_an_error_that_names_it(tmp_path):
