@@ -36,14 +36,9 @@ class ConfigError(ValueError):
     """
 
     def __init__(
-        self,
-        message: str = "",
-        *,
-        key: str | Path = "",
-        value: Any = NO_VALUE,
-        rule: str = "",
+        self, message: str = "", *, key: str | Path = "", value: Any = NO_VALUE, rule: str = "",
         remedy: str = "",
-    ) -> None:
+    ) -> None:  # fmt: skip
         # The text is made at once and kept in `args`, so that the error survives pickling by a
         # process pool, which makes it anew from `args` and `__dict__`.
         self.key, self.rule, self.remedy = str(key), rule, remedy

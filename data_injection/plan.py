@@ -62,16 +62,9 @@ class InjectionPlan:
     """Tasks and schedules of one run over one batch geometry. Build it with `compile_plan`."""
 
     def __init__(
-        self,
-        config: InjectionConfig,
-        *,
-        tasks: list[Task],
-        schedules: list[Schedule],
-        geometry: Geometry,
-        epoch_rows: int,
-        eos_token_id: int,
-        num_steps: int | None = None,
-    ) -> None:
+        self, config: InjectionConfig, *, tasks: list[Task], schedules: list[Schedule],
+        geometry: Geometry, epoch_rows: int, eos_token_id: int, num_steps: int | None = None,
+    ) -> None:  # fmt: skip
         self.num_steps = num_steps
         """Length of the training, where a schedule depends on it."""
         self.seed, self.offset = config.seed, config.offset
@@ -227,18 +220,10 @@ class InjectionPlan:
 
 
 def compile_plan(
-    config: InjectionConfig,
-    *,
-    batch_size: int,
-    seq_len: int,
-    epoch_rows: int,
-    vocab_size: int,
-    eos_token_id: int,
-    reserved_tokens: Collection[int] = (),
-    num_steps: int | None = None,
-    encode: Encode | None = None,
-    tables: Mapping[str, SequenceTable] | None = None,
-) -> InjectionPlan:
+    config: InjectionConfig, *, batch_size: int, seq_len: int, epoch_rows: int, vocab_size: int,
+    eos_token_id: int, reserved_tokens: Collection[int] = (), num_steps: int | None = None,
+    encode: Encode | None = None, tables: Mapping[str, SequenceTable] | None = None,
+) -> InjectionPlan:  # fmt: skip
     """Compile and check a plan.
 
     Args:

@@ -33,13 +33,9 @@ class HostCorpus(Protocol):
 
 
 def splice_batch(
-    batch: dict[str, Any],
-    plan: InjectionPlan,
-    *,
-    step: int,
-    slots: Sequence[int] | IntArray | None = None,
-    pad_token_id: int | None = None,
-) -> None:
+    batch: dict[str, Any], plan: InjectionPlan, *, step: int,
+    slots: Sequence[int] | IntArray | None = None, pad_token_id: int | None = None,
+) -> None:  # fmt: skip
     """Put the plan's examples of a step into a batch, in place.
 
     Args:
@@ -81,14 +77,9 @@ class SplicedStream:
     """
 
     def __init__(
-        self,
-        host: HostCorpus,
-        *,
-        order: RowOrder,
-        plan: InjectionPlan,
-        num_positions: int,
+        self, host: HostCorpus, *, order: RowOrder, plan: InjectionPlan, num_positions: int,
         pad_token_id: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.host, self.order, self.plan = host, order, plan
         self.num_positions, self.pad_token_id = num_positions, pad_token_id
         self._step: tuple[int, Spans] = (-1, Spans())

@@ -85,14 +85,9 @@ def answer(counts: LearnedCounts) -> str:
 
 
 def render(
-    source: str,
-    table: pd.DataFrame,
-    runs: list[ReportedRun],
-    figures: Sequence[Drawn],
-    command: str | None,
-    *,
-    refresh: float | None = None,
-) -> str:
+    source: str, table: pd.DataFrame, runs: list[ReportedRun], figures: Sequence[Drawn],
+    command: str | None, *, refresh: float | None = None,
+) -> str:  # fmt: skip
     """figures: in the order of the page; the first, the heatmap, stands under the answer."""
     script = files("eval.report").joinpath("templates/sort.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
