@@ -114,10 +114,12 @@ class Planner:
     def point(self, sweep: Sweep, point: Point, out: Path, overrides: Sequence[str] = ()) -> Run:
         """A sweep's, in OUT/<labels>."""
         name, folder = f"{sweep.name}-{point.name}", out / point.name
-        own = [f"train.run_name={name}", f"train.save_folder={_path(folder)}"]
+        # Before the point's, so that one of these is seen, and refused, as one by -o is.
+        given = [f"train.run_name={name}", f"train.save_folder={_path(folder)}"]
+        given += point_overrides(sweep, point)
         if point.origin is not None:
-            own.append(f"train.load_path={_path(_origin_of(point, out))}")
-        given = [*point_overrides(sweep, point), *own, *overrides]
+            given.append(f"train.load_path={_path(_origin_of(point, out))}")
+        given += overrides
         try:
             return self._plan(point.experiment, given, point=point, own=(name, folder))
         except ConfigError as error:

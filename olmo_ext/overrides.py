@@ -78,5 +78,7 @@ def explained(error: OmegaConfBaseException, path: Path, raw: Any) -> ConfigErro
     known = list(getattr(getattr(error, "object_type", None), "__dataclass_fields__", {}))
     unhelped = " not in " in message and "Did you mean" not in message
     hint = f"known keys there: {', '.join(known)}" if known and unhelped else ""
+    if joined := re.match(r"Key '([^':]+):([^']+)' not in", message):
+        hint = f"put a blank after the colon: {joined[1]}: {joined[2]}"
     text = f"{path}: {key}: {message}{hint and f'; {hint}'}"
     return ConfigError(text, key=key, rule=message, remedy=hint)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch.distributed as dist
@@ -119,6 +120,8 @@ def train(
             known = find_checkpoints(folder) or experiment.train.load_path is None
             origin = None if known else find_origin(experiment.train, prepared.stream)
             if dry_run:
+                # Tried, and gone at once: /proc says that one may write, and takes no folder.
+                TemporaryDirectory(dir=place).cleanup()
                 return None
             stack.enter_context(lock_folder(folder, patience=ORPHANS))
             # Now that nobody else writes there, look again.

@@ -29,9 +29,19 @@ def build_schedules(
         key, timing = f"injection.tasks[{index}].schedule", asked.schedule
         if not task.has_label:
             timing = _of_copies(timing, len(task.pool), key=key)
-        built = build_schedule(
-            timing, geometry, seed=config.seed, task=asked.name, key=key, num_steps=num_steps
-        )
+        try:
+            built = build_schedule(
+                timing, geometry, seed=config.seed, task=asked.name, key=key, num_steps=num_steps
+            )
+        except ConfigError as error:
+            if task.has_label or error.key != f"{key}.total":
+                raise
+            # The file has the total: the schedule has no key of it.
+            remedy = f"{error.remedy}: leave kind out, which puts several sequences into a row, "
+            remedy += "give fewer copies, or train longer"
+            rule = f"{error.rule}, and {asked.name} has {error.value} copies"
+            value, where = timing.kind, f"{key}.kind"
+            raise ConfigError(key=where, value=value, rule=rule, remedy=remedy) from None
         if not task.has_label:
             built.promised = len(task.pool)
         schedules.append(built)

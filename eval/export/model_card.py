@@ -40,6 +40,7 @@ def model_card(provenance: Provenance, *, num_params: int, dtype: str, tokenizer
         step=step,
         origin=_origin(provenance, num_params=num_params, dtype=dtype),
         tasks=tasks,
+        sequences=[task.name for task in plan.tasks if not task.has_label] if plan else [],
         frequencies=_frequencies(plan, step) if plan is not None and step is not None else None,
         scores=_scores(provenance.scores) if provenance.scores else None,
         prompt=example[:-1] if example is not None else None,

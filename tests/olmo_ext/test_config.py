@@ -66,6 +66,13 @@ TASKS = "injection.tasks"
         (f"{TASKS}.1.name=cmp", f"{TASKS}[1].name", "cmp", "unique", ""),
         (f"{TASKS}.-1.nam=a", f"{TASKS}[1].nam", NO_VALUE, ("not in", "'name'"), ""),
         (f"{TASKS}.-1.schedule.phase=a", f"{TASKS}[1].schedule.phase", NO_VALUE, "'a'", ""),
+        (
+            f"{TASKS}.0.schedule={{rate:2}}",
+            f"{TASKS}[0].schedule.rate:2",
+            NO_VALUE,
+            "not in",
+            "blank after the colon: rate: 2",
+        ),
         (f"{TASKS}.-3.name=a", f"{TASKS}.-3", NO_VALUE, "0 to 1", ""),
         (f"{TASKS}.x.name=a", f"{TASKS}.x", NO_VALUE, "0 to 1", ""),
         (

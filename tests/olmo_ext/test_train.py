@@ -733,3 +733,7 @@ def test_a_dry_run_checks_everything_and_writes_nothing(
 ) -> None:
     train(load_experiment(write_experiment()), dry_run=True)
     assert not (tmp_path / "run").exists()
+    for bad in (tmp_path / "tokens.npy", tmp_path / "tokens.npy" / "run", Path("/proc/run")):
+        experiment = load_experiment(write_experiment(), [f"train.save_folder={bad}"])
+        with refuses(key="train.save_folder", value=bad, rule="cannot be written"):
+            train(experiment, dry_run=True)

@@ -467,8 +467,9 @@ def test_copies_that_cannot_fit_are_refused_with_the_most_that_can(tmp_path: Pat
     rule = ("17 sequences at step 0", f"8 rows of {SEQ_LEN} tokens")
     with refuses(key="injection.tasks", rule=rule, remedy="are 16"):
         plan_of(path)
-    key, largest = "injection.tasks[0].schedule.total", f"total is {BATCH * STEPS}"
-    with refuses(key=key, value=17 * STEPS, remedy=largest):
+    key, largest = "injection.tasks[0].schedule.kind", f"total is {BATCH * STEPS}"
+    rule = f"seq has {17 * STEPS} copies"
+    with refuses(key=key, value="random", rule=rule, remedy=(largest, "leave kind out")):
         plan_of(path, schedule={"kind": "random"})
     rows[0]["copies"] = 16 * STEPS
     plan = plan_of(write(path, rows))

@@ -22,9 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import eval.export.huggingface
 import eval.export.llama
+from data_injection.config import InjectionConfig, ScheduleConfig, TaskConfig
 from data_injection.corpus.encoder import tokenizer_path
 from data_injection.corpus.manifest import VERSION, Manifest
 from data_injection.errors import NO_VALUE
+from data_injection.plan import compile_plan
 from eval.checkpoints.checkpoint import load_model, load_model_config, load_plan
 from eval.export.huggingface import export_hf, import_hf, load_hf
 from eval.export.llama import (
@@ -495,6 +497,23 @@ def test_no_name_becomes_markup_of_the_model_card() -> None:
     assert f"# {said}, step 6\n" in card
     assert r"| run | `` <script>`x`</script> [a](javascript:b) \| c # d `` |" in card
     assert card.count("<script>") == 1  # inside a code span, which shows it
+
+
+def test_a_card_does_not_call_sequences_text_alone_or_a_table(tmp_path: Path) -> None:
+    (tmp_path / "s.jsonl").write_text('{"tokens": [3, 4, 5], "copies": 2}\n')
+    canaries = TaskConfig("canaries", "sequences", params={"file": str(tmp_path / "s.jsonl")})
+    cmp = TaskConfig("cmp", num_symbols=10, schedule=ScheduleConfig(rate=1))
+    for tasks in ([canaries], [cmp, canaries]):
+        plan = compile_plan(
+            InjectionConfig(tasks=tasks), batch_size=8, seq_len=16, epoch_rows=8, vocab_size=100,
+            eos_token_id=0, num_steps=10,
+        )  # fmt: skip
+        model = {"embedding_size": None, "max_sequence_length": 16}
+        known = Provenance(Path("x"), 6, model, {}, {"starts": []}, plan, [])
+        card = model_card(known, num_params=1, dtype="fp32", tokenizer=False)
+        assert "text alone" not in card
+        assert "Sequences, which no file here holds: `canaries`" in card
+        assert ("`tasks.json`" in card) == (cmp in tasks)
 
 
 def test_a_runs_export_carries_plan_exposures_scores_and_tables(run: Path, tmp_path: Path) -> None:

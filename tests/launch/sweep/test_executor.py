@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import warm
@@ -298,5 +299,9 @@ def test_a_setting_that_would_give_all_runs_one_name_or_folder_is_refused(
     sweep = Sweep("demo", (write_experiment(),), {"seed": {"s1": {}, "s2": {}}})
     with refuses(key=key, value="same", rule="each run's own"):
         plan_runs(sweep, tmp_path / "out", overrides=[f"{key}=same"])
+    by_label: dict[str, Any] = {"seed": {"s1": {"train.seed": 1, key: "same"}, "s2": {}}}
+    for one in (replace(sweep, settings={key: "same"}), replace(sweep, axes=by_label)):
+        with refuses(key=key, value="same", rule="each run's own"):
+            plan_runs(one, tmp_path / "out")
     with refuses(key="sweep demo: axes.seed", value=["s1", "S1"], rule="in lower case too"):
         replace(sweep, axes={"seed": {"s1": {}, "S1": {}}}).points()
