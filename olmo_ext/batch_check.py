@@ -119,8 +119,7 @@ class Witness:
             ends = np.flatnonzero((ids_BT[:, where.stop - 1] == self.plan.eos_token_id) & ~planned)
             ends = ends[np.isin(ids_BT[ends, where.stop - 2], task.label_tokens)]
             for i in ends.tolist():
-                host = self.host[int(host_rows[i])]["input_ids"].numpy()
-                if not np.array_equal(host, ids_BT[i]):
+                if not np.array_equal(self.host[int(host_rows[i])]["input_ids"].numpy(), ids_BT[i]):
                     raise StreamError(
                         f"step {step}, slot {i * self.world_size + self.rank}: tokens "
                         f"{ids_BT[i, where].tolist()}, which neither the plan nor the corpus "

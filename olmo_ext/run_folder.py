@@ -174,8 +174,7 @@ def clear_unfinished(folder: Path, identity: dict[str, Any]) -> Path | None:
     if damaged:
         names = ", ".join(checkpoint.path.name for checkpoint in damaged)
         rule = f"holds no checkpoint that is whole: every checkpoint is damaged ({names}, renamed)"
-        remedy = "restore one, or start a new run in another train.save_folder"
-        raise _taken(folder, rule, remedy)
+        raise _taken(folder, rule, "restore one, or start a new run in another train.save_folder")
     return None
 
 

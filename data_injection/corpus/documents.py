@@ -152,9 +152,8 @@ def _resolve_file(path: Path, text_field: str) -> TextSource:
         # Among good shards it would be lost without a word: an empty archive has a header.
         rule = "has 0 bytes, which no whole .gz or .zst has"
         raise ConfigError(key=path, rule=rule, remedy="fetch it again")
-    record = {"source": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     return TextSource(
-        record=record,
+        record={"source": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns},
         num_bytes=stat.st_size,
         read=lambda on_bytes, on_bad: iter_documents(
             path, text_field=text_field, on_bytes=on_bytes, on_bad=on_bad

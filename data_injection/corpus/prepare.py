@@ -255,8 +255,7 @@ class Counts:
         """ended: the source was read to its end. Otherwise what comes after the last document
         written does not count: how far ahead was read depends on where a preparation went on."""
         bad = [said for before, said in self.bad if ended or before < self.documents]
-        empty = self.empty + len(self.ahead) * ended
-        counts = {"documents": self.documents, "empty": empty}
+        counts = {"documents": self.documents, "empty": self.empty + len(self.ahead) * ended}
         return counts | ({"bad": len(bad), "bad_lines": bad} if bad else {})
 
 

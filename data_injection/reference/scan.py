@@ -140,8 +140,7 @@ class _Finder:
         if not len(at):
             return []
         # What an anchor needs is looked up around it: anchors are few.
-        marks = self.marks[np.minimum(tokens[at], self.top)]
-        words = self._spelled_out(tokens, at, marks)
+        words = self._spelled_out(tokens, at, self.marks[np.minimum(tokens[at], self.top)])
         to_number = self.text.distances
         than = self._near(tokens, at[words & THAN != 0], to_number[0], NUMBER_STARTS)
         before = [-distance for distance in range(1, self.text.tokens_before + 1)]

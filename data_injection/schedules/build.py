@@ -114,8 +114,7 @@ def _as_step(value: Any, num_steps: int | None, *, key: str) -> int | None:
 def _known(num_steps: int | None, *, key: str) -> int:
     if num_steps is None:
         rule = "depends on the length of the training, which this plan is compiled without"
-        remedy = "give a step, or num_steps to compile_plan"
-        raise ConfigError(key=key, rule=rule, remedy=remedy)
+        raise ConfigError(key=key, rule=rule, remedy="give a step, or num_steps to compile_plan")
     return num_steps
 
 

@@ -148,8 +148,7 @@ class Task(ABC):
         own, counts = np.unique(np.concatenate([self.symbols, self.labels]), return_counts=True)
         if repeated := own[counts > 1].tolist():
             rule = "must have distinct tokens as symbols and labels"
-            remedy = "remove the repeated ids"
-            raise ConfigError(key=key, value=repeated, rule=rule, remedy=remedy)
+            raise ConfigError(key=key, value=repeated, rule=rule, remedy="remove the repeated ids")
 
     @classmethod
     def param_names(cls) -> tuple[str, ...]:

@@ -36,12 +36,10 @@ def build_schedules(
         except ConfigError as error:
             if task.has_label or error.key != f"{key}.total":
                 raise
-            # The file has the total: the schedule has no key of it.
-            remedy = f"{error.remedy}: leave kind out, which puts several sequences into a row, "
-            remedy += "give fewer copies, or train longer"
-            rule = f"{error.rule}, and {asked.name} has {error.value} copies"
-            value, where = timing.kind, f"{key}.kind"
-            raise ConfigError(key=where, value=value, rule=rule, remedy=remedy) from None
+            # The total is the file's, by its copies: what the schedule has a key of is the kind.
+            rule = f"{error.rule}, as {error.value} copies do"
+            remedy, where = f"{error.remedy}; sequences without kind share rows", f"{key}.kind"
+            raise ConfigError(key=where, value=timing.kind, rule=rule, remedy=remedy) from None
         if not task.has_label:
             built.promised = len(task.pool)
         schedules.append(built)

@@ -61,8 +61,7 @@ def causal_effects(model: torch.nn.Module, task: Task, *, seed: int) -> list[dic
 def _sites(model: torch.nn.Module, task: Task, *, first: int) -> Iterator[Site]:
     for position in range(first, task.length - 1):
         for component in COMPONENTS:
-            start = 0 if component == "residual" else 1
-            for layer in range(start, num_blocks(model) + 1):
+            for layer in range(0 if component == "residual" else 1, num_blocks(model) + 1):
                 yield Site(layer, position, component)
 
 

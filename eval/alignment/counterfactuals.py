@@ -95,8 +95,7 @@ def draw_pairs(
         idle = idle + 1 if len(found) == before else 0
         if idle == PATIENCE or len(found) == quota * len(task.label_tokens):
             break
-    order = permutation(len(found), seed=seed, purpose=purpose + "/order")
-    base, source, target = found[order].T
+    base, source, target = found[permutation(len(found), seed=seed, purpose=purpose + "/order")].T
     return Pairs(base, source, target)
 
 

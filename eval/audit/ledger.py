@@ -146,8 +146,7 @@ def trace_ledger(segments: Mapping[int, Segment], checkpoint: SavedCheckpoint | 
     """
     if checkpoint is not None and checkpoint.place_problem is not None:
         problem, remedy = checkpoint.place_problem, "nothing tells its rows: use another checkpoint"
-        text = f"{problem}; {remedy}"
-        raise ConfigError(text, key=checkpoint.path, rule=problem, remedy=remedy)
+        raise ConfigError(f"{problem}; {remedy}", key=checkpoint.path, rule=problem, remedy=remedy)
     position = checkpoint.position if checkpoint is not None else None
     step = checkpoint.step if checkpoint is not None else 0
     line = lineage(segments, position, step=step)

@@ -246,8 +246,7 @@ def _other_rows(
         total = _Count()
         for block in _step_blocks(rows):
             steps = [step for step in np.unique(block["step"]).tolist() if step < end]
-            planned = planned_rows(plan, steps)
-            _compare(total, block, planned, plan, decode, all_planned=False)
+            _compare(total, block, planned_rows(plan, steps), plan, decode, all_planned=False)
         if total.first is not None:
             problems.append(f"segment {number}, among rows without effect: {total.first}")
     return dict(zip(STATES, numbers.tolist(), strict=True)), problems

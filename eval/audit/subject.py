@@ -223,8 +223,7 @@ def _unknown_family(folder: Path, identity: dict[str, Any], error: Exception) ->
     if not isinstance(error, ConfigError) or not error.key.endswith(".family"):
         return None
     # One that plan.json does not have was written into experiment.yaml since.
-    tasks = identity["plan"]["tasks"].values()
-    if error.value not in [task["family"] for task in tasks]:
+    if error.value not in [task["family"] for task in identity["plan"]["tasks"].values()]:
         return None
     for one in extensions_of(folder):
         if error.value in (one["name"], one["path"]):

@@ -145,8 +145,7 @@ def import_hf(source: str | Path, out: str | Path) -> Path:
         raise FileNotFoundError(
             f"{source} must hold config.json and *.safetensors, as save_pretrained writes them"
         )
-    saved = read_identity(source).get("model")
-    model = olmo_config(read_object(source / "config.json"), saved)
+    model = olmo_config(read_object(source / "config.json"), read_identity(source).get("model"))
     try:
         tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     except (SafetensorError, OSError) as error:

@@ -108,8 +108,7 @@ def evaluate_features(
     Raises:
         ConfigError: another process writes into the run's folder, or the model cannot be measured.
     """
-    folders = list(dict.fromkeys(job.folder for job in jobs))
-    for folder in folders:
+    for folder in dict.fromkeys(job.folder for job in jobs):
         run_fields = read_run(folder)["record_fields"]
         known: dict[Any, Any] = {}
         with lock_folder(folder), RecordWriter(folder / FILE_NAME) as writer:
@@ -197,10 +196,9 @@ def _probe(
     model: torch.nn.Module, task: Task, settings: dict[str, Any], *, seed: int, device: str
 ) -> list[dict[str, Any]]:
     layers = sorted(settings.get("layers") or range(num_blocks(model) + 1))
-    options = {name: settings[name] for name in _CALLBACK[1:] if name in settings}
     return score_features(
         lambda ids: residual_stream(model, ids.to(device)), task, layers=layers, seed=seed,
-        **options,
+        **{name: settings[name] for name in _CALLBACK[1:] if name in settings},
     )  # fmt: skip
 
 

@@ -64,8 +64,7 @@ def causal_map(frame: pd.DataFrame) -> Figure:
     component, a row per rung. Raises ConfigError if nothing was patched."""
     groups = list(_groups(frame, "causal_recovered"))
     num = max(rows.variable.nunique() for _, rows in groups) * len(COMPONENTS)
-    depth = max(rows.layer.nunique() for _, rows in groups)
-    height = 1.2 + 0.34 * depth
+    height = 1.2 + 0.34 * max(rows.layer.nunique() for _, rows in groups)
     figure = style.new_figure(9.3, height * len(groups) + 0.3)
     parts = style.headed(figure, [title for title, _ in groups])
     for part, (_, rows) in zip(parts, groups, strict=True):

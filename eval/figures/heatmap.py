@@ -39,8 +39,7 @@ def heatmap(table: pd.DataFrame) -> Figure:
     ]
     figure = style.new_figure(width, sum(heights) + 0.55)
     titles = [_title(protocol, family, group, width < 8) for protocol, family, group in shown]
-    parts = style.headed(figure, titles, heights)
-    for part, (*_, group) in zip(parts, shown, strict=True):
+    for part, (*_, group) in zip(style.headed(figure, titles, heights), shown, strict=True):
         left, right = part.subplots(*panel_shape, sharey=panel_shape == (1, 2)).ravel()
         _draw_value(left, group)
         _draw_train_loss(right, group)
@@ -58,8 +57,7 @@ def _draw_value(axis: Any, group: pd.DataFrame) -> None:
         label = "score: 0 = majority guessing, 1 = all correct"
     halves = ((group.high - group.low) / 2).where(group.interval == "seeds")
     image = _draw_cells(axis, group, "value", halves, cmap="viridis", top=top)
-    below = "min" if bounded and group.value.min() < 0 else "neither"
-    _colour_bar(axis, image, label, below)
+    _colour_bar(axis, image, label, "min" if bounded and group.value.min() < 0 else "neither")
     axis.set_title(f"{split.capitalize()} {metric}", fontsize=10, color=style.INK)
 
 
@@ -77,8 +75,7 @@ def _draw_train_loss(axis: Any, group: pd.DataFrame) -> None:
     image = _draw_cells(axis, group, name, nothing, cmap="cividis_r", top=top)
     what = "choice loss" if apart else "label loss"
     label = f"{what} (nats)"
-    extend = "max" if highest > top * 1.0001 else "neither"
-    bar = _colour_bar(axis, image, label, extend)
+    bar = _colour_bar(axis, image, label, "max" if highest > top * 1.0001 else "neither")
     if entropy > 0:
         bar.ax.plot(
             [entropy], [1.45], "v", color=style.INK, markersize=5, clip_on=False,

@@ -71,10 +71,8 @@ def _draw_block(
     part: Any, block: pd.DataFrame, shown: list[str], looks: dict[str, dict[str, Any]]
 ) -> None:
     levels = sorted(block.copies[block.subset != TWINS].unique().tolist())
-    axes = style.panels(part, len(shown), abreast=2).ravel()
-    for axis, metric in zip(axes, shown, strict=False):
-        of_metric = block[block.metric == metric]
-        for (_, rung), rows in of_metric.groupby(["params", "rung"]):
+    for axis, metric in zip(style.panels(part, len(shown), abreast=2).ravel(), shown, strict=False):
+        for (_, rung), rows in block[block.metric == metric].groupby(["params", "rung"]):
             _draw(axis, rows, levels, looks[rung])
             _draw_null(axis, rows, metric, looks[rung]["color"])
         style.dress(axis, TITLES[metric], "copies", grid=True)

@@ -46,8 +46,7 @@ def gaps(frame: pd.DataFrame, *, split: str = "test") -> Figure:
     shown = [key for key, _ in ends[loss].groupby(list(GROUP))]
     looks = style.rung_looks(ends[loss])
     figure = style.new_figure(8.6, 3.4 * len(shown) + 0.5)
-    grid = figure.subplots(len(shown), 2, squeeze=False)
-    for axes, key in zip(grid, shown, strict=True):
+    for axes, key in zip(figure.subplots(len(shown), 2, squeeze=False), shown, strict=True):
         for axis, metric in zip(axes, metrics, strict=True):
             _draw_gaps(axis, style.panel_rows(ends[metric], GROUP, key), looks)
             after = _after(frame, metric, split, key)
@@ -73,8 +72,7 @@ def forgetting(frame: pd.DataFrame, *, split: str = "test", gain_lag: int = GAIN
     rows = [key for key, _ in course.groupby(list(PANEL), dropna=False)]
     looks = style.rung_looks(course)
     figure = style.new_figure(8.6, 3.3 * len(rows) + 0.8)
-    grid = figure.subplots(len(rows), 2, squeeze=False)
-    for (left, right), key in zip(grid, rows, strict=True):
+    for (left, right), key in zip(figure.subplots(len(rows), 2, squeeze=False), rows, strict=True):
         panel = style.panel_rows(course, PANEL, key)
         _draw_course(left, panel, looks)
         _draw_shares(right, style.panel_rows(shares, PANEL, key), looks)

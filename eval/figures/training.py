@@ -35,8 +35,7 @@ def training(frame: pd.DataFrame) -> Figure:
     shown = [metric for metric in SHOWN if (rows.metric == metric).any()]
     figure = style.new_figure(style.WIDTHS[len(shown) - 1], 3.3)
     looks = {rung: {"color": look["color"]} for rung, look in style.rung_looks(rows).items()}
-    axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axis, metric in zip(axes, shown, strict=True):
+    for axis, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         part = rows[rows.metric == metric]
         for (rung, _), line in part.groupby([part.rung, run_names(part)]):
             axis.plot(line.step, line.value, linewidth=1, alpha=0.8, **looks[rung])

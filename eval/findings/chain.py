@@ -186,8 +186,7 @@ def contrasts(cells: Mapping[tuple[str, str], Links]) -> list[str]:
         same = shares_apart(control.shares, narrow.shares)
         lines.append(f"(5) (1) with both at 0.01: {verdicts(same)}")
     for metric, values in wide.shares.items():
-        early = by_seed(narrow.early[metric], narrow.gained[metric])
-        apart[metric] = paired(values, early)
+        apart[metric] = paired(values, by_seed(narrow.early[metric], narrow.gained[metric]))
     rest = "not declared, (1) at equal learning rate x steps, w16 at lag 100"
     return [*lines, f"{rest}: {verdicts(apart)}"]
 

@@ -154,8 +154,7 @@ class LossBudget(Callback):
                 task.name: gradient_of(trainer, params, self._losses(trainer, task, permuted=True))
                 for task in chosen_tasks(self.tasks, trainer.plan)
             }
-        before = [part.clone() for part in params.values()]
-        self._step = _Step(norm, found, before, state, nulls)
+        self._step = _Step(norm, found, [part.clone() for part in params.values()], state, nulls)
 
     def on_step(self, trainer: Host, metrics: dict[str, float]) -> None:
         step, self._step = self._step, None
@@ -228,8 +227,7 @@ class LossBudget(Callback):
             at=lambda: {name: one for name, (_, one) in self._state(trainer, params).items()},
         )
         nulls = {f"null/{name}": gradient for name, gradient in step.nulls.items()}
-        sources = {**parts, "signed": signed}
-        rows_RGS = products({**gradients, **nulls}, sources, params.layers)
+        rows_RGS = products({**gradients, **nulls}, {**parts, "signed": signed}, params.layers)
         [rows_RGS] = sum_over_ranks([rows_RGS], params.group)
         self._num, num = self._num + 1, self._stands_for(trainer)
         for index, name in enumerate(gradients):

@@ -93,8 +93,7 @@ def _check_exact(train: Any, loader: Any, callback: str) -> None:
 
 def settings_for_checks(train_module: Any) -> Any:
     """As much of ai2-olmo's TrainConfig as the callbacks' own checks read."""
-    block = train_module.model.blocks["0"]
-    width = getattr(block, "feed_forward", None)
+    width = getattr(train_module.model.blocks["0"], "feed_forward", None)
     hidden = 0 if width is None else 2 * width.w1.weight.shape[0]
     model = SimpleNamespace(
         n_layers=len(train_module.model.blocks),

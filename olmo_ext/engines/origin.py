@@ -151,8 +151,7 @@ def _rows_of(config: Any, fresh: bool) -> dict[str, Any]:
     rows["data.seed"] = OmegaConf.select(config, "seed") if seed is None else seed
     for key in ("data.paths", "data.label_mask_paths"):
         # A copy of the corpus lies elsewhere; its files keep their names and order.
-        paths = OmegaConf.select(config, key) or ()
-        rows[key] = [str(path).rsplit("/", 1)[-1] for path in paths]
+        rows[key] = [str(path).rsplit("/", 1)[-1] for path in OmegaConf.select(config, key) or ()]
     return rows
 
 

@@ -262,7 +262,6 @@ def gradient_of(
 
 def on_host(part: torch.Tensor) -> torch.Tensor:
     """A copy in the host's memory, pinned where there is a card."""
-    pinned = torch.cuda.is_available()
-    host = torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned)
+    host = torch.empty(part.shape, dtype=part.dtype, pin_memory=torch.cuda.is_available())
     host.copy_(part)
     return host

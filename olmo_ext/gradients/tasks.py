@@ -63,8 +63,7 @@ def split_error(
             continue
         rows = rows_of_task(trainer, batch, index)
         losses = step_losses(trainer, batch, rows, length=task.length, whole_rows=True)
-        whole = gradient_of(trainer, params, losses)
-        for one, two in zip(short, whole, strict=True):
+        for one, two in zip(short, gradient_of(trainer, params, losses), strict=True):
             squares_2[0] += (one - two).double().square().sum()
             squares_2[1] += two.double().square().sum()
     [(difference, norm)] = [t.sqrt().tolist() for t in sum_over_ranks([squares_2], params.group)]

@@ -468,8 +468,8 @@ def test_copies_that_cannot_fit_are_refused_with_the_most_that_can(tmp_path: Pat
     with refuses(key="injection.tasks", rule=rule, remedy="are 16"):
         plan_of(path)
     key, largest = "injection.tasks[0].schedule.kind", f"total is {BATCH * STEPS}"
-    rule = f"seq has {17 * STEPS} copies"
-    with refuses(key=key, value="random", rule=rule, remedy=(largest, "leave kind out")):
+    rule = f"{17 * STEPS} copies"
+    with refuses(key=key, value="random", rule=rule, remedy=(largest, "without kind share rows")):
         plan_of(path, schedule={"kind": "random"})
     rows[0]["copies"] = 16 * STEPS
     plan = plan_of(write(path, rows))
