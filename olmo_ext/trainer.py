@@ -30,6 +30,7 @@ from eval.records import RecordWriter
 from olmo_ext.batch_check import Witness
 from olmo_ext.callbacks.base import Callback
 from olmo_ext.callbacks.divergence import check_logits, is_of_loss, telling_divergence
+from olmo_ext.callbacks.state import plain_state
 from olmo_ext.compat import (
     Trainer,
     atomic_links,
@@ -229,7 +230,10 @@ class ExperimentTrainer(Trainer):
     def trainer_state_dict(self) -> dict[str, Any]:
         with cpu_shield():
             state = plain_trainer_state(super().trainer_state_dict())
-        state["callbacks"] = {name: c.state_dict() for name, c in self.callbacks.items()}
+        state["callbacks"] = {
+            name: plain_state(callback.state_dict(), key=f"callbacks.{name}.state_dict()")
+            for name, callback in self.callbacks.items()
+        }
         return state
 
     def load_trainer_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -66,7 +66,8 @@ class Callback:
         """After the last step, also when the run stops early; not after an error."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know: strings, numbers, tensors, lists and dicts of them."""
+        """What a resumed run must know: strings, numbers, tensors, lists and dicts of them. The
+        first save refuses anything else (`olmo_ext.callbacks.state`)."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
