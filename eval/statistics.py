@@ -93,8 +93,7 @@ def newcombe(a: float, n_a: int, b: float, n_b: int) -> tuple[float, float]:
     """
     (low_a, high_a), (low_b, high_b) = wilson(a, n_a), wilson(b, n_b)
     below = math.hypot(a - low_a, high_b - b)
-    above = math.hypot(high_a - a, b - low_b)
-    return a - b - below, a - b + above
+    return a - b - below, a - b + math.hypot(high_a - a, b - low_b)
 
 
 def ratio_fields(part: NDArray[np.float64], whole: NDArray[np.float64]) -> dict[str, float]:

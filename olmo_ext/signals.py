@@ -101,8 +101,7 @@ def end_after(gone: Callable[[], object], *, grace: float = ORPHAN_GRACE) -> Non
 
 def _in_process_group() -> bool:
     """Without importing torch, which is heavy and may be half imported right now."""
-    is_initialized = getattr(sys.modules.get("torch.distributed"), "is_initialized", bool)
-    return is_initialized()
+    return getattr(sys.modules.get("torch.distributed"), "is_initialized", bool)()
 
 
 def await_agent_end(every: float = 0.5) -> None:

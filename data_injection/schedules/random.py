@@ -60,8 +60,7 @@ class Bernoulli(Schedule):
         self.rate, self.start, self.stop, self.batch_size = rate, start, stop, batch_size
         self.seed, self.purpose = seed, purpose
         self.label = f"bernoulli {start}-{'end' if stop is None else stop}"
-        probability = rate / batch_size
-        self._threshold = min(int(probability * 2**64), 2**64 - 1)
+        self._threshold = min(int(rate / batch_size * 2**64), 2**64 - 1)
         self._before = np.zeros(1, dtype=np.int64)
 
     def before(self, step: int) -> int:

@@ -108,8 +108,7 @@ def _rate_looks(rows: pd.DataFrame) -> dict[float, dict[str, Any]]:
 
 
 def _rate_label(rows: pd.DataFrame, rate: float) -> str:
-    token = rows.rate_per_token[rows.rate_per_step == rate]
-    per_token = style.per_token(token).replace("\n", " ")
+    per_token = style.per_token(rows.rate_per_token[rows.rate_per_step == rate]).replace("\n", " ")
     return f"{number(rate)} per step" + (f" ({per_token} per token)" if per_token else "")
 
 

@@ -158,8 +158,7 @@ def gaps(rows: pd.DataFrame, every: pd.DataFrame) -> str:
             apart = Estimate(cell.change, cell.change_low, cell.change_high, n)
             line.append("" if gap == 1 else verdict(apart))
         body.append(line)
-    head = ["size", "gap (steps)", "score", "- gap 1", "label loss", "- gap 1"]
-    return markdown(head, body)
+    return markdown(["size", "gap (steps)", "score", "- gap 1", "label loss", "- gap 1"], body)
 
 
 TABLES: dict[str, Table] = {

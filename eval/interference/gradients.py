@@ -286,8 +286,7 @@ class MLP:
 def strongest(squares_N: torch.Tensor, k: int) -> list[int]:
     """The k neurons with the largest squared length, ascending; ties go to the lower number."""
     # On the CPU and stable: every rank must choose the same neurons from the same sums.
-    order = torch.argsort(squares_N.cpu(), descending=True, stable=True)
-    return sorted(order[:k].tolist())
+    return sorted(torch.argsort(squares_N.cpu(), descending=True, stable=True)[:k].tolist())
 
 
 def shared(one: Sequence[int], two: Sequence[int]) -> float:

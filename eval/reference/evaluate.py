@@ -257,5 +257,4 @@ def _in_row(place: Place, host: HostRows, seen: np.ndarray, **shared: Any) -> It
     if place.stop > first + host.seq_len or place.choice == first:
         return None
     row = host.tokens(np.array([number]))[0]
-    item = natural_item(place, row, first=first, **shared)
-    return replace(item, seen=bool(seen[number]))
+    return replace(natural_item(place, row, first=first, **shared), seen=bool(seen[number]))

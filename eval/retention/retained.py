@@ -142,8 +142,7 @@ def _with_controls(table: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     if alone := len(set(zip(*(controls[name] for name in twin), strict=True)) - used):
         log.warning("%d control measurements belong to no run with that burst; left out", alone)
     columns = ["after_control", "value_control"]
-    found = paired[same].drop_duplicates("_row").set_index("_row")[columns]
-    return table.join(found)
+    return table.join(paired[same].drop_duplicates("_row").set_index("_row")[columns])
 
 
 @once

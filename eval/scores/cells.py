@@ -60,8 +60,7 @@ def cells(
     rows = rows[chosen.groupby([rows[name] for name in CELL]).transform("any")]
     table = pd.DataFrame(per_group(rows, CELL, lambda group: _cell(group, metric, split)))
     order = ["protocol", "family", "params", "rung", "rate_per_step"]
-    ascending = [True, True, True, True, False]
-    return table.sort_values(order, ascending=ascending, ignore_index=True)
+    return table.sort_values(order, ascending=[True, True, True, True, False], ignore_index=True)
 
 
 def run_rows(
@@ -111,8 +110,7 @@ def _at_step(
             if common:
                 of_rung = final.index.isin(pd.MultiIndex.from_frame(group[run]))
                 final[of_rung] = max(common)
-    read_at = rows.join(final, on=run)["_read_at"]
-    return rows[rows.step == read_at]
+    return rows[rows.step == rows.join(final, on=run)["_read_at"]]
 
 
 def _some(steps: pd.Series) -> str:

@@ -217,8 +217,7 @@ class _Run:
     def missing(self, source: Source, choice: Choice) -> list[Task]:
         """Tasks of which something is not in the records yet: the scores, or the breakdown."""
         scored = {key[:3] for key in self.there if key[4] == "score"}
-        broken_down = {key[:3] for key in self.there if key[3].startswith("label=")}
-        both = scored & broken_down
+        both = scored & {key[:3] for key in self.there if key[3].startswith("label=")}
         read = {key[:3] for key in self.there if key[4] == "sequence_loss"}
         step = source.step
         return [

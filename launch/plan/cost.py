@@ -134,8 +134,7 @@ def _embedding(rows: Sequence[Row]) -> str:
 
 def _memory_table(rows: Sequence[Row]) -> Table:
     parts = ("weights", "gradients", "optimizer", "working_copies", "activations", "logits")
-    titles = [*(part.replace("working_", "") for part in parts), "start"]
-    table = new_table("rung", numbers=titles)
+    table = new_table("rung", numbers=[*(part.replace("working_", "") for part in parts), "start"])
     for row in rows:
         memory = row.cost.memory
         sizes = [getattr(memory, part) for part in (*parts, "start")]

@@ -198,8 +198,7 @@ def _of_stream(
     plan, steps, train = stream.plan, stream.num_steps, experiment.train
     # Sequences stand within rows, several in one: they begin none.
     labelled = [index for index, task in enumerate(plan.tasks) if task.has_label]
-    instances = sum(plan.instances(index, steps) for index in labelled)
-    share = instances / stream.num_positions
+    share = sum(plan.instances(index, steps) for index in labelled) / stream.num_positions
     if share > MOST_ROWS:
         yield Advice(
             "injection.tasks",

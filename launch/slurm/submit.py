@@ -83,8 +83,7 @@ def submit(
         aside.print("nothing to submit")
         return []
     lead = _longest_lead(site, waiting)
-    folder = _free_folder(plan.root / "slurm")
-    texts = _render(site, plan, waiting, lead, folder, words, corpus)
+    texts = _render(site, plan, waiting, lead, _free_folder(plan.root / "slurm"), words, corpus)
     _raw(aside, f"lead time: SIGUSR1 {lead.seconds} s before the end: {lead.why}")
     if dry_run:
         for path, text in texts.items():

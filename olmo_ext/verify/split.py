@@ -68,8 +68,7 @@ class _Split(Callback):
             parts = step_parts(trainer, params, batch, measured=())
             self.error = split_error(trainer, params, batch, parts)
             rest = gradient_of(trainer, params, rest_losses(trainer, batch))
-        total = [sum(each) for each in zip(rest, *parts.values(), strict=True)]
-        self.gap = distance(total, whole)
+        self.gap = distance([sum(each) for each in zip(rest, *parts.values(), strict=True)], whole)
 
 
 def rest_losses(trainer: Any, batch: dict[str, Any]) -> list[Loss]:
@@ -95,8 +94,7 @@ def split(runs: TrialRuns) -> Iterator[Check]:
     for precision, (bound, bound_gap) in SPLIT.items():
         asked: dict[str, Any] = {"steps": 2, "rate": 4, "precision": precision}
         with ExitStack() as stack:
-            experiment = runs.experiment(f"split-{precision}", **asked, bf16_on_cpu=True)
-            trainer = ours(experiment, stack)
+            trainer = ours(runs.experiment(f"split-{precision}", **asked, bf16_on_cpu=True), stack)
             trainer.callbacks = {"split": (found := _Split())}
             stepper = Stepper(trainer)
             stepper.step()

@@ -120,8 +120,7 @@ def run_orthogonal(
         mixture, steady(mixture, steps), rate=rate, seed=seed, max_width=max_width,
         batch_size=batch_size,
     )  # fmt: skip
-    per_task = spanned.reshape(num_tasks, rank, max_width)
-    kept = (per_task * mixture.spectra[:, :, None]).sum(axis=1)
+    kept = (spanned.reshape(num_tasks, rank, max_width) * mixture.spectra[:, :, None]).sum(axis=1)
     enough = kept >= 0.5
     widths = np.where(enough.any(axis=1), enough.argmax(axis=1) + 1, max_width + 1)
     fields = {"experiment": "complexity", "trainer": "orthogonal", "seed": seed, "gap": gap}
