@@ -67,7 +67,7 @@ log = logging.getLogger(__name__)
 
 OURS = {
     *(EXPERIMENT, PLAN, RUN, MARKER, FAILED, PROGRESS, RECORDS, LEDGER_FOLDER, "config.yaml"),
-    *("train_data", "data-indices", "latest-unsharded", TABLES),
+    *("train_data", "data-indices", "latest-unsharded", TABLES, "wandb", "wandb_id"),
 }
 """What a start writes into a run's folder, beside checkpoints and what the engine logs."""
 
@@ -114,13 +114,16 @@ def _names(folder: Path) -> set[str]:
 def _took_no_step(folder: Path, names: set[str]) -> bool:
     """Whether a run began there and ended before its first step, and nobody keeps anything else."""
     others = {name for name in names - OURS if not name.startswith("step0-")}
-    if others or PLAN not in names or read_if_whole(folder / PROGRESS).get("step"):
+    if others or PLAN not in names:
         return False
     segments = read_segments(folder / LEDGER_FOLDER) if LEDGER_FOLDER in names else {}
     if any(len(s.rows) or s.problems or s.torn for s in segments.values()):
         return False
-    # Without the progress callback, and before the first instance, only these say so.
-    return bool((records_of(folder).step == 0).all())
+    # The steps before another's checkpoint, which it began with, are not its own.
+    start = min((s.start_step for s in segments.values()), default=0)
+    no_progress = read_if_whole(folder / PROGRESS).get("step", start) == start
+    # Without the progress callback, and before the first instance, only records say so.
+    return no_progress and bool((records_of(folder).step == start).all())
 
 
 def take_over(folder: Path, *, resume: bool, identity: dict[str, Any]) -> None:

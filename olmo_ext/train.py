@@ -117,7 +117,9 @@ def train(
             place = next(one for one in (folder, *folder.parents) if one.exists())
             for path in (place, place / FILE_NAME):
                 check_writable(path, "train.save_folder")
-            known = find_checkpoints(folder) or experiment.train.load_path is None
+            # Step 0 is another start's: a run that begins with another's checkpoint saves none.
+            own = find_checkpoints(folder)
+            known = any(one.step for one in own) or experiment.train.load_path is None
             origin = None if known else find_origin(experiment.train, prepared.stream)
             if dry_run:
                 # Tried, and gone at once: /proc says that one may write, and takes no folder.
@@ -126,7 +128,7 @@ def train(
             stack.enter_context(lock_folder(folder, patience=ORPHANS))
             # Now that nobody else writes there, look again.
             check_folder(folder, resume=resume, identity=identity)
-            take_over(folder, resume=resume, identity=identity)
+            take_over(folder, resume=resume and not (own and origin), identity=identity)
             checkpoint = clear_unfinished(folder, identity)
             for name in (DIVERGED, FAILED):
                 (folder / name).unlink(missing_ok=True)

@@ -15,11 +15,21 @@ from data_injection.errors import ConfigError
 from eval.checkpoints.checkpoint import find_checkpoints
 from eval.records import read_records
 from olmo_ext.callbacks.task_eval import TaskEval
-from olmo_ext.config import load_experiment
+from olmo_ext.config import ExperimentConfig, load_experiment
 from olmo_ext.train import train
 from olmo_ext.trainer import ExperimentTrainer
 
 Write = Callable[..., Path]
+
+
+def die_at_the_start(experiment: ExperimentConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(self: ExperimentTrainer) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExperimentTrainer, "fit", end)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(experiment)
 
 
 @pytest.fixture
@@ -27,14 +37,7 @@ def died_at_the_start(
     write_experiment: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Path:
     """A run that saved and measured step 0, and ended before its first step."""
-
-    def end(self: ExperimentTrainer) -> None:
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ExperimentTrainer, "fit", end)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            train(load_experiment(write_experiment()))
+    die_at_the_start(load_experiment(write_experiment()), monkeypatch)
     assert find_checkpoints(tmp_path / "run")[-1].step == 0
     return tmp_path / "run"
 
@@ -58,6 +61,63 @@ def test_the_same_command_resumes_there_from_step_0(
     train(load_experiment(write_experiment()), resume=True)
     starts = json.loads((died_at_the_start / "run.json").read_text())["starts"]
     assert starts[1]["resumed_from"].endswith("step0-unsharded")
+
+
+def test_what_wandb_leaves_is_the_starts_own(
+    died_at_the_start: Path, write_experiment: Write
+) -> None:
+    (died_at_the_start / "wandb_id").write_text("0a1b2c3d")
+    (died_at_the_start / "wandb" / "offline-run").mkdir(parents=True)
+    corrected = load_experiment(write_experiment(), ["train.optimizer.learning_rate=0.003"])
+    train(corrected, dry_run=True)
+    train(corrected)
+    assert find_checkpoints(died_at_the_start)[-1].step == 12
+    assert not (died_at_the_start / "wandb_id").exists()
+
+
+@pytest.fixture
+def begun(write_experiment: Write, tmp_path: Path) -> list[str]:
+    """Settings of a run that begins with another's checkpoint of step 6, in the tiny run's folder;
+    the other's is beside it."""
+    parent = [f"train.save_folder={tmp_path / 'parent'}", "train.max_duration=6"]
+    train(load_experiment(write_experiment(), [*parent, "injection.tasks=[]"]))
+    window = "[{name: cmp, num_symbols: 10, schedule: {kind: window, rate: 2, start: 8}}]"
+    settings = [f"injection.tasks={window}", "callbacks={task_eval: {every: 1}}"]
+    return [*settings, f"train.load_path={tmp_path}/parent/step6-unsharded"]
+
+
+def test_a_run_begun_with_anothers_checkpoint_is_taken_over_too(
+    begun: list[str], write_experiment: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its progress says step 6, none of which it took; from step 7 on its folder is kept."""
+    file = write_experiment(lambda config: config["callbacks"].pop("progress"))
+    die_at_the_start(load_experiment(file, begun), monkeypatch)
+    progress = tmp_path / "run" / "progress.json"
+    told = json.loads(progress.read_text())
+    assert told["step"] == 6
+    corrected = load_experiment(file, [*begun, "train.optimizer.eps=1e-3"])
+    progress.write_text(json.dumps(told | {"step": 7}))
+    with refuses(key="train.save_folder", value=tmp_path / "run", rule="by an earlier run"):
+        train(corrected, dry_run=True)
+    progress.write_text(json.dumps(told))
+    train(corrected)
+    assert [one.step for one in find_checkpoints(tmp_path / "run")] == [12]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_command_corrected_to_begin_with_a_checkpoint_begins_with_it(
+    resume: bool,
+    begun: list[str],
+    write_experiment: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Not with the step 0 that the start before it has left."""
+    die_at_the_start(load_experiment(write_experiment(), begun[:-1]), monkeypatch)
+    train(load_experiment(write_experiment(), begun), resume=resume)
+    assert [one.step for one in find_checkpoints(tmp_path / "run")] == [12]
+    last = json.loads((tmp_path / "run" / "run.json").read_text())["starts"][-1]
+    assert last["resumed_from"] == begun[-1].partition("=")[2]
 
 
 @pytest.mark.parametrize("kept", ["thesis.tex", "step3-unsharded.damaged-ab12cd/model.pt"])
