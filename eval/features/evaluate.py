@@ -65,7 +65,7 @@ def find_jobs(
 
     Raises:
         FileNotFoundError: no run, no checkpoint, or not of these steps.
-        ConfigError: no run has a task of that name, or the task declares no targets.
+        ConfigError: no task declares targets, or none of that name.
     """
     source = Path(source)
     one = source if (source / "model.pt").is_file() else None
@@ -82,9 +82,12 @@ def find_jobs(
             is_meant = one is None or checkpoint.path.resolve() == one.resolve()
             if chosen and is_meant and (not steps or checkpoint.step in steps):
                 jobs.append(FeatureJob(folder, checkpoint, plan, chosen))
+    if not known:
+        rule, remedy = "holds no task that declares targets", "of sequences run `olmo-ext eval`"
+        raise ConfigError(key=source, rule=rule, remedy=remedy)
     if unknown := sorted(set(tasks) - known):
         rule = "must be tasks of the runs that declare targets"
-        remedy = f"these do: {', '.join(sorted(known)) or 'none'}"
+        remedy = f"these do: {', '.join(sorted(known))}"
         raise ConfigError(key="--task", value=unknown, rule=rule, remedy=remedy)
     if not jobs:
         at = f" of step {', '.join(map(str, steps))}" if steps else ""

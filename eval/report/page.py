@@ -88,7 +88,7 @@ def render(
     source: str, table: pd.DataFrame, runs: list[ReportedRun], figures: Sequence[Drawn],
     command: str | None, *, refresh: float | None = None,
 ) -> str:  # fmt: skip
-    """figures: in the order of the page; the first, the heatmap, stands under the answer."""
+    """figures: in the order of the page; the first, the heatmap if any, stands under the answer."""
     script = files("eval.report").joinpath("templates/sort.js").read_text()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = template("eval.report", "report.html", answer=answer)

@@ -25,14 +25,17 @@ from eval.records import REQUIRED, read_records, record_files
 from eval.report.page import ReportedRun, render
 from eval.report.tables import markdown_cells
 from eval.run import AUDIT, PLAN, RUN, SPEED, find_below, read_if_whole, read_run
-from eval.scores.cells import cells
-from eval.scores.rows import each_once
+from eval.scores.cells import CELL, cells
+from eval.scores.rows import each_once, task_rows
 from eval.text import write_table
 
 NO_TASK = dict.fromkeys(("task", "family", "split"), "") | dict.fromkeys(
     ("rate_per_step", "exposures_per_example"), 0.0
 )
 """What a record of the run itself says of tasks."""
+
+NO_CELLS = pd.DataFrame(columns=[*CELL, "n_runs", "n_seeds", "learned", "exposures_per_example"])
+"""Of runs whose tasks have no labels: a table is of scores, figures are of whatever there is."""
 
 
 def write_report(source: str | Path, out: str | Path | None = None, **options: Any) -> Path:
@@ -59,7 +62,7 @@ def report_cells(
     check_folder(out, "--out")
     frame, runs = load_runs(source)
     with each_once():
-        table = cells(frame)
+        table = NO_CELLS if task_rows(frame).empty else cells(frame)
         out.mkdir(parents=True, exist_ok=True)
         figures = draw_figures(frame)
     page = render(str(source), table, runs, figures, command, refresh=refresh)

@@ -80,7 +80,8 @@ def measured_rows(frame: pd.DataFrame, *, metric: str, split: str) -> pd.DataFra
     measured = rows[(rows.metric == metric) & (rows.split == split)]
     if measured.empty:
         seen = sorted({f"{s} {m}" for s, m in zip(rows.split, rows.metric, strict=True)})
-        rule = f"hold no {split} {metric!r} of a task, only {seen or 'no task rows at all'}"
+        seen = seen or sorted(set(frame.metric[frame.task != ""]))
+        rule = f"hold no {split} {metric!r} of a task with labels, only {seen}"
         remedy = "run the accuracy measure, or ask for another metric or split"
         raise ConfigError(key="records", rule=rule, remedy=remedy)
     return measured

@@ -163,7 +163,8 @@ def report(
             watch_report(source, out, every=watch, command=typed_command(), errors=errors)
     with at_work("drawing the report"):
         path, found = report_cells(source, out, command=typed_command())
-    print_cells(found, tables(json))
+    if len(found):
+        print_cells(found, tables(json))
     write_rows(json, found)
     for line in left_out(source):
         say(errors, f"left out: {line}")

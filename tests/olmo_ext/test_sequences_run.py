@@ -17,13 +17,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from refusals import refuses
+from typer.testing import CliRunner
 
 from eval.audit.audit import audit_run
 from eval.audit.subject import OK
 from eval.checkpoints.checkpoint import load_plan
+from eval.features.evaluate import find_jobs
 from eval.records import read_records
+from eval.scores.cells import cells
 from eval.scores.evaluate import evaluate, tasks_of_run
 from eval.scores.memorization import METRICS
+from launch.cli import app
 from olmo_ext.config import load_experiment
 from olmo_ext.train import train
 
@@ -64,6 +68,27 @@ def told(rows: pd.DataFrame, step: int) -> dict[tuple[str, str], float]:
     rows = rows[(rows.step == step) & rows.metric.isin(METRICS)]
     keys = zip(rows.subset, rows.metric, strict=True)
     return dict(zip(keys, rows.value.tolist(), strict=True))
+
+
+def test_a_run_of_sequences_alone_is_reported_and_has_no_features(tmp_path: Path, write_run: Write):
+    file = write_sequences(tmp_path / "s.jsonl", each=2, twins=4, levels=(0, 1, 4))
+
+    def alone(config: dict) -> None:
+        config["injection"]["tasks"] = config["injection"]["tasks"][1:]
+
+    run = train(load_experiment(write_run(file, alone)))
+    done = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "learned" not in done.output, "of no cell"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '<figure id="memorization.png">' in page
+    assert "What was learned by heart?" in page
+    assert "All cells" not in page
+    frame = read_records(run)
+    with refuses(key="records", rule="of a task with labels, only ['exposure', 'extraction', 'mem"):
+        cells(frame)
+    with refuses(key=run, rule="no task that declares targets", remedy="`olmo-ext eval`"):
+        find_jobs(run)
 
 
 @pytest.mark.parametrize("at", ["anywhere", "documents"])
