@@ -17,8 +17,26 @@ from typing import Any
 from data_injection.errors import ConfigError
 
 
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays as Python's: a plan is hashed as JSON and kept as YAML."""
+    if isinstance(value, list | dict):
+        parts = list(value.values()) if isinstance(value, dict) else value
+        made = [_plain(one) for one in parts]
+        if all(new is old for new, old in zip(made, parts, strict=True)):
+            return value  # the caller's own, who may yet append to it
+        return dict(zip(value, made, strict=True)) if isinstance(value, dict) else made
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+class Section:
+    """A part of an experiment; its values are Python's own however it was built."""
+
+    def __post_init__(self) -> None:
+        vars(self).update(_plain(vars(self)))
+
+
 @dataclass
-class ScheduleConfig:
+class ScheduleConfig(Section):
     """How often a task's examples enter the stream."""
 
     kind: str = "even"
@@ -58,7 +76,7 @@ class ScheduleConfig:
 
 
 @dataclass
-class TaskConfig:
+class TaskConfig(Section):
     """One rare task: a family, its symbols, its split and its schedule."""
 
     name: str = "???"
@@ -95,7 +113,7 @@ class TaskConfig:
 
 
 @dataclass
-class InjectionConfig:
+class InjectionConfig(Section):
     """All rare tasks of a run and the place they take in a row."""
 
     seed: int = 0

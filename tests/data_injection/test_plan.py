@@ -304,6 +304,25 @@ def test_the_golden_plan_has_not_moved():
     assert plan.hash == GOLDEN_HASH
 
 
+def test_numbers_of_numpy_make_the_plan_that_pythons_make():
+    """A config built in Python: the plan's JSON raised a TypeError of its own on the first."""
+
+    def plan(whole: Callable[[int], Any], array: Callable[[list[int]], Any]) -> InjectionPlan:
+        timing = ScheduleConfig("burst", "1/4", every=whole(8), phase=whole(2), stop=whole(99))
+        window = ScheduleConfig("window", total=whole(5), start=whole(1), stop=whole(9))
+        trace = ScheduleConfig("trace", steps=array([0, 3, 3]))
+        tasks = [TaskConfig("b", num_symbols=whole(6), schedule=timing)]
+        tasks += [TaskConfig("w", symbols=array([7, 9, 11]), schedule=window)]
+        tasks += [TaskConfig("w2", num_symbols=5, params={"operands": whole(2)}, schedule=trace)]
+        tasks[2].family = "group_composition"
+        config = InjectionConfig(whole(3), whole(1), exclude_tokens=array([5]), tasks=tasks)
+        return compile_plan(config, **GEOMETRY)
+
+    plain = plan(int, list)
+    assert plan(np.int64, np.array).hash == plan(np.int32, lambda all: [*map(np.int64, all)]).hash
+    assert plan(np.int64, np.array).canonical == plain.canonical
+
+
 def test_one_injection_moved_by_one_slot_is_seen_in_the_golden_digest(
     monkeypatch: pytest.MonkeyPatch,
 ):
