@@ -151,14 +151,9 @@ def headed(figure: Any, titles: Sequence[str], heights: Sequence[float] | None =
 
 
 def dress(
-    axis: Any,
-    title: str = "",
-    below: str = "",
-    left: str = "",
-    *,
-    grid: bool = False,
+    axis: Any, title: str = "", below: str = "", left: str = "", *, grid: bool = False,
     loc: Any = None,
-) -> None:
+) -> None:  # fmt: skip
     """Title, labels below and to the left, and axes that stand back behind the data."""
     axis.set_title(title, fontsize=8.5 if loc == "left" else 9.5, color=INK, loc=loc)
     axis.set_xlabel(below, fontsize=9)
@@ -195,14 +190,9 @@ def by_seed(rows: pd.DataFrame, x: str = "step", value: str = "value") -> pd.Dat
 
 
 def mean_over_seeds(
-    axis: Any,
-    by_seed: pd.DataFrame,
-    *,
-    floor: float = -math.inf,
-    linewidth: float = 1.6,
-    alpha: float = 0.15,
-    **look: Any,
-) -> None:
+    axis: Any, by_seed: pd.DataFrame, *, floor: float = -math.inf, linewidth: float = 1.6,
+    alpha: float = 0.15, **look: Any,
+) -> None:  # fmt: skip
     """A line of means with a 95% band from three seeds on; of two seeds, both as thin lines.
 
     by_seed: a column a seed. Only rows that all seeds have are drawn, where there are any: a mean

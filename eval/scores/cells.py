@@ -35,12 +35,9 @@ BESIDE = (
 
 @once
 def cells(
-    frame: pd.DataFrame,
-    *,
-    metric: str = "score",
-    split: str = "test",
+    frame: pd.DataFrame, *, metric: str = "score", split: str = "test",
     step: int | Literal["final"] | None = None,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """One row per cell at one step, rungs by size, the most frequent rate first.
 
     step: None takes, per protocol, family and rung, the last step that all its runs measured (each

@@ -130,12 +130,9 @@ def _states(model: CutModel, ids: NDArray[np.int64]) -> torch.Tensor:
 
 
 def _read_head(
-    states_BD: torch.Tensor,
-    unembedding_VD: torch.Tensor,
-    target: NDArray[np.int64],
-    *,
-    labels: NDArray[np.int64],
-) -> Answers:
+    states_BD: torch.Tensor, unembedding_VD: torch.Tensor, target: NDArray[np.int64],
+    *, labels: NDArray[np.int64],
+) -> Answers:  # fmt: skip
     """Answers from the last states: blocks of the vocabulary outside, of the rows inside."""
     device = states_BD.device
     num, rows_at_once, block = len(states_BD), *BLOCKS[device.type]

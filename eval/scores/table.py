@@ -73,4 +73,5 @@ def print_memorization(table: pd.DataFrame, console: Console) -> None:
 def _with_interval(row: pd.Series) -> str:
     if pd.isna(row.value):
         return "diverged" if row.get("diverged") is True else "-"
-    return f"{row.value:.2f}\n[{row.low:.2f}, {row.high:.2f}]"
+    interval = "" if pd.isna(row.low) else f"\n[{row.low:.2f}, {row.high:.2f}]"  # one has none
+    return f"{row.value:.2f}{interval}"

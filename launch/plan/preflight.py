@@ -49,14 +49,9 @@ class Preflight:
 
 
 def preflight(
-    experiment: ExperimentConfig,
-    *,
-    scan: bool = True,
-    scan_tokens: int | None = None,
-    gpus: int = 1,
-    peak_tflops: float = PEAK_TFLOPS,
-    mfu: float = MFU,
-) -> Preflight:
+    experiment: ExperimentConfig, *, scan: bool = True, scan_tokens: int | None = None,
+    gpus: int = 1, peak_tflops: float = PEAK_TFLOPS, mfu: float = MFU,
+) -> Preflight:  # fmt: skip
     """Compile the plan, scan the corpus, reckon the cost.
 
     Args:

@@ -18,8 +18,11 @@ from olmo.config import SchedulerUnits
 from data_injection.config import TaskConfig
 from data_injection.corpus.manifest import Manifest
 from data_injection.corpus.scan import CorpusScan
+from data_injection.tasks.sequences import Sequences
+from eval.scores.memorization import references_of
 from eval.text import number
 from olmo_ext.build import Stream
+from olmo_ext.callbacks.task_eval import TaskEval
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.cost import Cost, too_large
 
@@ -61,17 +64,13 @@ class Advice:
 
 
 def advise(
-    experiment: ExperimentConfig,
-    stream: Stream,
-    *,
-    scan: CorpusScan | None,
-    cost: Cost,
+    experiment: ExperimentConfig, stream: Stream, *, scan: CorpusScan | None, cost: Cost,
     manifest: Manifest | None,
-) -> list[Advice]:
+) -> list[Advice]:  # fmt: skip
     """All warnings, those of the tasks first."""
     found: list[Advice] = []
     for index in range(len(stream.plan.tasks)):
-        found += _of_rates(experiment, stream, index)
+        found += [*_of_rates(experiment, stream, index), *_of_sequences(experiment, stream, index)]
         if scan is not None and scan.num_scanned:
             found += _of_scan(stream, scan, index)
     return [*found, *_of_stream(experiment, stream, manifest), *_of_cost(experiment, cost)]
@@ -122,6 +121,34 @@ def _of_rates(experiment: ExperimentConfig, stream: Stream, index: int) -> Itera
             f"each train example of {name} is seen {exposures:.2g} times on average, so that part "
             "of them is never seen",
             _more_exposures(config, stream, index),
+        )
+
+
+def _of_sequences(experiment: ExperimentConfig, stream: Stream, index: int) -> Iterator[Advice]:
+    """Sequences that a measure leaves out: without a twin in their group, or no longer than the
+    prefix that an extraction starts from."""
+    task = stream.plan.tasks[index]
+    if not isinstance(task, Sequences):
+        return
+    prefix = (experiment.callbacks.get("task_eval") or {}).get("prefix", TaskEval.prefix)
+    sides = zip(task.table.groups, task.table.twins, strict=True)
+    references, num = references_of(task), len(task.table.tokens)
+    alone = sum(not twin and group not in references for group, twin in sides)
+    short = sum(len(tokens) <= prefix for tokens in task.table.tokens)
+    if alone:
+        yield Advice(
+            f"injection.tasks.{index}.params.file",
+            f"{task.name}, {alone:,} of whose {num:,} sequences have no twin in their group",
+            "exposure and membership AUC compare within a group and leave them out",
+            "give each group twins, or twins the group of what they are compared with",
+        )
+    if short:
+        yield Advice(
+            "callbacks.task_eval.prefix",
+            str(prefix),
+            f"{short:,} of the {num:,} sequences of {task.name} have no token after it, so that "
+            "extraction leaves them out",
+            "lower it, or give longer sequences",
         )
 
 

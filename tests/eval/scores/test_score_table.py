@@ -59,3 +59,13 @@ def test_a_diverged_model_is_called_so() -> None:
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     print_scores(rows, console)
     assert console.export_text().count("diverged") == 2
+
+
+def test_of_one_sequence_there_is_no_interval_to_show() -> None:
+    row = {"checkpoint": "runs/a/step5-unsharded", "step": 5, "task": "seq", "split": "train"}
+    row |= {"subset": "copies=3", "metric": "sequence_loss", "value": 6.25}
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_scores(pd.DataFrame([row | dict.fromkeys(("low", "high"), float("nan"))]), console)
+    text = console.export_text()
+    assert "6.25" in text
+    assert "nan" not in text

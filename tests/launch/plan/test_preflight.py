@@ -257,6 +257,37 @@ def test_sequences_within_the_rows_begin_none_of_them(
     assert "injection.tasks" not in keys(numbers), said
 
 
+def test_sequences_that_a_measure_leaves_out_are_warned_of(
+    write_experiment: Write, plan: Plan, tmp_path: Path
+) -> None:
+    """Injected ones in a group, their twins in another; and of no more tokens than the prefix."""
+    task = {"name": "seq", "family": "sequences", "params": {"file": str(tmp_path / "s.jsonl")}}
+
+    def alone(config: dict[str, Any]) -> None:
+        config["injection"]["tasks"] = [task]
+
+    file = write_experiment(alone)
+    sides: list[dict[str, Any]] = [{"copies": 2}, {"twin": True}]
+
+    def told(groups: str, length: int, prefix: int) -> tuple[str, set[str]]:
+        lines = [
+            json.dumps(side | {"group": group, "tokens": [5 + i] * length})
+            for i, (side, group) in enumerate(zip(sides, groups, strict=True))
+        ]
+        (tmp_path / "s.jsonl").write_text("\n".join(lines) + "\n")
+        _, said, numbers = plan(
+            file, f"callbacks.task_eval.prefix={prefix}", options=("--no-scan",)
+        )
+        return said, keys(numbers)
+
+    said, found = told("ab", 4, 4)
+    assert {"injection.tasks.0.params.file", "callbacks.task_eval.prefix"} <= found
+    assert "seq, 1 of whose 2 sequences have no twin in their group" in said
+    assert "is 4: 2 of the 2 sequences of seq have no token after it" in said
+    assert "callbacks.task_eval.prefix" not in told("ab", 4, 3)[1]
+    assert not {"injection.tasks.0.params.file", "callbacks.task_eval.prefix"} & told("aa", 5, 4)[1]
+
+
 def test_a_rate_of_zero_is_meant(write_experiment: Write, plan: Plan) -> None:
     numbers = plan(write_experiment(), "injection.tasks.0.schedule.rate=0")[2]
     assert "injection.tasks.0.schedule.rate" not in keys(numbers)
