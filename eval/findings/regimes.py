@@ -81,15 +81,17 @@ HEADLINES = {
 
 SIZES = {"t1024": "1,024 tokens", "t4096": "4,096", "t16384": "16,384", "t65536": "65,536",
          OPEN: HOSTS[OPEN]}  # fmt: skip
-LARGE = ("large_host", "w16_t65536")
-NEW = [("hosts_by_width", f"w32_{host}") for host in SIZES if host != OPEN]
-DOSE = {16: [LARGE if host == "t65536" else (SWEEP, host) for host in SIZES],
-        32: [*NEW, chain.WIDTHS[32]]}  # fmt: skip
+CLOSED = [host for host in SIZES if host != OPEN]
+DOSE = {w: [("hosts_by_width", f"w{w}_{host}") for host in CLOSED] for w in chain.WIDTHS}
+DOSE[16] = [(SWEEP, host) for host in CLOSED[:-1]] + [("large_host", "w16_t65536")]
+DOSE[64][0] = (chain.WIDE, EASY)
+for width, line in DOSE.items():
+    line.append(chain.WIDTHS[width])
 """By width its cells; each closed host has four times the tokens of the one before."""
 
 
 def dose(rows: pd.DataFrame, every: pd.DataFrame) -> str:
-    """Two widths by host, 65,536 tokens among them, matched damage, and the slope over hosts."""
+    """Every width by host, 65,536 tokens among them, matched damage, and the slopes over hosts."""
     named = {
         cell: (name, chain.CELLS[line[-1]])
         for line in DOSE.values()
@@ -97,19 +99,29 @@ def dose(rows: pd.DataFrame, every: pd.DataFrame) -> str:
     }
     cells = {cell: links(every, *cell) for cell in named}
     kept = {width: [cells[cell].shares for cell in line] for width, line in DOSE.items()}
+    falls = {w: slopes(dict(zip((2, 4, 8, 16), of[:-1], strict=True))) for w, of in kept.items()}
     lines = []
     for i, name in ((2, "16,384 less 65,536 tokens"), (3, "65,536 tokens less open text")):
         lines.append(f"(1) share left with {name}: {verdicts(shares_apart(*kept[16][i : i + 2]))}")
     over = {w: chain.beyond(every, links(every, *c), DOSE[16]) for w, c in chain.WIDTHS.items()}
     what = "(2) share left per doubling, 16 to 128, beyond width 16's at equal host loss"
     lines.append(f"{what}: {verdicts(slopes(over))}")
-    for width, said in ((32, "(3)"), (16, "not declared, width 16:")):
-        rises = verdicts(slopes(dict(zip((2, 4, 8, 16), kept[width][:4], strict=True))))
-        lines.append(f"{said} share left per fourfold of the tokens, 1,024 to 65,536: {rises}")
-    for name, one in zip(SIZES.values(), kept[32][:-1], strict=False):
-        apart = verdicts(shares_apart(one, kept[32][-1]))
-        lines.append(f"not declared, width 32, {name} less open text: {apart}")
-    return chain.table(every, named, cells, lines)
+    both = {m: (falls[32][m] + falls[64][m]) / 2 for m in METRICS}
+    what = "share left per fourfold of the tokens, 1,024 to 65,536"
+    lines.append(f"(3) {what}, mean of widths 32 and 64: {verdicts(both)}")
+    lines.append(f"(4) {what}, width 128: {verdicts(falls[128])}")
+    for said, first in (("(5)", 16), ("not declared,", 32)):
+        rises = verdicts(slopes({width: of for width, of in falls.items() if width >= first}))
+        lines.append(f"{said} slopes over tokens, per doubling of width, {first} to 128: {rises}")
+    body = []
+    for width, of in kept.items():
+        easier = [shares_apart(one, of[-1]) for one in of[:-1]]
+        for metric in METRICS:
+            told_of = [told(one[metric]) for one in (falls[width], *easier)]
+            body.append([f"w{width}", style.plain(metric), *told_of])
+    head = ["width", "share left of", "per fourfold of the tokens"]
+    apart = markdown([*head, *(f"{SIZES[host]} less open text" for host in CLOSED)], body)
+    return f"{chain.table(every, named, cells, lines)}\n\nNot declared, by width:\n\n{apart}"
 
 
 FACTS = {(16, 2048): "w16_f2048", (16, 128): "w16_f128",

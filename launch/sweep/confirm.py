@@ -3,7 +3,7 @@
     olmo-ext confirm                         # the controls: 45 to 70 minutes; resumable
     olmo-ext confirm --chapter mechanism     # interference, features, retention: 20 minutes
     olmo-ext confirm --chapter hosts         # a burst in hosts and widths, 90 runs: 42 minutes
-    olmo-ext confirm --chapter regimes       # one rate, facts, fresh seeds, streams: 80 minutes
+    olmo-ext confirm --chapter regimes       # one rate, facts, fresh seeds, streams: 2.5 hours
     olmo-ext confirm --out docs              # and make the committed document anew
 
 The text is docs/findings.md's; its tables and figures are made from the runs, so that a second
