@@ -152,9 +152,8 @@ def _states(
 
 def _labels(task: Task, examples: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
     """The task's label tokens, and the examples' labels as places among them."""
-    labels = task.label_tokens
-    places = np.searchsorted(labels, task.tokens[examples, -1])
-    return torch.from_numpy(labels), torch.from_numpy(places)
+    places = np.searchsorted(task.label_tokens, task.tokens[examples, -1])
+    return torch.from_numpy(task.label_tokens), torch.from_numpy(places)
 
 
 def _batches(num: int, total: int, seeds: Sequence[int]) -> torch.Tensor:

@@ -135,15 +135,14 @@ def fit_law(
     noise = float(1.4826 * np.median(np.abs(residuals)))
     refits = _refits(space, best.theta, delta, resamples, seed, progress)
     draws = space.leave(np.array([one.theta for one in refits]).reshape(-1, 5))
+    same = [one.value <= best.value * (1 + SAME) + 1e-12 for one in found]
     return Fit(
         law=law,
         draws=draws,
         runs=runs,
         objective=best.value / len(runs),
         noise=noise,
-        same_optimum=float(
-            np.mean([one.value <= best.value * (1 + SAME) + 1e-12 for one in found])
-        ),
+        same_optimum=float(np.mean(same)),
         unfinished=sum(not one.converged for one in refits),
         seed=seed,
         outliers=_outliers(space, best.theta, residuals, noise, delta),
@@ -185,9 +184,8 @@ def _outliers(
         return None
     rows = np.setdiff1d(np.arange(len(runs)), far)
     try:
-        Runs.of(
-            runs.params[rows], runs.tokens[rows], runs.loss[rows], run=runs.group[rows].tolist()
-        )
+        left = runs.params[rows], runs.tokens[rows], runs.loss[rows]
+        Runs.of(*left, run=runs.group[rows].tolist())
     except ValueError:
         law = None
     else:
