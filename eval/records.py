@@ -134,8 +134,7 @@ def record_name(callback: str, row: Mapping[str, Any]) -> str:
     own = coordinates(row)
     for name in (*OF_THE_RUN, "learning_rate", "step"):
         own.pop(name, None)
-    names = ("task", "split", "subset", "group", "other_task")
-    bare = [str(own.pop(name, "")) for name in names]
+    bare = [str(own.pop(name, "")) for name in ("task", "split", "subset", "group", "other_task")]
     layer = [f"layer{own.pop('layer')}"] if "layer" in own else []
     metric = own.pop("metric")
     parts = ["olmo_ext", callback, *bare, *layer, *(f"{k}={v}" for k, v in own.items()), metric]
@@ -257,8 +256,7 @@ def read_records(source: str | Path) -> pd.DataFrame:
     if frame.empty:
         return pd.DataFrame(columns=list(REQUIRED))
     frame["value"] = frame["value"].astype(float)
-    rest = [name for name in frame.columns if name not in REQUIRED]
-    return frame[[*REQUIRED, *rest]]
+    return frame[[*REQUIRED, *[name for name in frame.columns if name not in REQUIRED]]]
 
 
 def records_of(folder: Path, *columns: str) -> pd.DataFrame:

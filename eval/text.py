@@ -101,8 +101,7 @@ def print_table(table: Table, console: Console) -> None:
     if isinstance(table.title, str):
         table.title = Text(table.title, style="table.title")
     options = console.options.update(max_width=100_000, markup=False)
-    parts = _parts(table, console) if console.is_terminal else [table]
-    for part in parts:
+    for part in _parts(table, console) if console.is_terminal else [table]:
         natural = Measurement.get(console, options, part).maximum
         if not console.is_terminal or not _fits(part, console, name=SHORTEST_NAME):
             part.width = natural

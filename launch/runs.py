@@ -80,8 +80,7 @@ class Run:
         told = self.log.with_name("settings.json")
         if told.exists():
             before = read_json(told)
-            keys = _keys(self.point)
-            if before != self.settings != with_config(before, self.folder, keys):
+            if before != self.settings != with_config(before, self.folder, _keys(self.point)):
                 rule = "was trained with other settings than these"
                 remedy = "choose another --out, or remove that folder to train it again"
                 raise ConfigError(key=self.folder, rule=rule, remedy=remedy)

@@ -56,8 +56,7 @@ def train(
     from olmo_ext.signals import StopSignals, await_agent_end, end_after
 
     # Both before what takes seconds to import.
-    say = to_stderr if is_rank_zero() else None
-    with StopSignals() as signals, Beat(say) as beat:
+    with StopSignals() as signals, Beat(to_stderr if is_rank_zero() else None) as beat:
         beat.then("starting")
         if "TORCHELASTIC_RUN_ID" in os.environ:
             end_after(await_agent_end)
@@ -104,8 +103,7 @@ def _train(
         loaded = load_experiment(experiment, override, corpus=False)
         _warn_of_memory(loaded)
         # Of what ends a job before the folder is its own; there are logs where there is a job.
-        logs = Path(loaded.train.save_folder) / "logs"
-        with nullcontext() if dry_run else noting_failure(logs):
+        with nullcontext() if dry_run else noting_failure(Path(loaded.train.save_folder) / "logs"):
             folder = run(loaded, dry_run=dry_run, **settings)
     # Not after an error: it can wait for ranks that are still inside a collective.
     dist.destroy_process_group()

@@ -159,8 +159,7 @@ def _convert(value: Any, hint: Any, where: str, as_text: bool) -> Any:
 
 
 def _plain(value: Any, hint: type, where: str, as_text: bool) -> Any:
-    number = isinstance(value, int) and not isinstance(value, bool)
-    if hint is float and number:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if as_text and hint in (int, float) and isinstance(value, str):
         try:

@@ -10,6 +10,7 @@ import re
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from data_injection.errors import ConfigError
@@ -88,8 +89,8 @@ def _draw(axis: Any, rows: pd.DataFrame, levels: list[float], look: dict[str, An
     if rows.seed.nunique() == 1:
         mean = rows.groupby("place")[["value", "low", "high"]].mean()
         # Of a share of 0 rounding puts the lower bound above it.
-        ends = [mean.value - mean.low, mean.high - mean.value]
-        reach = [end.clip(lower=0).to_numpy() for end in ends]
+        # In one array: of a list's arrays of one number each NumPy refuses to make numbers.
+        reach = np.stack([mean.value - mean.low, mean.high - mean.value]).clip(min=0)
         axis.errorbar(mean.index, mean.value, reach, color=look["color"], linewidth=1, fmt="none")
 
 

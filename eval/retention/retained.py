@@ -224,8 +224,7 @@ def _half_life(line: pd.DataFrame) -> dict[str, object]:
         name: half_life(lags, line[column].tolist(), gain_lag=int(line.gain_lag.iloc[0]))
         for name, column in (("half_life", "value"), ("low", "low"), ("high", "high"))
     }
-    text = half_life_text(found["half_life"], max_lag=longest)
-    return found | {"max_lag": longest, "text": text}
+    return found | {"max_lag": longest, "text": half_life_text(found["half_life"], max_lag=longest)}
 
 
 def half_life_text(value: float, *, max_lag: int) -> str:

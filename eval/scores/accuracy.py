@@ -157,8 +157,7 @@ def score_instances(
     answers: Answers, task: Task, indices: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
     """The measures of `score_task` over any instances of a task, as fields without a subset."""
-    everything = np.ones(len(indices), dtype=bool)
-    rows = _measures(answers, task.tokens[indices, -1], everything)
+    rows = _measures(answers, task.tokens[indices, -1], np.ones(len(indices), dtype=bool))
     return [{"n": len(indices), **row} for row in rows]
 
 

@@ -85,8 +85,7 @@ def _consistency(answers: Answers, task: Task, split: str) -> list[dict[str, Any
             continue
         expected = np.array([turned[int(label)] for label in answers.choice[keep]])
         found = answers.choice[other[keep]]
-        labels = task.label_tokens
-        chance = sum(float((expected == k).mean() * (found == k).mean()) for k in labels)
+        chance = sum(float((expected == k).mean() * (found == k).mean()) for k in task.label_tokens)
         fields = {"metric": "mirror_consistency", "subset": name, "n": int(keep.sum())}
         rows.append(fields | share_of(expected == found) | {"chance": chance})
     return rows

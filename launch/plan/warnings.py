@@ -161,8 +161,7 @@ def _more_exposures(config: TaskConfig, stream: Stream, index: int) -> str:
     if config.schedule.total is not None:
         ways.append(f"a total of {len(task.train):,}")
     elif schedule.kind != "trace":
-        rate = plan.rates(index)[config.schedule.unit] * short
-        ways.append(f"a rate of {round_up(rate):g}")
+        ways.append(f"a rate of {round_up(plan.rates(index)[config.schedule.unit] * short):g}")
         if config.schedule.stop is None:
             ways.append(f"{round_up(steps * short):,.0f} steps")
     else:

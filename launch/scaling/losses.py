@@ -143,8 +143,7 @@ def _from_records(source: Path) -> LossTable:
     digest, rows, notes, seen = hashlib.sha256(), [], [], []
     for file in files:
         digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
-        records = read_records(file)
-        for name, run in records.groupby("run", sort=True):
+        for name, run in read_records(file).groupby("run", sort=True):
             label = str(file.parent.relative_to(root)) if len(files) > 1 else str(name)
             losses = run[(run.metric == METRIC) & (run.task == "")].sort_values("step")
             if losses.empty:

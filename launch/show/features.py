@@ -142,8 +142,7 @@ def _alignment(rows: pd.DataFrame, title: str) -> Table:
     columns = ("variable", "layer", "token", "held\nout", "rank", "n")
     numbers = (*CONTROLS.values(), "major-\nity")
     table = new_table(*columns, numbers=numbers, title=f"{title}: interchange accuracy")
-    place = ["variable", "layer", "position", "held_out", "rank", "n"]
-    for key, part in rows.groupby(place):
+    for key, part in rows.groupby(["variable", "layer", "position", "held_out", "rank", "n"]):
         by_control = part.set_index("control")
         values = [f"{by_control.value[name]:.2f}" for name in CONTROLS]
         values[1] += f"\n({by_control.most['random_subspace']:.2f})"

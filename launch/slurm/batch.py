@@ -223,8 +223,7 @@ def _environment(site: Cluster, where: Where) -> str:
 
 def _srun(site: Cluster, *, shutdown_timeout: int) -> str:
     """One torchrun a node; a line an option."""
-    several = site.nodes > 1
-    meeting: dict[str, Any] = {"rdzv_endpoint": _MEETING, "rdzv_id": "ID"} if several else {}
+    meeting: dict[str, Any] = {"rdzv_endpoint": _MEETING, "rdzv_id": "ID"} if site.nodes > 1 else {}
     command = torchrun_command(
         (), nproc=site.ranks, nnodes=site.nodes, **meeting, bin_folder=Path(), driver=site.driver,
         shutdown_timeout=max(shutdown_timeout, 60),

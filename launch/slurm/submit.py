@@ -109,8 +109,7 @@ def _check_ranks(site: Cluster, run: Run) -> None:
         key = f"run {run.name}: nodes x ranks of the site profile"
         rule = f"must divide train.global_train_batch_size {batch}"
         raise ConfigError(key=key, value=ranks, rule=rule, remedy="choose other numbers of them")
-    cpu_alone = site.gpus_per_node == 0 and not run.experiment.bf16_on_cpu
-    if cpu_alone and train.precision != "fp32":
+    if site.gpus_per_node == 0 and not run.experiment.bf16_on_cpu and train.precision != "fp32":
         key, rule = f"run {run.name}: train.precision", "must be fp32: the site profile has no GPU"
         remedy = "set gpus_per_node, or -o train.precision=fp32"
         raise ConfigError(key=key, value=train.precision, rule=rule, remedy=remedy)

@@ -94,8 +94,7 @@ def run_width(
     )  # fmt: skip
     weights = np.where(np.arange(mixture.num_tasks) < common, mixture.frequencies, 0.0)
     readings: dict[str, list[list[float]]] = {}
-    start = steps - steps // 4
-    for step in range(start, steps + 1, read_every):
+    for step in range(steps - steps // 4, steps + 1, read_every):
         students.run(step - students.step)
         for name, values in _reading(students, mixture, range(common), weights, norm).items():
             readings.setdefault(name, []).append(values)

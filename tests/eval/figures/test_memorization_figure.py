@@ -47,6 +47,13 @@ def test_a_panel_a_measure_at_the_last_step_with_its_null(num_seeds: int):
         assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0", "1", "64"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_level_is_drawn_without_a_warning():
+    one = records(1)
+    figure = memorization(one[one.copies == 64])
+    assert len([axis for axis in figure.axes if axis.get_visible()]) == len(TITLES)
+
+
 def of_run(add: float, **fields: Any) -> pd.DataFrame:
     """Records of a run, all whose values are higher by so much."""
     frame = records(1, **fields)
