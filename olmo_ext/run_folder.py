@@ -79,12 +79,10 @@ def check_folder(folder: Path, *, resume: bool, identity: dict[str, Any]) -> Non
     if not resume:
         last, found = whole(read_if_whole(folder / RUN), "num_steps"), find_checkpoints(folder)
         if last is not None and found and found[-1].step >= last:
-            raise _taken(
-                folder,
-                f"is in use by a run that is finished (step {last:,} of {last:,})",
-                f"`olmo-ext report {folder}` shows it, --resume with a longer train.max_duration "
-                "goes on with it; for a new run choose another folder",
-            )
+            rule = f"is in use by a run that is finished (step {last:,} of {last:,})"
+            remedy = f"`olmo-ext report {folder}` shows it, --resume with a longer "
+            remedy += "train.max_duration goes on with it; for a new run choose another folder"
+            raise _taken(folder, rule, remedy)
         remedy = "pass --resume to go on with it, or choose another folder"
         raise _taken(folder, "is in use by an earlier run", remedy)
     plan_file = folder / PLAN
@@ -236,12 +234,10 @@ def find_ledger_start(
     if not problems:
         return start
     if not new_ledger:
-        raise ConfigError(
-            key=str(folder / LEDGER_FOLDER),
-            rule=f"no longer holds what {checkpoint} was trained on ({'; '.join(problems)})",
-            remedy="restore it from a copy, or pass --new-ledger to go on with a ledger that knows "
-            "nothing of the steps before",
-        )
+        rule = f"no longer holds what {checkpoint} was trained on ({'; '.join(problems)})"
+        remedy = "restore it from a copy, or pass --new-ledger to go on with a ledger that knows "
+        remedy += "nothing of the steps before"
+        raise ConfigError(key=str(folder / LEDGER_FOLDER), rule=rule, remedy=remedy)
     log.warning("the ledger begins anew at step %d: %s", step, "; ".join(problems))
     return replace(start, parent=None, lost=tuple(problems))
 
@@ -303,30 +299,28 @@ def write_run_files(prepared: Prepared, *, resumed_from: Path | None) -> None:
         "commit": git_commit(),
         "world_size": get_world_size(),
     }
-    _write_json(
-        folder / RUN,
-        {
-            "run": experiment.train.run_name,
-            "starts": [*_earlier_starts(folder), start],
-            "command": start["command"],
-            "commit": start["commit"],
-            "plan_hash": stream.plan.hash,
-            "corpus": manifest.name if manifest else "unnamed memmaps",
-            "corpus_hash": stream.identity["corpus_hash"],
-            "num_steps": stream.num_steps,
-            "device": _device_name(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            **{name: version(name) for name in ("ai2-olmo", "numpy", "olmo-ext")},
-            "record_fields": prepared.fields,
-            "tasks": tasks,
-            "extensions": origins(
-                {task.family: type(task) for task in stream.plan.tasks}
-                | {name: type(callback) for name, callback in prepared.callbacks.items()}
-            ),
-        },
-    )
+    about = {
+        "run": experiment.train.run_name,
+        "starts": [*_earlier_starts(folder), start],
+        "command": start["command"],
+        "commit": start["commit"],
+        "plan_hash": stream.plan.hash,
+        "corpus": manifest.name if manifest else "unnamed memmaps",
+        "corpus_hash": stream.identity["corpus_hash"],
+        "num_steps": stream.num_steps,
+        "device": _device_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: version(name) for name in ("ai2-olmo", "numpy", "olmo-ext")},
+        "record_fields": prepared.fields,
+        "tasks": tasks,
+        "extensions": origins(
+            {task.family: type(task) for task in stream.plan.tasks}
+            | {name: type(callback) for name, callback in prepared.callbacks.items()}
+        ),
+    }
+    _write_json(folder / RUN, about)
 
 
 def _earlier_starts(folder: Path) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ from olmo_ext.callbacks.divergence import check_divergence, note_divergence
 from olmo_ext.checks import check_device
 from olmo_ext.config import ExperimentConfig
 from olmo_ext.engines.ending import noting_failure, write_marker
-from olmo_ext.engines.origin import check_taken_up, find_origin, own_settings, stock_state
+from olmo_ext.engines.origin import check_taken_up, find_origin, stock_state
 from olmo_ext.engines.ranks import check_one_run, get_global_rank, get_world_size
 from olmo_ext.numerics.deterministic import deterministic
 from olmo_ext.prepare import build_trainer, prepare
@@ -188,17 +188,13 @@ def _leave_marker(trainer: ExperimentTrainer) -> None:
     """Before anything that may take long (W&B's last upload): the machine may be gone by then."""
     unfinished = trainer.global_step < trainer.last_step
     if unfinished and trainer.stop_reason not in (None, ENGINE) and get_global_rank() == 0:
-        write_marker(
-            Path(trainer.cfg.save_folder),
-            step=trainer.global_step,
-            num_steps=trainer.last_step,
-            reason=str(trainer.stop_reason),
-        )
+        folder, reason = Path(trainer.cfg.save_folder), str(trainer.stop_reason)
+        write_marker(folder, step=trainer.global_step, num_steps=trainer.last_step, reason=reason)
 
 
 def _restore(trainer: ExperimentTrainer, checkpoint: Path) -> None:
     foreign = checkpoint.parent.absolute() != Path(trainer.cfg.save_folder).absolute()
-    built = own_settings(trainer.optim)
+    built = [dict(group) for group in trainer.optim.param_groups]
     try:
         with stock_state() if foreign else nullcontext():
             fresh = foreign and trainer.cfg.reset_optimizer_state
@@ -211,8 +207,9 @@ def _restore(trainer: ExperimentTrainer, checkpoint: Path) -> None:
         raise ConfigError(key=str(checkpoint), rule=rule, remedy=remedy) from error
     if foreign:
         check_taken_up(trainer)
+        # Loading brought the parent's betas and decay; the rate is the engine's own to reset.
         for group, own in zip(trainer.optim.param_groups, built, strict=True):
-            group.update(own)
+            group.update(own | {key: group[key] for key in ("params", "lr", "initial_lr")})
 
 
 def _agree(decide: Callable[[], Path | None]) -> Path | None:

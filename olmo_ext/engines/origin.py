@@ -47,8 +47,7 @@ FILES = ("model.pt", "optim.pt", "train.pt", "config.yaml")
 def find_origin(train: TrainConfig, stream: Stream) -> Path:
     """The checkpoint that a run without one of its own begins with.
 
-    Raises ConfigError: not a whole one, of other rows or another model, nothing left to train, or a
-    plan begun before it.
+    Raises ConfigError: not a whole one, of other rows or another model, or late for run or plan.
     """
     path, step = by_step(Path(str(train.load_path))), origin_step(train)
     _check_longer(train, step)
@@ -96,8 +95,7 @@ def _check_longer(train: TrainConfig, step: int) -> None:
 
 
 def _placed_something(path: Path, step: int) -> str:
-    """Why a checkpoint may hold instances of a plan, by the ledger beside it; empty if it holds
-    none."""
+    """Why a checkpoint may hold instances of a plan, by the ledger beside it; empty if none."""
     identity = read_identity(path)
     if not identity.get("plan", {}).get("tasks"):
         return ""
@@ -122,11 +120,10 @@ def _check_same(
     data: identities of both streams, ours first; theirs is empty where it is not known.
     """
     fresh = train.reset_optimizer_state
-    rows = _rows_of(OmegaConf.structured(train), fresh), _rows_of(theirs, fresh)
     # Files of one name may hold other tokens: a checkpoint of ours says which they were.
     told = [key for key in ("corpus_hash", "label_masks") if all(key in one for one in data)]
-    for settings, stream in zip(rows, data, strict=True):
-        settings.update((key, stream[key]) for key in told)
+    each = zip((OmegaConf.structured(train), theirs), data, strict=True)
+    rows = [_rows_of(config, fresh) | {key: one[key] for key in told} for config, one in each]
     model = _model_of(asdict(train.model)), _model_of(their_model)
     another = "give train.model those values, or another checkpoint"
     same = "take those settings; with train.reset_optimizer_state the optimizer may be another"
@@ -143,10 +140,10 @@ def _rows_of(config: Any, fresh: bool) -> dict[str, Any]:
     """What fixes which row stands at which position, by the engine's keys; and, without a fresh
     optimizer, the strategy and its groups: another's state would reach other parameters."""
     keys = ["global_train_batch_size", "model.max_sequence_length", "data.memmap_dtype"]
-    keys += ["data.instance_filter", *([] if fresh else ["distributed_strategy", "optimizer.name"])]
-    rows = {key: OmegaConf.select(config, key) for key in keys}
-    for key in () if fresh else ("optimizer.decay_norm_and_bias", "optimizer.decay_embeddings"):
-        rows[key] = bool(OmegaConf.select(config, key))  # not in a config of before there was one
+    keys += ["data.instance_filter"]
+    names = ("name", "decay_norm_and_bias", "decay_embeddings")
+    keys += [] if fresh else ["distributed_strategy", *(f"optimizer.{name}" for name in names)]
+    rows = {key: OmegaConf.select(config, key) or None for key in keys}  # old configs lack a False
     seed = OmegaConf.select(config, "data.seed")
     rows["data.seed"] = OmegaConf.select(config, "seed") if seed is None else seed
     for key in ("data.paths", "data.label_mask_paths"):
@@ -177,12 +174,6 @@ def stock_state() -> AbstractContextManager[Any]:
     names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
     known = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), PosixPath]
     return torch.serialization.safe_globals([*known, *((made, name) for name in names)])
-
-
-def own_settings(optim: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """Each group's that loading another's state overwrites; the engine resets the rate itself."""
-    kept = {"params", "lr", "initial_lr"}
-    return [{k: v for k, v in group.items() if k not in kept} for group in optim.param_groups]
 
 
 def check_taken_up(trainer: ExperimentTrainer) -> None:

@@ -93,7 +93,7 @@ def test_a_checkpoint_with_nothing_left_to_train_is_refused(
 def test_other_groups_of_the_optimizer_are_refused_unless_it_is_fresh(
     key: str, parent: Path, origin: str
 ) -> None:
-    setting, said = f"train.optimizer.{key}=true", f"optimizer.{key}: True now, False then"
+    setting, said = f"train.optimizer.{key}=true", f"optimizer.{key}: True now, None then"
     with refuses(key="train.load_path", value=origin, rule=said, remedy="reset_optimizer_state"):
         ask(parent, origin, setting)
     assert ask(parent, origin, setting, "train.reset_optimizer_state=true") == Path(origin)
