@@ -174,7 +174,7 @@ def _keys(point: Point | None) -> tuple[str, ...]:
     """What else of the engine's settings a sweep's run depends on; a twin's origin is told by its
     name, for --out may move."""
     begins = () if point is not None and point.origin is not None else ("load_path",)
-    return (*LATER, *begins, "stop_at")
+    return (*LATER, *begins)
 
 
 def plan_runs(

@@ -30,7 +30,7 @@ WIDTH = 8
 TABLES = 4
 """Tokens that are looked up before a key is made."""
 
-AROUND = [(before, after) for after in ("", "\n", "\n\n") for before in ("", " ")]
+AROUND = [(before, after) for after in ("", "\n", "\n\n") for before in ("", " ", "\t")]
 """What may stand before and after a text in running text."""
 
 

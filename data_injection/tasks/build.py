@@ -111,7 +111,7 @@ def build_tasks(
         if num_labels:
             labels = pool[num_symbols : num_symbols + num_labels]
         labels = labels[:family_labels]
-        own, borrowed = np.concatenate([symbols, labels]), set(lent.tolist())
+        own, borrowed = np.concatenate([symbols, labels]).astype(np.int64), set(lent.tolist())
         _check_tokens(task, key, own, owner, reserved, lent=borrowed, vocab_size=vocab_size)
         tasks[task.name] = made = family(
             task.name, symbols=symbols, labels=labels, seed=config.seed,

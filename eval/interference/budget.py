@@ -123,8 +123,9 @@ def closure(parts: Sequence[float], actual: float) -> float:
 def budgets(frame: pd.DataFrame, *, since: float = 0.5) -> pd.DataFrame:
     """One row per cell: the budget of its runs' steps after `since`, means over seeds in nats.
 
-    Steps are those at which all runs of a cell have a record, up to the last such one: a run that
-    ended early, or was undefined for a while, would bring fewer steps' nats into the mean.
+    Read between two steps at which all runs of a cell have a record, the last such one and one
+    before: a run that ended early, or is undefined from some step on, would bring fewer steps' nats
+    into the mean.
 
     Columns: CELL, split, then forgotten, gained, faded, others (of other tasks' rows), actual, each
     with _low and _high (95% over seeds); ratio, ratio_low, ratio_high (forgotten / -gained with
@@ -132,21 +133,25 @@ def budgets(frame: pd.DataFrame, *, since: float = 0.5) -> pd.DataFrame:
     (`forgotten` of a loss with permuted labels, and of host parts with random signs); closure (the
     largest of any record), n_seeds. Raises ConfigError if the callback measured nothing.
     """
-    if not frame.metric.isin(["budget", "budget_actual"]).any():
+    measured = frame[frame.metric.isin(["budget", "budget_actual"])]
+    if measured.empty:
         rule = "hold no loss budget"
         remedy = "add `loss_budget: {}` to the callbacks of a run"
         raise ConfigError(key="records", rule=rule, remedy=remedy)
+    undefined = measured.assign(of=run_names(measured))[measured.value.isna()]
     told = task_rows(frame)
+    told = told.assign(of=run_names(told))
+    told = told[~(told.step >= told.of.map(undefined.groupby("of").step.min()))]
     whole = told[told.metric.isin(["budget", "budget_actual"]) & told.layer.isna()]
     names = {HOST: "forgotten", OWN: "gained", DECAY: "faded"}
     kind = whole.source.map(names).fillna("others").where(whole.metric == "budget", "actual")
     rows: list[dict[str, Any]] = []
-    told = whole.assign(kind=kind, of=run_names(whole))
-    for key, group in told.groupby([*CELL, "split"], sort=True):
+    for key, group in whole.assign(kind=kind).groupby([*CELL, "split"], sort=True):
         steps = [set(of_run) for _, of_run in group.groupby("of").step]
         common = set.intersection(*steps) or set.union(*steps)  # as in `cells`
-        late = [step for step in common if step > since * max(common)]
-        group = group[group.step.isin(late)]
+        # A record is of all steps since the one before, which may be more in one run.
+        first = max((step for step in common if step <= since * max(common)), default=0)
+        group = group[(group.step > first) & (group.step <= max(common))]
         # A seed is one draw, in however many runs or like tasks it was measured.
         each = ["seed", "of", "task"]
         parts = group.pivot_table("value", index=each, columns="kind", aggfunc="sum", fill_value=0)

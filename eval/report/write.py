@@ -26,6 +26,7 @@ from eval.report.page import ReportedRun, render
 from eval.report.tables import markdown_cells
 from eval.run import AUDIT, PLAN, RUN, SPEED, find_below, read_if_whole, read_run
 from eval.scores.cells import CELL, cells
+from eval.scores.memorization import METRICS
 from eval.scores.rows import each_once, task_rows
 from eval.text import write_table
 
@@ -62,7 +63,8 @@ def report_cells(
     check_folder(out, "--out")
     frame, runs = load_runs(source)
     with each_once():
-        table = NO_CELLS if task_rows(frame).empty else cells(frame)
+        alone = task_rows(frame).empty and frame.metric.isin(METRICS).any()
+        table = NO_CELLS if alone else cells(frame)  # of sequences, which have no cell
         out.mkdir(parents=True, exist_ok=True)
         figures = draw_figures(frame)
     page = render(str(source), table, runs, figures, command, refresh=refresh)

@@ -262,11 +262,11 @@ def export(
 
 def _tasks_of(plan: Path) -> TaskSet:
     """The tasks of a run's folder or of an experiment file."""
-    from eval.run import EXPERIMENT, RUN
+    from eval.run import EXPERIMENT, PLAN, RUN
     from eval.scores.evaluate import TaskSet, tasks_of_run
 
     # `plan --json` may have written a plan.json beside any experiment: a run has a run.json too.
-    if plan.is_dir() or (plan.name == EXPERIMENT and (plan.parent / RUN).is_file()):
+    if plan.is_dir() or (plan.name in (EXPERIMENT, PLAN, RUN) and (plan.parent / RUN).is_file()):
         return tasks_of_run(plan if plan.is_dir() else plan.parent)
     from data_injection.corpus.manifest import MANIFEST, load_manifest
     from olmo_ext.build import compile_tasks

@@ -142,6 +142,9 @@ def _by_frequency(plan: MixturePlan, target: str, rung: Rung) -> Way:
     # Instances take more tokens than the one predicted: host text gives way to all of them.
     each = task.tokens_per_instance
     text = 1 - math.fsum(one.frequency * one.tokens_per_instance for one in plan.tasks)
+    if text < 0:
+        said = f"the tasks take {1 - text:.3g} of the stream: give their tokens_per_instance"
+        return Way("frequency", said, False)
     most = (task.frequency + text / each) * (1 - 1e-6)
     low = task.frequency if task.frequency > 0 else most * 1e-12
     if most <= low or not enough(most):

@@ -590,17 +590,18 @@ def test_natural_occurrences_are_those_of_a_search_token_by_token(
         assert whole == sum(end < len(part) and part[end] == EOS for part, end in ends)
 
 
-def test_a_text_is_counted_wherever_it_stands_between_blanks_line_breaks_and_documents(
+def test_a_text_is_counted_wherever_it_stands_between_blanks_tabs_line_breaks_and_documents(
     tmp_path: Path,
 ):
-    """A full stop is one token with the line breaks after it, a word with the blank before it, as
-    dolma2 has it; a digit stands alone, so that a blank before it changes nothing."""
+    """A full stop is one token with the line breaks after it, a word with a blank or tab before it,
+    as dolma2 has it; a digit stands alone, so that a blank before it changes nothing."""
     ids: dict[str, int] = defaultdict(count(1).__next__)
 
     def encode(texts: list[str]) -> list[list[int]]:
-        return [[ids[t] for t in re.findall(r" ?[a-z]+|\d|[.]\n*|\s|\"", x)] for x in texts]
+        return [[ids[t] for t in re.findall(r"[ \t]?[a-z]+|\d|[.]\n*|\s|\"", x)] for x in texts]
 
     here = "code is 4.", " code is 4.", "a code is 4. b", "a\ncode is 4.\nb", "a code is 4.\n\nb"
+    here += ("a\tcode is 4.",)
     digit = ("4 5", "a 4 5 b", "4 5\n")
     rows: Rows = [{"text": "code is 4."}, {"text": "4 5"}, {"text": "never"}]
     rows.append({"tokens": encode(["is 4 4"])[0]})

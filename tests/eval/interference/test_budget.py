@@ -182,7 +182,12 @@ def test_steps_that_not_all_runs_have_do_not_enter_the_mean() -> None:
     later = frame[frame.step == 200].assign(step=300)
     unfinished = pd.concat([frame, later[later.seed < 3]])
     undefined = pd.concat([frame, later.assign(value=later.value.where(later.seed < 3))])
-    for one in (unfinished, undefined):
+    # One record of a run is of both intervals.
+    both = frame.seed.eq(3) & frame.step.eq(200) & frame.source.eq("host")
+    rarer = frame[~(frame.seed.eq(3) & frame.step.eq(100))].assign(
+        value=frame.value.where(~both, 2.0)
+    )
+    for one in (unfinished, undefined, rarer):
         (row,) = budgets(one, since=0.0).to_dict("records")
         assert (row["forgotten"], row["n_seeds"]) == (pytest.approx(2.0), 3)
 

@@ -275,6 +275,13 @@ def test_a_run_whose_scores_are_undefined_is_named_since_its_rung_is_read_before
     assert "unfinished: from step 100 on a score is undefined, as of a diverged model." in page
 
 
+def test_a_task_whose_scores_are_all_undefined_is_no_run_of_sequences(tmp_path):
+    with RecordWriter(tmp_path / "records.jsonl") as writer:
+        writer.write([row | {"value": math.nan} for row in records("w16") if row["task"]])
+    with refuses(key="records", rule="no test 'score' of a task with labels"):
+        write_report(tmp_path)
+
+
 def test_without_a_planned_length_a_run_is_measured_against_its_rung(tmp_path):
     write_run(tmp_path / "a", "w16", seed=0)
     write_run(tmp_path / "b", "w16", seed=1, steps=(0,))

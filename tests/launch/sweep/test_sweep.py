@@ -234,7 +234,6 @@ MASK, FSDP = "train.data.generate_attention_mask=true", "train.distributed_strat
     [
         (["train.load_path=/one/step6-unsharded"], ["train.load_path=/other/step6-unsharded"]),
         (["train.load_path=/one/step6-unsharded"], []),
-        (["train.stop_at=6"], []),
         ([MASK], []),
         ([FSDP, "train.fsdp.precision=pure"], [FSDP]),
     ],
@@ -242,7 +241,7 @@ MASK, FSDP = "train.data.generate_attention_mask=true", "train.distributed_strat
 def test_what_changes_a_runs_weights_is_of_its_settings_and_of_an_older_folders_config(
     one: list[str], other: list[str], write_experiment: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """A finished run from elsewhere, or to another step, must not pass as the one asked for."""
+    """A finished run from elsewhere must not pass as the one asked for."""
 
     def plan(overrides: list[str]) -> Run:
         sweep = Sweep("demo", (write_experiment(),), {"seed": {"s1": {}}})

@@ -89,6 +89,10 @@ def test_an_instance_costs_all_its_tokens_and_the_text_must_have_them() -> None:
     full = raised(0.3, tokens_per_instance=4)
     assert not full.possible
     assert f"up to {0.02 + (1 - 0.3 - 0.08) / 4:.3g}, where no text is left" in full.said
+    # A share of the tokens given as a frequency, without its tokens an instance.
+    crowd = flat("common", 0.3, 1, tokens_per_instance=4), flat("rare", 0.0, 1)
+    first = ways_in(plan(tasks=crowd, host=host, rungs=rungs), target="rare", rung="one")[0]
+    assert first.said == "the tasks take 1.2 of the stream: give their tokens_per_instance"
 
 
 def test_ways_come_cheapest_first_and_impossible_ones_last() -> None:
