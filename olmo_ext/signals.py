@@ -73,8 +73,9 @@ class StopSignals:
             number = signal.Signals[self.received] if self.received else 0
             largest = torch.tensor(int(number), device=device)
             dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-            if largest.item():
-                self.received = signal.Signals(int(largest.item())).name
+            if largest.item() == 0:  # what has come since, this rank tells at its next step
+                return False
+            self.received = signal.Signals(int(largest.item())).name
         return self.received is not None
 
 

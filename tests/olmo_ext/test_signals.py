@@ -261,3 +261,23 @@ def test_a_stopped_runs_status_is_0_unless_another_is_asked_for(
             train_verb(experiment, override, exit_code_on_signal=code)
         assert ended.value.exit_code == code
     assert saved(experiment.parent / "run") == [0, 4]
+
+
+def test_a_signal_that_comes_while_ranks_agree_stops_none_of_them_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others have been told 0: a rank that stopped by itself would leave them in the step."""
+    told: list[int] = []
+
+    def reduced(largest: torch.Tensor, op: object) -> None:
+        told.append(int(largest))
+        if len(told) == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", reduced)
+    with StopSignals() as signals:
+        assert not signals.on_any_rank(torch.device("cpu"))
+        assert signals.received == "SIGUSR1"
+        assert signals.on_any_rank(torch.device("cpu"))
+    assert told == [0, signal.SIGUSR1]
