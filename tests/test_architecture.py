@@ -70,7 +70,7 @@ HEAVY = (
 MOST_LINES_OF_A_FILE = 350
 MOST_MODULES_OF_A_FOLDER = 14
 MOST_LINES_OF_THE_PATH = 3_100
-MOST_LINES_OF_THE_ROOMS = 42_510
+MOST_LINES_OF_THE_ROOMS = 42_488
 """Far from the aim, 28,500: shared scaffolding is worth hundreds of lines, the rest would be
 function. Raised by the loss budget, by what refuses, resumes and tells of bad input, by OLMo-core
 and by the report; lower it whenever something has gone."""
